@@ -1,0 +1,259 @@
+"""Where the time of a training step goes, and what the step costs beside the peers' form of it.
+
+    python -m benchmarks.step                      shares of the phases, WRN-28-2, B=16, mu=7, 2 workers
+    python -m benchmarks.step --compare            our step / the peers' form, coverage 1 and 0.7, B=8, mu=7
+
+The peers' form (USB): labelled, weak and strong views of every image go through the network with gradient in one
+batch. Views, optimizer, teacher and policy are the same in both forms; they alternate in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from benchmarks.environment import environment_line
+from dpl_ray.algorithm.dpl import DynamicPseudoLabels
+from dpl_ray.algorithm.ema import update_teacher, warmed_decay
+from dpl_ray.algorithm.losses import consistency
+from dpl_ray.algorithm.pseudo_labels import PseudoLabels, pseudo_labels
+from dpl_ray.config import Config, parse_config
+from dpl_ray.data.augment import ViewSettings, strong, weak
+from dpl_ray.data.batches import Batch, BatchFeed, view_settings
+from dpl_ray.data.dataset import ImageSet
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.state import TrainState, build_state
+from dpl_ray.training.step import train_step
+
+PHASES = (
+    "data wait",
+    "weak view",
+    "weak forward",
+    "heads and policy",
+    "collective",
+    "strong view",
+    "forward and backward",
+    "optimizer and EMA",
+)
+NUM_CLASSES = 10
+
+
+class FixedCoverage(DynamicPseudoLabels):
+    """DPL with all its work, but a known share of the samples gets weight 1 and the rest none."""
+
+    coverage = 1.0
+
+    def weights(self, pseudo: PseudoLabels) -> Tensor:
+        super().weights(pseudo)
+        places = torch.arange(len(pseudo.labels), device=pseudo.confidence.device)
+        return (places < round(self.coverage * len(places))).to(pseudo.confidence.dtype)
+
+
+def peers_step(state: TrainState, batch: Batch, config: Config, views: ViewSettings, workers: Workers) -> None:
+    """One step as the peers form it: everything with gradient, in one batch."""
+    num_labeled, num_unlabeled = len(batch.images), len(batch.images_unlabeled)
+    images = torch.cat(
+        [
+            weak(batch.images, batch.uniforms, views),
+            weak(batch.images_unlabeled, batch.uniforms_weak, views),
+            strong(batch.images_unlabeled, batch.uniforms_strong, views),
+        ]
+    ).contiguous(memory_format=torch.channels_last)
+    features, logits = state.network(images)
+    weak_rows = slice(num_labeled, num_labeled + num_unlabeled)
+    with torch.no_grad():
+        pseudo = pseudo_labels(features[weak_rows].detach(), logits[weak_rows].detach(), state.policy.alignment())
+        state.policy.update(workers.all_reduce_sum(state.policy.statistics(pseudo)))
+        weights = state.policy.weights(pseudo)
+    loss = F.cross_entropy(logits[:num_labeled], batch.targets)
+    loss = loss + consistency(logits[weak_rows.stop :], pseudo.labels, weights, num_unlabeled)
+    auxiliary = state.policy.auxiliary_loss(pseudo, features[:num_labeled], logits[:num_labeled], batch.targets)
+    if auxiliary is not None:
+        loss = loss + auxiliary
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    state.optimizer.step()
+    update_teacher(state.teacher, state.student, warmed_decay(config.train.ema_decay, state.step))
+    state.step += 1
+
+
+def _setup(
+    arguments: argparse.Namespace, workers: Workers, coverage: float | None
+) -> tuple[Config, TrainState, BatchFeed]:
+    config = parse_config(
+        {
+            "model": {"depth": arguments.depth, "width": arguments.width},
+            "train": {
+                "batch_size": arguments.batch_size,
+                "mu": arguments.mu,
+                "num_steps": 10**6,
+                "precision": arguments.precision,
+                "weak_precision": arguments.weak_precision,
+            },
+            "scale": {"num_workers": workers.world_size},
+        }
+    )
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (2000, 3, arguments.size, arguments.size), dtype=np.uint8)
+    pool = ImageSet(images, random.integers(0, NUM_CLASSES, 2000), np.arange(2000).astype(str))
+    state = build_state(config, 3, NUM_CLASSES, workers)
+    if coverage is not None:
+        state.policy.__class__ = FixedCoverage
+        state.policy.coverage = coverage
+    feed = BatchFeed(
+        pool,
+        pool,
+        batch_size=arguments.batch_size,
+        mu=arguments.mu,
+        seed=0,
+        views=view_settings(config.data.views),
+        rank=workers.rank,
+        world_size=workers.world_size,
+    )
+    return config, state, feed
+
+
+def measure_phases(rank: int, arguments: argparse.Namespace, port: int) -> None:
+    """Print the share of every phase of the step, as worker 0 of `arguments.workers` sees it."""
+    torch.set_num_threads(max(1, arguments.threads))
+    if arguments.workers > 1:
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=arguments.workers)
+    workers = Workers.current()
+    config, state, feed = _setup(arguments, workers, coverage=1.0)
+    for _ in range(2):
+        train_step(state, feed(state.step), config, feed.views, workers)
+    rows = []
+    for _ in range(arguments.steps):
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            began = time.perf_counter()
+            with record_function("data wait"):
+                batch = feed(state.step)
+            train_step(state, batch, config, feed.views, workers)
+            total = time.perf_counter() - began
+        times = {event.key: event.cpu_time_total / 1e6 for event in profiler.key_averages() if event.key in PHASES}
+        rows.append(times | {"total": total})
+    if rank == 0:
+        _print_phases(rows, arguments)
+    if arguments.workers > 1:
+        dist.destroy_process_group()
+
+
+def _print_phases(rows: list[dict[str, float]], arguments: argparse.Namespace) -> None:
+    def median_share(phases: tuple[str, ...]) -> float:
+        return statistics.median(sum(row.get(phase, 0.0) for phase in phases) / row["total"] for row in rows)
+
+    table = Table(
+        "phase", "median ms", "share", title=f"{arguments.steps} steps, {_what(arguments)}", title_justify="left"
+    )
+    for phase in PHASES:
+        median = statistics.median(row.get(phase, 0.0) for row in rows)
+        table.add_row(phase, f"{1e3 * median:.2f}", f"{100 * median_share((phase,)):.2f} %")
+    table.add_row("whole step", f"{1e3 * statistics.median(row['total'] for row in rows):.2f}", "")
+    console = Console()
+    console.print(table)
+    method = median_share(("heads and policy", "collective"))
+    console.print(f"heads, policy and collective together: {100 * method:.2f} % of the step (bound: 3 %)")
+    console.print(environment_line(), soft_wrap=True)
+
+
+def compare_forms(arguments: argparse.Namespace) -> None:
+    """Print the time of our step over the peers' form, alternating, at coverage 1 and 0.7."""
+    torch.set_num_threads(max(1, arguments.threads))
+    table = Table(
+        "coverage",
+        "ours, ms",
+        "peers' form, ms",
+        "ours / peers'",
+        "quartiles",
+        title=f"{arguments.steps} pairs, {_what(arguments)}",
+        title_justify="left",
+    )
+    workers = Workers()
+    for coverage, bound in ((1.0, 0.65), (0.7, 0.55)):
+        config, ours, feed = _setup(arguments, workers, coverage)
+        _, peers, _ = _setup(arguments, workers, coverage)
+        pairs = []
+        for index in range(arguments.steps + 2):
+            batch = feed(index)
+            seconds = [
+                _seconds(partial(step, state, batch, config, feed.views, workers))
+                for step, state in ((train_step, ours), (peers_step, peers))
+            ]
+            if index >= 2:
+                pairs.append(seconds)
+        ratios = [mine / theirs for mine, theirs in pairs]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        medians = [1e3 * statistics.median(column) for column in zip(*pairs, strict=True)]
+        table.add_row(
+            f"{coverage}",
+            f"{medians[0]:.1f}",
+            f"{medians[1]:.1f}",
+            f"{middle:.3f} (bound {bound})",
+            f"{low:.3f} to {high:.3f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(environment_line(), soft_wrap=True)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _what(arguments: argparse.Namespace) -> str:
+    return (
+        f"WRN-{arguments.depth}-{arguments.width}, {arguments.size} px, B={arguments.batch_size}, mu={arguments.mu}, "
+        f"{arguments.workers} worker(s) x {arguments.threads} thread(s), {arguments.precision}"
+        + (f", weak pass {arguments.weak_precision}" if arguments.weak_precision else "")
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compare", action="store_true", help="our step beside the peers' form of it")
+    parser.add_argument("--depth", type=int, default=28)
+    parser.add_argument("--width", type=int, default=2)
+    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
+    parser.add_argument("--batch-size", type=int, help="global labelled batch; default 16, with --compare 8")
+    parser.add_argument("--mu", type=int, default=7)
+    parser.add_argument("--workers", type=int, help="gloo processes; default 2, with --compare 1")
+    parser.add_argument("--threads", type=int, default=1, help="of each worker")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--weak-precision", choices=["float32", "bfloat16"], help="default: that of the step")
+    arguments = parser.parse_args()
+    arguments.batch_size = arguments.batch_size or (8 if arguments.compare else 16)
+    arguments.workers = arguments.workers or (1 if arguments.compare else 2)
+    if arguments.compare:
+        compare_forms(arguments)
+    elif arguments.workers == 1:
+        measure_phases(0, arguments, 0)
+    else:
+        mp.spawn(measure_phases, (arguments, _free_port()), nprocs=arguments.workers)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+    main()

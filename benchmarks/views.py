@@ -1,0 +1,105 @@
+"""Images per second of the weak and strong views, against torchvision's per-image pipeline through Pillow.
+
+    python -m benchmarks.views [--batch 448] [--size 32] [--seconds 3]
+
+One thread, one process. Contestants take turns within each of the repeats, so that a noisy neighbour slows
+all of them; what is printed is the median over the repeats and their lowest and highest. Ours includes
+drawing the uniforms, and cutout in the strong view. The pipeline starts from Pillow images in memory, has
+no cutout and returns Pillow images: neither decoding nor conversion to tensors is counted against it.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import PIL
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor
+from torchvision import transforms
+
+from dpl_ray.data.augment import WEAK_UNIFORMS, ViewSettings, num_strong_uniforms, strong, weak
+
+NUM_REPEATS = 7
+
+
+def smooth_noise(num: int, size: int) -> Tensor:
+    """uint8 (num, 3, size, size): coarse noise enlarged plus fine noise, roughly the statistics of a photo."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = 255 * torch.rand(num, 3, 4, 4, generator=generator)
+    images = F.interpolate(coarse, size=(size, size), mode="bilinear")
+    images += 12 * torch.randn(images.shape, generator=generator)
+    return images.clamp(0, 255).to(torch.uint8)
+
+
+def images_per_second(run: Callable[[], object], batch: int, seconds: float) -> float:
+    num_runs = 0
+    start = time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds or num_runs == 0:
+        run()
+        num_runs += 1
+    return num_runs * batch / elapsed
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=448)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=3, help="per contestant, all repeats together")
+    arguments = parser.parse_args()
+    batch, size = arguments.batch, arguments.size
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    # Training allocates and frees tensors of tens of megabytes, after which malloc keeps smaller ones mapped.
+    # Without one such tensor first, page faults are measured; Pillow's small images never meet them.
+    torch.empty(31 << 20, dtype=torch.uint8)
+
+    images = smooth_noise(batch, size)
+    pictures = [transforms.functional.to_pil_image(image) for image in images]
+    settings = ViewSettings()
+    padding = int(size * settings.crop_padding)
+    pil_weak = transforms.Compose(
+        [transforms.RandomCrop(size, padding, padding_mode="reflect"), transforms.RandomHorizontalFlip()]
+    )
+    pil_strong = transforms.Compose([pil_weak, transforms.RandAugment(settings.num_operations)])
+    contestants: dict[str, Callable[[], object]] = {
+        "weak, ours": lambda: weak(images, torch.rand(batch, WEAK_UNIFORMS), settings),
+        "weak, Pillow": lambda: [pil_weak(picture) for picture in pictures],
+        "strong, ours": lambda: strong(images, torch.rand(batch, num_strong_uniforms(settings)), settings),
+        "strong, Pillow": lambda: [pil_strong(picture) for picture in pictures],
+    }
+
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():
+        run()
+    for _ in range(NUM_REPEATS):
+        for name, run in contestants.items():
+            speeds[name].append(images_per_second(run, batch, arguments.seconds / NUM_REPEATS))
+
+    print(
+        f"{processor()}, {os.cpu_count()} cores, 1 thread used; Python {platform.python_version()}, "
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
+    )
+    print(f"batch {batch}, {size}x{size}x3, {NUM_REPEATS} repeats, images/s: median (lowest to highest)")
+    for name, values in speeds.items():
+        print(f"  {name:<16}{statistics.median(values):>9.0f}  ({min(values):.0f} to {max(values):.0f})")
+    for view in ("weak", "strong"):
+        ratio = statistics.median(speeds[f"{view}, ours"]) / statistics.median(speeds[f"{view}, Pillow"])
+        print(f"  {view}: {ratio:.1f} times Pillow's images/s")
+
+
+if __name__ == "__main__":
+    main()

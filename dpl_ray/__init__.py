@@ -1,0 +1,41 @@
+"""Dynamic pseudo-labels from two gradient-cut classifiers, on Ray.
+
+from dpl_ray import fit, load_config
+result = fit(load_config(["data=digits", "policy=dpl"]))
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dpl_ray.compose import load_config
+    from dpl_ray.config import Config
+    from dpl_ray.launch import FitResult, fit
+    from dpl_ray.predictor import Predictor, load_checkpoint
+
+__all__ = ["Config", "FitResult", "Predictor", "__version__", "fit", "load_checkpoint", "load_config"]
+
+try:
+    __version__ = version("dpl_ray")
+except PackageNotFoundError:  # a checkout that nobody installed, as the working directory of a cluster's job
+    __version__ = "0+unknown"
+
+_HOME = {
+    "Config": "config",
+    "FitResult": "launch",
+    "Predictor": "predictor",
+    "fit": "launch",
+    "load_checkpoint": "predictor",
+    "load_config": "compose",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when they are asked for: torch takes seconds, and a mistake in the configuration needs none of it.
+    if name not in _HOME:
+        raise AttributeError(f"module dpl_ray has no attribute {name}")
+    from importlib import import_module
+
+    return getattr(import_module(f"dpl_ray.{_HOME[name]}"), name)

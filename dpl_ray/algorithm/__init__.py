@@ -1,0 +1,1 @@
+"""The method: pure functions and small modules of tensors. Imports torch alone."""

@@ -1,0 +1,158 @@
+"""Dynamic pseudo-labels from two gradient-cut classifiers: the policy `dpl`.
+
+That a low- and a high-gradient-pass classifier give over- and under-confident class-wise thresholds, and that both
+states are combined into the rule, is the paper's (Park et al., CVPR 2025, abstract). Every formula here is our
+construction of it: docs/method.md, part 2.
+
+Legend: U unlabelled, B labelled images, C classes, D features; rows of (2, C) are LGP, HGP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from dpl_ray.algorithm.ema import ema_
+from dpl_ray.algorithm.gradient_cut import (
+    HIGH,
+    LOW,
+    GradientCutHeads,
+    class_sums,
+    cut_cross_entropy,
+    gradient_size,
+    passes,
+)
+from dpl_ray.algorithm.policy import Policy, check_choice, check_range
+from dpl_ray.algorithm.pseudo_labels import PseudoLabels
+
+CUTS = ("confidence", "own")
+
+
+def gaussian_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float) -> Tensor:
+    """exp(-min(c - over, 0)^2 / (2 max(over - under, epsilon)^2)); ours. All (U,), thresholds of each sample's class."""
+    width = (over - under).clamp(min=epsilon)
+    return torch.exp(-((confidence - over).clamp(max=0) ** 2) / (2 * width**2))
+
+
+def band_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float) -> Tensor:
+    """1 from `over` on, a line down to 0 at `under` (or at over - epsilon where the band is narrower); ours."""
+    width = (over - under).clamp(min=epsilon)
+    return (1 + (confidence - over) / width).clamp(0, 1)
+
+
+RULES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor] | None] = {
+    "gaussian": gaussian_weight,
+    "band": band_weight,
+    "agreement": None,  # no threshold: 1 where both heads share the label
+}
+
+
+class DynamicPseudoLabels(Policy):
+    """METHOD part 2, steps 2 to 5 (docs/method.md)."""
+
+    min_weight = 1e-3
+
+    boundary: Tensor  # (2, C) kappa: moving average of the gradient sizes of each class
+    cut: Tensor  # (2, C) the boundary that this step's gradients are cut at: the one the step before left
+    states: Tensor  # (2, C) s_L and s_H: mean confidence of each head over the samples that passed its cut
+    mean_probs: Tensor  # (C,) moving average of the unaligned probabilities
+    num_crossed: Tensor  # () how often a class's two states stood in the wrong order after an update
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        *,
+        ema_decay: Annotated[float, "decay of states, boundaries and alignment"] = 0.99,
+        rule: Annotated[str, "combination of the two states: gaussian, band or agreement"] = "gaussian",
+        cut: Annotated[
+            str, "whose gradient is cut: confidence (main classifier's) or own (each head's)"
+        ] = "confidence",
+        epsilon: Annotated[float, "least width of the rule, in confidence"] = 0.02,
+        alignment: Annotated[bool, "uniform alignment of the class probabilities"] = True,
+    ) -> None:
+        super().__init__(num_features, num_classes)
+        check_range("ema_decay", ema_decay, 0, 1, open_high=True)
+        check_choice("rule", rule, tuple(RULES))
+        check_choice("cut", cut, CUTS)
+        check_range("epsilon", epsilon, 1e-6, 1)
+        self.ema_decay, self.rule, self.own_cut, self.epsilon, self.aligned = (
+            ema_decay,
+            rule,
+            cut == "own",
+            epsilon,
+            alignment,
+        )
+        self.heads = GradientCutHeads(num_features, num_classes)
+        uniform = 1 / num_classes
+        zeros = torch.zeros(2, num_classes, dtype=torch.float64)
+        self.register_buffer("boundary", zeros + (1 - uniform))
+        self.register_buffer("cut", zeros + (1 - uniform))
+        self.register_buffer("states", zeros + uniform)
+        self.register_buffer("mean_probs", zeros[0] + uniform)
+        self.register_buffer("num_crossed", torch.zeros((), dtype=torch.int64))
+
+    def start_as(self, classifier: nn.Linear) -> None:
+        self.heads.start_as(classifier)
+
+    def alignment(self) -> Tensor | None:
+        return 1 / (self.num_classes * self.mean_probs) if self.aligned else None
+
+    def _sizes(self, logits: Tensor, heads_logits: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+        """(2, N) gradient sizes as each head's cut sees them."""
+        if self.own_cut:
+            return torch.stack([gradient_size(head, labels) for head in heads_logits])
+        return gradient_size(logits, labels).expand(2, -1)
+
+    @torch.no_grad()
+    def statistics(self, pseudo: PseudoLabels) -> Tensor:
+        """(8 C,) sums by pseudo-label: count, sizes (2), passed (2), confidences of the passed (2); and of the probs."""
+        heads_logits = self.heads(pseudo.features)
+        sizes = self._sizes(pseudo.logits, heads_logits, pseudo.labels)
+        passed = passes(sizes, pseudo.labels, self.boundary).double()
+        confidences = torch.stack([head.softmax(dim=1).amax(dim=1) for head in heads_logits])
+        rows = torch.cat([torch.ones_like(passed[:1]), sizes.double(), passed, passed * confidences])
+        by_class = torch.stack([class_sums(row, pseudo.labels, self.num_classes) for row in rows])
+        unaligned = pseudo.logits.softmax(dim=1).double().sum(dim=0)
+        return torch.cat([by_class, unaligned[None]]).flatten()
+
+    @torch.no_grad()
+    def update(self, statistics: Tensor) -> None:
+        sums = statistics.view(8, self.num_classes)
+        count, sizes, passed, confidences, unaligned = sums[0], sums[1:3], sums[3:5], sums[5:7], sums[7]
+        self.cut.copy_(self.boundary)
+        ema_(self.boundary, sizes / count.clamp(min=1), self.ema_decay, where=(count > 0).expand(2, -1))
+        ema_(self.states, confidences / passed.clamp(min=1), self.ema_decay, where=passed > 0)
+        ema_(
+            self.mean_probs,
+            unaligned / count.sum().clamp(min=1),
+            self.ema_decay,
+            where=(count.sum() > 0).expand_as(unaligned),
+        )
+        self.num_crossed += (self.states[LOW] < self.states[HIGH]).sum()
+
+    def thresholds(self) -> dict[str, Tensor]:
+        """`over` and `under`, (C,) each; swapped where the states have crossed, so over >= under."""
+        return {"over": self.states.amax(dim=0), "under": self.states.amin(dim=0)}
+
+    @torch.no_grad()
+    def weights(self, pseudo: PseudoLabels) -> Tensor:
+        combine = RULES[self.rule]
+        if combine is None:
+            low, high = self.heads(pseudo.features)
+            agreed = (low.argmax(dim=1) == pseudo.labels) & (high.argmax(dim=1) == pseudo.labels)
+            return agreed.to(pseudo.confidence.dtype)
+        over, under = (state[pseudo.labels].to(pseudo.confidence.dtype) for state in self.thresholds().values())
+        return combine(pseudo.confidence, over, under, self.epsilon)
+
+    def auxiliary_loss(self, pseudo: PseudoLabels, features: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        """The two heads' cut cross-entropies, each a mean over all B + U samples."""
+        all_labels = torch.cat([targets, pseudo.labels])
+        heads_logits = self.heads(torch.cat([features, pseudo.features]))
+        sizes = self._sizes(torch.cat([logits.float(), pseudo.logits]), heads_logits, all_labels)
+        passed = passes(sizes, all_labels, self.cut)
+        total = sum(cut_cross_entropy(head, all_labels, row) for head, row in zip(heads_logits, passed, strict=True))
+        return total / len(all_labels)

@@ -1,0 +1,22 @@
+"""The unlabelled loss.
+
+Legend: K strong views that have a weight, C classes, U unlabelled images (of this worker).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def consistency(logits_strong: Tensor, targets: Tensor, weights: Tensor, num_unlabeled: int) -> Tensor:
+    """(1/U) sum of w_i CE(logits_i, target_i): the mean is over all U, skipped views count as zero.
+
+    Args:
+        logits_strong: (K, C) of the strong views that were computed.
+        targets: (K,) int64 pseudo-labels, or (K, C) soft targets.
+        weights: (K,) of the policy.
+        num_unlabeled: U.
+    """
+    losses = F.cross_entropy(logits_strong, targets, reduction="none")
+    return (weights * losses).sum() / max(num_unlabeled, 1)

@@ -1,0 +1,82 @@
+"""What a pseudo-labelling policy answers.
+
+A policy is asked three questions in every step: which sums it needs from this worker's share of the batch
+(`statistics`), how the sums over all workers change its state (`update`), and what each unlabelled sample counts
+(`weights`). State lives in buffers, so it is saved with the policy; parameters it owns are trained beside the
+student. Since state changes by global sums alone, N workers hold the same state as one.
+
+Legend: B labelled, U unlabelled images of this worker's share, K <= U strong views with a weight, C classes,
+D features.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dpl_ray.algorithm.pseudo_labels import PseudoLabels
+
+
+class Policy(nn.Module):
+    """The defaults: no state, no sums, no trained parts. Subclasses say at least `weights`.
+
+    The constructor takes (num_features, num_classes) and then the policy's own parameters as keywords, each
+    `Annotated[type, "meaning"]` with a default; one out of bounds is a `ValueError` that starts with its name.
+    """
+
+    uses_unlabeled: ClassVar[bool] = True
+    #: A sample of at most this weight has no gradient worth computing: its strong view is skipped.
+    min_weight: ClassVar[float] = 0.0
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_features, self.num_classes = num_features, num_classes
+
+    def start_as(self, classifier: nn.Linear) -> None:
+        """Take over the main classifier's initial weights where the policy trains classifiers of its own."""
+
+    def alignment(self) -> Tensor | None:
+        """(C,) factors of the class probabilities that `pseudo_labels` applies, or None."""
+        return None
+
+    def statistics(self, pseudo: PseudoLabels) -> Tensor:
+        """(S,) float64 sums over this worker's unlabelled samples; S is the same in every step."""
+        return torch.zeros(0, dtype=torch.float64, device=pseudo.probs.device)
+
+    def update(self, statistics: Tensor) -> None:
+        """Move the state by the (S,) sums over all workers."""
+
+    def weights(self, pseudo: PseudoLabels) -> Tensor:
+        """(U,) weight of every unlabelled sample in the loss, from 0 to 1."""
+        raise NotImplementedError(f"{type(self).__name__} must say what a sample counts")
+
+    def targets(self, pseudo: PseudoLabels) -> Tensor:
+        """(U,) int64 pseudo-labels, or (U, C) soft targets."""
+        return pseudo.labels
+
+    def auxiliary_loss(self, pseudo: PseudoLabels, features: Tensor, logits: Tensor, targets: Tensor) -> Tensor | None:
+        """What the policy trains of its own, as this worker's mean; None where there is nothing.
+
+        Args:
+            pseudo: of the unlabelled weak views.
+            features, logits, targets: (B, D), (B, C), (B,) of the labelled images, gradients attached.
+        """
+        return None
+
+    def thresholds(self) -> dict[str, Tensor]:
+        """Class-wise thresholds to record, name -> (C,)."""
+        return {}
+
+
+def check_range(name: str, value: float, low: float, high: float, *, open_high: bool = False) -> None:
+    """`ValueError` unless low <= value <= high (or < high)."""
+    if not (low <= value < high if open_high else low <= value <= high):
+        raise ValueError(f"{name}={value}: must be in [{low}, {high}{')' if open_high else ']'}")
+
+
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """`ValueError` unless the value is one of the known."""
+    if value not in known:
+        raise ValueError(f"{name}={value}: must be one of {', '.join(known)}")

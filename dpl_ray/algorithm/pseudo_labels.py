@@ -1,0 +1,53 @@
+"""From the logits of weak views to pseudo-labels.
+
+Legend: U unlabelled images, C classes, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """What the student says of the weak views of one (shard of a) batch; nothing here carries a gradient."""
+
+    features: Tensor  # (U, D) backbone features
+    logits: Tensor  # (U, C) float32, of the main classifier
+    probs: Tensor  # (U, C) softmax, aligned where the policy aligns
+    labels: Tensor  # (U,) int64, argmax of probs
+    confidence: Tensor  # (U,) max of probs
+
+
+def pseudo_labels(features: Tensor, logits: Tensor, alignment: Tensor | None = None) -> PseudoLabels:
+    """Read pseudo-labels and confidence off the main classifier's logits.
+
+    Args:
+        features: (U, D), of the weak views.
+        logits: (U, C), of the weak views.
+        alignment: (C,) positive factors of the class probabilities (see `align`); None leaves them.
+    """
+    logits = logits.float()
+    probs = logits.softmax(dim=1)
+    if alignment is not None:
+        probs = align(probs, alignment)
+    confidence, labels = probs.max(dim=1)
+    return PseudoLabels(features, logits, probs, labels, confidence)
+
+
+def align(probs: Tensor, factors: Tensor) -> Tensor:
+    """Norm(probs * factors): (U, C) rows that sum to one again.
+
+    With factors = (1/C) / EMA(mean probs) this is uniform alignment (SoftMatch, Chen 2023, after the
+    distribution alignment of ReMixMatch, Berthelot 2020).
+    """
+    scaled = probs * factors.to(probs.dtype)
+    return scaled / scaled.sum(dim=1, keepdim=True)
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Shannon entropy in nats, (U,), of probabilities (U, C); zero probabilities count nothing."""
+    return torch.special.entr(probs).sum(dim=1)

@@ -1,0 +1,301 @@
+"""The configuration tree: one pydantic model per group of `conf/`.
+
+The models hold every field, its meaning, its bounds and its default; the YAML files of `conf/` say only what
+differs. `dpl_ray.compose` builds a `Config` from them and from command-line overrides. Nothing here imports
+torch or Ray: a mistake is answered before they are loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+DATA_NAMES = (
+    "digits",
+    "fashion_mnist",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "stl10",
+    "image_folder",
+    "parquet",
+)
+DataName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "parquet"]
+
+
+class Section(BaseModel):
+    """A group of fields: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ViewsConfig(Section):
+    """The random weak and strong views of an image."""
+
+    crop_padding: float = Field(
+        0.125, ge=0, le=0.5, description="reflected border before the random crop, share of the side"
+    )
+    horizontal_flip: bool = Field(True, description="mirror at random; false where left and right carry the class")
+    num_operations: int = Field(3, ge=0, le=14, description="random operations of a strong view")
+    cutout: float = Field(0.5, ge=0, le=1, description="largest side of the grey square, share of the width")
+    exclude: tuple[str, ...] = Field((), description="names of strong operations that this data set does not survive")
+
+
+class DataConfig(Section):
+    """Where images and labels come from, and how they are made one size."""
+
+    name: DataName = Field("digits", description="data set; image_folder and parquet read your own files")
+    root: str | None = Field(
+        None, description="folder of a standard data set's files; null: the usual places, then download"
+    )
+    download: bool = Field(True, description="download a standard data set that is nowhere on this machine")
+    train: str | None = Field(
+        None,
+        description="own images to train on: folder with a subfolder per class, CSV of path,label, or parquet; glob or s3://, gs:// too",
+    )
+    unlabeled: str | None = Field(None, description="own unlabelled images: folder, glob or parquet")
+    test: str | None = Field(
+        None, description="own labelled test images, same form as data.train; null: a share of data.train"
+    )
+    image_column: str = Field("image", description="parquet column of encoded bytes, or of the struct {bytes, path}")
+    label_column: str | None = Field(
+        "label", description="parquet column of labels (class index or name; null or -1: unlabelled)"
+    )
+    class_names: tuple[str, ...] | None = Field(
+        None, description="classes in the order of their indices; null: from the data"
+    )
+    image_size: int | None = Field(
+        None, ge=4, le=1024, description="side in pixels that images are resized to; null: as they are (all must agree)"
+    )
+    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB; every mode is converted")
+    fit: Literal["crop", "pad", "squash"] = Field(
+        "crop", description="other shapes than square: cut the longer side, pad the shorter, or squash"
+    )
+    interpolation: Literal["area", "bilinear", "bicubic"] = Field("bilinear", description="how images are resized")
+    num_labels_per_class: int | None = Field(
+        None,
+        ge=1,
+        description="keep this many labels a class, drawn by data.subset_seed, and put the rest in the pool; null: all labels",
+    )
+    subset_seed: int | None = Field(None, ge=0, description="seed of labelled subset and splits; null: train.seed")
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of the labelled images held out for selection, by class"
+    )
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share held out as test split where the data has none")
+    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="a larger share of unreadable images stops the run")
+    views: ViewsConfig = Field(ViewsConfig(), description="weak and strong views")
+
+
+class ModelConfig(Section):
+    """The network: images to features to logits."""
+
+    name: Literal["wide_resnet", "torchvision"] = Field("wide_resnet", description="family of backbones")
+    depth: int = Field(28, description="wide_resnet: layers, 6 n + 4 (10, 16, 22, 28, ...)")
+    width: int = Field(2, ge=1, le=16, description="wide_resnet: factor on the channels 16, 32, 64")
+    normalization: Literal["batch", "group"] = Field(
+        "batch", description="wide_resnet: group is free of batch statistics"
+    )
+    bn_momentum: float = Field(
+        0.05, gt=0, le=1, description="BatchNorm: weight of the newest batch in the running statistics"
+    )
+    architecture: str = Field("resnet18", description="torchvision: name of a classification model")
+    weights: str | None = Field(
+        None, description="torchvision: pretrained weights by name (DEFAULT, IMAGENET1K_V1); null: random"
+    )
+
+
+class OptimConfig(Section):
+    """Optimizer and learning-rate schedule: lr * cos(7 pi t / 16 T) after the warm-up."""
+
+    name: Literal["sgd", "adamw"] = Field("sgd", description="sgd is Nesterov's")
+    learning_rate: float = Field(0.03, gt=0, description="at the start")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd: momentum; adamw: beta 1")
+    weight_decay: float = Field(5e-4, ge=0, description="on parameters of 2 or more dimensions only")
+    num_warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+
+
+class TrainConfig(Section):
+    """The training run. Sizes are global: more workers split the same batches."""
+
+    num_steps: int = Field(2000, ge=1, description="steps of the global batch")
+    batch_size: int = Field(16, ge=1, description="B: labelled images in the global batch")
+    mu: int = Field(7, ge=1, description="unlabelled images for each labelled one in the global batch")
+    lambda_u: float = Field(1.0, ge=0, description="weight of the unlabelled loss")
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="decay of the teacher's weights, warmed up over the first steps"
+    )
+    seed: int = Field(0, ge=0, description="of initial weights, order, views and splits")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 is autocast; master weights stay float32"
+    )
+    weak_precision: Literal["float32", "bfloat16"] | None = Field(
+        None, description="precision of the weak views' pass, through which no gradient flows; null: train.precision"
+    )
+    baseline: bool = Field(True, description="train the supervised baseline on the same labels too, for comparison")
+    log_every: int = Field(50, ge=1, description="steps between two records of the metrics")
+    evaluate_every: int | None = Field(
+        None, ge=1, description="steps between evaluations on the validation split; null: at the end"
+    )
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; there is always one at the end")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
+
+
+class ScaleConfig(Section):
+    """How many workers, and what each of them needs."""
+
+    num_workers: int = Field(2, ge=0, le=4096, description="Ray Train workers; 0: in this process, without Ray")
+    cpus_per_worker: float = Field(0.5, gt=0, description="CPUs that a worker reserves (leave some for Ray Data)")
+    threads_per_worker: int | None = Field(
+        None, ge=1, description="threads of a worker's tensor operations; null: the node's CPUs / its workers"
+    )
+    use_gpu: bool = Field(False, description="one GPU a worker, with NCCL")
+    address: str | None = Field(
+        None, description="Ray cluster: auto, ray://host:port; null: RAY_ADDRESS, else start one here"
+    )
+    max_failures: int = Field(0, ge=0, description="restarts from the last checkpoint after a lost worker")
+
+
+class RunConfig(Section):
+    """The run's name and place."""
+
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="same name: the run goes on; null: a new one from data, policy and time",
+    )
+    storage_path: str = Field(
+        "runs", min_length=1, description="folder of runs (local, s3://, gs://): checkpoints, records, report"
+    )
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    enabled: bool = Field(True, description="record the run in MLflow")
+    uri: str | None = Field(
+        None, description="tracking server; null: MLFLOW_TRACKING_URI, else SQLite in run.storage_path"
+    )
+    experiment: str = Field("dpl_ray", min_length=1, description="MLflow experiment")
+
+
+class Config(Section):
+    """Everything a training run is made of."""
+
+    data: DataConfig = Field(DataConfig(), description="images and labels")
+    model: ModelConfig = Field(ModelConfig(), description="network")
+    policy: dict[str, Any] = Field({"name": "dpl"}, description="pseudo-labelling policy and its parameters")
+    optim: OptimConfig = Field(OptimConfig(), description="optimizer and schedule")
+    train: TrainConfig = Field(TrainConfig(), description="steps and batches")
+    scale: ScaleConfig = Field(ScaleConfig(), description="workers")
+    run: RunConfig = Field(RunConfig(), description="name and place")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """Validate a nested dict; the first mistake is a `ValueError` naming field, value and what would be right."""
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(_explain(error)) from None
+    _check_across(config)
+    return config
+
+
+def _check_across(config: Config) -> None:
+    """Conditions on more than one field."""
+    if config.model.name == "wide_resnet" and (config.model.depth < 10 or (config.model.depth - 4) % 6):
+        raise ValueError(f"model.depth={config.model.depth}: must be 6 n + 4 with n >= 1, as 10, 16, 22 or 28")
+    if config.scale.num_workers > 1 and config.train.batch_size % config.scale.num_workers:
+        workers, size = config.scale.num_workers, config.train.batch_size
+        lower = size // workers * workers
+        near = " or ".join(str(n) for n in (lower, lower + workers) if n)
+        raise ValueError(
+            f"train.batch_size={size}: the global batch must divide by scale.num_workers={workers}; "
+            f"{near} would, or other workers"
+        )
+    if config.optim.num_warmup_steps >= config.train.num_steps:
+        raise ValueError(
+            f"optim.num_warmup_steps={config.optim.num_warmup_steps}: must be below train.num_steps={config.train.num_steps}"
+        )
+    own = config.data.name in ("image_folder", "parquet")
+    for field in ("train", "unlabeled", "test"):
+        if not own and getattr(config.data, field) is not None:
+            raise ValueError(
+                f"data.{field}={getattr(config.data, field)}: data={config.data.name} brings its own images; "
+                "your own files take data=image_folder or data=parquet"
+            )
+    if own and config.data.train is None:
+        raise ValueError(
+            f"data.train is missing: data={config.data.name} needs the labelled images, as "
+            + (
+                "a folder with a subfolder per class, or a CSV of path,label"
+                if config.data.name == "image_folder"
+                else "parquet files"
+            )
+        )
+    if "name" not in config.policy:
+        raise ValueError("policy.name is missing: choose one with policy=NAME")
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` where a known word is near, else an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    field, given = ".".join(path), first.get("input")
+    if first["type"] == "extra_forbidden":
+        known = field_names(path[:-1])
+        return f"{field}={given}: there is no such field; known: {', '.join(known)}{suggest(path[-1], known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be", "must be").replace("String should match pattern", "must match")
+    near = ""
+    if first["type"] == "literal_error" and isinstance(given, str):
+        near = suggest(given, [word.strip("'") for word in first["ctx"]["expected"].replace(" or ", ", ").split(", ")])
+    return f"{field}={given}: {message}{near}"
+
+
+def field_names(path: list[str]) -> list[str]:
+    """Names of the fields below a dotted path of the tree."""
+    section: Any = Config
+    for part in path:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def describe_fields(section: type[Section] = Config, prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """Rows (field, type, default, meaning) of every field, depth first; the policies' own are in their YAML."""
+    rows: list[tuple[str, str, str, str]] = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            rows += describe_fields(field.annotation, f"{prefix}{name}.")
+        elif name != "policy":
+            default = yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n...\n").strip()
+            if isinstance(field.default, tuple):
+                default = "[]" if not field.default else str(list(field.default))
+            rows.append((prefix + name, _type_name(field.annotation), default, field.description or ""))
+    return rows
+
+
+def _type_name(annotation: Any) -> str:
+    if typing.get_origin(annotation) is Literal:
+        return "|".join(str(value) for value in typing.get_args(annotation))
+    if isinstance(annotation, types.UnionType):
+        return "|".join("null" if part is type(None) else _type_name(part) for part in typing.get_args(annotation))
+    if typing.get_origin(annotation) is tuple:
+        return "list"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML; `parse_config(yaml.safe_load(text))` gives it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

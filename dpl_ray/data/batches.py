@@ -1,0 +1,119 @@
+"""Batches: each worker's slice of the global batch of a step, with the parameters of its views.
+
+Legend: B labelled images of this worker (global batch_size / workers), U = mu * B unlabelled ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dpl_ray.config import ViewsConfig
+from dpl_ray.data.augment import OPERATION_NAMES, WEAK_UNIFORMS, ViewSettings, num_strong_uniforms
+from dpl_ray.data.dataset import ImageSet
+from dpl_ray.data.pool import Stream, sample_order, view_uniforms
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of a global batch. Images are uint8 and not yet augmented."""
+
+    images: Tensor  # (B, channels, H, W) uint8
+    targets: Tensor  # (B,) int64
+    uniforms: Tensor  # (B, WEAK_UNIFORMS) parameters of the labelled weak views
+    images_unlabeled: Tensor  # (U, channels, H, W) uint8
+    targets_unlabeled: Tensor  # (U,) int64, -1 where unknown: read for the records, never for training
+    uniforms_weak: Tensor  # (U, WEAK_UNIFORMS)
+    uniforms_strong: Tensor  # (U, num_strong_uniforms)
+
+    def __len__(self) -> int:
+        """Images, labelled and unlabelled."""
+        return len(self.images) + len(self.images_unlabeled)
+
+    def to(self, device: torch.device) -> Batch:
+        """On the device; towards a GPU through pinned memory, without waiting for the copy."""
+        if device.type == "cpu":
+            return self
+        moved = {
+            field.name: getattr(self, field.name).pin_memory().to(device, non_blocking=True) for field in fields(self)
+        }
+        return replace(self, **moved)
+
+
+def view_settings(config: ViewsConfig) -> ViewSettings:
+    """What the views read of the configuration.
+
+    Raises:
+        ValueError: an excluded operation does not exist, or none is left.
+    """
+    unknown = [name for name in config.exclude if name not in OPERATION_NAMES]
+    if unknown:
+        raise ValueError(f"data.views.exclude={unknown[0]}: no such operation; known: {', '.join(OPERATION_NAMES)}")
+    operations = tuple(name for name in OPERATION_NAMES if name not in config.exclude)
+    if not operations:
+        raise ValueError("data.views.exclude: leaves no operation; set data.views.num_operations=0 for none")
+    return ViewSettings(
+        crop_padding=config.crop_padding,
+        horizontal_flip=config.horizontal_flip,
+        num_operations=config.num_operations,
+        cutout=config.cutout,
+        operations=operations,
+    )
+
+
+class BatchFeed:
+    """`feed(step)` is this worker's share of the global batch of that step. It holds no position."""
+
+    def __init__(
+        self,
+        labeled: ImageSet,
+        unlabeled: ImageSet | None,
+        *,
+        batch_size: int,
+        mu: int,
+        seed: int,
+        views: ViewSettings,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """
+        Args:
+            unlabeled: the pool; None feeds labelled images alone (U = 0).
+            batch_size: global labelled batch, a multiple of world_size.
+        """
+        self.labeled, self.unlabeled = labeled, unlabeled
+        self.batch_size, self.mu, self.seed, self.views = batch_size, mu, seed, views
+        self.rank, self.world_size = rank, world_size
+
+    def ids(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Indices of the whole global batch: labelled (batch_size,), unlabelled (mu * batch_size,)."""
+        labeled = sample_order(len(self.labeled), self.batch_size, step, self.seed, Stream.ORDER_LABELED)
+        if self.unlabeled is None:
+            return labeled, np.zeros(0, dtype=np.int64)
+        size = self.batch_size * self.mu
+        return labeled, sample_order(len(self.unlabeled), size, step, self.seed, Stream.ORDER_UNLABELED)
+
+    def __call__(self, step: int) -> Batch:
+        labeled, unlabeled = self.ids(step)
+        pool = self.labeled if self.unlabeled is None else self.unlabeled
+        return Batch(
+            images=torch.from_numpy(self.labeled.images[self._mine(labeled)]),
+            targets=torch.from_numpy(self.labeled.targets[self._mine(labeled)]),
+            uniforms=self._uniforms(len(labeled), WEAK_UNIFORMS, step, Stream.VIEWS_LABELED),
+            images_unlabeled=torch.from_numpy(pool.images[self._mine(unlabeled)]),
+            targets_unlabeled=torch.from_numpy(pool.targets[self._mine(unlabeled)]),
+            uniforms_weak=self._uniforms(len(unlabeled), WEAK_UNIFORMS, step, Stream.VIEWS_UNLABELED),
+            uniforms_strong=self._uniforms(len(unlabeled), num_strong_uniforms(self.views), step, Stream.VIEWS_STRONG),
+        )
+
+    def _mine(self, rows: NDArray) -> NDArray:
+        share = len(rows) // self.world_size
+        return rows[self.rank * share : (self.rank + 1) * share]
+
+    def _uniforms(self, num_rows: int, num_columns: int, step: int, stream: Stream) -> Tensor:
+        # Drawn for the global batch and sliced: an image's view does not depend on which worker makes it.
+        return torch.from_numpy(self._mine(view_uniforms(num_rows, num_columns, step, self.seed, stream)))

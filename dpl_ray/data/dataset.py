@@ -1,0 +1,102 @@
+"""The types that data comes in: decoded images with their targets, and the four splits of a run.
+
+Legend: N images, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNLABELED = -1
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Decoded images of one size."""
+
+    images: NDArray[np.uint8]  # (N, C, H, W), contiguous
+    targets: NDArray[np.int64]  # (N,) class index, UNLABELED where unknown
+    ids: NDArray[np.str_]  # (N,) path, "file:row" or "train/123"
+
+    def __post_init__(self) -> None:
+        assert (self.images.dtype, self.images.ndim, self.targets.dtype) == (np.uint8, 4, np.int64)
+        assert self.images.flags.c_contiguous
+        assert self.targets.shape == self.ids.shape == self.images.shape[:1]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: NDArray[np.int64]) -> ImageSet:
+        """The images at these indices, in this order; the set itself where that is all of it."""
+        if np.array_equal(indices, np.arange(len(self))):
+            return self
+        return ImageSet(self.images[indices], self.targets[indices], self.ids[indices])
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that was set aside, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data set or the user's files hold, before it is split."""
+
+    name: str  # for messages: data=digits or data.train=/path
+    class_names: tuple[str, ...]
+    train: ImageSet  # targets may be UNLABELED
+    unlabeled: ImageSet | None = None
+    test: ImageSet | None = None  # None: there is none, so a share of `train` is held out
+    bad: tuple[BadImage, ...] = ()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run reads. No image is in two of the four sets.
+
+    The targets of `unlabeled` are the true labels where they are known: they serve the pseudo-labels'
+    precision and must not reach training.
+    """
+
+    labeled: ImageSet
+    unlabeled: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    bad: tuple[BadImage, ...]
+
+    def fingerprint(self) -> str:
+        """Hex digest of names, targets and pixels of all four sets: equal where a run would see the same data."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update("\0".join(self.class_names).encode())
+        for part in (self.labeled, self.unlabeled, self.validation, self.test):
+            digest.update(f"\0{part.images.shape}\0".encode())
+            digest.update("\0".join(part.ids.tolist()).encode(errors="surrogateescape"))
+            digest.update(part.targets.data)
+            digest.update(part.images.data)
+        return digest.hexdigest()
+
+
+def concatenate(first: ImageSet, second: ImageSet) -> ImageSet:
+    """Both sets, one after the other; nothing is copied where one is empty."""
+    if not len(second):
+        return first
+    if not len(first):
+        return second
+    return ImageSet(
+        np.concatenate((first.images, second.images)),
+        np.concatenate((first.targets, second.targets)),
+        np.concatenate((first.ids, second.ids)),
+    )
+
+
+def empty_like(other: ImageSet) -> ImageSet:
+    """No image, in the size of the others."""
+    return ImageSet(other.images[:0], other.targets[:0], other.ids[:0])

@@ -1,0 +1,294 @@
+"""Encoded images of any mode and size to uint8 arrays of one kind; unreadable ones are set aside.
+
+Legend: N images, C channels, H and W pixels, S = data.image_size.
+
+Choices, for every source alike:
+- the camera's EXIF rotation is applied;
+- transparency is composited on white; an animation gives its first frame;
+- 16-bit grey becomes 8-bit by dividing by 256 (as Pillow does for 16-bit RGB); float pixels have no fixed
+  range and are refused;
+- grey from colour is ITU-R 601 luma, as in Pillow;
+- fit=crop keeps the centre, fit=pad centres the image on black;
+- interpolation=area at a whole factor is the exact mean of each block, halves rounded up;
+- a JPEG of 4 S and more is decoded at 1/2, 1/4 or 1/8 of its size, to no less than 2 S: many times faster.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dpl_ray.config import DataConfig
+from dpl_ray.data.dataset import BadImage
+
+Payload = bytes | Callable[[], bytes] | None
+"""Encoded bytes, or a function that reads them (called in a worker thread), or nothing."""
+
+MAX_PIXELS = 64 * 2**20
+
+EMPTY = "empty"
+MISSING = "file is missing"
+UNREADABLE = "file cannot be read"
+NOT_AN_IMAGE = "not an image"
+TRUNCATED = "truncated"
+TOO_LARGE = f"more than {MAX_PIXELS // 2**20} megapixels"
+CORRUPT = "cannot be decoded"
+UNSUPPORTED_MODE = "unsupported pixel format"
+
+_CHUNK_SIZE = 32
+_RESAMPLING = {
+    "area": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+class DecodeError(ValueError):
+    """An image that cannot be read; the message is one of the reasons above."""
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """What images are made into; the fields are those of `DataConfig`."""
+
+    image_size: int | None = None
+    channels: Literal[1, 3] = 3
+    fit: Literal["crop", "pad", "squash"] = "crop"
+    interpolation: Literal["area", "bilinear", "bicubic"] = "bilinear"
+
+    @classmethod
+    def from_config(cls, data: DataConfig) -> DecodeSettings:
+        return cls(data.image_size, data.channels, data.fit, data.interpolation)
+
+
+def decode(encoded: bytes, settings: DecodeSettings) -> NDArray[np.uint8]:
+    """Decode one image to (C, S, S), or to (C, H, W) as it is where S is None; `DecodeError` says why not."""
+    if not encoded:
+        raise DecodeError(EMPTY)
+    try:
+        with _quiet_pillow(), Image.open(io.BytesIO(encoded)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DecodeError(TOO_LARGE)
+            if settings.image_size is not None:
+                # Only JPEG has drafts. The mode stays, so that grey is made in one place.
+                image.draft(image.mode, (2 * settings.image_size, 2 * settings.image_size))
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return _to_array(_to_mode(upright, settings.channels), settings)
+    except DecodeError:
+        raise
+    except Exception as error:  # Pillow's plugins let anything out that a broken file provokes
+        raise DecodeError(_reason(error)) from error
+
+
+def decode_many(
+    items: Iterable[tuple[str, Payload]], settings: DecodeSettings, *, num_threads: int | None = None
+) -> tuple[NDArray[np.uint8], list[int], list[BadImage]]:
+    """Decode (id, payload) pairs in threads, in order, with a bounded number of them in memory.
+
+    Returns:
+        images (N, C, H, W), the N positions in `items` that they come from, and the rest with reasons.
+
+    Raises:
+        ValueError: the images differ in size and `settings.image_size` is None.
+    """
+    num_threads = num_threads or min(32, (os.cpu_count() or 1) + 4)  # some wait for files
+    images: list[NDArray[np.uint8]] = []
+    kept: list[int] = []
+    bad: list[BadImage] = []
+    first: tuple[str, tuple[int, ...]] | None = None
+    position = 0
+    # Held open for the whole pass, so that the threads do not wait for each other at its lock.
+    with _quiet_pillow(), ThreadPoolExecutor(num_threads) as executor:
+        for ids, results in _map_chunks(executor, iter(items), settings, max_pending=4 * num_threads):
+            good: list[NDArray[np.uint8]] = []
+            for sample_id, result in zip(ids, results, strict=True):
+                if isinstance(result, str):
+                    bad.append(BadImage(sample_id, result))
+                else:
+                    first = first or (sample_id, result.shape)
+                    _check_same_size(first, (sample_id, result.shape))
+                    good.append(result)
+                    kept.append(position)
+                position += 1
+            if good:
+                images.append(np.stack(good))
+    if not images:
+        side = settings.image_size or 0
+        return np.empty((0, settings.channels, side, side), np.uint8), kept, bad
+    return np.concatenate(images), kept, bad
+
+
+def convert_arrays(images: NDArray[np.uint8], settings: DecodeSettings) -> NDArray[np.uint8]:
+    """Bring decoded images (N, C, H, W) to the channels and the size of the settings, as `decode` would."""
+    num_images, channels, height, width = images.shape
+    size = settings.image_size
+    if channels == settings.channels and (size is None or height == width == size):
+        return np.ascontiguousarray(images)
+    if channels == 1 and settings.channels == 3:
+        grey = convert_arrays(images, DecodeSettings(size, 1, settings.fit, settings.interpolation))
+        return np.repeat(grey, 3, axis=1)
+    shape = (height, width) if size is None else (size, size)
+    converted = np.empty((num_images, settings.channels, *shape), np.uint8)
+    if channels == settings.channels and _is_whole_factor(width, height, settings):
+        for start in range(0, num_images, 4096):
+            converted[start : start + 4096] = _block_mean(images[start : start + 4096], shape[0])
+        return converted
+    for index, image in enumerate(images):
+        pixels = image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+        converted[index] = _to_array(_to_mode(Image.fromarray(pixels), settings.channels), settings)
+    return converted
+
+
+def _map_chunks(
+    executor: ThreadPoolExecutor, items: Iterator[tuple[str, Payload]], settings: DecodeSettings, *, max_pending: int
+) -> Iterator[tuple[list[str], list[NDArray[np.uint8] | str]]]:
+    """Like `executor.map` over chunks of the items, but reading at most `max_pending` chunks ahead."""
+    pending: deque[tuple[list[str], Future[list[NDArray[np.uint8] | str]]]] = deque()
+    while chunk := list(islice(items, _CHUNK_SIZE)):
+        payloads = [payload for _, payload in chunk]
+        pending.append(([name for name, _ in chunk], executor.submit(_decode_chunk, payloads, settings)))
+        if len(pending) >= max_pending:
+            ids, future = pending.popleft()
+            yield ids, future.result()
+    while pending:
+        ids, future = pending.popleft()
+        yield ids, future.result()
+
+
+def _decode_chunk(payloads: list[Payload], settings: DecodeSettings) -> list[NDArray[np.uint8] | str]:
+    """The image of each payload, or the reason why there is none."""
+    results: list[NDArray[np.uint8] | str] = []
+    for payload in payloads:
+        try:
+            results.append(decode((payload() if callable(payload) else payload) or b"", settings))
+        except DecodeError as error:
+            results.append(str(error))
+        except FileNotFoundError:
+            results.append(MISSING)
+        except OSError:
+            results.append(UNREADABLE)
+    return results
+
+
+def _check_same_size(first: tuple[str, tuple[int, ...]], other: tuple[str, tuple[int, ...]]) -> None:
+    if first[1] != other[1]:
+        sizes = [f"{shape[2]}x{shape[1]}" for _, shape in (first, other)]
+        raise ValueError(
+            f"data.image_size=null: images differ in size ({first[0]} is {sizes[0]}, {other[0]} is {sizes[1]}); "
+            "set the side to resize them to, as data.image_size=32"
+        )
+
+
+def _to_mode(image: Image.Image, channels: int) -> Image.Image:
+    """The image as 8-bit grey (L) or RGB, without transparency."""
+    if image.mode == "F":
+        raise DecodeError(UNSUPPORTED_MODE)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode not in ("1", "L", "RGB"):
+        image = image.convert("RGB")  # palettes, CMYK, LAB and so on; not all of them have a way to L
+    target = "L" if channels == 1 else "RGB"
+    return image if image.mode == target else image.convert(target)
+
+
+def _to_array(image: Image.Image, settings: DecodeSettings) -> NDArray[np.uint8]:
+    """Fit and resize an L or RGB image, and put the channels first."""
+    size = settings.image_size
+    if size is None or image.size == (size, size):
+        return _channels_first(np.asarray(image))
+    width, height = image.size
+    left, top, right, bottom = 0, 0, width, height
+    if settings.fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        right, bottom = left + side, top + side
+    if _is_whole_factor(width, height, settings):
+        return _block_mean(_channels_first(np.asarray(image.crop((left, top, right, bottom)))), size)
+    shape = (size, size)
+    if settings.fit == "pad":
+        longer = max(width, height)
+        shape = (max(1, round(size * width / longer)), max(1, round(size * height / longer)))
+    resized = image.resize(shape, _RESAMPLING[settings.interpolation], box=(left, top, right, bottom))
+    if shape != (size, size):
+        canvas = Image.new(image.mode, (size, size))
+        canvas.paste(resized, ((size - shape[0]) // 2, (size - shape[1]) // 2))
+        resized = canvas
+    return _channels_first(np.asarray(resized))
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return pixels[None].copy() if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _is_whole_factor(width: int, height: int, settings: DecodeSettings) -> bool:
+    """Whether every output pixel is the mean of a block of whole input pixels."""
+    size = settings.image_size
+    if size is None or settings.interpolation != "area":
+        return False
+    if settings.fit == "crop":
+        width = height = min(width, height)
+    return width % size == 0 and height % size == 0 and (settings.fit == "squash" or width == height)
+
+
+def _block_mean(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Means of the blocks that make (..., H, W) into (..., S, S). Pillow's own box filter rounds twice."""
+    rows, columns = pixels.shape[-2] // size, pixels.shape[-1] // size
+    blocks = pixels.reshape(*pixels.shape[:-2], size, rows, size, columns)
+    count = rows * columns
+    return ((blocks.sum(axis=(-3, -1), dtype=np.uint32) + count // 2) // count).astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return NOT_AN_IMAGE
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return TOO_LARGE
+    message = str(error).lower()
+    if isinstance(error, EOFError) or "truncated" in message or "broken data stream" in message:
+        return TRUNCATED
+    return CORRUPT
+
+
+_quiet_lock = threading.Lock()
+_quiet_depth = 0
+_quiet_filters = warnings.catch_warnings()
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Keep Pillow's warnings (large images, odd EXIF) from the user: bad images are reported by their reasons.
+
+    `warnings.catch_warnings` alone is not safe in threads: whoever leaves last restores the filters that it
+    found, so the first one in saves them here and the last one out brings them back.
+    """
+    global _quiet_depth, _quiet_filters
+    with _quiet_lock:
+        if _quiet_depth == 0:
+            _quiet_filters = warnings.catch_warnings()
+            _quiet_filters.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\b")
+        _quiet_depth += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_depth -= 1
+            if _quiet_depth == 0:
+                _quiet_filters.__exit__(None, None, None)

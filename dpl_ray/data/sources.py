@@ -1,0 +1,246 @@
+"""From the configuration to decoded and split images.
+
+Follow `load_splits`: a standard data set (`standard.py`) or the user's files (`files.py` and `parquet.py`, decoded
+by `decode.py`) become a `Source`, which `split.py` splits.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpl_ray.config import DataConfig, suggest
+from dpl_ray.data.dataset import UNLABELED, BadImage, ImageSet, Source, Splits
+from dpl_ray.data.decode import DecodeSettings, decode_many
+from dpl_ray.data.files import (
+    Label,
+    Records,
+    is_image,
+    is_parquet,
+    list_files,
+    open_location,
+    read_csv,
+    read_folder,
+)
+from dpl_ray.data.parquet import read_parquet
+from dpl_ray.data.split import check_pool, plan_split, split
+from dpl_ray.data.standard import read_standard
+
+
+def load_splits(data: DataConfig, *, seed: int, uses_unlabeled: bool = True) -> Splits:
+    """Read, decode and split the data of a run.
+
+    Args:
+        data: where images and labels come from.
+        seed: of the labelled subset and the validation split, where data.subset_seed is null.
+        uses_unlabeled: whether an empty pool is a mistake; if not, data.unlabeled is not read at all.
+
+    Raises:
+        ValueError: one line with field, value and what would be right. Paths, columns and labels are checked
+            before the first image is decoded.
+    """
+    _check_class_names(data.class_names, "data.class_names")
+    if data.name in ("image_folder", "parquet"):
+        source = _read_own(data, seed=seed, uses_unlabeled=uses_unlabeled)
+    else:
+        source = read_standard(data, uses_unlabeled=uses_unlabeled)
+    return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
+
+
+def _read_own(data: DataConfig, *, seed: int, uses_unlabeled: bool) -> Source:
+    train, test, pool = _list_own(data, uses_unlabeled=uses_unlabeled)
+    class_names = _class_names(data, train)
+    targets = _targets(train, class_names)
+    test_targets = _test_targets(test, class_names, data) if test else None
+    name = f"data.train={data.train}"
+
+    def check(train_targets: NDArray[np.int64], hint: str = "") -> None:
+        plan = plan_split(train_targets, class_names, data, seed=seed, hold_out_test=test is None, name=name, hint=hint)
+        if uses_unlabeled:
+            check_pool(len(plan.unlabeled) + (len(pool.ids) if pool else 0), data, name)
+
+    check(targets)
+    reader = _Reader(data, sum(len(records.ids) for records in (train, test, pool) if records))
+    train_set = reader.read(train, targets)
+    check(train_set.targets, _hint(reader.bad))
+    test_set = reader.read(test, test_targets) if test and test_targets is not None else None
+    pool_set = reader.read(pool, _targets(pool, class_names, strict=False)) if pool else None
+    _check_shapes(train_set, test_set, pool_set)
+    return Source(name, class_names, train_set, pool_set, test_set, tuple(reader.bad))
+
+
+def _list_own(data: DataConfig, *, uses_unlabeled: bool) -> tuple[Records, Records | None, Records | None]:
+    """The records of data.train, data.test and data.unlabeled; of the pool, those that are in neither other."""
+    assert data.train is not None, "the configuration requires it"
+    train = _records(data, "data.train", data.train)
+    test = _records(data, "data.test", data.test) if data.test else None
+    pool = _records(data, "data.unlabeled", data.unlabeled) if data.unlabeled and uses_unlabeled else None
+    train_ids = set(train.ids)
+    if test and (shared := [sample_id for sample_id in test.ids if sample_id in train_ids]):
+        raise test.location.error(f"{len(shared)} of its images are in data.train too, as {shared[0]}; test on others")
+    if pool:
+        # A folder of everything beside a CSV of the labelled ones is usual, and right.
+        pool = pool.without(train_ids | set(test.ids if test else ()))
+    return train, test, pool
+
+
+def _records(data: DataConfig, field_name: str, given: str) -> Records:
+    """List what one of the three fields names, by what is found there."""
+    location = open_location(field_name, given)
+    labeled = field_name != "data.unlabeled"
+    paths = list_files(location)
+    has_images, has_parquet = any(map(is_image, paths)), any(map(is_parquet, paths))
+    if labeled and data.name == "image_folder" and has_parquet and not has_images:
+        raise location.error("holds parquet files, which data=parquet reads")
+    if labeled and data.name == "parquet" and not has_parquet:
+        raise location.error("holds no parquet file (.parquet, .pq); image files take data=image_folder")
+    if has_parquet and (not has_images or (labeled and data.name == "parquet")):
+        return read_parquet(
+            location, paths, image_column=data.image_column, label_column=data.label_column, need_labels=labeled
+        )
+    if paths == [location.path] and labeled:
+        if location.path.lower().endswith(".csv"):
+            return read_csv(location)
+        raise location.error("is one file; it takes a folder with a subfolder per class, or a CSV of path,label")
+    return read_folder(location, paths, labeled=labeled)
+
+
+def _class_names(data: DataConfig, train: Records) -> tuple[str, ...]:
+    """Names from the configuration, else from the files, else from the labels themselves."""
+    present = {label for label in train.labels if label is not None}
+    if not present:
+        why = (
+            "data.label_column=null reads none"
+            if data.name == "parquet" and data.label_column is None
+            else "all are null or -1"
+        )
+        raise train.location.error(f"none of its {len(train.ids)} images has a label ({why})")
+    whole = f"{train.location.field}={train.location.given}"
+    if data.class_names is not None:
+        names, origin = data.class_names, "data.class_names"
+    elif train.class_names is not None:
+        names, origin = train.class_names, f"the class names of {whole}"
+    elif all(_is_integer(label) for label in present):
+        names, origin = _index_names(train, max(int(label) for label in present)), whole
+    else:
+        names, origin = tuple(sorted(map(str, present))), whole
+    _check_class_names(names, origin)
+    if data.class_names is not None and train.class_names is not None and len(names) != len(train.class_names):
+        raise ValueError(
+            f"data.class_names={','.join(names)}: {len(names)} names, "
+            f"but {whole} has {len(train.class_names)} classes ({_some(train.class_names)})"
+        )
+    return names
+
+
+def _index_names(train: Records, highest: int) -> tuple[str, ...]:
+    """The class indices as names. A column of other numbers, as of ids, must not become a million classes."""
+    if highest >= len(train.ids):
+        raise train.location.error(
+            f"label {highest} among {len(train.ids)} images; labels are class indices from 0 to C - 1, or names"
+        )
+    return tuple(str(index) for index in range(max(0, highest) + 1))
+
+
+def _check_class_names(names: tuple[str, ...] | None, origin: str) -> None:
+    if names is None:
+        return
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{origin}: {_some(twice)} is there more than once; every class needs a name of its own")
+    if len(names) < 2:
+        raise ValueError(f"{origin}: {_some(names) or 'no class'} is not enough; there must be at least 2 classes")
+
+
+def _is_integer(label: Label) -> bool:
+    return isinstance(label, int) or (label is not None and re.fullmatch(r"[+-]?\d+", label) is not None)
+
+
+def _targets(records: Records, class_names: tuple[str, ...], *, strict: bool = True) -> NDArray[np.int64]:
+    """Class index of each record; a label outside the classes is an error, or UNLABELED where not `strict`."""
+    indices = {name: index for index, name in enumerate(class_names)}
+    targets = np.full(len(records.labels), UNLABELED, np.int64)
+    for position, label in enumerate(records.labels):
+        if label is None:
+            continue
+        index = indices.get(label) if isinstance(label, str) else None
+        if index is None and _is_integer(label):
+            index = int(label)
+        if index is not None and 0 <= index < len(class_names):
+            targets[position] = index
+        elif strict:
+            raise records.location.error(_outside(label, records.ids[position], class_names))
+    return targets
+
+
+def _outside(label: Label, sample_id: str, class_names: tuple[str, ...]) -> str:
+    if _is_integer(label):
+        return (
+            f"label {label} of {sample_id} is outside the {len(class_names)} classes 0 to {len(class_names) - 1}; "
+            "-1 or an empty label mean unlabelled"
+        )
+    return (
+        f"label {label} of {sample_id} is not one of the classes {_some(class_names)}{suggest(str(label), class_names)}"
+    )
+
+
+def _test_targets(test: Records, class_names: tuple[str, ...], data: DataConfig) -> NDArray[np.int64]:
+    # Indices mean something only with the order of the names: another order would shift every label.
+    reordered = data.class_names is None and test.class_names not in (None, class_names)
+    if reordered and test.class_names and any(map(_is_integer, test.labels)):
+        raise test.location.error(
+            f"its class names are {_some(test.class_names)}, but those of data.train are {_some(class_names)}; "
+            "set data.class_names if the indices agree"
+        )
+    targets = _targets(test, class_names)
+    if without := int((targets == UNLABELED).sum()):
+        raise test.location.error(f"{without} of its {len(targets)} images have no label, which testing needs")
+    return targets
+
+
+@dataclass
+class _Reader:
+    """Decodes records and collects the bad images; too many of them among all stop the run."""
+
+    data: DataConfig
+    num_images: int  # in all records of the run
+    bad: list[BadImage] = field(default_factory=list)
+
+    def read(self, records: Records, targets: NDArray[np.int64]) -> ImageSet:
+        items = zip(records.ids, records.read(), strict=True)
+        images, kept, bad = decode_many(items, DecodeSettings.from_config(self.data))
+        self.bad += bad
+        share = len(self.bad) / max(1, self.num_images)
+        if share > self.data.max_bad_fraction:
+            raise ValueError(
+                f"data.max_bad_fraction={self.data.max_bad_fraction}: {len(self.bad)} of {self.num_images} images "
+                f"cannot be read ({share:.1%}), as {_reasons(self.bad)}; repair or remove them, or raise the limit"
+            )
+        ids = np.array(records.ids, dtype=np.str_) if records.ids else np.empty(0, np.str_)
+        return ImageSet(images, targets[kept], ids[kept])
+
+
+def _hint(bad: list[BadImage]) -> str:
+    return f" ({len(bad)} images could not be read, as {_reasons(bad)})" if bad else ""
+
+
+def _reasons(bad: list[BadImage]) -> str:
+    return ", ".join(f"{image.id} ({image.reason})" for image in bad[:3])
+
+
+def _check_shapes(train: ImageSet, *others: ImageSet | None) -> None:
+    """Without data.image_size the images of all fields must agree, as those of one do."""
+    for other in others:
+        if other is not None and len(other) and other.images.shape[1:] != train.images.shape[1:]:
+            sizes = [f"{part.images.shape[3]}x{part.images.shape[2]}" for part in (train, other)]
+            raise ValueError(
+                f"data.image_size=null: images differ in size ({train.ids[0]} is {sizes[0]}, {other.ids[0]} is "
+                f"{sizes[1]}); set the side to resize them to, as data.image_size=32"
+            )
+
+
+def _some(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(islice(names, 8)) + (", ..." if len(names) > 8 else "")

@@ -1,0 +1,71 @@
+"""How good a classifier is on labelled images.
+
+Legend: N images, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dpl_ray.data.dataset import ImageSet
+from dpl_ray.models import Classifier
+from dpl_ray.training.distributed import Workers
+
+
+@torch.inference_mode()
+def predict_probs(model: Classifier, images: NDArray[np.uint8] | Tensor, batch_size: int = 256) -> Tensor:
+    """(N, C) float32 probabilities on the CPU, of images (N, channels, H, W) uint8 or float in [0, 1]."""
+    model.eval()
+    device = model.classifier.weight.device
+    if not len(images):
+        return torch.zeros(0, model.classifier.out_features)
+    rows = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        # A copy: arrays from the object store are read-only, which torch warns of.
+        batch = torch.from_numpy(np.array(batch)) if isinstance(batch, np.ndarray) else batch
+        batch = batch.to(device)
+        rows.append(model(batch)[1].float().softmax(dim=1).cpu())
+    return torch.cat(rows)
+
+
+def classification_metrics(probs: Tensor, targets: Tensor) -> dict[str, float]:
+    """`eval/accuracy`, `eval/balanced_accuracy` (mean recall of the classes that occur) and `eval/ece` (15 bins).
+
+    Args:
+        probs: (N, C). targets: (N,) int64.
+    """
+    # Imported here: it costs a second, and a run without an evaluation split does not need it.
+    from torchmetrics.functional.classification import (
+        multiclass_accuracy,
+        multiclass_calibration_error,
+        multiclass_recall,
+    )
+
+    num_classes = probs.shape[1]
+    recall = multiclass_recall(probs, targets, num_classes, average="none")
+    occurs = torch.bincount(targets, minlength=num_classes) > 0
+    return {
+        "eval/accuracy": float(multiclass_accuracy(probs, targets, num_classes, average="micro")),
+        "eval/balanced_accuracy": float(recall[occurs].mean()),
+        "eval/ece": float(multiclass_calibration_error(probs, targets, num_classes, n_bins=15, norm="l1")),
+    }
+
+
+def evaluate_split(model: Classifier, split: ImageSet, workers: Workers | None = None) -> dict[str, float]:
+    """Metrics of a model on a labelled split, each worker predicting its share; the same dict on every worker.
+
+    The model becomes worker 0's: BatchNorm's running statistics are each worker's own until then.
+    """
+    workers = workers or Workers()
+    workers.broadcast(list(model.buffers()))
+    mine = predict_probs(model, split.images[workers.rank :: workers.world_size])
+    probs = torch.empty(len(split), mine.shape[1])
+    for rank, rows in enumerate(workers.gather(mine.numpy())):
+        probs[rank :: workers.world_size] = torch.from_numpy(rows)
+    return classification_metrics(probs, torch.from_numpy(split.targets))

@@ -1,0 +1,182 @@
+"""From a configuration to a finished run: check, train, record, report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from rich.console import Console
+
+from dpl_ray.algorithm.policies import POLICIES
+from dpl_ray.cluster import check_resources
+from dpl_ray.compose import check_policy
+from dpl_ray.config import Config
+from dpl_ray.console import ProgressLine, result_table
+from dpl_ray.data.batches import view_settings
+from dpl_ray.data.dataset import Splits
+from dpl_ray.data.sources import load_splits
+from dpl_ray.provenance import describe_config, describe_run
+from dpl_ray.ray_train import run_workers
+from dpl_ray.report import write_report
+from dpl_ray.run_folder import RunFolder
+from dpl_ray.storage import Storage
+from dpl_ray.tracking import MlflowTracker, NullTracker, Tracker, default_uri
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.loop import Outcome, Record, train
+from dpl_ray.training.step import NonFiniteLossError
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` gives back."""
+
+    name: str
+    metrics: dict[str, float]  # of the last teacher: eval/..., pseudo/..., in the keys of docs/metrics.md
+    baseline: dict[str, float] | None  # the same of the supervised baseline
+    thresholds: dict[str, dict[str, float]]  # threshold -> class name -> value
+    checkpoint: str
+    report: str
+    run_id: str | None  # of MLflow
+    tracking_uri: str | None
+
+
+def fit(config: Config, *, console: Console | None = None) -> FitResult:
+    """Train as the configuration says; a run of the same name goes on where it stopped.
+
+    Args:
+        console: where progress and tables are shown; None shows nothing.
+
+    Raises:
+        ValueError: a field, the data or the resources do not fit; before any worker starts.
+        NonFiniteLossError: naming step, worker and term.
+        WorkersLostError: Ray gave up on the workers; the same run.name goes on from the last checkpoint.
+    """
+    console = console or Console(quiet=True)
+    check_policy(config.policy)
+    view_settings(config.data.views)
+    check_resources(config.scale)
+    uri = _tracking_uri(config)
+    uses_unlabeled = POLICIES[config.policy["name"]].uses_unlabeled
+    splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled)
+    folder = RunFolder(config, splits)
+    console.print(_headline(config, splits, folder), highlight=False)
+    tracker = _start_tracker(config, uri, folder, splits)
+    status = "FAILED"
+    try:
+        with ProgressLine(console) as line:
+
+            def receive(record: Record) -> None:
+                line.show(record)
+                if record.metrics:
+                    folder.add(record)
+                    prefix = "" if record.phase == config.policy["name"] else "baseline/"
+                    tracker.log({prefix + key: value for key, value in record.metrics.items()}, record.step)
+
+            outcomes = _run(config, splits, folder, receive)
+        report = write_report(folder, splits.class_names, outcomes)
+        tracker.log_file(report)
+        status = "FINISHED"
+    finally:
+        folder.save_history()
+        tracker.finish(status)
+    main = outcomes[-1]
+    result = FitResult(
+        name=folder.name,
+        metrics=main.metrics,
+        baseline=outcomes[0].metrics if len(outcomes) > 1 else None,
+        thresholds={name: dict(zip(splits.class_names, row, strict=True)) for name, row in main.thresholds.items()},
+        checkpoint=main.checkpoint,
+        report=str(report),
+        run_id=tracker.run_id,
+        tracking_uri=uri,
+    )
+    for table in result_table(main.phase, result.metrics, result.baseline, result.thresholds):
+        console.print(table)
+    return result
+
+
+def train_phases(
+    config: Config, splits: Splits, folder: Storage, workers: Workers, tell: Callable[[Record], None]
+) -> list[Outcome]:
+    """The supervised baseline, where it is wanted, then the policy; each from its newest checkpoint."""
+    outcomes = []
+    if config.train.baseline and config.policy["name"] != "supervised":
+        baseline = config.model_copy(update={"policy": {"name": "supervised"}})
+        outcomes.append(train(baseline, splits, workers, folder / "baseline", tell))
+    outcomes.append(train(config, splits, workers, folder, tell))
+    return outcomes
+
+
+def _run(config: Config, splits: Splits, folder: RunFolder, receive: Callable[[Record], None]) -> list[Outcome]:
+    """The outcomes of all phases, from Ray's workers or from this process."""
+    if config.scale.num_workers == 0:
+        device = torch.device("cuda" if config.scale.use_gpu else "cpu")
+        return train_phases(config, splits, folder.storage, Workers(device=device), receive)
+    found = run_workers(
+        partial(_train_on_worker, config, folder.storage),
+        splits,
+        scale=config.scale,
+        name=folder.name,
+        storage_path=str(Storage(config.run.storage_path) / "ray"),
+        on_news=receive,
+    )
+    if isinstance(found, NonFiniteLossError):
+        raise found
+    return found
+
+
+def _train_on_worker(
+    config: Config, folder: Storage, splits: Splits, tell: Callable[[Record], None]
+) -> list[Outcome] | NonFiniteLossError:
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    num_threads = config.scale.threads_per_worker or (os.cpu_count() or 1) // get_context().get_local_world_size()
+    torch.set_num_threads(max(1, num_threads))
+    try:
+        return train_phases(config, splits, folder, Workers.current(get_device()), tell)
+    except NonFiniteLossError as error:
+        # Returned, not raised: another attempt would only meet it again.
+        return error
+
+
+def _tracking_uri(config: Config) -> str | None:
+    if not config.tracking.enabled:
+        return None
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return uri or default_uri(Storage(config.run.storage_path))[0]
+
+
+def _start_tracker(config: Config, uri: str | None, folder: RunFolder, splits: Splits) -> Tracker:
+    if uri is None:
+        return NullTracker()
+
+    def remember(run_id: str) -> None:
+        folder.info["mlflow_run_id"] = run_id
+        folder.save_info()
+
+    own_store = uri.startswith("sqlite:") and not config.tracking.uri
+    return MlflowTracker(
+        uri=uri,
+        experiment=config.tracking.experiment,
+        artifact_location=default_uri(Storage(config.run.storage_path))[1] if own_store else None,
+        run_name=folder.name,
+        params=describe_config(config),
+        tags=describe_run(splits) | {"dpl_ray.folder": str(folder.storage)},
+        files=[folder.storage / "config.yaml"],
+        run_id=folder.info["mlflow_run_id"],
+        on_start=remember,
+    )
+
+
+def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
+    num_bad = f", {len(splits.bad)} unreadable (bad_images.csv)" if splits.bad else ""
+    goes_on = "goes on" if folder.resumed else "starts"
+    return (
+        f"{folder.name} {goes_on}: {config.data.name}, {len(splits.labeled)} labelled images of "
+        f"{len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool, "
+        f"{len(splits.validation)} validation, {len(splits.test)} test{num_bad}"
+    )

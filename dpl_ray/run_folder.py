@@ -1,0 +1,104 @@
+"""The folder of a run: what is in it, and whether a run of the same name may go on.
+
+<run.storage_path>/<run.name>/
+  config.yaml      resolved configuration
+  run.json         data fingerprint, MLflow run id
+  history.jsonl    every record of metrics
+  bad_images.csv   images that could not be read, with the reason
+  step-N/          checkpoints        baseline/step-N/  those of the supervised baseline
+  report.png       the figure
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from datetime import datetime
+from typing import Any
+
+import yaml
+
+from dpl_ray.config import Config, to_yaml
+from dpl_ray.data.dataset import Splits
+from dpl_ray.storage import Storage
+from dpl_ray.training.loop import Record
+
+#: Sections that may differ when a run goes on: they change where and how, not what is computed.
+FREE_SECTIONS = ("scale", "run", "tracking")
+FREE_FIELDS = ("train.keep_checkpoints", "train.log_every", "train.checkpoint_every", "data.root", "data.download")
+
+
+class RunFolder:
+    """Opens or makes the folder of a run and keeps its records."""
+
+    def __init__(self, config: Config, splits: Splits) -> None:
+        """
+        Raises:
+            ValueError: a run of this name exists with another configuration or other data.
+        """
+        name = config.run.name or f"{config.data.name}-{config.policy['name']}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.name = name
+        self.storage = Storage(config.run.storage_path) / name
+        self.history: list[dict[str, Any]] = []
+        self.info: dict[str, Any] = {"fingerprint": splits.fingerprint(), "mlflow_run_id": None}
+        self.resumed = (self.storage / "config.yaml").exists()
+        if self.resumed:
+            self._check_same(config)
+        (self.storage / "config.yaml").write(to_yaml(config).encode())
+        self.save_info()
+        if splits.bad:
+            (self.storage / "bad_images.csv").write(_bad_images(splits))
+
+    def _check_same(self, config: Config) -> None:
+        old = yaml.safe_load((self.storage / "config.yaml").read())
+        different = sorted(_differences(old, config.model_dump(mode="json")))
+        if different:
+            field, before, now = different[0]
+            more = f" (and {len(different) - 1} more fields)" if len(different) > 1 else ""
+            raise ValueError(
+                f"run.name={self.name}: this run exists with {field}={before}, now it is {now}{more}; "
+                "take another run.name, or the same values to go on"
+            )
+        if (self.storage / "run.json").exists():
+            info = json.loads((self.storage / "run.json").read())
+            if info["fingerprint"] != self.info["fingerprint"]:
+                raise ValueError(
+                    f"run.name={self.name}: this run exists with other data (the images or labels have changed since); "
+                    "take another run.name"
+                )
+            self.info = info
+        if (self.storage / "history.jsonl").exists():
+            self.history = [json.loads(line) for line in (self.storage / "history.jsonl").read().splitlines()]
+
+    def add(self, record: Record) -> None:
+        """Keep a record of metrics."""
+        self.history.append(dataclasses.asdict(record))
+
+    def save_history(self) -> None:
+        (self.storage / "history.jsonl").write("".join(json.dumps(row) + "\n" for row in self.history).encode())
+
+    def save_info(self) -> None:
+        (self.storage / "run.json").write(json.dumps(self.info, indent=1).encode())
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = []
+    for key in old.keys() | new.keys():
+        field, before, now = prefix + key, old.get(key), new.get(key)
+        if field in FREE_SECTIONS or field in FREE_FIELDS or before == now:
+            continue
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += _differences(before, now, f"{field}.")
+        else:
+            found.append((field, before, now))
+    return found
+
+
+def _bad_images(splits: Splits) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["id", "reason"])
+    writer.writerows([bad.id, bad.reason] for bad in splits.bad)
+    return text.getvalue().encode()

@@ -1,0 +1,163 @@
+"""The training loop: batches into steps, and what is recorded, evaluated and saved on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dpl_ray.algorithm.policies import POLICIES
+from dpl_ray.config import Config
+from dpl_ray.data.batches import BatchFeed, view_settings
+from dpl_ray.data.dataset import Splits
+from dpl_ray.data.pool import layer_seed
+from dpl_ray.evaluation import evaluate_split
+from dpl_ray.storage import Storage
+from dpl_ray.training.checkpoint import ModelInfo, list_checkpoints, load_state, save_checkpoint
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.metrics import SUMS, mean_metrics
+from dpl_ray.training.state import build_state
+from dpl_ray.training.step import train_step
+
+SECONDS_BETWEEN_PROGRESS = 0.5
+
+
+@dataclass(frozen=True)
+class Record:
+    """News of a run from worker 0: always how far it is, and now and then metrics."""
+
+    phase: str
+    step: int
+    num_steps: int
+    images_per_second: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is left of a finished run."""
+
+    phase: str
+    metrics: dict[str, float]
+    thresholds: dict[str, list[float]]
+    checkpoint: str
+    seconds: float
+
+
+def train(
+    config: Config, splits: Splits, workers: Workers, folder: Storage, record: Callable[[Record], None]
+) -> Outcome:
+    """Train to train.num_steps, from the newest checkpoint in `folder` where there is one.
+
+    Every worker calls this with the same arguments; `record` is called on worker 0 alone.
+    """
+    train_config, phase = config.train, config.policy["name"]
+    image_shape = splits.labeled.images.shape[1:]
+    info = ModelInfo(splits.class_names, image_shape[0], (image_shape[1], image_shape[2]))
+    state = build_state(config, info.channels, len(info.class_names), workers)
+    saved = list_checkpoints(folder)
+    if saved:
+        load_state(saved[-1], state)
+    views = view_settings(config.data.views)
+    feed = BatchFeed(
+        splits.labeled,
+        splits.unlabeled if POLICIES[phase].uses_unlabeled else None,
+        batch_size=train_config.batch_size,
+        mu=train_config.mu,
+        seed=train_config.seed,
+        views=views,
+        rank=workers.rank,
+        world_size=workers.world_size,
+    )
+    window = _Window(workers, record, phase, train_config.num_steps, info.class_names)
+    began = time.perf_counter()
+    while state.step < train_config.num_steps:
+        # Layers that draw (dropout) do so from a function of seed, step and worker: no random state to save.
+        torch.manual_seed(layer_seed(train_config.seed, state.step, workers.rank))
+        asked = time.perf_counter()
+        batch = feed(state.step).to(workers.device)
+        waited = time.perf_counter() - asked
+        window.add(train_step(state, batch, config, views, workers), state.step, len(batch), waited)
+        last = state.step == train_config.num_steps
+        if state.step % train_config.log_every == 0 or last:
+            window.close(state.step, state.policy.thresholds())
+        if _due(state.step, train_config.evaluate_every) and len(splits.validation):
+            metrics = evaluate_split(state.teacher, splits.validation, workers)
+            window.tell(
+                state.step, {f"validation/{key.removeprefix('eval/')}": value for key, value in metrics.items()}
+            )
+        if (_due(state.step, train_config.checkpoint_every) or last) and workers.rank == 0:
+            save_checkpoint(folder, state, config, info, keep=train_config.keep_checkpoints)
+    scores: dict[str, float] = {}
+    for name, split in (("validation", splits.validation), ("eval", splits.test)):
+        if len(split):
+            found = evaluate_split(state.teacher, split, workers)
+            scores |= {key.replace("eval/", f"{name}/"): value for key, value in found.items()}
+    window.tell(state.step, scores)
+    return Outcome(
+        phase=phase,
+        metrics=window.metrics | scores,
+        thresholds={name: values.tolist() for name, values in state.policy.thresholds().items()},
+        checkpoint=str(folder / f"step-{state.step:08d}"),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+class _Window:
+    """The steps since the last record: their sums, their times, and the news of them."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        record: Callable[[Record], None],
+        phase: str,
+        num_steps: int,
+        class_names: tuple[str, ...],
+    ) -> None:
+        self.workers, self.record, self.phase, self.num_steps = workers, record, phase, num_steps
+        self.class_names = class_names
+        self.metrics: dict[str, float] = {}
+        self.last_told = 0.0
+        self._open()
+
+    def _open(self) -> None:
+        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.workers.device)
+        self.began, self.waited, self.steps, self.images = time.perf_counter(), 0.0, 0, 0
+
+    def add(self, sums: Tensor, step: int, num_images: int, waited: float) -> None:
+        """Count a step; now and then say how far the run is."""
+        self.sums += sums
+        self.steps += 1
+        self.images += num_images * self.workers.world_size
+        self.waited += waited
+        if time.perf_counter() - self.last_told > SECONDS_BETWEEN_PROGRESS:
+            self.tell(step, {})
+
+    def close(self, step: int, thresholds: dict[str, Tensor]) -> None:
+        """Sum over the workers, tell, and begin anew. Reading the sums waits for the device: the times are real."""
+        self.metrics = mean_metrics(self.workers.all_reduce_sum(self.sums))
+        seconds = time.perf_counter() - self.began
+        self.metrics["throughput/images_per_second"] = self.images / seconds
+        self.metrics["time/step"] = seconds / self.steps
+        self.metrics["time/data_wait"] = self.waited / self.steps
+        by_class = {
+            f"threshold/{name}/{class_name}": value
+            for name, values in thresholds.items()
+            for class_name, value in zip(self.class_names, values.tolist(), strict=True)
+        }
+        self.tell(step, self.metrics | by_class)
+        self._open()
+
+    def tell(self, step: int, metrics: dict[str, float]) -> None:
+        if self.workers.rank == 0:
+            seconds = max(time.perf_counter() - self.began, 1e-9)
+            rate = metrics.get("throughput/images_per_second", self.images / seconds)
+            self.record(Record(self.phase, step, self.num_steps, rate, metrics))
+            self.last_told = time.perf_counter()

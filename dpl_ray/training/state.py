@@ -1,0 +1,81 @@
+"""Everything a training run changes: student, teacher, policy, optimizer, step."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dpl_ray.algorithm.policies import build_policy
+from dpl_ray.algorithm.policy import Policy
+from dpl_ray.config import Config, OptimConfig
+from dpl_ray.models import Classifier, build_model
+from dpl_ray.training.distributed import Workers
+
+
+class Learner(nn.Module):
+    """What the optimizer trains: the student, and what the policy trains beside it."""
+
+    def __init__(self, student: Classifier, policy: Policy) -> None:
+        super().__init__()
+        self.student, self.policy = student, policy
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.student(images)
+
+
+@dataclass
+class TrainState:
+    """Changed in place by the training step, saved and loaded by checkpoints."""
+
+    student: Classifier
+    teacher: Classifier
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    #: The learner as the gradient pass calls it: with several workers, gradients are averaged over them.
+    network: nn.Module
+    step: int = 0
+
+
+def build_state(config: Config, channels: int, num_classes: int, workers: Workers) -> TrainState:
+    """The state at step 0: a function of train.seed, the same on every worker."""
+    torch.manual_seed(config.train.seed)
+    student = build_model(config.model, channels, num_classes)
+    num_features = student.classifier.in_features
+    policy = build_policy(config.policy, num_features, num_classes)
+    policy.start_as(student.classifier)
+    # Channels last is the faster layout of convolutions on GPUs and, by a quarter, on CPUs (docs/performance.md).
+    student = student.to(memory_format=torch.channels_last)
+    learner = Learner(student, policy).to(workers.device)
+    network: nn.Module = learner
+    if workers.world_size > 1:
+        # Buffers stay each worker's own: the policy's are equal anyway, BatchNorm's are taken from worker 0 when
+        # the teacher is evaluated.
+        network = DistributedDataParallel(learner, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    teacher = copy.deepcopy(student).requires_grad_(False).eval()
+    return TrainState(student, teacher, policy, build_optimizer(learner, config.optim), network)
+
+
+def build_optimizer(learner: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW; weight decay on parameters of 2 or more dimensions only."""
+    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if config.name == "sgd":
+        nesterov = config.momentum > 0
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=True)
+
+
+def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
+    """lr * cos(7 pi t / 16 T) (FixMatch, Sohn 2020) after a linear warm-up; a function of the step alone."""
+    if step < config.num_warmup_steps:
+        return config.learning_rate * (step + 1) / config.num_warmup_steps
+    progress = (step - config.num_warmup_steps) / (num_steps - config.num_warmup_steps)
+    return config.learning_rate * math.cos(7 * math.pi * progress / 16)

@@ -1,0 +1,115 @@
+"""The training step, top to bottom.
+
+Legend: B labelled, U = mu * B unlabelled images of this worker, K <= U strong views with a weight, C classes,
+D features. Losses are means over this worker's share; the average over workers that the gradient pass takes
+makes them means over the global batch, because every worker has the same B and U.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import record_function
+
+from dpl_ray.algorithm.ema import update_teacher, warmed_decay
+from dpl_ray.algorithm.losses import consistency
+from dpl_ray.algorithm.pseudo_labels import pseudo_labels
+from dpl_ray.config import Config
+from dpl_ray.data.augment import ViewSettings, strong, weak
+from dpl_ray.data.batches import Batch
+from dpl_ray.models import Classifier
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.metrics import step_sums
+from dpl_ray.training.state import TrainState, learning_rate
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss of some worker is not finite; nothing was updated."""
+
+
+def train_step(state: TrainState, batch: Batch, config: Config, views: ViewSettings, workers: Workers) -> Tensor:
+    """Move the state by one global batch and return its sums, (len(SUMS),) float64.
+
+    Raises:
+        NonFiniteLossError: naming step, worker and term, on every worker, before the optimizer moves.
+    """
+    student, policy, train = state.student, state.policy, config.train
+    autocast = _autocast(workers, train.precision)
+    autocast_weak = _autocast(workers, train.weak_precision or train.precision)
+
+    with record_function("weak view"):
+        images_weak = weak(batch.images_unlabeled, batch.uniforms_weak, views).contiguous(
+            memory_format=torch.channels_last
+        )
+    with record_function("weak forward"), torch.no_grad(), autocast_weak:
+        features_weak, logits_weak = _weak_forward(student, images_weak)
+    with record_function("heads and policy"):
+        pseudo = pseudo_labels(features_weak, logits_weak, policy.alignment())
+        statistics = policy.statistics(pseudo)
+    with record_function("collective"):
+        workers.all_reduce_sum(statistics)
+    with record_function("heads and policy"):
+        policy.update(statistics)
+        weights = policy.weights(pseudo)
+        kept = (weights > policy.min_weight).nonzero().squeeze(1)
+
+    with record_function("strong view"):
+        images = weak(batch.images, batch.uniforms, views)
+        images_strong = strong(batch.images_unlabeled[kept], batch.uniforms_strong[kept], views)
+        images = torch.cat([images, images_strong]).contiguous(memory_format=torch.channels_last)
+    with record_function("forward and backward"), autocast:
+        features, logits = state.network(images)
+    with record_function("forward and backward"):
+        num_labeled = len(batch.targets)
+        logits = logits.float()
+        loss_labeled = F.cross_entropy(logits[:num_labeled], batch.targets)
+        loss_unlabeled = consistency(logits[num_labeled:], policy.targets(pseudo)[kept], weights[kept], len(weights))
+    with record_function("heads and policy"):
+        loss_auxiliary = policy.auxiliary_loss(pseudo, features[:num_labeled], logits[:num_labeled], batch.targets)
+        if loss_auxiliary is None:
+            loss_auxiliary = torch.zeros_like(loss_labeled)
+    with record_function("forward and backward"):
+        terms = torch.stack([loss_labeled, train.lambda_u * loss_unlabeled, loss_auxiliary])
+        # A loss that is not finite becomes NaN in every gradient, so that after the average all workers see it.
+        loss = terms.sum() * torch.where(terms.detach().isfinite().all(), 1.0, torch.nan)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if not student.classifier.bias.grad.isfinite().all():
+            raise _non_finite(state.step, terms, workers)
+
+    with record_function("optimizer and EMA"):
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(config.optim, state.step, train.num_steps)
+        state.optimizer.step()
+        update_teacher(state.teacher, student, warmed_decay(train.ema_decay, state.step))
+    state.step += 1
+    return step_sums(terms, pseudo, weights, batch.targets_unlabeled, len(kept))
+
+
+def _autocast(workers: Workers, precision: str) -> torch.autocast:
+    # Without its cache: weights that the pass without gradient has cast would be found by the pass with gradient.
+    enabled = precision == "bfloat16"
+    return torch.autocast(workers.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+def _weak_forward(student: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features and logits without gradient; BatchNorm refuses an empty batch, a supervised step has nothing else."""
+    if len(images):
+        return student(images)
+    weight = student.classifier.weight
+    return weight.new_zeros(0, weight.shape[1]), weight.new_zeros(0, weight.shape[0])
+
+
+def _non_finite(step: int, terms: Tensor, workers: Workers) -> NonFiniteLossError:
+    names = ("labelled loss", "unlabelled loss", "loss of the policy's heads")
+    mine = [f"{name} is {term}" for name, term in zip(names, terms.tolist(), strict=True) if not math.isfinite(term)]
+    found = [f"worker {rank}: {', '.join(texts)}" for rank, texts in enumerate(workers.gather(mine)) if texts] or [
+        "the losses are finite, their gradient is not"
+    ]
+    return NonFiniteLossError(
+        f"step {step}: {'; '.join(found)}. Nothing was updated in this step; a smaller optim.learning_rate or "
+        "train.precision=float32 are the usual remedies"
+    )

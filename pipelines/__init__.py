@@ -1,0 +1,1 @@
+"""The jobs as commands: `python -m pipelines.train`."""
