@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ NUM_CLASSES = 10
 class FixedCoverage(DynamicPseudoLabels):
     """DPL with all its work, but a known share of the samples gets weight 1 and the rest none."""
 
-    coverage = 1.0
+    coverage: ClassVar[float] = 1.0
 
     def weights(self, pseudo: PseudoLabels) -> Tensor:
         super().weights(pseudo)
@@ -80,9 +81,7 @@ def peers_step(state: TrainState, batch: Batch, config: Config, views: ViewSetti
         weights = state.policy.weights(pseudo)
     loss = F.cross_entropy(logits[:num_labeled], batch.targets)
     loss = loss + consistency(logits[weak_rows.stop :], pseudo.labels, weights, num_unlabeled)
-    auxiliary = state.policy.auxiliary_loss(pseudo, features[:num_labeled], logits[:num_labeled], batch.targets)
-    if auxiliary is not None:
-        loss = loss + auxiliary
+    loss = loss + state.policy.auxiliary_loss(pseudo, features[:num_labeled], logits[:num_labeled], batch.targets)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     state.optimizer.step()
@@ -111,8 +110,7 @@ def _setup(
     pool = ImageSet(images, random.integers(0, NUM_CLASSES, 2000), np.arange(2000).astype(str))
     state = build_state(config, 3, NUM_CLASSES, workers)
     if coverage is not None:
-        state.policy.__class__ = FixedCoverage
-        state.policy.coverage = coverage
+        state.policy.__class__ = type("Fixed", (FixedCoverage,), {"coverage": coverage})
     feed = BatchFeed(
         pool,
         pool,

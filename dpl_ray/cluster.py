@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from typing import Any
 
 from dpl_ray.config import ScaleConfig
@@ -14,22 +15,33 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+SECONDS_TO_ANSWER = 3.0
+CLIENT_PORT = 10001  # of ray://
 
 
 def cluster_address(scale: ScaleConfig) -> str | None:
-    """Where to connect; None where a cluster is started on this machine."""
-    return scale.address or os.environ.get("RAY_ADDRESS")
+    """Where to connect; None where a cluster is started on this machine. Ray lets RAY_ADDRESS say what auto is."""
+    if scale.address in (None, "auto"):
+        return os.environ.get("RAY_ADDRESS") or scale.address
+    return scale.address
 
 
 def check_resources(scale: ScaleConfig) -> None:
-    """Refuse what this machine cannot give; a cluster is asked once it is connected (`check_cluster`).
+    """Refuse what this machine cannot give, or what the cluster at scale.address cannot: it is connected to for that.
 
     Raises:
         ValueError: naming the field, what is asked for and what there is.
     """
-    if scale.num_workers == 0 or cluster_address(scale) is not None:
+    if scale.num_workers == 0:
+        if scale.use_gpu and not _count_gpus():
+            raise ValueError("scale.use_gpu=true: this machine has no GPU; scale.use_gpu=false trains on CPUs")
         return
-    _check(scale, float(os.cpu_count() or 1), _count_gpus() if scale.use_gpu else 0, "this machine")
+    address = cluster_address(scale)
+    if address is None:
+        _check(scale, float(os.cpu_count() or 1), _count_gpus() if scale.use_gpu else 0, "this machine")
+    else:
+        _check_port(address, scale)
+        connect(scale)
 
 
 def check_cluster(scale: ScaleConfig) -> None:
@@ -68,21 +80,24 @@ def connect(scale: ScaleConfig) -> bool:
     """
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    address = cluster_address(scale)
     import ray
 
     started = not ray.is_initialized()
     if started:
-        address = cluster_address(scale)
         # Train asks the dashboard for the state of placement groups and complains every second without one.
         local: dict[str, Any] = {"include_dashboard": True, "dashboard_port": 0, "num_cpus": os.cpu_count()}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **({} if address else local))
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"scale.address={address}: no Ray cluster answers there ({reason}); start one with "
-                "`ray start --head`, or leave scale.address and RAY_ADDRESS empty to start one here"
-            ) from None
+            # Where no address is given, a cluster that somebody left on this machine is not taken over.
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else local),
+            )
+        # Ray ends the process where the port is another program's.
+        except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
+            raise _no_cluster(address, scale, str(error)) from None
     try:
         check_cluster(scale)
     except ValueError:
@@ -90,3 +105,28 @@ def connect(scale: ScaleConfig) -> bool:
             ray.shutdown()
         raise
     return started
+
+
+def _check_port(address: str, scale: ScaleConfig) -> None:
+    """Nothing listens at the address: told at once, where Ray tries for two minutes and then ends the process."""
+    scheme, _, place = address.rpartition("://")
+    if address in ("auto", "local") or scheme not in ("", "ray"):
+        return
+    host, colon, port = place.partition("/")[0].rpartition(":")
+    if scheme == "ray" and not colon:
+        host, port = port, str(CLIENT_PORT)
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise _no_cluster(address, scale, "it takes auto, host:port or ray://host:port")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise _no_cluster(address, scale, str(error)) from None
+
+
+def _no_cluster(address: str | None, scale: ScaleConfig, reason: str) -> ValueError:
+    field = "scale.address" if address == scale.address else "RAY_ADDRESS"
+    first_line = next(iter(reason.strip().splitlines()), "no answer")
+    return ValueError(
+        f"{field}={address}: no Ray cluster answers there ({first_line}); start one with `ray start --head`, "
+        "or leave scale.address and RAY_ADDRESS empty to start one here"
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, ValidationError, create_model
 
-from dpl_ray.config import Config, describe_fields, parse_config, suggest
+from dpl_ray.config import Config, describe_fields, explain, parse_config, shown, suggest
 
 CONF_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 
@@ -44,7 +44,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
             tree: Any = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise ValueError(f"{' '.join(overrides)}: {first_line}") from None
+        raise ValueError(f"{getattr(error, 'full_key', None) or ' '.join(overrides)}: {first_line}") from None
     config = parse_config(tree)
     check_policy(config.policy)
     return config
@@ -59,6 +59,21 @@ def list_groups() -> dict[str, dict[str, str]]:
     return groups
 
 
+def default_options() -> dict[str, str]:
+    """Group -> the option that is taken where none is chosen."""
+    defaults = yaml.safe_load((CONF_FOLDER / "config.yaml").read_text())["defaults"]
+    return {group: option for entry in defaults if isinstance(entry, dict) for group, option in entry.items()}
+
+
+def option_values(group: str, option: str) -> dict[str, str]:
+    """Dotted field -> value that an option's file sets, its own name aside; none for policies, which list theirs."""
+    text = (CONF_FOLDER / group / f"{option}.yaml").read_text()
+    tree = yaml.safe_load(text)
+    fields = _leaves("", tree if "@package _global_" in text else {group: tree})
+    values = {key.removeprefix("."): shown(value) for key, value in fields.items()}
+    return {key: value for key, value in values.items() if key != f"{group}.name" and group != "policy"}
+
+
 def describe_policies() -> dict[str, list[tuple[str, str, str, str]]]:
     """Policy -> rows (field, type, default, meaning) of its own parameters."""
     from dpl_ray.algorithm.policies import POLICIES
@@ -68,19 +83,21 @@ def describe_policies() -> dict[str, list[tuple[str, str, str, str]]]:
 
 def check_policy(parameters: dict[str, Any]) -> None:
     """`ValueError` unless the policy exists and its parameters have its types and bounds."""
-    # Imported here: the mistakes that do not need torch are answered before it is loaded.
+    name = parameters["name"]
+    if isinstance(name, str) and name in list_groups()["policy"] and parameters == _policy_file(name):
+        return  # as its file has it: the mistakes that do not need torch are answered before it is loaded
     from dpl_ray.algorithm.policies import POLICIES, build_policy
 
-    name = parameters["name"]
-    if name not in POLICIES:
+    if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(
-            f"policy.name={name}: there is no such policy; known: {', '.join(POLICIES)}{suggest(name, POLICIES)}"
+            f"policy.name={name}: there is no such policy; known: {', '.join(POLICIES)}{suggest(str(name), POLICIES)}"
         )
     known = _parameters(POLICIES[name])
     for key, value in parameters.items():
         if key != "name" and key not in known:
             raise ValueError(
-                f"policy.{key}={value}: {name} has no such parameter; known: {', '.join(known) or 'none'}{suggest(key, known)}"
+                f"policy.{key}={value}: {name} has no such parameter; "
+                f"known: {', '.join(known) or 'none'}{suggest(key, known)}"
             )
     fields: dict[str, Any] = {key: (get_args(kind)[0], default) for key, (kind, default) in known.items()}
     model = create_model(name, __config__=ConfigDict(strict=False), **fields)
@@ -89,18 +106,17 @@ def check_policy(parameters: dict[str, Any]) -> None:
         model.model_validate({key: value for key, value in parameters.items() if key != "name"})
         build_policy(parameters, num_features=1, num_classes=2)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(
-            f"policy.{first['loc'][0]}={first['input']}: {first['msg'].replace('Input should be', 'must be')}"
-        ) from None
+        raise ValueError(explain(error, "policy")) from None
     except ValueError as error:
-        raise ValueError(f"policy.{error}") from None
+        given, _, choices = str(error).partition(": must be one of ")
+        raise ValueError(f"policy.{error}{suggest(given.partition('=')[2], choices.split(', '))}") from None
 
 
 def _parameters(policy: type) -> dict[str, tuple[Any, Any]]:
     """Keyword -> (annotation, default) of a policy's own parameters."""
-    hints = get_type_hints(policy.__init__, include_extras=True)
-    signature = inspect.signature(policy.__init__).parameters.values()
+    constructor = inspect.getattr_static(policy, "__init__")
+    hints = get_type_hints(constructor, include_extras=True)
+    signature = inspect.signature(constructor).parameters.values()
     return {p.name: (hints[p.name], p.default) for p in signature if p.kind is p.KEYWORD_ONLY}
 
 
@@ -113,39 +129,87 @@ def _policy_row(name: str, parameter: tuple[Any, Any]) -> tuple[str, str, str, s
 
 def _check_overrides(overrides: Sequence[str]) -> None:
     groups = list_groups()
+    known = [row[0] for row in describe_fields()]
+    parsed = [(text, _parse_override(text, groups, known)) for text in overrides]
     policy = "dpl"
-    for text in overrides:
-        override = _parse_override(text)
+    for text, override in parsed:
         key = override.key_or_group
         if override.is_sweep_override():
-            raise ValueError(f"{text}: one value a run; lists are written {key}=[a,b]")
-        if key == "policy":
-            policy = str(override.value())
-    for text in overrides:
-        override = _parse_override(text)
-        key, value = override.key_or_group, override.value()
+            raise ValueError(
+                f"{text}: one value a run; lists are written {key}=[a,b], and a comma in a value is quoted: "
+                f"'{key}=\"{text.partition('=')[2]}\"'"
+            )
         if key in groups:
-            if str(value) not in groups[key]:
-                raise ValueError(
-                    f"{text}: there is no such {key}; known: {', '.join(groups[key])}{suggest(str(value), groups[key])}"
-                )
-            continue
-        known = [row[0] for row in describe_fields()]
-        if key.startswith("policy."):
-            known = [
-                f"policy.{name}" for name in yaml.safe_load((CONF_FOLDER / "policy" / f"{policy}.yaml").read_text())
-            ]
-        if key not in known and not any(name.startswith(f"{key}.") for name in known):
-            near = suggest(key, [*known, *groups])
-            raise ValueError(f"{text}: there is no field {key}{near or '; --help lists all fields'}")
+            _check_group(text, override, groups[key])
+            if key == "policy":
+                policy = str(override.value())
+    for text, override in parsed:
+        if override.key_or_group not in groups:
+            for key in _leaves(override.key_or_group, override.value()):
+                _check_field(text, key, known, groups, policy)
+        if override.is_add() or override.is_delete():
+            raise ValueError(f"{text}: fields and groups are there already; set one with field=value, without + or ~")
 
 
-def _parse_override(text: str) -> Override:
+def _check_group(text: str, override: Override, options: dict[str, str]) -> None:
+    option = str(override.value())
+    if not override.is_delete() and option not in options:
+        raise ValueError(
+            f"{text}: there is no such {override.key_or_group}; known: {', '.join(options)}{suggest(option, options)}"
+        )
+
+
+def _leaves(key: str, value: Any) -> dict[str, Any]:
+    """Dotted fields and their values: a={b: 1, c: {d: 2}} sets a.b and a.c.d."""
+    if not isinstance(value, dict):
+        return {key: value}
+    return {leaf: at for name, inner in value.items() for leaf, at in _leaves(f"{key}.{name}", inner).items()}
+
+
+def _check_field(text: str, key: str, known: list[str], groups: dict[str, dict[str, str]], policy: str) -> None:
+    group, _, name = key.partition(".")
+    if name == "name" and group in groups:
+        raise ValueError(f"{text}: a {group} is chosen with {group}=NAME; known: {', '.join(groups[group])}")
+    if group == "policy" and name:
+        _check_policy_field(text, key.removeprefix("policy."), groups["policy"], policy)
+    elif inner := [name for name in known if name.startswith(f"{key}.")]:
+        raise ValueError(f"{text}: {key} is a section; set its fields, as {inner[0]}=...{suggest(key, groups)}")
+    elif key not in known:
+        near = suggest(key, [*known, *groups])
+        raise ValueError(f"{text}: there is no field {key}{near or '; --help lists all fields'}")
+
+
+def _check_policy_field(text: str, name: str, policies: Iterable[str], policy: str) -> None:
+    known = {each: _policy_file(each) for each in policies}
+    if name not in known[policy]:
+        parameters = [parameter for parameter in known[policy] if parameter != "name"]
+        owners = [each for each in known if name in known[each]]
+        near = f"; policy={owners[0]} has it" if owners else suggest(name, parameters)
+        raise ValueError(
+            f"{text}: policy={policy} has no such parameter; known: {', '.join(parameters) or 'none'}{near}"
+        )
+
+
+def _policy_file(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((CONF_FOLDER / "policy" / f"{name}.yaml").read_text()))
+
+
+def _parse_override(text: str, groups: dict[str, dict[str, str]], known: list[str]) -> Override:
     if re.match(r"--?\w", text):
         raise ValueError(f"{text}: there is no such option; fields are set as field=value, --help lists them")
+    key, equals, value = text.partition("=")
+    if not equals and not key.startswith("~"):
+        choices = [f"{group}={option}" for group, options in groups.items() for option in options]
+        near = suggest(key, [choice.partition("=")[2] for choice in choices])
+        if near:
+            option = near.removeprefix("; did you mean ").removesuffix("?")
+            near = "; did you mean " + next(choice for choice in choices if choice.endswith(f"={option}")) + "?"
+        near = near or ("" if key in known else suggest(key, known))
+        raise ValueError(f"{text or repr(text)}: says no field=value (write it without spaces around the =){near}")
     try:
         return OverridesParser.create().parse_overrides([text])[0]
     except HydraException as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        hint = "write field=value" if "=" not in text else "quote special characters, as in 'field=\"a b\"'"
-        raise ValueError(f"{text}: not understood ({reason}); {hint}") from None
+        raise ValueError(
+            f"{text}: not understood ({reason}); quote special characters, as in '{key}=\"{value}\"'"
+        ) from None

@@ -8,6 +8,7 @@ torch or Ray: a mistake is answered before they are loaded.
 from __future__ import annotations
 
 import difflib
+import json
 import types
 import typing
 from collections.abc import Iterable
@@ -26,13 +27,21 @@ DATA_NAMES = (
     "image_folder",
     "parquet",
 )
+STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")  # of pyarrow's file systems
 DataName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "parquet"]
+OperationName = Literal[
+    "identity", "color", "sharpness", "autocontrast", "equalize", "brightness", "contrast",
+    "posterize", "solarize", "rotate", "shear_x", "shear_y", "translate_x", "translate_y",
+]  # fmt: skip
 
 
 class Section(BaseModel):
     """A group of fields: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    # Hydra reads run.name=12 and data.class_names=[0,1] as numbers: a field that is text takes them as text.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
 
 class ViewsConfig(Section):
@@ -44,7 +53,9 @@ class ViewsConfig(Section):
     horizontal_flip: bool = Field(True, description="mirror at random; false where left and right carry the class")
     num_operations: int = Field(3, ge=0, le=14, description="random operations of a strong view")
     cutout: float = Field(0.5, ge=0, le=1, description="largest side of the grey square, share of the width")
-    exclude: tuple[str, ...] = Field((), description="names of strong operations that this data set does not survive")
+    exclude: tuple[OperationName, ...] = Field(
+        (), description="strong operations that this data set does not survive, of those of dpl_ray/data/augment.py"
+    )
 
 
 class DataConfig(Section):
@@ -57,7 +68,8 @@ class DataConfig(Section):
     download: bool = Field(True, description="download a standard data set that is nowhere on this machine")
     train: str | None = Field(
         None,
-        description="own images to train on: folder with a subfolder per class, CSV of path,label, or parquet; glob or s3://, gs:// too",
+        description="own images to train on: folder with a subfolder per class, CSV of path,label, or parquet; "
+        "glob or s3://, gs:// too",
     )
     unlabeled: str | None = Field(None, description="own unlabelled images: folder, glob or parquet")
     test: str | None = Field(
@@ -81,7 +93,8 @@ class DataConfig(Section):
     num_labels_per_class: int | None = Field(
         None,
         ge=1,
-        description="keep this many labels a class, drawn by data.subset_seed, and put the rest in the pool; null: all labels",
+        description="keep this many labels a class, drawn by data.subset_seed, and put the rest in the pool; "
+        "null: all labels",
     )
     subset_seed: int | None = Field(None, ge=0, description="seed of labelled subset and splits; null: train.seed")
     validation_fraction: float = Field(
@@ -202,7 +215,7 @@ def parse_config(tree: dict[str, Any]) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(_explain(error)) from None
+        raise ValueError(explain(error)) from None
     _check_across(config)
     return config
 
@@ -221,7 +234,22 @@ def _check_across(config: Config) -> None:
         )
     if config.optim.num_warmup_steps >= config.train.num_steps:
         raise ValueError(
-            f"optim.num_warmup_steps={config.optim.num_warmup_steps}: must be below train.num_steps={config.train.num_steps}"
+            f"optim.num_warmup_steps={config.optim.num_warmup_steps}: must be below "
+            f"train.num_steps={config.train.num_steps}"
+        )
+    views = config.data.views
+    if views.num_operations and len(set(views.exclude)) == len(typing.get_args(OperationName)):
+        raise ValueError("data.views.exclude: leaves no operation; data.views.num_operations=0 takes none")
+    if config.train.evaluate_every is not None and not config.data.validation_fraction:
+        raise ValueError(
+            f"train.evaluate_every={config.train.evaluate_every}: there is no validation split to evaluate on; set its "
+            "share, as data.validation_fraction=0.1"
+        )
+    scheme, separator, _ = config.run.storage_path.partition("://")
+    if separator and scheme not in STORAGE_SCHEMES:
+        raise ValueError(
+            f"run.storage_path={config.run.storage_path}: there is no storage {scheme}://; it takes a local path, "
+            f"{', '.join(f'{known}://' for known in STORAGE_SCHEMES)}{suggest(scheme, STORAGE_SCHEMES)}"
         )
     own = config.data.name in ("image_folder", "parquet")
     for field in ("train", "unlabeled", "test"):
@@ -249,19 +277,48 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _explain(error: ValidationError) -> str:
+#: pydantic's type of a mistake -> what would be right, where pydantic's own words are not a user's.
+_RIGHT = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "must be letters, digits and . _ - alone, the first a letter or digit",
+    "tuple_type": "must be a list, as {field}=[{given}]",
+    "model_type": "must be a section of fields",
+    "dict_type": "must be a section of fields",
+}
+
+
+def explain(error: ValidationError, section: str = "") -> str:
+    """The first mistake that pydantic found: field, value and what would be right."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    field, given = ".".join(path), first.get("input")
+    # The position in a list is left out: the value says which one it is.
+    path = [*section.split(), *(part for part in first["loc"] if isinstance(part, str))]
+    field, given = ".".join(path), shown(first.get("input"))
     if first["type"] == "extra_forbidden":
         known = field_names(path[:-1])
         return f"{field}={given}: there is no such field; known: {', '.join(known)}{suggest(path[-1], known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message.replace("Input should be", "must be").replace("String should match pattern", "must match")
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if first["type"] in _RIGHT:
+        message = _RIGHT[first["type"]].format(field=field, given=given)
     near = ""
-    if first["type"] == "literal_error" and isinstance(given, str):
+    if first["type"] == "literal_error":
         near = suggest(given, [word.strip("'") for word in first["ctx"]["expected"].replace(" or ", ", ").split(", ")])
-    return f"{field}={given}: {message}{near}"
+    return f"{field or 'the configuration'}={given}: {message}{near}"
+
+
+def shown(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(shown, value))}]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def field_names(path: list[str]) -> list[str]:
@@ -289,7 +346,7 @@ def describe_fields(section: type[Section] = Config, prefix: str = "") -> list[t
 def _type_name(annotation: Any) -> str:
     if typing.get_origin(annotation) is Literal:
         return "|".join(str(value) for value in typing.get_args(annotation))
-    if isinstance(annotation, types.UnionType):
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):  # Literal | None is the latter
         return "|".join("null" if part is type(None) else _type_name(part) for part in typing.get_args(annotation))
     if typing.get_origin(annotation) is tuple:
         return "list"

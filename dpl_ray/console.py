@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dpl_ray.training.loop import Record
+if TYPE_CHECKING:
+    from dpl_ray.training.loop import Record
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -41,7 +43,8 @@ class ProgressLine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self.console.is_terminal:
+            self._progress.stop()
 
     def show(self, record: Record) -> None:
         """Move the line to what a record says."""

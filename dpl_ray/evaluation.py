@@ -5,8 +5,6 @@ Legend: N images, C classes.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

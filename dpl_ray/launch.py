@@ -1,4 +1,7 @@
-"""From a configuration to a finished run: check, train, record, report."""
+"""From a configuration to a finished run: check, train, record, report.
+
+torch is imported where training begins: a mistake in fields, files or paths is answered before it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
-from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.cluster import check_resources
 from dpl_ray.compose import check_policy
 from dpl_ray.config import Config
 from dpl_ray.console import ProgressLine, result_table
-from dpl_ray.data.batches import view_settings
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.provenance import describe_config, describe_run
@@ -24,9 +25,11 @@ from dpl_ray.report import write_report
 from dpl_ray.run_folder import RunFolder
 from dpl_ray.storage import Storage
 from dpl_ray.tracking import MlflowTracker, NullTracker, Tracker, default_uri
-from dpl_ray.training.distributed import Workers
-from dpl_ray.training.loop import Outcome, Record, train
-from dpl_ray.training.step import NonFiniteLossError
+
+if TYPE_CHECKING:
+    from dpl_ray.training.distributed import Workers
+    from dpl_ray.training.loop import Outcome, Record
+    from dpl_ray.training.step import NonFiniteLossError
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,12 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     """
     console = console or Console(quiet=True)
     check_policy(config.policy)
-    view_settings(config.data.views)
     check_resources(config.scale)
     uri = _tracking_uri(config)
-    uses_unlabeled = POLICIES[config.policy["name"]].uses_unlabeled
+    # Policy.uses_unlabeled says it too, but only with torch loaded; a test holds them together.
+    uses_unlabeled = config.policy["name"] != "supervised"
     splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled)
+    _check_network(config, splits)
     folder = RunFolder(config, splits)
     console.print(_headline(config, splits, folder), highlight=False)
     tracker = _start_tracker(config, uri, folder, splits)
@@ -78,15 +82,18 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
             outcomes = _run(config, splits, folder, receive)
         report = write_report(folder, splits.class_names, outcomes)
         tracker.log_file(report)
+        tracker.log_tag("checkpoint", outcomes[-1].checkpoint)
         status = "FINISHED"
     finally:
         folder.save_history()
         tracker.finish(status)
     main = outcomes[-1]
+    # A run that had finished before has trained nothing this time: what it measured then is in its history.
+    metrics = [folder.last_metrics(outcome.phase) | outcome.metrics for outcome in outcomes]
     result = FitResult(
         name=folder.name,
-        metrics=main.metrics,
-        baseline=outcomes[0].metrics if len(outcomes) > 1 else None,
+        metrics=metrics[-1],
+        baseline=metrics[0] if len(outcomes) > 1 else None,
         thresholds={name: dict(zip(splits.class_names, row, strict=True)) for name, row in main.thresholds.items()},
         checkpoint=main.checkpoint,
         report=str(report),
@@ -98,10 +105,19 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     return result
 
 
+def _check_network(config: Config, splits: Splits) -> None:
+    from dpl_ray.models import check_model
+
+    channels, height, width = splits.labeled.images.shape[1:]
+    check_model(config.model, channels, (height, width), len(splits.class_names))
+
+
 def train_phases(
     config: Config, splits: Splits, folder: Storage, workers: Workers, tell: Callable[[Record], None]
 ) -> list[Outcome]:
     """The supervised baseline, where it is wanted, then the policy; each from its newest checkpoint."""
+    from dpl_ray.training.loop import train
+
     outcomes = []
     if config.train.baseline and config.policy["name"] != "supervised":
         baseline = config.model_copy(update={"policy": {"name": "supervised"}})
@@ -112,6 +128,11 @@ def train_phases(
 
 def _run(config: Config, splits: Splits, folder: RunFolder, receive: Callable[[Record], None]) -> list[Outcome]:
     """The outcomes of all phases, from Ray's workers or from this process."""
+    import torch
+
+    from dpl_ray.training.distributed import Workers
+    from dpl_ray.training.step import NonFiniteLossError
+
     if config.scale.num_workers == 0:
         device = torch.device("cuda" if config.scale.use_gpu else "cpu")
         return train_phases(config, splits, folder.storage, Workers(device=device), receive)
@@ -131,8 +152,12 @@ def _run(config: Config, splits: Splits, folder: RunFolder, receive: Callable[[R
 def _train_on_worker(
     config: Config, folder: Storage, splits: Splits, tell: Callable[[Record], None]
 ) -> list[Outcome] | NonFiniteLossError:
+    import torch
     from ray.train import get_context
     from ray.train.torch import get_device
+
+    from dpl_ray.training.distributed import Workers
+    from dpl_ray.training.step import NonFiniteLossError
 
     num_threads = config.scale.threads_per_worker or (os.cpu_count() or 1) // get_context().get_local_world_size()
     torch.set_num_threads(max(1, num_threads))
@@ -147,7 +172,7 @@ def _tracking_uri(config: Config) -> str | None:
     if not config.tracking.enabled:
         return None
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return uri or default_uri(Storage(config.run.storage_path))[0]
+    return uri or default_uri(config.run.storage_path)[0]
 
 
 def _start_tracker(config: Config, uri: str | None, folder: RunFolder, splits: Splits) -> Tracker:
@@ -162,7 +187,7 @@ def _start_tracker(config: Config, uri: str | None, folder: RunFolder, splits: S
     return MlflowTracker(
         uri=uri,
         experiment=config.tracking.experiment,
-        artifact_location=default_uri(Storage(config.run.storage_path))[1] if own_store else None,
+        artifact_location=default_uri(config.run.storage_path)[1] if own_store else None,
         run_name=folder.name,
         params=describe_config(config),
         tags=describe_run(splits) | {"dpl_ray.folder": str(folder.storage)},

@@ -45,8 +45,9 @@ class Predictor:
         if images.is_floating_point():
             if len(images) and not (images.min() >= 0 and images.max() <= 1):
                 raise ValueError(
-                    f"images of floats from {images.min():.3g} to {images.max():.3g}: must be in [0, 1], or uint8 in 0..255"
+                    f"images of floats from {images.min():.3g} to {images.max():.3g}: must be in [0, 1], or uint8"
                 )
+            images = images.float()
         elif images.dtype != torch.uint8:
             raise ValueError(f"images of type {images.dtype}: must be uint8 in 0..255, or floats in [0, 1]")
         return predict_probs(self.model, images, batch_size)

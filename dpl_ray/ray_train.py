@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -89,8 +90,14 @@ def _worker(loop_config: dict[str, Any]) -> Any:
 
 
 def _read(mailbox: Any, on_news: Callable[[Any], None]) -> None:
+    failed = False
     while (news := mailbox.get()) is not None:
-        on_news(news)
+        try:
+            on_news(news)
+        except Exception as error:  # what is shown and recorded must not stop what is trained, nor end silently
+            if not failed:
+                warnings.warn(f"news of the run got lost: {type(error).__name__}: {error}", stacklevel=1)
+            failed = True
 
 
 def _first_cause(error: Exception) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpl_ray.run_folder import RunFolder
 from dpl_ray.storage import Storage
-from dpl_ray.training.loop import Outcome
+
+if TYPE_CHECKING:
+    from dpl_ray.training.loop import Outcome
 
 MAX_CLASSES = 20
 

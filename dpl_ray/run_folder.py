@@ -16,14 +16,16 @@ import dataclasses
 import io
 import json
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from dpl_ray.config import Config, to_yaml
 from dpl_ray.data.dataset import Splits
 from dpl_ray.storage import Storage
-from dpl_ray.training.loop import Record
+
+if TYPE_CHECKING:
+    from dpl_ray.training.loop import Record
 
 #: Sections that may differ when a run goes on: they change where and how, not what is computed.
 FREE_SECTIONS = ("scale", "run", "tracking")
@@ -46,8 +48,14 @@ class RunFolder:
         self.resumed = (self.storage / "config.yaml").exists()
         if self.resumed:
             self._check_same(config)
-        (self.storage / "config.yaml").write(to_yaml(config).encode())
-        self.save_info()
+        try:
+            (self.storage / "config.yaml").write(to_yaml(config).encode())
+            self.save_info()
+        except OSError as error:
+            raise ValueError(
+                f"run.storage_path={config.run.storage_path}: cannot be written ({' '.join(str(error).split())}); "
+                "give a folder that you may write to"
+            ) from None
         if splits.bad:
             (self.storage / "bad_images.csv").write(_bad_images(splits))
 
@@ -75,6 +83,14 @@ class RunFolder:
     def add(self, record: Record) -> None:
         """Keep a record of metrics."""
         self.history.append(dataclasses.asdict(record))
+
+    def last_metrics(self, phase: str) -> dict[str, float]:
+        """The newest value of every metric of a phase, thresholds aside."""
+        metrics: dict[str, float] = {}
+        for row in self.history:
+            if row["phase"] == phase:
+                metrics |= {key: value for key, value in row["metrics"].items() if not key.startswith("threshold/")}
+        return metrics
 
     def save_history(self) -> None:
         (self.storage / "history.jsonl").write("".join(json.dumps(row) + "\n" for row in self.history).encode())

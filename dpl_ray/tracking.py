@@ -33,6 +33,8 @@ class Tracker(Protocol):
 
     def log_file(self, file: Storage) -> None: ...
 
+    def log_tag(self, key: str, value: str) -> None: ...
+
     def finish(self, status: str) -> None: ...
 
 
@@ -45,6 +47,9 @@ class NullTracker:
         pass
 
     def log_file(self, file: Storage) -> None:
+        pass
+
+    def log_tag(self, key: str, value: str) -> None:
         pass
 
     def finish(self, status: str) -> None:
@@ -65,7 +70,7 @@ class MlflowTracker:
         tags: dict[str, str],
         files: list[Storage],
         run_id: str | None = None,
-        on_start: Callable[[str], None] = lambda run_id: None,
+        on_start: Callable[[str], None] = lambda _: None,
     ) -> None:
         """
         Args:
@@ -90,6 +95,9 @@ class MlflowTracker:
 
     def log_file(self, file: Storage) -> None:
         self._jobs.put(("file", file))
+
+    def log_tag(self, key: str, value: str) -> None:
+        self._jobs.put(("tag", (key, value)))
 
     def finish(self, status: str) -> None:
         """Send what is left and end the run as FINISHED or FAILED; gives up after a minute."""
@@ -135,6 +143,8 @@ class MlflowTracker:
             for kind, payload in jobs:
                 if kind == "file":
                     self._log_file(payload)
+                elif kind == "tag":
+                    self._client.set_tag(self.run_id, *payload)
                 elif kind == "finish":
                     self._client.set_terminated(self.run_id, payload)
         except Exception as error:
@@ -176,17 +186,18 @@ class MlflowTracker:
         return client
 
 
-def default_uri(storage: Storage) -> tuple[str, str]:
+def default_uri(storage_path: str) -> tuple[str, str]:
     """(tracking URI, artifact location) below run.storage_path: SQLite and a folder, both absolute.
 
     Raises:
         ValueError: SQLite cannot live in a bucket.
     """
-    if not storage.is_local:
+    if "://" in storage_path and not storage_path.startswith("file://"):
         raise ValueError(
-            f"run.storage_path={storage}: the default MLflow store is a local file; "
+            f"run.storage_path={storage_path}: the default MLflow store is a local file; "
             "set tracking.uri to a server, or tracking.enabled=false"
         )
+    storage = Storage(storage_path)
     return f"sqlite:///{storage / 'mlflow.db'}", f"file://{storage / 'mlflow-artifacts'}"
 
 

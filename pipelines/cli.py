@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from dpl_ray.compose import describe_policies, list_groups, load_config
+from dpl_ray.compose import default_options, describe_policies, list_groups, load_config, option_values
 from dpl_ray.config import Config, describe_fields
 
 WRONG_USE, FAILED, INTERRUPTED = 2, 1, 130
+LEAST_COLUMNS = 100  # of a terminal that shows a field and its meaning side by side
 
 
 def run(job: Callable[[Config, Console], None], arguments: list[str], summary: str) -> int:
@@ -22,18 +24,18 @@ def run(job: Callable[[Config, Console], None], arguments: list[str], summary: s
     """
     console, errors = Console(), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if {"-h", "--help"} & set(arguments):
-        print_help(console, summary)
+        print_help(console, summary, _program(job))
         return 0
-    warnings.showwarning = lambda message, *_args, **_kwargs: errors.print(f"warning: {message}")
+    warnings.showwarning = lambda message, *_args, **_kwargs: errors.print(f"warning: {_one_line(message)}")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         job(load_config(arguments), console)
     except ValueError as error:
-        errors.print(f"error: {error}")
+        errors.print(f"error: {_one_line(error)}")
         return WRONG_USE
     except (ArithmeticError, RuntimeError, OSError) as error:
-        errors.print(f"failed: {type(error).__name__}: {error}")
+        errors.print(f"failed: {type(error).__name__}: {_one_line(error)}")
         return FAILED
     except KeyboardInterrupt:
         errors.print("interrupted; the same command with the same run.name goes on from the last checkpoint")
@@ -41,25 +43,71 @@ def run(job: Callable[[Config, Console], None], arguments: list[str], summary: s
     return 0
 
 
-def print_help(console: Console, summary: str) -> None:
-    """Groups with their options, then every field with type, default and meaning."""
-    console.print(summary, markup=False)
-    console.print("\nUsage: python -m pipelines.train [group=option ...] [field=value ...]", markup=False)
-    groups = Table("group=option", "what it is", title="Groups", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for group, options in list_groups().items():
-        for option, meaning in options.items():
-            groups.add_row(f"{group}={option}", meaning)
-    console.print(groups)
-    fields = Table(
-        "field", "type", "default", "meaning", title="\nFields", title_justify="left", box=None, padding=(0, 2, 0, 0)
-    )
-    for row in describe_fields():
-        fields.add_row(*(text.replace("[", r"\[") for text in row))
-    for name, rows in describe_policies().items():
-        for field, kind, default, meaning in rows:
-            fields.add_row(field, kind, default, f"policy={name}: {meaning}")
-    console.print(fields)
-    console.print("\nA data set's file in conf/data may set other defaults: its recipe.", markup=False)
+def print_help(console: Console, summary: str, program: str = "pipelines.train") -> None:
+    """Groups with their options, then every field with default, meaning and type."""
+    options = list_groups()
+    blocks: dict[str, list[tuple[str, str]]] = {
+        "Groups: what is chosen whole, and what an option sets": [
+            (f"{group}={option}", meaning + _sets(group, option))
+            for group, choices in options.items()
+            for option, meaning in choices.items()
+        ]
+    }
+    for field, kind, default, meaning in describe_fields():
+        section = field.partition(".")[0]
+        title = f"{section}: {Config.model_fields[section].description}"
+        blocks.setdefault(title, []).append((f"{field}={default}", f"{meaning} ({kind})"))
+    for policy, parameters in describe_policies().items():
+        title = f"policy={policy}: {options['policy'].get(policy, '')}"
+        blocks[title] = [(f"{field}={default}", f"{meaning} ({kind})") for field, kind, default, meaning in parameters]
+    print_text(console, summary.partition(": `")[0].rstrip(".") + ".")
+    print_text(console, f"\nUsage: python -m {program} [group=option ...] [field=value ...]")
+    print_text(console, "\nEvery field is shown with its default, as field=default.")
+    for title, rows in blocks.items():
+        print_text(console, f"\n{title}", style="bold")
+        _print_rows(console, rows or [("(no parameters)", "")])
+    print_text(console, "\nExit status: 0 done, 1 the run failed, 2 a mistake in a field or file, 130 interrupted.")
+
+
+def print_text(console: Console, text: str, *, style: str = "") -> None:
+    """Text as it is: brackets are no markup, and a pipe gets whole lines."""
+    console.print(Text(text, style=style), soft_wrap=not console.is_terminal)
+
+
+def _print_rows(console: Console, rows: list[tuple[str, str]]) -> None:
+    """Two columns; on a narrow terminal the meaning stands below. What is piped is not wrapped, so grep finds it."""
+    left = max(len(name) for name, _ in rows) + 4
+    beside = not console.is_terminal or console.width >= LEAST_COLUMNS
+    for name, meaning in rows:
+        if beside:
+            indent, first = " " * left, f"  {name}".ljust(left)
+        else:
+            indent, first = " " * 6, " " * 6
+            print_text(console, f"  {name}")
+        if console.is_terminal:
+            wrap = textwrap.TextWrapper(console.width - 1, initial_indent=first, subsequent_indent=indent)
+            wrap.break_long_words = wrap.break_on_hyphens = False
+            meaning = wrap.fill(meaning)
+        else:
+            meaning = first + meaning
+        print_text(console, meaning.rstrip() if meaning.strip() else "")
+
+
+def _sets(group: str, option: str) -> str:
+    """What choosing the option sets besides its name, and whether it is chosen without being named."""
+    values = option_values(group, option)
+    default = " The default." if default_options()[group] == option else ""
+    return default + f" Sets {', '.join(f'{field}={value}' for field, value in values.items())}." if values else default
+
+
+def _program(job: Callable[[Config, Console], None]) -> str:
+    """The module that was run with -m."""
+    spec = getattr(sys.modules.get(job.__module__), "__spec__", None)
+    return spec.name if spec else job.__module__
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split("\n"))
 
 
 def main_guard(job: Callable[[Config, Console], None], summary: str) -> None:

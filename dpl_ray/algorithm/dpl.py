@@ -32,7 +32,7 @@ CUTS = ("confidence", "own")
 
 
 def gaussian_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float) -> Tensor:
-    """exp(-min(c - over, 0)^2 / (2 max(over - under, epsilon)^2)); ours. All (U,), thresholds of each sample's class."""
+    """exp(-min(c - over, 0)^2 / (2 max(over - under, epsilon)^2)); ours. All (U,), thresholds of a sample's class."""
     width = (over - under).clamp(min=epsilon)
     return torch.exp(-((confidence - over).clamp(max=0) ** 2) / (2 * width**2))
 
@@ -99,7 +99,8 @@ class DynamicPseudoLabels(Policy):
         self.heads.start_as(classifier)
 
     def alignment(self) -> Tensor | None:
-        return 1 / (self.num_classes * self.mean_probs) if self.aligned else None
+        # A class that the student never predicts must not make the factors infinite.
+        return 1 / (self.num_classes * self.mean_probs.clamp(min=1e-6)) if self.aligned else None
 
     def _sizes(self, logits: Tensor, heads_logits: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
         """(2, N) gradient sizes as each head's cut sees them."""
@@ -109,7 +110,7 @@ class DynamicPseudoLabels(Policy):
 
     @torch.no_grad()
     def statistics(self, pseudo: PseudoLabels) -> Tensor:
-        """(8 C,) sums by pseudo-label: count, sizes (2), passed (2), confidences of the passed (2); and of the probs."""
+        """(8 C,) sums by pseudo-label: count, sizes (2), passed (2), confidence of the passed (2); and of the probs."""
         heads_logits = self.heads(pseudo.features)
         sizes = self._sizes(pseudo.logits, heads_logits, pseudo.labels)
         passed = passes(sizes, pseudo.labels, self.boundary).double()
@@ -154,5 +155,5 @@ class DynamicPseudoLabels(Policy):
         heads_logits = self.heads(torch.cat([features, pseudo.features]))
         sizes = self._sizes(torch.cat([logits.float(), pseudo.logits]), heads_logits, all_labels)
         passed = passes(sizes, all_labels, self.cut)
-        total = sum(cut_cross_entropy(head, all_labels, row) for head, row in zip(heads_logits, passed, strict=True))
-        return total / len(all_labels)
+        losses = [cut_cross_entropy(head, all_labels, row) for head, row in zip(heads_logits, passed, strict=True)]
+        return torch.stack(losses).sum() / len(all_labels)

@@ -19,7 +19,7 @@ def warmed_decay(decay: float, step: int) -> float:
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """Move the teacher's weights towards the student's; copy the buffers (BatchNorm's statistics are averages already)."""
+    """Move the teacher's weights towards the student's; copy the buffers (BatchNorm's are averages already)."""
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
     buffers = list(teacher.buffers())
     if buffers:

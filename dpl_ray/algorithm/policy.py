@@ -11,6 +11,7 @@ D features.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 
 
-class Policy(nn.Module):
+class Policy(nn.Module, ABC):
     """The defaults: no state, no sums, no trained parts. Subclasses say at least `weights`.
 
     The constructor takes (num_features, num_classes) and then the policy's own parameters as keywords, each
@@ -48,22 +49,22 @@ class Policy(nn.Module):
     def update(self, statistics: Tensor) -> None:
         """Move the state by the (S,) sums over all workers."""
 
+    @abstractmethod
     def weights(self, pseudo: PseudoLabels) -> Tensor:
         """(U,) weight of every unlabelled sample in the loss, from 0 to 1."""
-        raise NotImplementedError(f"{type(self).__name__} must say what a sample counts")
 
     def targets(self, pseudo: PseudoLabels) -> Tensor:
         """(U,) int64 pseudo-labels, or (U, C) soft targets."""
         return pseudo.labels
 
-    def auxiliary_loss(self, pseudo: PseudoLabels, features: Tensor, logits: Tensor, targets: Tensor) -> Tensor | None:
-        """What the policy trains of its own, as this worker's mean; None where there is nothing.
+    def auxiliary_loss(self, pseudo: PseudoLabels, features: Tensor, logits: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
+        """What the policy trains of its own, as this worker's mean: ().
 
         Args:
             pseudo: of the unlabelled weak views.
             features, logits, targets: (B, D), (B, C), (B,) of the labelled images, gradients attached.
         """
-        return None
+        return logits.new_zeros(())
 
     def thresholds(self) -> dict[str, Tensor]:
         """Class-wise thresholds to record, name -> (C,)."""

@@ -85,6 +85,7 @@ class BatchFeed:
             unlabeled: the pool; None feeds labelled images alone (U = 0).
             batch_size: global labelled batch, a multiple of world_size.
         """
+        assert batch_size % world_size == 0, "checked by the configuration"
         self.labeled, self.unlabeled = labeled, unlabeled
         self.batch_size, self.mu, self.seed, self.views = batch_size, mu, seed, views
         self.rank, self.world_size = rank, world_size

@@ -40,7 +40,7 @@ def build_model(config: ModelConfig, channels: int, num_classes: int) -> Classif
         channels: 1 or 3, of the images.
 
     Raises:
-        ValueError: torchvision has no such architecture or weights, or it has no final linear layer.
+        ValueError: torchvision has no such architecture or weights, or it has no linear layer to replace.
     """
     if config.name == "wide_resnet":
         backbone = WideResNet(channels, config.depth, config.width, config.normalization, config.bn_momentum)
@@ -48,22 +48,57 @@ def build_model(config: ModelConfig, channels: int, num_classes: int) -> Classif
     return _torchvision(config, channels, num_classes)
 
 
-def _torchvision(config: ModelConfig, channels: int, num_classes: int) -> Classifier:
+def check_model(config: ModelConfig, channels: int, image_size: tuple[int, int], num_classes: int) -> None:
+    """Build the network without memory and pass images of this size through it.
+
+    Raises:
+        ValueError: as `build_model`, or the network does not take such images.
+    """
+    if config.name == "torchvision":
+        _check_names(config)  # of the weights too, which the next lines leave out: they would be downloaded
+    # Shapes alone, on the meta device.
+    with torch.device("meta"):
+        model = build_model(config.model_copy(update={"weights": None}), channels, num_classes)
+        images = torch.zeros(2, channels, *image_size)
+    try:
+        model(images)
+    except (RuntimeError, ValueError, AssertionError, AttributeError, TypeError) as error:
+        name = config.architecture if config.name == "torchvision" else config.name
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"data.image_size: {name} cannot be trained on images of {image_size[0]}x{image_size[1]} pixels ({reason})"
+        ) from None
+
+
+def _check_names(config: ModelConfig) -> None:
     from torchvision import models
 
     known = models.list_models(module=models)
     if config.architecture not in known:
+        near = suggest(config.architecture, known) or "; as resnet18, efficientnet_b0 or mobilenet_v3_small"
         raise ValueError(
-            f"model.architecture={config.architecture}: torchvision has no such classification model"
-            f"{suggest(config.architecture, known)}"
+            f"model.architecture={config.architecture}: torchvision has no such classification model{near}"
         )
-    try:
-        weights = config.weights and models.get_model_weights(config.architecture)[config.weights]
-    except KeyError:
-        names = ", ".join(models.get_model_weights(config.architecture).__members__)
-        raise ValueError(f"model.weights={config.weights}: {config.architecture} has {names}") from None
+    weights = ["DEFAULT", *models.get_model_weights(config.architecture).__members__]
+    if config.weights is not None and config.weights not in weights:
+        raise ValueError(
+            f"model.weights={config.weights}: {config.architecture} has no such weights; "
+            f"known: {', '.join(dict.fromkeys(weights))}{suggest(config.weights, weights)}"
+        )
+
+
+def _torchvision(config: ModelConfig, channels: int, num_classes: int) -> Classifier:
+    from torchvision import models
+
+    _check_names(config)
+    weights = config.weights and models.get_model_weights(config.architecture)[config.weights]
     backbone = models.get_model(config.architecture, weights=weights)
-    name, last = [item for item in backbone.named_modules() if isinstance(item[1], nn.Linear)][-1]
+    linear = [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(
+            f"model.architecture={config.architecture}: it has no linear layer to put a classifier in place of"
+        )
+    name, last = linear[-1]
     parent, _, attribute = name.rpartition(".")
     setattr(backbone.get_submodule(parent), attribute, nn.Identity())
     for module in backbone.modules():

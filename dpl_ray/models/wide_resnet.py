@@ -1,9 +1,11 @@
-"""Wide residual network (Zagoruyko & Komodakis 2016) in the form that the field's tables use: pre-activation, leaky ReLU 0.1.
+"""Wide residual network (Zagoruyko & Komodakis 2016) as the field's tables use it: pre-activation, leaky ReLU 0.1.
 
 Legend: N images, C channels, D features = 64 * width.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +52,7 @@ class WideResNet(nn.Module):
         sizes = [16, 16 * width, 32 * width, 64 * width]
         self.stem = nn.Conv2d(channels, sizes[0], 3, 1, 1, bias=False)
         blocks: list[nn.Module] = []
-        for group, (num_in, num_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for group, (num_in, num_out) in enumerate(pairwise(sizes)):
             for index in range(num_blocks):
                 stride = 2 if group > 0 and index == 0 else 1
                 blocks.append(

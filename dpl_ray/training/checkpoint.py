@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class ModelInfo:
 
 
 def save_checkpoint(folder: Storage, state: TrainState, config: Config, info: ModelInfo, *, keep: int) -> Storage:
-    """Write `folder/step-N` and remove all but the `keep` newest. Interrupted at any point, the older ones are whole."""
+    """Write `folder/step-N` and remove all but the `keep` newest. Interrupted, the older ones are whole."""
     target = folder / f"step-{state.step:08d}"
     trainer = io.BytesIO()
     torch.save({"step": state.step, "optimizer": state.optimizer.state_dict()}, trainer)
@@ -76,7 +77,10 @@ def load_state(checkpoint: Storage, state: TrainState) -> None:
     device = state.student.classifier.weight.device
     for name in MODULES:
         getattr(state, name).load_state_dict(safetensors.torch.load(_read(checkpoint, f"{name}.safetensors")))
-    trainer = torch.load(io.BytesIO(_read(checkpoint, "trainer.pt")), map_location=device, weights_only=True)
+    try:
+        trainer = torch.load(io.BytesIO(_read(checkpoint, "trainer.pt")), map_location=device, weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"checkpoint={checkpoint}: trainer.pt holds more than tensors, and is not loaded") from None
     state.optimizer.load_state_dict(trainer["optimizer"])
     state.step = trainer["step"]
 
@@ -112,11 +116,15 @@ def _read(checkpoint: Storage, name: str) -> bytes:
     """
     if not (checkpoint / MANIFEST).exists():
         raise ValueError(f"checkpoint={checkpoint}: there is no finished checkpoint (no {MANIFEST})")
-    expected = json.loads((checkpoint / MANIFEST).read())["files"][name]
+    try:
+        expected = json.loads((checkpoint / MANIFEST).read())["files"][name]
+        size, digest = expected["size"], expected["sha256"]
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"checkpoint={checkpoint}: {MANIFEST} is damaged, or says nothing of {name}") from None
     data = (checkpoint / name).read() if (checkpoint / name).exists() else b""
-    if len(data) != expected["size"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+    if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
         raise ValueError(
-            f"checkpoint={checkpoint}: {name} is damaged or missing (expected {expected['size']} bytes, found {len(data)}); "
+            f"checkpoint={checkpoint}: {name} is damaged or missing ({len(data)} bytes, not {size}); "
             "remove this folder to go on from the checkpoint before it"
         )
     return data

@@ -27,7 +27,7 @@ from dpl_ray.training.state import TrainState, learning_rate
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss of some worker is not finite; nothing was updated."""
+    """Some worker's weak views, loss or gradient are not finite; no weight was updated."""
 
 
 def train_step(state: TrainState, batch: Batch, config: Config, views: ViewSettings, workers: Workers) -> Tensor:
@@ -48,11 +48,14 @@ def train_step(state: TrainState, batch: Batch, config: Config, views: ViewSetti
         features_weak, logits_weak = _weak_forward(student, images_weak)
     with record_function("heads and policy"):
         pseudo = pseudo_labels(features_weak, logits_weak, policy.alignment())
-        statistics = policy.statistics(pseudo)
+        num_bad = logits_weak.isfinite().logical_not().sum()
+        sums = torch.cat([policy.statistics(pseudo), num_bad.double()[None]])
     with record_function("collective"):
-        workers.all_reduce_sum(statistics)
+        workers.all_reduce_sum(sums)
     with record_function("heads and policy"):
-        policy.update(statistics)
+        if sums[-1] > 0 or not sums.isfinite().all():
+            raise _non_finite(state.step, _weak_faults(num_bad, sums), workers)
+        policy.update(sums[:-1])
         weights = policy.weights(pseudo)
         kept = (weights > policy.min_weight).nonzero().squeeze(1)
 
@@ -69,16 +72,15 @@ def train_step(state: TrainState, batch: Batch, config: Config, views: ViewSetti
         loss_unlabeled = consistency(logits[num_labeled:], policy.targets(pseudo)[kept], weights[kept], len(weights))
     with record_function("heads and policy"):
         loss_auxiliary = policy.auxiliary_loss(pseudo, features[:num_labeled], logits[:num_labeled], batch.targets)
-        if loss_auxiliary is None:
-            loss_auxiliary = torch.zeros_like(loss_labeled)
     with record_function("forward and backward"):
         terms = torch.stack([loss_labeled, train.lambda_u * loss_unlabeled, loss_auxiliary])
         # A loss that is not finite becomes NaN in every gradient, so that after the average all workers see it.
         loss = terms.sum() * torch.where(terms.detach().isfinite().all(), 1.0, torch.nan)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if not student.classifier.bias.grad.isfinite().all():
-            raise _non_finite(state.step, terms, workers)
+        gradients = [p.grad for p in state.network.parameters() if p.grad is not None]
+        if not torch.nn.utils.get_total_norm(gradients).isfinite():
+            raise _non_finite(state.step, _loss_faults(terms), workers)
 
     with record_function("optimizer and EMA"):
         for group in state.optimizer.param_groups:
@@ -90,9 +92,7 @@ def train_step(state: TrainState, batch: Batch, config: Config, views: ViewSetti
 
 
 def _autocast(workers: Workers, precision: str) -> torch.autocast:
-    # Without its cache: weights that the pass without gradient has cast would be found by the pass with gradient.
-    enabled = precision == "bfloat16"
-    return torch.autocast(workers.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+    return torch.autocast(workers.device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def _weak_forward(student: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,13 +103,21 @@ def _weak_forward(student: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     return weight.new_zeros(0, weight.shape[1]), weight.new_zeros(0, weight.shape[0])
 
 
-def _non_finite(step: int, terms: Tensor, workers: Workers) -> NonFiniteLossError:
+def _weak_faults(num_bad: Tensor, sums: Tensor) -> list[str]:
+    if num_bad > 0:
+        return [f"{int(num_bad)} logits of the weak views are not finite"]
+    return [] if sums[-1] > 0 else ["the policy's sums over the weak views are not finite"]
+
+
+def _loss_faults(terms: Tensor) -> list[str]:
     names = ("labelled loss", "unlabelled loss", "loss of the policy's heads")
-    mine = [f"{name} is {term}" for name, term in zip(names, terms.tolist(), strict=True) if not math.isfinite(term)]
-    found = [f"worker {rank}: {', '.join(texts)}" for rank, texts in enumerate(workers.gather(mine)) if texts] or [
-        "the losses are finite, their gradient is not"
-    ]
+    return [f"{name} is {term}" for name, term in zip(names, terms.tolist(), strict=True) if not math.isfinite(term)]
+
+
+def _non_finite(step: int, mine: list[str], workers: Workers) -> NonFiniteLossError:
+    """The error that names every worker's faults; all workers come here in the same step."""
+    found = [f"worker {rank}: {', '.join(texts)}" for rank, texts in enumerate(workers.gather(mine)) if texts]
     return NonFiniteLossError(
-        f"step {step}: {'; '.join(found)}. Nothing was updated in this step; a smaller optim.learning_rate or "
-        "train.precision=float32 are the usual remedies"
+        f"step {step}: {'; '.join(found) or 'the losses are finite, their gradient is not'}. No weight was updated "
+        "in this step; a smaller optim.learning_rate or train.precision=float32 are the usual remedies"
     )
