@@ -1,0 +1,64 @@
+"""Small configurations, data and feeds that several test files share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dpl_ray.algorithm.policies import POLICIES
+from dpl_ray.config import Config, parse_config
+from dpl_ray.data.batches import BatchFeed, view_settings
+from dpl_ray.data.dataset import ImageSet, Splits
+
+
+def tiny_config(**groups: dict[str, Any]) -> Config:
+    """A network without batch statistics and small batches; `tiny_config(train={"mu": 2})` changes fields."""
+    tree: dict[str, dict[str, Any]] = {
+        "model": {"depth": 10, "width": 1, "normalization": "group"},
+        "train": {"batch_size": 4, "mu": 3, "num_steps": 20},
+        "scale": {"num_workers": 0},
+    }
+    return parse_config(tree | {group: tree.get(group, {}) | fields for group, fields in groups.items()})
+
+
+def tiny_set(name: str, num_images: int, num_classes: int, channels: int, size: int, seed: int) -> ImageSet:
+    """Noise around one random picture a class; every class occurs where there are enough images."""
+    pictures = np.random.default_rng(0).integers(64, 192, (num_classes, channels, size, size))
+    targets = np.arange(num_images) % num_classes
+    noise = np.random.default_rng([1, seed]).integers(-64, 64, (num_images, channels, size, size))
+    ids = np.array([f"{name}/{index}" for index in range(num_images)], dtype=np.str_)
+    return ImageSet((pictures[targets] + noise).astype(np.uint8), targets, ids)
+
+
+def tiny_splits(
+    num_classes: int = 3,
+    *,
+    channels: int = 3,
+    size: int = 8,
+    num_labeled: int = 12,
+    num_unlabeled: int = 40,
+    num_test: int = 20,
+    seed: int = 0,
+) -> Splits:
+    """Four sets of random images, a function of the arguments; the pool's true targets are known."""
+    numbers = {"labeled": num_labeled, "unlabeled": num_unlabeled, "validation": num_test, "test": num_test}
+    sets = {
+        name: tiny_set(name, number, num_classes, channels, size, seed=4 * seed + index)
+        for index, (name, number) in enumerate(numbers.items())
+    }
+    return Splits(**sets, class_names=tuple(f"class{k}" for k in range(num_classes)), bad=())
+
+
+def tiny_feed(config: Config, splits: Splits, rank: int = 0, world_size: int = 1) -> BatchFeed:
+    """The feed as the training loop makes it."""
+    return BatchFeed(
+        splits.labeled,
+        splits.unlabeled if POLICIES[config.policy["name"]].uses_unlabeled else None,
+        batch_size=config.train.batch_size,
+        mu=config.train.mu,
+        seed=config.train.seed,
+        views=view_settings(config.data.views),
+        rank=rank,
+        world_size=world_size,
+    )

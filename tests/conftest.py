@@ -1,0 +1,29 @@
+"""What all tests share: quiet, single-threaded torch, and one Ray cluster for the session."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+# Before ray, torch and mlflow are imported, and for the workers too.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+    os.environ.pop(name, None)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local cluster with more logical CPUs than the machine may have, so that tests do not depend on its size."""
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()

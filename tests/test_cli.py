@@ -1,0 +1,129 @@
+"""What every command shares: --help, exit statuses, one line for a mistake."""
+
+from __future__ import annotations
+
+import io
+import sys
+import types
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from dpl_ray.compose import default_options, describe_policies, list_groups
+from dpl_ray.config import Config, describe_fields
+from dpl_ray.training.step import NonFiniteLossError
+from pipelines import cli, train
+
+
+def help_text(width: int, *, terminal: bool) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None, legacy_windows=False)
+    cli.print_help(console, "Train: `x`.")
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def named() -> list[tuple[str, str]]:
+    """(field=default or group=option, meaning) of everything that --help must show."""
+    rows = [(f"{group}={option}", text) for group, options in list_groups().items() for option, text in options.items()]
+    fields = [*describe_fields(), *(row for rows in describe_policies().values() for row in rows)]
+    return rows + [(f"{field}={default}", meaning) for field, _, default, meaning in fields]
+
+
+@pytest.mark.parametrize(("width", "terminal"), [(80, False), (300, True)])
+def test_help_has_every_group_and_field_in_a_line(width: int, terminal: bool) -> None:
+    lines = help_text(width, terminal=terminal).splitlines()
+    for name, meaning in named():
+        assert any(line.startswith(f"  {name} ") and meaning in line for line in lines), name
+    for group, option in default_options().items():
+        assert any(line.startswith(f"  {group}={option} ") and "The default." in line for line in lines)
+    assert any("train.num_steps=600" in line for line in lines if line.startswith("  data=digits ")), "the recipe"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_help_fits_the_terminal(width: int) -> None:
+    text = help_text(width, terminal=True)
+    assert max(map(len, text.splitlines())) <= max(width, 75), "one list of choices is longer than 60"
+    whole = " ".join(text.split())
+    for name, meaning in named():
+        assert name in whole
+        assert " ".join(meaning.split()) in whole
+
+
+def test_help_is_not_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--help", "-h"):
+        assert cli.run(train.job, ["train.nonsense=1", option], str(train.__doc__)) == 0
+        output, errors = capsys.readouterr()
+        assert output.startswith("Train a classifier on a few labelled and many unlabelled images.\n")
+        assert "Usage: python -m pipelines.train [group=option ...]" in output
+        assert errors == ""
+
+
+def failing(error: BaseException) -> Callable[[Config, Console], None]:
+    def job(config: Config, console: Console) -> None:
+        raise error
+
+    return job
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("data.train=x: is\nwrong [bold]"), 2, "error: data.train=x: is wrong [bold]"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), 2, "error: 'utf-8' codec can't decode byte 0xff in "),
+        (
+            NonFiniteLossError("step 3, worker 1: train/loss_labeled is nan"),
+            1,
+            "failed: NonFiniteLossError: step 3, worker 1: train/loss_labeled is nan",
+        ),
+        (RuntimeError("first\nsecond"), 1, "failed: RuntimeError: first second"),
+        (OSError(28, "No space left on device"), 1, "failed: OSError: [Errno 28] No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command with the same run.name goes on"),
+    ],
+)
+def test_exit_status(error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(failing(error), [], "") == status
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith(line)
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [TypeError("x"), KeyError("x"), AssertionError("x"), AttributeError("x")])
+def test_a_programming_error_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        cli.run(failing(error), [], "")
+
+
+def test_done_and_warned(capsys: pytest.CaptureFixture[str]) -> None:
+    def job(config: Config, console: Console) -> None:
+        import warnings
+
+        warnings.warn("MLflow is\ndown", stacklevel=1)
+        console.print(config.train.seed)
+
+    assert cli.run(job, ["train.seed=7"], "") == 0
+    assert capsys.readouterr() == ("7\n", "warning: MLflow is down\n")
+
+
+def test_a_long_message_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    assert cli.run(failing(ValueError("word " * 100)), [], "") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["pipelines/train.py", "train.nonsense=1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main_guard(train.job, "")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: train.nonsense=1: there is no field")
+
+
+def test_help_names_the_program_that_was_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    main = types.ModuleType("a_main")
+    main.__spec__ = types.SimpleNamespace(name="pipelines.label")  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "a_main", main)
+    job = failing(ValueError())
+    job.__module__ = "a_main"
+    assert cli._program(job) == "pipelines.label"

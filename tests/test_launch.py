@@ -1,0 +1,120 @@
+"""Whole runs in this process: what is written, shown and recorded, with and without MLflow."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dpl_ray import FitResult, fit, load_config
+from dpl_ray.console import ProgressLine
+from dpl_ray.training.loop import Record
+
+
+def run(folder: Path, *overrides: str) -> tuple[FitResult, str]:
+    """A tiny run on digits and what it prints."""
+    output = io.StringIO()
+    fixed = ["scale.num_workers=0", "train.num_steps=4", "train.log_every=2", "model.width=1", "train.batch_size=4"]
+    fixed += [f"run.storage_path={folder}", "run.name=tiny", "tracking.enabled=false"]
+    result = fit(load_config([*fixed, *overrides]), console=Console(file=output, width=120))
+    return result, output.getvalue()
+
+
+@pytest.mark.parametrize("policy", ["dpl", "fixmatch", "supervised"])
+def test_every_policy_runs_from_the_configuration_to_the_report(tmp_path: Path, policy: str) -> None:
+    result, output = run(tmp_path, f"policy={policy}")
+    assert "accuracy" in output
+    assert 0 <= result.metrics["eval/accuracy"] <= 1
+    assert (result.baseline is None) == (policy == "supervised")
+    assert ("over-confident" in output) == (policy == "dpl")
+    assert Path(result.report).read_bytes().startswith(b"\x89PNG")
+    assert (Path(result.checkpoint) / "manifest.json").exists()
+    assert result.run_id is None
+    rows = [json.loads(line) for line in (tmp_path / "tiny" / "history.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows if row["phase"] == policy} == {2, 4}
+
+
+def test_a_finished_run_that_is_started_again_shows_what_it_had_measured(tmp_path: Path) -> None:
+    first, _ = run(tmp_path)
+    again, output = run(tmp_path)
+    assert "goes on" in output
+    for key in ("eval/accuracy", "pseudo/coverage", "train/loss_labeled"):
+        assert again.metrics[key] == first.metrics[key]
+    assert again.baseline is not None
+
+
+def test_the_baseline_is_the_supervised_run_of_the_same_seed(tmp_path: Path) -> None:
+    beside, _ = run(tmp_path / "beside")
+    alone, _ = run(tmp_path / "alone", "policy=supervised")
+    assert beside.baseline is not None
+    for key in ("eval/accuracy", "eval/ece", "train/loss_labeled"):
+        assert beside.baseline[key] == alone.metrics[key]
+
+
+def test_validation_is_measured_on_the_way_and_the_test_split_once(tmp_path: Path) -> None:
+    run(tmp_path, "data.num_labels_per_class=8", "data.validation_fraction=0.25", "train.evaluate_every=2")
+    rows = [json.loads(line) for line in (tmp_path / "tiny" / "history.jsonl").read_text().splitlines()]
+    main = [row for row in rows if row["phase"] == "dpl"]
+    assert [row["step"] for row in main if "validation/accuracy" in row["metrics"]] == [2, 4, 4]
+    assert [row["step"] for row in main if "eval/accuracy" in row["metrics"]] == [4]
+
+
+def test_a_tracking_server_that_is_down_costs_a_warning_and_not_the_run(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"MLflow at http://127.0.0.1:9: .* were not recorded there"):
+        result, _ = run(tmp_path, "tracking.enabled=true", "tracking.uri=http://127.0.0.1:9")
+    assert result.run_id is None
+    assert (Path(result.checkpoint) / "manifest.json").exists()
+
+
+def test_mlflow_goes_on_with_the_same_run(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    first, _ = run(tmp_path, "tracking.enabled=true")
+    again, _ = run(tmp_path, "tracking.enabled=true")
+    assert again.run_id == first.run_id
+    client = MlflowClient(tracking_uri=first.tracking_uri)
+    assert client.get_run(first.run_id).info.status == "FINISHED"
+    artifact_uri = client.get_run(first.run_id).info.artifact_uri
+    assert artifact_uri.startswith(f"file://{tmp_path}"), "artifacts lie beside the runs, not in the working directory"
+
+
+def test_a_run_that_fails_says_so_to_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("dpl_ray.training.loop.save_checkpoint", failing)
+    with pytest.raises(OSError, match="disk is full"):
+        run(tmp_path, "tracking.enabled=true")
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("dpl_ray").experiment_id])
+    assert [found.info.status for found in runs] == ["FAILED"]
+
+
+def test_the_progress_line_of_a_terminal_shows_steps_rate_and_time_left() -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=120)
+    with ProgressLine(console) as line:
+        line.show(Record("dpl", 5, 10, 1234.0, {"train/loss_labeled": 0.5, "pseudo/coverage": 0.75}))
+        line.show(Record("dpl", 10, 10, 1234.0))
+    plain = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", output.getvalue())
+    for text in ("10/10 steps", "1,234 images/s", "left", "coverage 0.75"):
+        assert text in plain
+
+
+def test_the_progress_of_a_log_file_is_lines_without_control_characters() -> None:
+    output = io.StringIO()
+    with ProgressLine(Console(file=output)) as line:
+        for step in range(1, 101):
+            line.show(Record("dpl", step, 100, 1000.0))
+        line.show(Record("dpl", 100, 100, 1000.0, {"train/loss_labeled": 0.5}))
+    lines = output.getvalue().splitlines()
+    assert "100/100 steps" in lines[-1]
+    assert "loss 0.500" in lines[-1]
+    assert len(lines) < 20
+    assert "\x1b" not in output.getvalue()

@@ -1,0 +1,81 @@
+"""Every mistake of tests/mistakes.py: status 2, one line that says what would be right, and nothing begun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dpl_ray.cluster
+import dpl_ray.launch
+from pipelines import cli, train
+from tests.mistakes import MISTAKES, Mistake, command
+
+ROOT = Path(__file__).parent.parent
+IN_A_PROCESS = ("field", "near_path", "bad_images")  # one each: before Hydra, before and after an image is read
+
+
+@pytest.fixture(autouse=True)
+def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*arguments: Any, **keywords: Any) -> None:
+        pytest.fail("a worker was started")
+
+    monkeypatch.setattr(dpl_ray.launch, "run_workers", started)
+    monkeypatch.setattr(dpl_ray.launch, "train_phases", started)
+    # The answers about GPUs and clusters are those of a machine that has none.
+    monkeypatch.setattr(dpl_ray.cluster, "_count_gpus", lambda: 0)
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file and folder below, with its bytes."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def check_answer(status: int, output: str, errors: str, fragments: list[str]) -> None:
+    assert "Traceback" not in errors
+    assert errors.startswith("error: "), errors
+    assert errors.count("\n") == 1, errors
+    assert errors.endswith("\n")
+    for fragment in fragments:
+        assert fragment in errors
+    assert (status, output) == (2, "")
+
+
+def test_there_are_enough() -> None:
+    assert len({mistake.id for mistake in MISTAKES}) == len(MISTAKES) >= 36
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.id)
+def test_mistake(
+    mistake: Mistake, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    arguments, fragments = command(mistake, tmp_path)
+    before = contents(tmp_path)
+    status = cli.run(train.job, arguments, "")
+    check_answer(status, *capsys.readouterr(), fragments)
+    assert contents(tmp_path) == before, "the user's files are as they were, and nothing is left behind"
+
+
+@pytest.mark.parametrize("name", IN_A_PROCESS)
+def test_mistake_in_a_process(name: str, tmp_path: Path) -> None:
+    mistake = next(mistake for mistake in MISTAKES if mistake.id == name)
+    arguments, fragments = command(mistake, tmp_path)
+    before = contents(tmp_path)
+    found = subprocess.run(
+        [sys.executable, "-m", "pipelines.train", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "40"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    check_answer(found.returncode, found.stdout, found.stderr, fragments)
+    assert contents(tmp_path) == before

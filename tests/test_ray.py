@@ -1,0 +1,183 @@
+"""Training through Ray Train with 2 workers, a killed worker, MLflow's records, and a job on a cluster."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dpl_ray import FitResult, fit, load_checkpoint, load_config
+from dpl_ray.cluster import check_cluster
+from dpl_ray.config import Config, ScaleConfig
+from dpl_ray.console import ProgressLine
+from dpl_ray.training.loop import Record
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).resolve().parent.parent
+NUM_STEPS = 300
+
+
+def config_for(folder: Path, *overrides: str) -> Config:
+    return load_config(
+        [
+            f"train.num_steps={NUM_STEPS}",
+            "train.log_every=10",
+            "train.checkpoint_every=50",
+            "model.width=1",
+            "train.batch_size=4",
+            f"run.storage_path={folder}",
+            "run.name=digits",
+            *overrides,
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    """A run with 2 workers that nothing disturbs."""
+    return fit(config_for(tmp_path_factory.mktemp("whole")))
+
+
+def test_two_workers_learn_digits(whole: FitResult) -> None:
+    assert whole.baseline is not None
+    assert whole.metrics["eval/accuracy"] > 0.5, "chance is 0.1"
+    assert 0 < whole.metrics["pseudo/coverage"] <= 1
+    assert set(whole.thresholds) == {"over", "under"}
+    for name in map(str, range(10)):
+        assert 0 < whole.thresholds["under"][name] <= whole.thresholds["over"][name] <= 1
+    assert Path(whole.report).read_bytes().startswith(b"\x89PNG")
+    probs = load_checkpoint(whole.checkpoint).predict(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    assert probs.sum(dim=1).tolist() == pytest.approx([1, 1])
+
+
+def test_mlflow_has_configuration_metrics_thresholds_and_files(whole: FitResult) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=whole.tracking_uri)
+    run = client.get_run(whole.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.num_steps"] == str(NUM_STEPS)
+    assert run.data.params["policy.name"] == "dpl"
+    assert run.data.tags["checkpoint"] == whole.checkpoint
+    assert {"commit", "hardware", "version.torch", "data.fingerprint"} <= set(run.data.tags)
+    keys = {"train/loss_labeled", "train/loss_unlabeled", "pseudo/coverage", "pseudo/precision", "eval/accuracy"}
+    keys |= {"eval/balanced_accuracy", "eval/ece", "time/data_wait", "time/step", "throughput/images_per_second"}
+    keys |= {"pseudo/high_entropy_share", "baseline/eval/accuracy", "baseline/train/loss_labeled"}
+    assert keys <= set(run.data.metrics)
+    for state in ("over", "under"):
+        for name in range(10):
+            history = client.get_metric_history(whole.run_id, f"threshold/{state}/{name}")
+            assert sorted(point.step for point in history) == list(range(10, NUM_STEPS + 1, 10))
+    assert {file.path for file in client.list_artifacts(whole.run_id)} >= {"report.png", "config.yaml"}
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(
+    whole: FitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.util.state import list_actors
+
+    shown, workers, killed = ProgressLine.show, list[int](), list[int]()
+    steps: list[int] = []
+
+    def show(self: ProgressLine, record: Record) -> None:
+        shown(self, record)
+        steps.append(record.step)
+        if not workers:
+            address = ray.get_runtime_context().gcs_address  # of this cluster, should there be others
+            alive = list_actors(address, filters=[("state", "=", "ALIVE")], detail=True)
+            workers.extend(actor.pid for actor in alive if "TrainWorker" in actor.class_name)
+        if record.step >= 60 and not killed:
+            killed.append(workers[-1])
+            os.kill(workers[-1], signal.SIGKILL)
+
+    monkeypatch.setattr(ProgressLine, "show", show)
+    result = fit(config_for(tmp_path, "scale.max_failures=1", "train.baseline=false", "tracking.enabled=false"))
+    assert killed
+    assert any(later < earlier for earlier, later in pairwise(steps)), "some steps are told twice"
+    for name in ("student", "teacher", "policy"):
+        mine = load_file(Path(result.checkpoint) / f"{name}.safetensors")
+        expected = load_file(Path(whole.checkpoint) / f"{name}.safetensors")
+        assert [key for key in expected if not torch.equal(mine[key], expected[key])] == []
+    assert result.metrics["eval/accuracy"] == whole.metrics["eval/accuracy"]
+
+
+def test_more_workers_than_the_cluster_carries_are_refused(ray_cluster: None) -> None:
+    with pytest.raises(ValueError, match=r"scale\.num_workers=9 .* needs 9 CPUs, the cluster has 4; at most 4"):
+        check_cluster(ScaleConfig(num_workers=9, cpus_per_worker=1))
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """`ray start --head` with token authentication; yields the environment of a client."""
+    ports = []
+    for _ in range(4):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(str(probe.getsockname()[1]))
+    port, dashboard_port, client_port, agent_port = ports
+    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", "--disable-usage-stats"]
+    # Every cluster of a machine needs an agent's port of its own, or no job can be submitted to it.
+    command += [f"--ray-client-server-port={client_port}", f"--dashboard-agent-listen-port={agent_port}"]
+    log = tmp_path_factory.mktemp("head") / "log"
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=log.open("w"), text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "Ray runtime started" in line:
+            break
+    else:
+        pytest.fail("".join(lines) + log.read_text())
+    yield env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}"}
+    process.terminate()
+    process.wait()
+
+
+def submit(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command: list[Any] = [Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", ".", "--"]
+    return subprocess.run([*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.slow
+def test_the_same_command_runs_as_a_job_of_a_cluster_with_tokens(head: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.train", "train.num_steps=20", "train.baseline=false"]
+    command += [f"run.storage_path={tmp_path}", "run.name=job", "tracking.enabled=false"]
+    refused = submit(head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, *command)
+    assert refused.returncode != 0
+    assert not (tmp_path / "job").exists()
+    # A head that has just been started answers before its agent does; each attempt takes seconds by itself.
+    for _ in range(5):
+        done = submit(head, *command)
+        if "No available agent" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "accuracy" in done.stdout
+    assert (tmp_path / "job" / "step-00000020" / "manifest.json").exists()
+
+
+def test_what_travels_to_a_cluster_is_under_5_mb(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    package = tmp_path / "package.zip"
+    create_package(str(ROOT), package, include_gitignore=True)
+    assert package.stat().st_size < 5 * 2**20
+    names = zipfile.ZipFile(package).namelist()
+    assert {"pipelines/train.py", "dpl_ray/launch.py", "conf/data/digits.yaml"} <= set(names)
+    assert not [name for name in names if name.startswith((".venv", ".git/", "runs", "docs", "tests"))]

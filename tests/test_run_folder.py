@@ -1,0 +1,127 @@
+"""The folder of a run: who may go on with it, and what is in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from dpl_ray.compose import load_config
+from dpl_ray.config import Config, parse_config
+from dpl_ray.data.dataset import BadImage, ImageSet, Splits
+from dpl_ray.run_folder import FREE_FIELDS, FREE_SECTIONS, RunFolder
+from dpl_ray.training.loop import Record
+
+
+def splits(value: int = 0, bad: tuple[BadImage, ...] = ()) -> Splits:
+    part = ImageSet(np.full((2, 1, 4, 4), value, np.uint8), np.arange(2), np.array(["a", "b"]))
+    return Splits(part, part, part, part, ("x", "y"), bad)
+
+
+def config(folder: Path, *overrides: str) -> Config:
+    return load_config([f"run.storage_path={folder}", "run.name=first", *overrides])
+
+
+def test_a_new_run(tmp_path: Path) -> None:
+    made = RunFolder(config(tmp_path), splits())
+    assert (made.name, made.resumed, made.history) == ("first", False, [])
+    folder = tmp_path / "first"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "run.json"]
+    assert parse_config(yaml.safe_load((folder / "config.yaml").read_text())) == config(tmp_path)
+    assert json.loads((folder / "run.json").read_text()) == {
+        "fingerprint": splits().fingerprint(),
+        "mlflow_run_id": None,
+    }
+
+
+def test_a_run_without_a_name_gets_one(tmp_path: Path) -> None:
+    made = RunFolder(config(tmp_path, "run.name=null", "policy=fixmatch"), splits())
+    assert made.name.startswith("digits-fixmatch-")
+    assert [path.name for path in tmp_path.iterdir()] == [made.name]
+
+
+def test_the_same_name_goes_on(tmp_path: Path) -> None:
+    first = RunFolder(config(tmp_path), splits())
+    first.info["mlflow_run_id"] = "abc"
+    first.save_info()
+    first.add(Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5, "threshold/over/x": 0.5}))
+    first.add(Record("dpl", 10, 10, 100.0, {"train/loss_labeled": 0.5}))
+    first.save_history()
+    again = RunFolder(config(tmp_path), splits())
+    assert again.resumed
+    assert again.info["mlflow_run_id"] == "abc"
+    assert again.history == first.history
+    assert again.history[0] == {
+        "phase": "dpl",
+        "step": 5,
+        "num_steps": 10,
+        "images_per_second": 100.0,
+        "metrics": {"train/loss_labeled": 1.5, "threshold/over/x": 0.5},
+    }
+    again.add(Record("dpl", 15, 15, 100.0, {"eval/accuracy": 0.9}))
+    again.save_history()
+    assert len((tmp_path / "first" / "history.jsonl").read_text().splitlines()) == 3
+    assert again.last_metrics("dpl") == {"train/loss_labeled": 0.5, "eval/accuracy": 0.9}
+    assert again.last_metrics("supervised") == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.learning_rate=0.5", "optim.learning_rate=0.03, now it is 0.5;"),
+        ("policy=fixmatch", r"policy.\w+=.*, now it is None \(and \d more fields\)"),
+        ("policy.epsilon=0.5", "policy.epsilon=0.02, now it is 0.5;"),
+        ("data.views.cutout=0", "data.views.cutout=0.5, now it is 0.0;"),
+        ("data.num_labels_per_class=5", "data.num_labels_per_class=4, now it is 5;"),
+        ("train.num_steps=700", "train.num_steps=600, now it is 700;"),
+    ],
+)
+def test_another_configuration_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    RunFolder(config(tmp_path), splits())
+    before = (tmp_path / "first" / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=f"run.name=first: this run exists with {message}") as error:
+        RunFolder(config(tmp_path, override), splits())
+    assert "take another run.name" in str(error.value)
+    assert (tmp_path / "first" / "config.yaml").read_bytes() == before
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    RunFolder(config(tmp_path), splits())
+    with pytest.raises(ValueError, match=r"run.name=first: this run exists with other data .*take another run.name"):
+        RunFolder(config(tmp_path), splits(value=1))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "scale.num_workers=4",
+        "tracking.uri=http://elsewhere",
+        "train.keep_checkpoints=7",
+        "train.log_every=3",
+        "train.checkpoint_every=9",
+        "data.download=false",
+    ],
+)
+def test_where_and_how_may_differ(tmp_path: Path, override: str) -> None:
+    field = override.partition("=")[0]
+    assert field in FREE_FIELDS or field.partition(".")[0] in FREE_SECTIONS
+    RunFolder(config(tmp_path), splits())
+    again = RunFolder(config(tmp_path, override), splits())
+    assert again.resumed
+    saved: Any = yaml.safe_load((tmp_path / "first" / "config.yaml").read_text())
+    assert parse_config(saved) == config(tmp_path, override), "the newest configuration is the one that is kept"
+
+
+def test_bad_images_are_listed(tmp_path: Path) -> None:
+    bad = (BadImage("a/1.png", "not an image"), BadImage('with "quotes", and comma.png', "truncated"))
+    RunFolder(config(tmp_path), splits(bad=bad))
+    text = (tmp_path / "first" / "bad_images.csv").read_text()
+    assert text.splitlines() == [
+        "id,reason",
+        "a/1.png,not an image",
+        '"with ""quotes"", and comma.png",truncated',
+    ]
