@@ -1,0 +1,39 @@
+# install is what the others need; it does nothing when it is up to date.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test lint bench help
+
+help:
+	@echo "make demo      train on scikit-learn's digits with 2 workers"
+	@echo "make test      run the tests"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     print the figures of docs/performance.md"
+	@echo "make install   what all of them need, into .venv"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: install
+	@$(BIN)/python -m pipelines.train
+
+test: install
+	@$(BIN)/python -m pytest
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m benchmarks.views
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.step --compare
+	$(BIN)/python -m benchmarks.step --compare --weak-precision bfloat16
+	$(BIN)/python -m benchmarks.mistakes
