@@ -73,7 +73,9 @@ def peers_step(state: TrainState, batch: Batch, config: Config, views: ViewSetti
             strong(batch.images_unlabeled, batch.uniforms_strong, views),
         ]
     ).contiguous(memory_format=torch.channels_last)
-    features, logits = state.network(images)
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+        features, logits = state.network(images)
+    logits = logits.float()
     weak_rows = slice(num_labeled, num_labeled + num_unlabeled)
     with torch.no_grad():
         pseudo = pseudo_labels(features[weak_rows].detach(), logits[weak_rows].detach(), state.policy.alignment())

@@ -70,10 +70,11 @@ class ProgressLine:
             return
         self._last_line = now
         done = record.step - first_step
-        left = (now - began) / done * (record.num_steps - record.step) if done else 0.0
+        seconds = (now - began) / done * (record.num_steps - record.step) if done else 0.0
+        left = time.strftime("%H:%M:%S", time.gmtime(seconds)) if done or finished else "--:--:--"
         print(
             f"{record.phase:>10}  {record.step:>6}/{record.num_steps} steps  {record.images_per_second:>8,.0f} images/s"
-            f"  {time.strftime('%H:%M:%S', time.gmtime(left))} left  {news}",
+            f"  {left} left  {news}".rstrip(),
             file=self.console.file,
             flush=True,
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dpl_ray.cluster import check_resources
+from dpl_ray.cluster import check_resources, cluster_address
 from dpl_ray.compose import check_policy
 from dpl_ray.config import Config
 from dpl_ray.console import ProgressLine, result_table
@@ -66,7 +66,7 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled)
     _check_network(config, splits)
     folder = RunFolder(config, splits)
-    console.print(_headline(config, splits, folder), highlight=False)
+    console.print(_headline(config, splits, folder), highlight=False, soft_wrap=True)
     tracker = _start_tracker(config, uri, folder, splits)
     status = "FAILED"
     try:
@@ -200,8 +200,14 @@ def _start_tracker(config: Config, uri: str | None, folder: RunFolder, splits: S
 def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
     num_bad = f", {len(splits.bad)} unreadable (bad_images.csv)" if splits.bad else ""
     goes_on = "goes on" if folder.resumed else "starts"
+    place = f"{config.scale.num_workers} Ray Train workers" if config.scale.num_workers else "this process"
     return (
-        f"{folder.name} {goes_on}: {config.data.name}, {len(splits.labeled)} labelled images of "
+        f"{folder.name} {goes_on} on {place}: {config.data.name}, {len(splits.labeled)} labelled images of "
         f"{len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool, "
         f"{len(splits.validation)} validation, {len(splits.test)} test{num_bad}"
+        + (
+            "\nstarting Ray takes some 20 seconds"
+            if config.scale.num_workers and not cluster_address(config.scale)
+            else ""
+        )
     )

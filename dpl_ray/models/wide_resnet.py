@@ -38,7 +38,7 @@ class Block(nn.Module):
         out = F.leaky_relu(self.norm2(self.conv1(activated)), SLOPE, inplace=True)
         out = self.conv2(out)
         carried = activated if self.first else x
-        return out + (carried if self.shortcut is None else self.shortcut(carried))
+        return out.add_(carried if self.shortcut is None else self.shortcut(carried))
 
 
 class WideResNet(nn.Module):
