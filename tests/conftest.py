@@ -24,6 +24,8 @@ def ray_cluster() -> Iterator[None]:
     """A local cluster with more logical CPUs than the machine may have, so that tests do not depend on its size."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        "local", num_cpus=4, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level=logging.ERROR
+    )
     yield
     ray.shutdown()
