@@ -52,11 +52,9 @@ def check_model(config: ModelConfig, channels: int, image_size: tuple[int, int],
     """Build the network without memory and pass images of this size through it.
 
     Raises:
-        ValueError: as `build_model`, or the network does not take such images.
+        ValueError: the network has no linear layer to replace, or does not take such images.
     """
-    if config.name == "torchvision":
-        _check_names(config)  # of the weights too, which the next lines leave out: they would be downloaded
-    # Shapes alone, on the meta device.
+    # Shapes alone, on the meta device; pretrained weights would be downloaded here for nothing.
     with torch.device("meta"):
         model = build_model(config.model_copy(update={"weights": None}), channels, num_classes)
         images = torch.zeros(2, channels, *image_size)
@@ -70,7 +68,8 @@ def check_model(config: ModelConfig, channels: int, image_size: tuple[int, int],
         ) from None
 
 
-def _check_names(config: ModelConfig) -> None:
+def check_names(config: ModelConfig) -> None:
+    """`ValueError` unless torchvision has the architecture, and the weights for it."""
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -90,7 +89,7 @@ def _check_names(config: ModelConfig) -> None:
 def _torchvision(config: ModelConfig, channels: int, num_classes: int) -> Classifier:
     from torchvision import models
 
-    _check_names(config)
+    check_names(config)
     weights = config.weights and models.get_model_weights(config.architecture)[config.weights]
     backbone = models.get_model(config.architecture, weights=weights)
     linear = [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
