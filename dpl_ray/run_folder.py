@@ -15,6 +15,7 @@ import csv
 import dataclasses
 import io
 import json
+import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 #: Sections that may differ when a run goes on: they change where and how, not what is computed.
 FREE_SECTIONS = ("scale", "run", "tracking")
 FREE_FIELDS = ("train.keep_checkpoints", "train.log_every", "train.checkpoint_every", "data.root", "data.download")
+SECONDS_BETWEEN_SAVES = 10.0
 
 
 class RunFolder:
@@ -44,6 +46,7 @@ class RunFolder:
         self.name = name
         self.storage = Storage(config.run.storage_path) / name
         self.history: list[dict[str, Any]] = []
+        self._saved_at = time.monotonic()
         self.info: dict[str, Any] = {"fingerprint": splits.fingerprint(), "mlflow_run_id": None}
         self.resumed = (self.storage / "config.yaml").exists()
         if self.resumed:
@@ -81,8 +84,10 @@ class RunFolder:
             self.history = [json.loads(line) for line in (self.storage / "history.jsonl").read().splitlines()]
 
     def add(self, record: Record) -> None:
-        """Keep a record of metrics."""
+        """Keep a record of metrics; now and then write all, so that a run that is killed loses little of them."""
         self.history.append(dataclasses.asdict(record))
+        if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
+            self.save_history()
 
     def last_metrics(self, phase: str) -> dict[str, float]:
         """The newest value of every metric of a phase, thresholds aside."""
@@ -93,6 +98,7 @@ class RunFolder:
         return metrics
 
     def save_history(self) -> None:
+        self._saved_at = time.monotonic()
         (self.storage / "history.jsonl").write("".join(json.dumps(row) + "\n" for row in self.history).encode())
 
     def save_info(self) -> None:
