@@ -47,6 +47,7 @@ PHASES = (
     "collective",
     "strong view",
     "forward and backward",
+    "gradient average",
     "optimizer and EMA",
 )
 NUM_CLASSES = 10
@@ -74,7 +75,7 @@ def peers_step(state: TrainState, batch: Batch, config: Config, views: ViewSetti
         ]
     ).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bfloat16"):
-        features, logits = state.network(images)
+        features, logits = state.student(images)
     logits = logits.float()
     weak_rows = slice(num_labeled, num_labeled + num_unlabeled)
     with torch.no_grad():

@@ -46,8 +46,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"{getattr(error, 'full_key', None) or ' '.join(overrides)}: {first_line}") from None
     config = parse_config(tree)
-    check_policy(config.policy)
-    return config
+    return config.model_copy(update={"policy": check_policy(config.policy)})
 
 
 def list_groups() -> dict[str, dict[str, str]]:
@@ -81,11 +80,11 @@ def describe_policies() -> dict[str, list[tuple[str, str, str, str]]]:
     return {name: [_policy_row(*item) for item in _parameters(policy).items()] for name, policy in POLICIES.items()}
 
 
-def check_policy(parameters: dict[str, Any]) -> None:
-    """`ValueError` unless the policy exists and its parameters have its types and bounds."""
+def check_policy(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters in their types; `ValueError` unless the policy exists and they have its types and bounds."""
     name = parameters["name"]
     if isinstance(name, str) and name in list_groups()["policy"] and parameters == _policy_file(name):
-        return  # as its file has it: the mistakes that do not need torch are answered before it is loaded
+        return parameters  # as its file has it: the mistakes that do not need torch are answered before it is loaded
     from dpl_ray.algorithm.policies import POLICIES, build_policy
 
     if not isinstance(name, str) or name not in POLICIES:
@@ -102,14 +101,17 @@ def check_policy(parameters: dict[str, Any]) -> None:
     fields: dict[str, Any] = {key: (get_args(kind)[0], default) for key, (kind, default) in known.items()}
     model = create_model(name, __config__=ConfigDict(strict=False), **fields)
     try:
-        # The model gives each value the type of its annotation (`1` for a float, say) or says why it cannot.
-        model.model_validate({key: value for key, value in parameters.items() if key != "name"})
-        build_policy(parameters, num_features=1, num_classes=2)
+        # The model gives each value the type of its annotation (true for `yes`, say) or says why it cannot.
+        typed = model.model_validate({key: value for key, value in parameters.items() if key != "name"}).model_dump()
+        build_policy({"name": name} | typed, num_features=1, num_classes=2)
+        return {"name": name} | typed
     except ValidationError as error:
         raise ValueError(explain(error, "policy")) from None
     except ValueError as error:
-        given, _, choices = str(error).partition(": must be one of ")
-        raise ValueError(f"policy.{error}{suggest(given.partition('=')[2], choices.split(', '))}") from None
+        key, _, message = str(error).partition("=")
+        given, bound = parameters[key], message.partition(": ")[2]
+        choices = bound.removeprefix("must be one of ").split(", ")
+        raise ValueError(f"policy.{key}={given}: {bound}{suggest(str(given), choices)}") from None
 
 
 def _parameters(policy: type) -> dict[str, tuple[Any, Any]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dpl_ray.training.loop import Record
 
 SECONDS_BETWEEN_LINES = 5.0
+COLUMNS_OF_ALL = 120
 
 
 class ProgressLine:
@@ -21,13 +22,15 @@ class ProgressLine:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        # On a narrow terminal the bar and the measures give way; steps, rate and time left stay.
+        wide = console.width >= COLUMNS_OF_ALL
         self._progress = Progress(
             TextColumn("{task.fields[phase]:>10}"),
-            BarColumn(bar_width=30),
+            *([BarColumn(bar_width=30)] if wide else []),
             MofNCompleteColumn(),
             TextColumn("steps  {task.fields[rate]:>8,.0f} images/s "),
             TimeRemainingColumn(),
-            TextColumn("left  {task.fields[news]}"),
+            TextColumn("left  {task.fields[news]}" if wide else "left"),
             console=console,
         )
         self._tasks: dict[str, TaskID] = {}

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -29,7 +30,6 @@ from dpl_ray.tracking import MlflowTracker, NullTracker, Tracker, default_uri
 if TYPE_CHECKING:
     from dpl_ray.training.distributed import Workers
     from dpl_ray.training.loop import Outcome, Record
-    from dpl_ray.training.step import NonFiniteLossError
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
         WorkersLostError: Ray gave up on the workers; the same run.name goes on from the last checkpoint.
     """
     console = console or Console(quiet=True)
-    check_policy(config.policy)
+    config = config.model_copy(update={"policy": check_policy(config.policy)})
     check_resources(config.scale)
+    _check_storage(config)
     uri = _tracking_uri(config)
     if config.model.name == "torchvision":
         from dpl_ray.models import check_names
@@ -109,6 +110,20 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     return result
 
 
+def _check_storage(config: Config) -> None:
+    path = config.run.storage_path
+    if (
+        config.scale.num_workers
+        and cluster_address(config.scale)
+        and "://" not in path
+        and not Path(path).is_absolute()
+    ):
+        raise ValueError(
+            f"run.storage_path={path}: on a cluster this folder is another one for every node, and a job's is removed; "
+            "give an absolute path that all nodes share, or s3://"
+        )
+
+
 def _check_network(config: Config, splits: Splits) -> None:
     if config.model.name == "wide_resnet":
         return  # it takes every image that the configuration lets through
@@ -137,9 +152,10 @@ def _run(config: Config, splits: Splits, folder: RunFolder, receive: Callable[[R
     import torch
 
     from dpl_ray.training.distributed import Workers
-    from dpl_ray.training.step import NonFiniteLossError
 
     if config.scale.num_workers == 0:
+        if config.scale.threads_per_worker:
+            torch.set_num_threads(config.scale.threads_per_worker)
         device = torch.device("cuda" if config.scale.use_gpu else "cpu")
         return train_phases(config, splits, folder.storage, Workers(device=device), receive)
     found = run_workers(
@@ -150,14 +166,14 @@ def _run(config: Config, splits: Splits, folder: RunFolder, receive: Callable[[R
         storage_path=str(Storage(config.run.storage_path) / "ray"),
         on_news=receive,
     )
-    if isinstance(found, NonFiniteLossError):
+    if isinstance(found, Exception):
         raise found
     return found
 
 
 def _train_on_worker(
     config: Config, folder: Storage, splits: Splits, tell: Callable[[Record], None]
-) -> list[Outcome] | NonFiniteLossError:
+) -> list[Outcome] | Exception:
     import torch
     from ray.train import get_context
     from ray.train.torch import get_device
@@ -169,7 +185,7 @@ def _train_on_worker(
     torch.set_num_threads(max(1, num_threads))
     try:
         return train_phases(config, splits, folder, Workers.current(get_device()), tell)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, ValueError) as error:
         # Returned, not raised: another attempt would only meet it again.
         return error
 
@@ -208,7 +224,7 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
     goes_on = "goes on" if folder.resumed else "starts"
     place = f"{config.scale.num_workers} Ray Train workers" if config.scale.num_workers else "this process"
     return (
-        f"{folder.name} {goes_on} on {place}: {config.data.name}, {len(splits.labeled)} labelled images of "
+        f"{folder.name} {goes_on} with {place}: {config.data.name}, {len(splits.labeled)} labelled images of "
         f"{len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool, "
         f"{len(splits.validation)} validation, {len(splits.test)} test{num_bad}"
         + (

@@ -5,6 +5,8 @@ Legend: N images, C classes.
 
 from __future__ import annotations
 
+from os import PathLike, fspath
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -53,7 +55,7 @@ class Predictor:
         return predict_probs(self.model, images, batch_size)
 
 
-def load_checkpoint(path: str) -> Predictor:
+def load_checkpoint(path: str | PathLike[str]) -> Predictor:
     """The model of a checkpoint (`.../step-00000600`), or of the newest checkpoint in the folder of a run.
 
     Nothing in the files is executed.
@@ -61,6 +63,6 @@ def load_checkpoint(path: str) -> Predictor:
     Raises:
         ValueError: there is no whole checkpoint.
     """
-    folder = Storage(path)
+    folder = Storage(fspath(path))
     inside = list_checkpoints(folder)
     return Predictor(*load_classifier(inside[-1] if inside else folder))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import threading
 import warnings
 from collections.abc import Callable
@@ -65,14 +67,21 @@ def run_workers(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise WorkersLostError(_first_cause(error)) from error
+    except SystemExit:
+        # Ray Train answers Ctrl-C with its own handler, which ends the process.
+        raise KeyboardInterrupt from None
     finally:
-        mailbox.put(None)
-        reader.join(SECONDS_TO_DRAIN)
-        mailbox.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, on_interrupt)
+        with contextlib.suppress(ray.exceptions.RayError):  # the mailbox may be lost with its node, the result is not
+            mailbox.put(None)
+            reader.join(SECONDS_TO_DRAIN)
+            mailbox.shutdown()
         if started:
             ray.shutdown()
 

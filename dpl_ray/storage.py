@@ -25,6 +25,8 @@ class Storage:
             raise ValueError(f"{path}: no file system for this address ({error})") from None
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
         self.scheme = "" if self.is_local else path.partition("://")[0] + "://"
+        _, mark, options = path.partition("?")  # as ?region=...&endpoint_override=...
+        self.options = "" if self.is_local else mark + options
 
     def __truediv__(self, name: str) -> Storage:
         child = copy.copy(self)
@@ -33,7 +35,7 @@ class Storage:
 
     def __str__(self) -> str:
         """The path or URI that makes this storage again."""
-        return self.scheme + self.path
+        return self.scheme + self.path + self.options
 
     @property
     def name(self) -> str:

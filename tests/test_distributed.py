@@ -14,6 +14,8 @@ import torch.multiprocessing as mp
 from dpl_ray.config import Config
 from dpl_ray.data.batches import BatchFeed
 from dpl_ray.evaluation import evaluate_split
+from dpl_ray.storage import Storage
+from dpl_ray.training.checkpoint import ModelInfo, load_state, save_checkpoint
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import NonFiniteLossError, train_step
@@ -80,10 +82,35 @@ def train_poisoned(workers: Workers) -> dict[str, Any]:
     return {"message": message, "moved": moved, "step": state.step, "optimizer": len(state.optimizer.state)}
 
 
+def train_in_halves(workers: Workers, folder: Storage) -> list[str]:
+    """Tensors that differ between 8 steps in one go and 4 + 4 with a checkpoint between."""
+    config, whole, feed = setup(workers)
+    _, first, _ = setup(workers)
+    _, second, _ = setup(workers)
+    for _ in range(8):
+        train_step(whole, feed(whole.step), config, feed.views, workers)
+    for _ in range(4):
+        train_step(first, feed(first.step), config, feed.views, workers)
+    if workers.rank == 0:
+        save_checkpoint(folder, first, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), keep=1)
+    workers.gather(None)  # the checkpoint is there
+    load_state(folder / "step-00000004", second)
+    for _ in range(4):
+        train_step(second, feed(second.step), config, feed.views, workers)
+    parts = ("student", "teacher", "policy")
+    pairs = {
+        f"{part} {name}": (value, getattr(second, part).state_dict()[name])
+        for part in parts
+        for name, value in getattr(whole, part).state_dict().items()
+    }
+    return [name for name, (left, right) in pairs.items() if not torch.equal(left, right)]
+
+
 def worker(rank: int, world_size: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     found = {"trained": train_some(Workers.current()), "poisoned": train_poisoned(Workers.current())}
+    found["different"] = train_in_halves(Workers.current(), Storage(folder) / "run")
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -119,6 +146,10 @@ def test_workers_train_the_model_of_one_worker(alone: dict[str, Any], together: 
 
 def test_a_step_has_one_collective_of_statistics(together: list[dict[str, Any]]) -> None:
     assert [found["trained"]["num_sums"] for found in together] == [NUM_STEPS] * len(together)
+
+
+def test_workers_that_stop_and_go_on_end_with_the_same_bits(together: list[dict[str, Any]]) -> None:
+    assert [found["different"] for found in together] == [[]] * len(together)
 
 
 def test_a_loss_that_is_not_finite_on_one_worker_stops_all_and_names_it(together: list[dict[str, Any]]) -> None:

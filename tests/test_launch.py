@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dpl_ray import FitResult, fit, load_config
+from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.console import ProgressLine
 from dpl_ray.training.loop import Record
 
@@ -118,3 +118,19 @@ def test_the_progress_of_a_log_file_is_lines_without_control_characters() -> Non
     assert "loss 0.500" in lines[-1]
     assert len(lines) < 20
     assert "\x1b" not in output.getvalue()
+
+
+def test_words_for_true_and_false_mean_what_they_say() -> None:
+    assert load_config(["policy.alignment=no"]).policy["alignment"] is False
+    assert load_config(["policy.alignment=yes"]).policy["alignment"] is True
+
+
+def test_a_folder_that_only_this_machine_knows_is_refused_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpl_ray.launch.check_resources", lambda _: None)
+    with pytest.raises(ValueError, match=r"^run\.storage_path=runs: on a cluster .* absolute path"):
+        fit(load_config(["scale.address=ray://head:10001"]))
+
+
+def test_a_checkpoint_is_loaded_from_a_path_object(tmp_path: Path) -> None:
+    run(tmp_path, "train.baseline=false")
+    assert load_checkpoint(tmp_path / "tiny").class_names == tuple(map(str, range(10)))

@@ -17,10 +17,15 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from dpl_ray.algorithm.peers import FixMatch
 from dpl_ray.algorithm.policies import POLICIES, build_policy
 from dpl_ray.algorithm.policy import Policy
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, pseudo_labels
 from dpl_ray.compose import CONF_FOLDER, check_policy, describe_policies
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.state import build_state
+from dpl_ray.training.step import train_step
+from tests.builders import tiny_config, tiny_feed, tiny_splits
 from tests.test_dpl import Reference, softmax
 
 NUM_FEATURES, NUM_CLASSES, NUM_UNLABELED, NUM_STEPS = 4, 3, 20, 5
@@ -278,3 +283,49 @@ def test_supervised_weighs_nothing_however_certain() -> None:
     pseudo = pseudo_labels(torch.zeros(3, NUM_FEATURES), 1000 * torch.eye(3))
     assert policy.weights(pseudo).tolist() == [0, 0, 0]
     assert policy.statistics(pseudo).numel() == 0
+
+
+class ReadsAll(FixMatch):
+    """Asks for all that a policy may read, as the peers' do, and keeps what it was given."""
+
+    reads_labeled = True
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__(num_features, num_classes, threshold=0.0)
+        self.seen: dict[str, Any] = {}
+
+    def weights(self, pseudo: PseudoLabels) -> Tensor:
+        self.seen["pseudo"] = pseudo
+        return (torch.arange(len(pseudo.labels)) % 2).float()
+
+    def auxiliary_loss(self, pseudo: Any, features: Any, logits: Tensor, targets: Any, *strong: Any) -> Tensor:
+        self.seen["strong"] = strong
+        return 0.0 * strong[0].sum()
+
+
+@pytest.mark.parametrize("view", ["strong", "weak"])
+def test_a_policy_may_read_pool_indices_progress_labelled_answers_and_strong_logits(
+    view: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, splits = tiny_config(), tiny_splits()
+    state = build_state(config, 3, 3, Workers())
+    policy = ReadsAll(state.policy.num_features, 3)
+    monkeypatch.setattr(ReadsAll, "trains_on", view)
+    state.policy = policy
+    feed = tiny_feed(config, splits)
+    forwarded: list[Tensor] = []
+    state.student.register_forward_pre_hook(lambda _module, inputs: forwarded.append(inputs[0]))
+    batch = feed(0)
+    train_step(state, batch, config, feed.views, Workers())
+    pseudo = policy.seen["pseudo"]
+    assert torch.equal(pseudo.facts.ids, torch.from_numpy(feed.ids(0)[1]))
+    assert (splits.unlabeled.images[pseudo.facts.ids] == batch.images_unlabeled.numpy()).all()
+    assert torch.equal(pseudo.facts.targets_labeled, batch.targets)
+    assert pseudo.facts.progress == 0
+    assert pseudo.logits_labeled.shape == (4, 3)
+    assert len(pseudo.logits) == 12
+    logits_strong, kept = policy.seen["strong"]
+    assert kept.tolist() == list(range(1, 12, 2))
+    assert logits_strong.shape == (6, 3)
+    # The images that the loss is computed on: those of the pass without gradient, or other views of them.
+    assert torch.equal(forwarded[1][4:], forwarded[0][kept]) == (view == "weak")

@@ -114,6 +114,23 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(
     assert result.metrics["eval/accuracy"] == whole.metrics["eval/accuracy"]
 
 
+@pytest.mark.slow
+def test_ctrl_c_ends_with_one_line_and_the_status_of_an_interrupt(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.train", "train.num_steps=100000", "train.baseline=false"]
+    command += [f"run.storage_path={tmp_path}", "run.name=long", "tracking.enabled=false"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "/100000 steps" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, output + errors
+    assert errors.startswith("interrupted; the same command with the same run.name goes on")
+    assert len(errors.splitlines()) == 1
+    assert (tmp_path / "long" / "history.jsonl").exists()
+
+
 def test_more_workers_than_the_cluster_carries_are_refused(ray_cluster: None) -> None:
     with pytest.raises(ValueError, match=r"scale\.num_workers=9 .* needs 9 CPUs, the cluster has 4; at most 4"):
         check_cluster(ScaleConfig(num_workers=9, cpus_per_worker=1))

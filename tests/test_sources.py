@@ -557,3 +557,23 @@ def test_a_bucket_out_of_reach_is_one_line(scheme: str, monkeypatch: pytest.Monk
         rf"data.train={scheme}://.*: cannot be (read|listed) \(.*\); check credentials, region and network",
         train=f"{scheme}://anonymous@bucket/x?scheme=http&endpoint_override=localhost:9{extra}",
     )
+
+
+def test_where_classes_are_called_by_numbers_a_number_is_a_name(tmp_path: Path) -> None:
+    """Folders 1, 2, 3 and a test CSV of labels 1 and 0: 1 is the first class, 0 is none of them."""
+    write_folder(tmp_path / "train", classes=("1", "2", "3"))
+    (tmp_path / "test.png").write_bytes(png(7))
+    table = tmp_path / "test.csv"
+    table.write_text("path,label\ntest.png,1\n")
+    assert load(train=str(tmp_path / "train"), test=str(table)).test.targets.tolist() == [0]
+    table.write_text("path,label\ntest.png,0\n")
+    fails("label 0 of", train=str(tmp_path / "train"), test=str(table))
+
+
+def test_a_test_split_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", per_class=40)
+    for name in CLASSES:
+        (tmp_path / "test" / name).mkdir(parents=True)
+        (tmp_path / "test" / name / "bad.png").write_bytes(b"no image")
+    fields: dict[str, Any] = {"train": str(tmp_path / "train"), "test": str(tmp_path / "test")}
+    fails("none of its 3 images can be read", **fields, max_bad_fraction=0.5)

@@ -187,7 +187,9 @@ def test_only_strong_views_with_a_weight_are_computed(policy: dict[str, Any], mo
     run = run_of(policy)
     counted, seen = count_strong_views(monkeypatch), see_weights(run, monkeypatch)
     forwarded: list[int] = []
-    run.state.network.register_forward_pre_hook(lambda _module, inputs: forwarded.append(len(inputs[0])))
+    run.state.student.register_forward_pre_hook(
+        lambda _module, inputs: forwarded.append(len(inputs[0])) if torch.is_grad_enabled() else None
+    )
     views = [run.step()["strong_views"] for _ in range(4)]
     expected = [int((weights > run.state.policy.min_weight).sum()) for weights in seen]
     assert counted == views == expected

@@ -84,3 +84,10 @@ def test_delete_takes_the_manifest_first(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="interrupted"):
         folder.delete()
     assert folder.list() == ["a.bin"]
+
+
+def test_the_options_of_a_bucket_stay_with_all_that_lies_in_it() -> None:
+    options = "?region=eu-west-1&endpoint_override=localhost%3A9"
+    child = Storage(f"s3://bucket/runs{options}") / "first" / "step-1"
+    assert str(child) == f"s3://bucket/runs/first/step-1{options}"
+    assert str(Storage(str(child)) / "x") == f"s3://bucket/runs/first/step-1/x{options}"

@@ -149,7 +149,15 @@ class DynamicPseudoLabels(Policy):
         over, under = (state[pseudo.labels].to(pseudo.confidence.dtype) for state in self.thresholds().values())
         return combine(pseudo.confidence, over, under, self.epsilon)
 
-    def auxiliary_loss(self, pseudo: PseudoLabels, features: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    def auxiliary_loss(
+        self,
+        pseudo: PseudoLabels,
+        features: Tensor,
+        logits: Tensor,
+        targets: Tensor,
+        logits_strong: Tensor | None = None,  # noqa: ARG002
+        kept: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
         """The two heads' cut cross-entropies, each a mean over all B + U samples."""
         all_labels = torch.cat([targets, pseudo.labels])
         heads_logits = self.heads(torch.cat([features, pseudo.features]))

@@ -12,7 +12,7 @@ D features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,10 @@ class Policy(nn.Module, ABC):
     uses_unlabeled: ClassVar[bool] = True
     #: A sample of at most this weight has no gradient worth computing: its strong view is skipped.
     min_weight: ClassVar[float] = 0.0
+    #: The labelled weak views pass the student without gradient too, for `pseudo.logits_labeled` (AdaMatch, Dash).
+    reads_labeled: ClassVar[bool] = False
+    #: Which view of an unlabelled image the loss is computed on (weak: Pseudo-Label).
+    trains_on: ClassVar[Literal["strong", "weak"]] = "strong"
 
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__()
@@ -57,12 +61,22 @@ class Policy(nn.Module, ABC):
         """(U,) int64 pseudo-labels, or (U, C) soft targets."""
         return pseudo.labels
 
-    def auxiliary_loss(self, pseudo: PseudoLabels, features: Tensor, logits: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
+    def auxiliary_loss(
+        self,
+        pseudo: PseudoLabels,  # noqa: ARG002
+        features: Tensor,  # noqa: ARG002
+        logits: Tensor,
+        targets: Tensor,  # noqa: ARG002
+        logits_strong: Tensor | None = None,  # noqa: ARG002
+        kept: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
         """What the policy trains of its own, as this worker's mean: ().
 
         Args:
             pseudo: of the unlabelled weak views.
             features, logits, targets: (B, D), (B, C), (B,) of the labelled images, gradients attached.
+            logits_strong: (K, C) of the strong views, gradients attached.
+            kept: (K,) int64, which of the U samples they are.
         """
         return logits.new_zeros(())
 

@@ -1,6 +1,6 @@
 """From the logits of weak views to pseudo-labels.
 
-Legend: U unlabelled images, C classes, D features.
+Legend: B labelled, U unlabelled images, C classes, D features.
 """
 
 from __future__ import annotations
@@ -12,6 +12,15 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class StepFacts:
+    """What some policies read besides the student's answers."""
+
+    progress: float  # share of the run's steps that are done, from 0 to below 1
+    ids: Tensor  # (U,) int64, index in the pool of each unlabelled image
+    targets_labeled: Tensor  # (B,) int64
+
+
+@dataclass(frozen=True)
 class PseudoLabels:
     """What the student says of the weak views of one (shard of a) batch; nothing here carries a gradient."""
 
@@ -20,22 +29,29 @@ class PseudoLabels:
     probs: Tensor  # (U, C) softmax, aligned where the policy aligns
     labels: Tensor  # (U,) int64, argmax of probs
     confidence: Tensor  # (U,) max of probs
+    logits_labeled: Tensor | None = None  # (B, C) of the labelled weak views where the policy `reads_labeled`
+    facts: StepFacts | None = None
 
 
-def pseudo_labels(features: Tensor, logits: Tensor, alignment: Tensor | None = None) -> PseudoLabels:
+def pseudo_labels(
+    features: Tensor, logits: Tensor, alignment: Tensor | None = None, facts: StepFacts | None = None
+) -> PseudoLabels:
     """Read pseudo-labels and confidence off the main classifier's logits.
 
     Args:
-        features: (U, D), of the weak views.
-        logits: (U, C), of the weak views.
+        features: (U, D), of the weak views; rows of labelled images may follow.
+        logits: (U, C), likewise.
         alignment: (C,) positive factors of the class probabilities (see `align`); None leaves them.
+        facts: of the step; with them, what follows the first U = len(facts.ids) rows are labelled images.
     """
-    logits = logits.float()
+    logits, logits_labeled = logits.float(), None
+    if facts is not None and len(logits) > len(facts.ids):
+        features, (logits, logits_labeled) = features[: len(facts.ids)], logits.tensor_split([len(facts.ids)])
     probs = logits.softmax(dim=1)
     if alignment is not None:
         probs = align(probs, alignment)
     confidence, labels = probs.max(dim=1)
-    return PseudoLabels(features, logits, probs, labels, confidence)
+    return PseudoLabels(features, logits, probs, labels, confidence, logits_labeled, facts)
 
 
 def align(probs: Tensor, factors: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class Batch:
     targets: Tensor  # (B,) int64
     uniforms: Tensor  # (B, WEAK_UNIFORMS) parameters of the labelled weak views
     images_unlabeled: Tensor  # (U, channels, H, W) uint8
+    ids_unlabeled: Tensor  # (U,) int64, index in the pool
     targets_unlabeled: Tensor  # (U,) int64, -1 where unknown: read for the records, never for training
     uniforms_weak: Tensor  # (U, WEAK_UNIFORMS)
     uniforms_strong: Tensor  # (U, num_strong_uniforms)
@@ -106,6 +107,7 @@ class BatchFeed:
             targets=torch.from_numpy(self.labeled.targets[self._mine(labeled)]),
             uniforms=self._uniforms(len(labeled), WEAK_UNIFORMS, step, Stream.VIEWS_LABELED),
             images_unlabeled=torch.from_numpy(pool.images[self._mine(unlabeled)]),
+            ids_unlabeled=torch.from_numpy(self._mine(unlabeled)),
             targets_unlabeled=torch.from_numpy(pool.targets[self._mine(unlabeled)]),
             uniforms_weak=self._uniforms(len(unlabeled), WEAK_UNIFORMS, step, Stream.VIEWS_UNLABELED),
             uniforms_strong=self._uniforms(len(unlabeled), num_strong_uniforms(self.views), step, Stream.VIEWS_STRONG),

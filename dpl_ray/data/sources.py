@@ -68,6 +68,8 @@ def _read_own(data: DataConfig, *, seed: int, uses_unlabeled: bool) -> Source:
     train_set = reader.read(train, targets)
     check(train_set.targets, _hint(reader.bad))
     test_set = reader.read(test, test_targets) if test and test_targets is not None else None
+    if test and test_set is not None and not len(test_set):
+        raise test.location.error(f"none of its {len(test.ids)} images can be read{_hint(reader.bad)}")
     pool_set = reader.read(pool, _targets(pool, class_names, strict=False)) if pool else None
     _check_shapes(train_set, test_set, pool_set)
     return Source(name, class_names, train_set, pool_set, test_set, tuple(reader.bad))
@@ -163,11 +165,13 @@ def _targets(records: Records, class_names: tuple[str, ...], *, strict: bool = T
     """Class index of each record; a label outside the classes is an error, or UNLABELED where not `strict`."""
     indices = {name: index for index, name in enumerate(class_names)}
     targets = np.full(len(records.labels), UNLABELED, np.int64)
+    # Where the classes are called by numbers of their own (1, 2, 3), a number is a name, and not an index as well.
+    numbers_are_names = all(map(_is_integer, class_names)) and class_names != tuple(map(str, range(len(class_names))))
     for position, label in enumerate(records.labels):
         if label is None:
             continue
         index = indices.get(label) if isinstance(label, str) else None
-        if index is None and _is_integer(label):
+        if index is None and _is_integer(label) and not (numbers_are_names and isinstance(label, str)):
             index = int(label)
         if index is not None and 0 <= index < len(class_names):
             targets[position] = index

@@ -1,4 +1,4 @@
-"""The workers of a run as the training step sees them: a rank, a device and three collectives."""
+"""The workers of a run as the training step sees them: a rank, a device and four collectives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,22 @@ class Workers:
         if self.world_size > 1 and values.numel():
             dist.all_reduce(values)
         return values
+
+    def average_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """The mean over all workers of every gradient, in place, as one vector in the order of the parameters.
+
+        Not DistributedDataParallel: it lays its buckets out anew after a process's first step, which changes the
+        order of summation, so that with 3 workers and more a resumed run would differ in the last bits.
+        """
+        if self.world_size == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
 
     def broadcast(self, tensors: list[Tensor]) -> None:
         """Make the tensors those of worker 0, in place."""

@@ -59,6 +59,12 @@ def train(
     info = ModelInfo(splits.class_names, image_shape[0], (image_shape[1], image_shape[2]))
     state = build_state(config, info.channels, len(info.class_names), workers)
     saved = list_checkpoints(folder)
+    newest = workers.gather(saved[-1].name if saved else "none")
+    if len(set(newest)) > 1:
+        raise ValueError(
+            f"run.storage_path: the workers see different newest checkpoints in {folder} ({', '.join(newest)}); "
+            "give a folder that all nodes share, or s3://"
+        )
     if saved:
         load_state(saved[-1], state)
     views = view_settings(config.data.views)
@@ -124,7 +130,7 @@ class _Window:
         self.workers, self.record, self.phase, self.num_steps = workers, record, phase, num_steps
         self.class_names = class_names
         self.metrics: dict[str, float] = {}
-        self.last_told = 0.0
+        self.last_told, self.rate = 0.0, 0.0
         self._open()
 
     def _open(self) -> None:
@@ -158,6 +164,7 @@ class _Window:
     def tell(self, step: int, metrics: dict[str, float]) -> None:
         if self.workers.rank == 0:
             seconds = max(time.perf_counter() - self.began, 1e-9)
-            rate = metrics.get("throughput/images_per_second", self.images / seconds)
-            self.record(Record(self.phase, step, self.num_steps, rate, metrics))
+            if self.steps:
+                self.rate = self.images / seconds
+            self.record(Record(self.phase, step, self.num_steps, self.rate, metrics))
             self.last_told = time.perf_counter()

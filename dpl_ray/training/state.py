@@ -7,8 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from dpl_ray.algorithm.policies import build_policy
 from dpl_ray.algorithm.policy import Policy
@@ -24,9 +23,6 @@ class Learner(nn.Module):
         super().__init__()
         self.student, self.policy = student, policy
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.student(images)
-
 
 @dataclass
 class TrainState:
@@ -36,8 +32,7 @@ class TrainState:
     teacher: Classifier
     policy: Policy
     optimizer: torch.optim.Optimizer
-    #: The learner as the gradient pass calls it: with several workers, gradients are averaged over them.
-    network: nn.Module
+    learner: Learner
     step: int = 0
 
 
@@ -51,13 +46,8 @@ def build_state(config: Config, channels: int, num_classes: int, workers: Worker
     # Channels last is the faster layout of convolutions on GPUs and, by a quarter, on CPUs (docs/performance.md).
     student = student.to(memory_format=torch.channels_last)
     learner = Learner(student, policy).to(workers.device)
-    network: nn.Module = learner
-    if workers.world_size > 1:
-        # Buffers stay each worker's own: the policy's are equal anyway, BatchNorm's are taken from worker 0 when
-        # the teacher is evaluated.
-        network = DistributedDataParallel(learner, forward_sync_buffers=False, gradient_as_bucket_view=True)
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
-    return TrainState(student, teacher, policy, build_optimizer(learner, config.optim), network)
+    return TrainState(student, teacher, policy, build_optimizer(learner, config.optim), learner)
 
 
 def build_optimizer(learner: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

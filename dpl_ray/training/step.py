@@ -16,7 +16,7 @@ from torch.profiler import record_function
 
 from dpl_ray.algorithm.ema import update_teacher, warmed_decay
 from dpl_ray.algorithm.losses import consistency
-from dpl_ray.algorithm.pseudo_labels import pseudo_labels
+from dpl_ray.algorithm.pseudo_labels import StepFacts, pseudo_labels
 from dpl_ray.config import Config
 from dpl_ray.data.augment import ViewSettings, strong, weak
 from dpl_ray.data.batches import Batch
@@ -41,48 +41,60 @@ def train_step(state: TrainState, batch: Batch, config: Config, views: ViewSetti
     autocast_weak = _autocast(workers, train.weak_precision or train.precision)
 
     with record_function("weak view"):
-        images_weak = weak(batch.images_unlabeled, batch.uniforms_weak, views).contiguous(
-            memory_format=torch.channels_last
-        )
+        images = weak(batch.images, batch.uniforms, views)
+        images_weak = weak(batch.images_unlabeled, batch.uniforms_weak, views)
+        if policy.reads_labeled:
+            images_weak = torch.cat([images_weak, images])
+        images_weak = images_weak.contiguous(memory_format=torch.channels_last)
     with record_function("weak forward"), torch.no_grad(), autocast_weak:
         features_weak, logits_weak = _weak_forward(student, images_weak)
     with record_function("heads and policy"):
-        pseudo = pseudo_labels(features_weak, logits_weak, policy.alignment())
+        facts = StepFacts(state.step / train.num_steps, batch.ids_unlabeled, batch.targets)
+        pseudo = pseudo_labels(features_weak, logits_weak, policy.alignment(), facts)
         num_bad = logits_weak.isfinite().logical_not().sum()
         sums = torch.cat([policy.statistics(pseudo), num_bad.double()[None]])
+        mine_finite = sums.isfinite().all()
     with record_function("collective"):
         workers.all_reduce_sum(sums)
     with record_function("heads and policy"):
         if sums[-1] > 0 or not sums.isfinite().all():
-            raise _non_finite(state.step, _weak_faults(num_bad, sums), workers)
+            raise _non_finite(state.step, _weak_faults(num_bad, mine_finite), workers)
         policy.update(sums[:-1])
         weights = policy.weights(pseudo)
         kept = (weights > policy.min_weight).nonzero().squeeze(1)
 
     with record_function("strong view"):
-        images = weak(batch.images, batch.uniforms, views)
-        images_strong = strong(batch.images_unlabeled[kept], batch.uniforms_strong[kept], views)
+        if policy.trains_on == "strong":
+            images_strong = strong(batch.images_unlabeled[kept], batch.uniforms_strong[kept], views)
+        else:
+            images_strong = weak(batch.images_unlabeled[kept], batch.uniforms_weak[kept], views)
         images = torch.cat([images, images_strong]).contiguous(memory_format=torch.channels_last)
     with record_function("forward and backward"), autocast:
-        features, logits = state.network(images)
+        features, logits = student(images)
     with record_function("forward and backward"):
         num_labeled = len(batch.targets)
         logits = logits.float()
         loss_labeled = F.cross_entropy(logits[:num_labeled], batch.targets)
-        loss_unlabeled = consistency(logits[num_labeled:], policy.targets(pseudo)[kept], weights[kept], len(weights))
+        logits_strong = logits[num_labeled:]
+        loss_unlabeled = consistency(logits_strong, policy.targets(pseudo)[kept], weights[kept], len(weights))
     with record_function("heads and policy"):
-        loss_auxiliary = policy.auxiliary_loss(pseudo, features[:num_labeled], logits[:num_labeled], batch.targets)
+        loss_auxiliary = policy.auxiliary_loss(
+            pseudo, features[:num_labeled], logits[:num_labeled], batch.targets, logits_strong, kept
+        )
     with record_function("forward and backward"):
         terms = torch.stack([loss_labeled, train.lambda_u * loss_unlabeled, loss_auxiliary])
         # A loss that is not finite becomes NaN in every gradient, so that after the average all workers see it.
         loss = terms.sum() * torch.where(terms.detach().isfinite().all(), 1.0, torch.nan)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        gradients = [p.grad for p in state.network.parameters() if p.grad is not None]
+    with record_function("gradient average"):
+        trained = list(state.learner.parameters())
+        workers.average_gradients(trained)
+    with record_function("optimizer and EMA"):
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         if not torch.nn.utils.get_total_norm(gradients).isfinite():
             raise _non_finite(state.step, _loss_faults(terms), workers)
 
-    with record_function("optimizer and EMA"):
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config.optim, state.step, train.num_steps)
         state.optimizer.step()
@@ -103,10 +115,10 @@ def _weak_forward(student: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     return weight.new_zeros(0, weight.shape[1]), weight.new_zeros(0, weight.shape[0])
 
 
-def _weak_faults(num_bad: Tensor, sums: Tensor) -> list[str]:
+def _weak_faults(num_bad: Tensor, mine_finite: Tensor) -> list[str]:
     if num_bad > 0:
         return [f"{int(num_bad)} logits of the weak views are not finite"]
-    return [] if sums[-1] > 0 else ["the policy's sums over the weak views are not finite"]
+    return [] if mine_finite else ["the policy's sums over the weak views are not finite"]
 
 
 def _loss_faults(terms: Tensor) -> list[str]:
