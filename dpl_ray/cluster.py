@@ -50,6 +50,22 @@ def check_cluster(scale: ScaleConfig) -> None:
 
     resources = ray.cluster_resources()
     _check(scale, resources.get("CPU", 0.0), int(resources.get("GPU", 0)), "the cluster")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if (room := count_places(nodes, scale)) < scale.num_workers:
+        per_worker = f"{scale.cpus_per_worker:g} CPUs" + (" and a GPU" if scale.use_gpu else "")
+        raise ValueError(
+            f"scale.num_workers={scale.num_workers}: a worker needs {per_worker} on one node, and the cluster's "
+            f"{len(nodes)} nodes have room for {room} of them"
+        )
+
+
+def count_places(nodes: list[dict[str, float]], scale: ScaleConfig) -> int:
+    """Workers for which the nodes, given by their resources, have room: a worker is not spread over two."""
+    places = 0
+    for node in nodes:
+        by_cpu = int(node.get("CPU", 0.0) / scale.cpus_per_worker)
+        places += min(by_cpu, int(node.get("GPU", 0.0))) if scale.use_gpu else by_cpu
+    return places
 
 
 def _check(scale: ScaleConfig, num_cpus: float, num_gpus: int, where: str) -> None:
