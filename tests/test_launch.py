@@ -13,6 +13,7 @@ from rich.console import Console
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.console import ProgressLine
 from dpl_ray.training.loop import Record
+from pipelines import cli, train
 
 
 def run(folder: Path, *overrides: str) -> tuple[FitResult, str]:
@@ -134,3 +135,15 @@ def test_a_folder_that_only_this_machine_knows_is_refused_on_a_cluster(monkeypat
 def test_a_checkpoint_is_loaded_from_a_path_object(tmp_path: Path) -> None:
     run(tmp_path, "train.baseline=false")
     assert load_checkpoint(tmp_path / "tiny").class_names == tuple(map(str, range(10)))
+
+
+def test_the_command_ends_with_the_paths_and_writes_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = ["scale.num_workers=0", "train.num_steps=4", "model.width=1", f"run.storage_path={tmp_path}"]
+    assert cli.run(train.job, [*fixed, "run.name=tiny"], "summary") == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    run_id = json.loads((tmp_path / "tiny" / "run.json").read_text())["mlflow_run_id"]
+    for text in (f"{tmp_path}/tiny/step-00000004", f"{tmp_path}/tiny/report.png", run_id):
+        assert text in output
