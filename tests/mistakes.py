@@ -140,7 +140,11 @@ MISTAKES = (
     Mistake("spaces", plain("train.num_steps", "=", "5"), ("train.num_steps: says no", "without spaces around the =")),
     Mistake("group", plain("dataset=cifar10"), ("dataset=cifar10: there is no field dataset", "did you mean data?")),
     Mistake("group_option", plain("data=cifar-10"), ("data=cifar-10: there is no such data", "did you mean cifar10?")),
-    Mistake("policy", plain("policy=fixmach"), ("no such policy; known: dpl, fixmatch", "did you mean fixmatch?")),
+    Mistake(
+        "policy",
+        plain("policy=fixmach"),
+        ("no such policy; known: adamatch, dash, dpl, fixmatch", "did you mean fixmatch?"),
+    ),
     Mistake("policy_after", plain("policy.rule=band", "policy=nope"), ("policy=nope: there is no such policy",)),
     Mistake("policy_name", plain("policy.name=fixmatch"), ("policy.name=fixmatch: a policy is chosen with policy=",)),
     Mistake("field", plain("train.batch_sz=8"), ("there is no field train.batch_sz", "mean train.batch_size?")),

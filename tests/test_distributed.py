@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -23,16 +24,51 @@ from tests.builders import tiny_config, tiny_feed, tiny_splits
 
 NUM_STEPS = 20
 NUM_CLASSES = 4
+PEERS = ("adamatch", "flexmatch", "freematch")
 
 
-def setup(workers: Workers) -> tuple[Config, TrainState, BatchFeed]:
+def setup(workers: Workers, policy: dict[str, Any] | None = None) -> tuple[Config, TrainState, BatchFeed]:
     # 6 labelled images divide by 1, 2 and 3 workers.
     # At a rate of 0.03 this small network itself turns float32's rounding into 6e-4 within 20 steps (in float64 it
     # would not); at 0.01 what is left is rounding.
-    config = tiny_config(train={"batch_size": 6, "mu": 3, "num_steps": NUM_STEPS}, optim={"learning_rate": 0.01})
+    config = tiny_config(
+        train={"batch_size": 6, "mu": 3, "num_steps": NUM_STEPS},
+        optim={"learning_rate": 0.01},
+        policy=policy or {"name": "dpl"},
+    )
     splits = tiny_splits(NUM_CLASSES)
-    state = build_state(config, splits.labeled.images.shape[1], NUM_CLASSES, workers)
+    state = build_state(config, 3, NUM_CLASSES, workers, pool_size=len(splits.unlabeled))
     return config, state, tiny_feed(config, splits, workers.rank, workers.world_size)
+
+
+def train_peer(workers: Workers, policy: str, folder: Storage) -> dict[str, Any]:
+    """Student and policy after 6 steps and after as many with a checkpoint halfway.
+
+    Of the policies with more to them than sums of the unlabelled samples: labels kept in shards, a loss over all
+    workers' strong views, labelled views. Half the confidence is enough here, or no sample would count.
+    """
+    threshold = {"threshold": 0.3} if policy == "flexmatch" else {}
+    config, state, feed = setup(workers, {"name": policy} | threshold)
+    for _ in range(3):
+        train_step(state, feed(state.step), config, feed.views, workers)
+    save_checkpoint(folder, state, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), workers, keep=1)
+    workers.gather(None)  # the checkpoint is there
+    _, resumed, _ = setup(workers, {"name": policy} | threshold)
+    load_state(folder / "step-00000003", resumed, workers)
+    saved = safetensors.torch.load((folder / "step-00000003" / "policy.safetensors").read())
+    for each in (state, resumed):
+        for _ in range(3):
+            train_step(each, feed(each.step), config, feed.views, workers)
+    return {
+        "student": state.student.state_dict(),
+        "resumed": resumed.student.state_dict(),
+        "saved": saved,
+        "num_counted": int(saved["last_labels"].count_nonzero()) if policy == "flexmatch" else 0,
+    }
+
+
+def train_peers(workers: Workers, folder: Storage) -> dict[str, dict[str, Any]]:
+    return {name: train_peer(workers, name, folder / name) for name in PEERS}
 
 
 def train_some(workers: Workers) -> dict[str, Any]:
@@ -91,10 +127,9 @@ def train_in_halves(workers: Workers, folder: Storage) -> list[str]:
         train_step(whole, feed(whole.step), config, feed.views, workers)
     for _ in range(4):
         train_step(first, feed(first.step), config, feed.views, workers)
-    if workers.rank == 0:
-        save_checkpoint(folder, first, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), keep=1)
+    save_checkpoint(folder, first, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), workers, keep=1)
     workers.gather(None)  # the checkpoint is there
-    load_state(folder / "step-00000004", second)
+    load_state(folder / "step-00000004", second, workers)
     for _ in range(4):
         train_step(second, feed(second.step), config, feed.views, workers)
     parts = ("student", "teacher", "policy")
@@ -110,6 +145,7 @@ def worker(rank: int, world_size: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     found = {"trained": train_some(Workers.current()), "poisoned": train_poisoned(Workers.current())}
+    found["peers"] = train_peers(Workers.current(), Storage(folder))
     found["different"] = train_in_halves(Workers.current(), Storage(folder) / "run")
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -118,6 +154,11 @@ def worker(rank: int, world_size: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
     return train_some(Workers())
+
+
+@pytest.fixture(scope="module")
+def peers_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return train_peers(Workers(), Storage(str(tmp_path_factory.mktemp("peers"))))
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["2 workers", "3 workers"])
@@ -142,6 +183,21 @@ def test_workers_train_the_model_of_one_worker(alone: dict[str, Any], together: 
     weights = torch.cat([found["weights"] for found in trained], dim=1)
     torch.testing.assert_close(weights, alone["weights"], rtol=0, atol=1e-5)
     assert alone["weights"].std() > 0, "a rule that weighs all alike would prove nothing"
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_too_train_the_model_of_one_worker_and_go_on_exactly(
+    name: str, peers_alone: dict[str, dict[str, Any]], together: list[dict[str, Any]]
+) -> None:
+    expected = peers_alone[name]
+    for found in (each["peers"][name] for each in together):
+        for part in ("student", "saved"):
+            for key, value in expected[part].items():
+                torch.testing.assert_close(found[part][key], value, rtol=0, atol=1e-5, msg=f"{part} {key}")
+        for key, value in found["student"].items():
+            assert torch.equal(found["resumed"][key], value)
+    if name == "flexmatch":
+        assert expected["num_counted"] > 10, "without confident samples nothing would be kept in shards"
 
 
 def test_a_step_has_one_collective_of_statistics(together: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dpl_ray.algorithm.ema import ema_, update_teacher, warmed_decay
-from dpl_ray.algorithm.losses import consistency
+from dpl_ray.algorithm.losses import consistency, ramp
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config import OptimConfig
 from dpl_ray.training.distributed import Workers
@@ -195,3 +195,11 @@ def test_every_policy_starts_from_the_same_student() -> None:
     ]
     for student in students[1:]:
         assert all(torch.equal(student[name], value) for name, value in students[0].items())
+
+
+@pytest.mark.parametrize(
+    ("progress", "share", "expected"),
+    [(0, 0, 1), (0.5, 0, 1), (0, 0.4, 0), (0.1, 0.4, 0.25), (0.4, 0.4, 1), (1, 0.4, 1)],
+)
+def test_the_unlabelled_loss_ramps_up_over_its_share_of_the_run(progress: float, share: float, expected: float) -> None:
+    assert ramp(progress, share) == pytest.approx(expected)

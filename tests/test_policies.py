@@ -7,57 +7,36 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dpl_ray.algorithm.peers import FixMatch
+from dpl_ray.algorithm.fixed_threshold import FixMatch
 from dpl_ray.algorithm.policies import POLICIES, build_policy
-from dpl_ray.algorithm.policy import Policy
-from dpl_ray.algorithm.pseudo_labels import PseudoLabels, pseudo_labels
+from dpl_ray.algorithm.policy import Policy, RunFacts
+from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
 from dpl_ray.compose import CONF_FOLDER, check_policy, describe_policies
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
+from tests import policy_references as references
 from tests.builders import tiny_config, tiny_feed, tiny_splits
-from tests.test_dpl import Reference, softmax
 
-NUM_FEATURES, NUM_CLASSES, NUM_UNLABELED, NUM_STEPS = 4, 3, 20, 5
-
-#: Of one step: features (U, D) and logits (U, C), as lists.
-Step = tuple[list[list[float]], list[list[float]]]
-
-
-def supervised(steps: list[Step], classifier: nn.Linear) -> list[list[float]]:
-    return [[0.0 for _ in logits] for _, logits in steps]
-
-
-def fixmatch(steps: list[Step], classifier: nn.Linear, threshold: float = 0.95) -> list[list[float]]:
-    return [[float(max(softmax(row)) >= threshold) for row in logits] for _, logits in steps]
-
-
-def dpl(steps: list[Step], classifier: nn.Linear, **parameters: Any) -> list[list[float]]:
-    defaults = {"ema_decay": 0.99, "rule": "gaussian", "cut": "confidence", "epsilon": 0.02, "alignment": True}
-    chosen = defaults | parameters
-    reference = Reference(classifier, decay=chosen.pop("ema_decay"), **chosen)
-    return [reference.weights(*step) for step in steps]
+NUM_FEATURES, NUM_CLASSES, NUM_UNLABELED, NUM_LABELED, NUM_STEPS = 4, 3, 24, 6, 5
 
 
 @dataclass(frozen=True)
 class Row:
-    """A policy, and its weights of every sample in several steps one after the other, worked out with loops.
+    """A policy and its loop in tests/policy_references.py."""
 
-    `reference(steps, classifier, **parameters)` knows the policy's defaults by itself. The classifier is the main
-    one, which made the logits and does not move.
-    """
-
-    reference: Callable[..., list[list[float]]]
+    reference: Callable[..., Iterator[references.Answer]]
     #: Parameters other than the defaults, each to be tested too.
     variants: tuple[dict[str, Any], ...] = ()
     #: Values that the constructor refuses.
@@ -65,9 +44,17 @@ class Row:
     uses_unlabeled: bool = field(default=True)
 
 
+OUT_OF_SHARE = (-0.1, 1.1, math.nan)
+
 ROWS = {
+    "adamatch": Row(
+        references.adamatch,
+        variants=({"ema_decay": 0.5}, {"threshold": 0.7}),
+        wrong=(("ema_decay", 1.0), *(("threshold", value) for value in OUT_OF_SHARE)),
+    ),
+    "dash": Row(references.dash, variants=({"warmup": 0.5}, {"warmup": 0.0}), wrong=(("warmup", 0.6),)),
     "dpl": Row(
-        dpl,
+        references.dpl,
         variants=(
             {"ema_decay": 0.5, "rule": "band", "epsilon": 0.1},
             {"ema_decay": 0.5, "cut": "own", "alignment": False},
@@ -76,11 +63,34 @@ ROWS = {
         wrong=(("ema_decay", 1.0), ("rule", "none"), ("cut", "none"), ("epsilon", 0.0)),
     ),
     "fixmatch": Row(
-        fixmatch,
+        references.fixmatch,
         variants=({"threshold": 0.6}, {"threshold": 0.0}, {"threshold": 1.0}),
-        wrong=(("threshold", -0.1), ("threshold", 1.1), ("threshold", math.nan)),
+        wrong=tuple(("threshold", value) for value in OUT_OF_SHARE),
     ),
-    "supervised": Row(supervised, uses_unlabeled=False),
+    "flexmatch": Row(
+        references.flexmatch,
+        variants=({"threshold": 0.6}, {"threshold": 0.0}),
+        wrong=tuple(("threshold", value) for value in OUT_OF_SHARE),
+    ),
+    "freematch": Row(
+        references.freematch,
+        variants=({"ema_decay": 0.5}, {"ema_decay": 0.0, "fairness_weight": 0.0}),
+        wrong=(("ema_decay", 1.0), ("fairness_weight", -0.1)),
+    ),
+    "pseudolabel": Row(
+        references.fixmatch, variants=({"threshold": 0.6},), wrong=tuple(("threshold", v) for v in OUT_OF_SHARE)
+    ),
+    "softmatch": Row(
+        references.softmatch,
+        variants=({"ema_decay": 0.5}, {"ema_decay": 0.5, "num_sigmas": 4.0, "alignment": False}),
+        wrong=(("ema_decay", 1.0), ("num_sigmas", 0.0)),
+    ),
+    "supervised": Row(references.supervised, uses_unlabeled=False),
+    "uda": Row(
+        references.uda,
+        variants=({"threshold": 0.5, "temperature": 2.0},),
+        wrong=(("temperature", 0.0), *(("threshold", value) for value in OUT_OF_SHARE)),
+    ),
 }
 
 VARIANTS = [{"name": name} | variant for name, row in ROWS.items() for variant in ({}, *row.variants)]
@@ -102,25 +112,55 @@ def main_classifier() -> nn.Linear:
     return classifier
 
 
-def build(parameters: dict[str, Any]) -> Policy:
+def build(parameters: dict[str, Any], rank: int = 0, world_size: int = 1) -> Policy:
     policy = build_policy(parameters, NUM_FEATURES, NUM_CLASSES)
     policy.start_as(main_classifier())
+    policy.join(RunFacts(references.POOL_SIZE, NUM_UNLABELED, rank, world_size))
     return policy
 
 
-def tensors(step: int, num_samples: int = NUM_UNLABELED) -> tuple[Tensor, Tensor]:
-    features = grid(num_samples, NUM_FEATURES, seed=step)
-    return features, main_classifier()(features).detach()
-
-
-def read(policy: Policy, features: Tensor, logits: Tensor) -> PseudoLabels:
-    return pseudo_labels(features, logits, policy.alignment())
+def read(policy: Policy, step: int, rank: int = 0, world_size: int = 1, num_samples: int | None = None) -> PseudoLabels:
+    """What a worker sees of the global batch of a step; `num_samples` shows it only so many of its samples."""
+    seed = 10 * step
+    features = grid(NUM_UNLABELED, NUM_FEATURES, seed=seed)
+    # Every pool sample comes round several times, in another order each time, and some twice in one batch.
+    ids = torch.randint(references.POOL_SIZE, (NUM_UNLABELED,), generator=torch.Generator().manual_seed(seed + 1))
+    labeled = grid(NUM_LABELED, NUM_FEATURES, seed=seed + 2)
+    targets = torch.randint(NUM_CLASSES, (NUM_LABELED,), generator=torch.Generator().manual_seed(seed + 3))
+    share, share_labeled = NUM_UNLABELED // world_size, NUM_LABELED // world_size
+    mine = slice(rank * share, rank * share + (share if num_samples is None else num_samples))
+    mine_labeled = slice(rank * share_labeled, (rank + 1) * share_labeled)
+    facts = StepFacts(step / NUM_STEPS, ids[mine], targets[mine_labeled])
+    rows = torch.cat([features[mine], labeled[mine_labeled]] if policy.reads_labeled else [features[mine]])
+    return pseudo_labels(rows, main_classifier()(rows).detach(), policy.alignment(), facts)
 
 
 def observe(policy: Policy, step: int) -> PseudoLabels:
-    pseudo = read(policy, *tensors(step))
+    pseudo = read(policy, step)
     policy.update(policy.statistics(pseudo))
     return pseudo
+
+
+def observe_together(workers: list[Policy], step: int) -> list[PseudoLabels]:
+    """One step of several workers; the statistics of each of them is the sum over all."""
+    seen = [read(policy, step, rank, len(workers)) for rank, policy in enumerate(workers)]
+    total = torch.stack([policy.statistics(mine) for policy, mine in zip(workers, seen, strict=True)]).sum(dim=0)
+    for policy in workers:
+        policy.update(total.clone())
+    return seen
+
+
+def as_lists(pseudo: PseudoLabels, labeled: PseudoLabels) -> references.Step:
+    assert pseudo.facts is not None
+    assert labeled.logits_labeled is not None
+    return references.Step(
+        features=pseudo.features.tolist(),
+        logits=pseudo.logits.tolist(),
+        ids=pseudo.facts.ids.tolist(),
+        logits_labeled=labeled.logits_labeled.tolist(),
+        targets_labeled=pseudo.facts.targets_labeled.tolist(),
+        progress=pseudo.facts.progress,
+    )
 
 
 def snapshot(policy: Policy) -> dict[str, Tensor]:
@@ -160,14 +200,15 @@ def test_every_parameter_is_described(name: str) -> None:
 
 
 @every_variant
-def test_weights_are_those_of_the_loop(parameters: dict[str, Any]) -> None:
+def test_weights_and_targets_are_those_of_the_loop(parameters: dict[str, Any]) -> None:
     own = {key: value for key, value in parameters.items() if key != "name"}
-    steps = [tensors(step) for step in range(NUM_STEPS)]
-    as_lists = [(features.tolist(), logits.tolist()) for features, logits in steps]
-    expected = ROWS[parameters["name"]].reference(as_lists, main_classifier(), **own)
-    policy = build(parameters)
-    for step in range(NUM_STEPS):
-        assert policy.weights(observe(policy, step)).tolist() == pytest.approx(expected[step], abs=1e-5)
+    policy, reader = build(parameters), build({"name": "dash"})
+    steps = [as_lists(read(policy, step), read(reader, step)) for step in range(NUM_STEPS)]
+    expected = ROWS[parameters["name"]].reference(steps, main_classifier(), **own)
+    for step, (weights, targets) in enumerate(expected):
+        pseudo = observe(policy, step)
+        assert policy.weights(pseudo).tolist() == pytest.approx(weights, abs=1e-5)
+        torch.testing.assert_close(policy.targets(pseudo), torch.tensor(targets), rtol=0, atol=1e-5)
 
 
 @every_variant
@@ -194,8 +235,8 @@ def test_weights_lie_between_zero_and_one_and_every_sample_has_a_target(paramete
 @pytest.mark.parametrize("num_samples", [0, 1])
 def test_hardly_any_images_are_as_good_as_many(parameters: dict[str, Any], num_samples: int) -> None:
     policy = build(parameters)
-    many = policy.statistics(read(policy, *tensors(0)))
-    pseudo = read(policy, *tensors(0, num_samples))
+    many = policy.statistics(read(policy, 0))
+    pseudo = read(policy, 0, num_samples=num_samples)
     statistics = policy.statistics(pseudo)
     assert statistics.shape == many.shape
     policy.update(statistics)
@@ -204,16 +245,33 @@ def test_hardly_any_images_are_as_good_as_many(parameters: dict[str, Any], num_s
 
 
 @every_variant
-def test_statistics_of_shards_sum_to_those_of_the_batch(parameters: dict[str, Any]) -> None:
-    policy = build(parameters)
-    for step in range(3):  # away from the symmetric start
-        observe(policy, step)
-    features, logits = tensors(NUM_STEPS)
-    whole = policy.statistics(read(policy, features, logits))
-    edges = [0, 3, 3, 11, NUM_UNLABELED]
-    shards = [
-        policy.statistics(read(policy, features[start:stop], logits[start:stop])) for start, stop in pairwise(edges)
-    ]
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_workers_hold_together_the_state_of_one_and_weigh_as_it_does(
+    parameters: dict[str, Any], world_size: int
+) -> None:
+    alone, workers = build(parameters), [build(parameters, rank, world_size) for rank in range(world_size)]
+    for step in range(NUM_STEPS):
+        pseudo, seen = observe(alone, step), observe_together(workers, step)
+        weights = torch.cat([policy.weights(mine) for policy, mine in zip(workers, seen, strict=True)])
+        torch.testing.assert_close(weights, alone.weights(pseudo), rtol=0, atol=1e-6)
+    for name, whole in alone.state_dict().items():
+        for rank, policy in enumerate(workers):
+            mine = whole[rank::world_size] if name in policy.sharded else whole
+            torch.testing.assert_close(policy.state_dict()[name], mine, rtol=0, atol=1e-12)
+
+
+@every_variant
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_statistics_of_shards_sum_to_those_of_the_batch(parameters: dict[str, Any], data: st.DataObject) -> None:
+    world_size = data.draw(st.sampled_from([1, 2, 3, 6]))
+    num_steps = data.draw(st.integers(0, 3))
+    alone, workers = build(parameters), [build(parameters, rank, world_size) for rank in range(world_size)]
+    for step in range(num_steps):
+        observe(alone, step)
+        observe_together(workers, step)
+    whole = alone.statistics(read(alone, num_steps))
+    shards = [policy.statistics(read(policy, num_steps, rank, world_size)) for rank, policy in enumerate(workers)]
     assert whole.dtype == torch.float64
     torch.testing.assert_close(torch.stack(shards).sum(dim=0), whole, rtol=0, atol=1e-12)
 
@@ -234,6 +292,7 @@ def test_only_an_update_changes_the_state(parameters: dict[str, Any]) -> None:
 @every_variant
 def test_the_state_dict_holds_all_that_later_steps_depend_on(parameters: dict[str, Any]) -> None:
     policy, restored = build(parameters), build_policy(parameters, NUM_FEATURES, NUM_CLASSES)
+    restored.join(RunFacts(references.POOL_SIZE, NUM_UNLABELED))
     for step in range(3):
         observe(policy, step)
     restored.load_state_dict(snapshot(policy))

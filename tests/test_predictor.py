@@ -114,13 +114,13 @@ def test_a_damaged_file_is_named(checkpoint: Path, name: str, damage: str) -> No
 def test_what_a_resume_reads_is_checked_too(trained: FitResult, checkpoint: Path) -> None:
     config = load_checkpoint(str(checkpoint)).config
     state = build_state(config, 1, 10, Workers())
-    load_state(Storage(str(checkpoint)), state)
+    load_state(Storage(str(checkpoint)), state, Workers())
     assert state.step == 2
     for name in [*(f"{module}.safetensors" for module in MODULES), "trainer.pt"]:
         content = (checkpoint / name).read_bytes()
         (checkpoint / name).write_bytes(content[: len(content) // 2])
         with pytest.raises(ValueError, match=f"{name} is damaged or missing"):
-            load_state(Storage(str(checkpoint)), state)
+            load_state(Storage(str(checkpoint)), state, Workers())
         (checkpoint / name).write_bytes(content)
 
 
@@ -162,7 +162,7 @@ def test_nothing_is_executed(checkpoint: Path, tmp_path: Path, monkeypatch: pyte
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     state = build_state(load_checkpoint(str(checkpoint)).config, 1, 10, Workers())
     with pytest.raises((pickle.UnpicklingError, ValueError)):
-        load_state(Storage(str(checkpoint)), state)
+        load_state(Storage(str(checkpoint)), state, Workers())
     assert not Path("stolen").exists()
     torch.load(io.BytesIO(content.getvalue()), weights_only=False)
     assert Path("stolen").exists(), "the trap works: it is the loader that does not step in"

@@ -20,3 +20,8 @@ def consistency(logits_strong: Tensor, targets: Tensor, weights: Tensor, num_unl
     """
     losses = F.cross_entropy(logits_strong, targets, reduction="none")
     return (weights * losses).sum() / max(num_unlabeled, 1)
+
+
+def ramp(progress: float, share: float) -> float:
+    """Line from 0 at the start of the run to 1 after this share of it; 1 throughout for a share of 0."""
+    return min(1.0, progress / share) if share else 1.0

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from dpl_ray.algorithm.adamatch import AdaMatch
+from dpl_ray.algorithm.dash import Dash
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
-from dpl_ray.algorithm.peers import FixMatch, Supervised
+from dpl_ray.algorithm.fixed_threshold import FixMatch, PseudoLabel, Supervised, Uda
+from dpl_ray.algorithm.flexmatch import FlexMatch
+from dpl_ray.algorithm.freematch import FreeMatch
 from dpl_ray.algorithm.policy import Policy
+from dpl_ray.algorithm.softmatch import SoftMatch
 
 POLICIES: dict[str, type[Policy]] = {
+    "adamatch": AdaMatch,
+    "dash": Dash,
     "dpl": DynamicPseudoLabels,
     "fixmatch": FixMatch,
+    "flexmatch": FlexMatch,
+    "freematch": FreeMatch,
+    "pseudolabel": PseudoLabel,
+    "softmatch": SoftMatch,
     "supervised": Supervised,
+    "uda": Uda,
 }
 
 

@@ -12,12 +12,30 @@ D features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
+
+
+def _alone(values: Tensor) -> Tensor:
+    return values
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What some policies know of the run that they are part of, from its start."""
+
+    pool_size: int  # images in the pool
+    num_unlabeled: int  # unlabelled images in the global batch
+    rank: int = 0  # of this worker
+    world_size: int = 1
+    #: Sums a tensor over all workers in place. All of them have to call it in the same place.
+    sum_over_workers: Callable[[Tensor], Tensor] = _alone
 
 
 class Policy(nn.Module, ABC):
@@ -34,6 +52,8 @@ class Policy(nn.Module, ABC):
     reads_labeled: ClassVar[bool] = False
     #: Which view of an unlabelled image the loss is computed on (weak: Pseudo-Label).
     trains_on: ClassVar[Literal["strong", "weak"]] = "strong"
+    #: Buffers with a row for every sample of the pool, of which a worker holds those with id % world_size == rank.
+    sharded: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__()
@@ -41,6 +61,9 @@ class Policy(nn.Module, ABC):
 
     def start_as(self, classifier: nn.Linear) -> None:
         """Take over the main classifier's initial weights where the policy trains classifiers of its own."""
+
+    def join(self, run: RunFacts) -> None:
+        """Make what depends on the pool and the workers; called once, before the first step."""
 
     def alignment(self) -> Tensor | None:
         """(C,) factors of the class probabilities that `pseudo_labels` applies, or None."""

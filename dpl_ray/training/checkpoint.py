@@ -24,11 +24,13 @@ from typing import Any
 import safetensors.torch
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
+from dpl_ray.algorithm.policy import Policy
 from dpl_ray.config import Config, parse_config, to_yaml
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.storage import Storage
+from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState
 
 MANIFEST = "manifest.json"
@@ -44,12 +46,22 @@ class ModelInfo:
     image_size: tuple[int, int]
 
 
-def save_checkpoint(folder: Storage, state: TrainState, config: Config, info: ModelInfo, *, keep: int) -> Storage:
-    """Write `folder/step-N` and remove all but the `keep` newest. Interrupted, the older ones are whole."""
+def save_checkpoint(
+    folder: Storage, state: TrainState, config: Config, info: ModelInfo, workers: Workers, *, keep: int
+) -> Storage:
+    """Write `folder/step-N` and remove all but the `keep` newest. Interrupted, the older ones are whole.
+
+    Every worker calls this, for what the policy keeps in shards; worker 0 writes.
+    """
     target = folder / f"step-{state.step:08d}"
+    shards = _gather_shards(state.policy, workers)
+    if workers.rank:
+        return target
     trainer = io.BytesIO()
     torch.save({"step": state.step, "optimizer": state.optimizer.state_dict()}, trainer)
-    contents = {f"{name}.safetensors": _tensors(getattr(state, name)) for name in MODULES}
+    tensors = {name: getattr(state, name).state_dict() for name in MODULES}
+    tensors["policy"] |= shards
+    contents = {f"{name}.safetensors": _encode(named) for name, named in tensors.items()}
     contents["trainer.pt"] = trainer.getvalue()
     contents["config.yaml"] = to_yaml(config).encode()
     contents["model.json"] = json.dumps(
@@ -72,11 +84,14 @@ def list_checkpoints(folder: Storage) -> list[Storage]:
     return [folder / name for name in names if (folder / name / MANIFEST).exists()]
 
 
-def load_state(checkpoint: Storage, state: TrainState) -> None:
-    """Bring a freshly built state to where the checkpoint was written."""
+def load_state(checkpoint: Storage, state: TrainState, workers: Workers) -> None:
+    """Bring a freshly built state to where the checkpoint was written, by any number of workers."""
     device = state.student.classifier.weight.device
     for name in MODULES:
-        getattr(state, name).load_state_dict(safetensors.torch.load(_read(checkpoint, f"{name}.safetensors")))
+        tensors = safetensors.torch.load(_read(checkpoint, f"{name}.safetensors"))
+        if name == "policy":
+            tensors |= {key: tensors[key][workers.rank :: workers.world_size] for key in state.policy.sharded}
+        getattr(state, name).load_state_dict(tensors)
     try:
         trainer = torch.load(io.BytesIO(_read(checkpoint, "trainer.pt")), map_location=device, weights_only=True)
     except pickle.UnpicklingError:
@@ -101,11 +116,19 @@ def load_classifier(checkpoint: Storage, which: str = "teacher") -> tuple[Classi
     return model.eval(), config, info
 
 
-def _tensors(module: nn.Module) -> bytes:
-    tensors: dict[str, Tensor] = {
-        name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()
-    }
-    return safetensors.torch.save(tensors)
+def _gather_shards(policy: Policy, workers: Workers) -> dict[str, Tensor]:
+    """The whole of every buffer of which each worker holds the rows id % world_size == rank."""
+    whole = {}
+    for name in policy.sharded:
+        shards = workers.gather(policy.get_buffer(name).cpu())
+        whole[name] = shards[0].new_empty(sum(len(shard) for shard in shards))
+        for rank, shard in enumerate(shards):
+            whole[name][rank :: workers.world_size] = shard
+    return whole
+
+
+def _encode(tensors: dict[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
 
 
 def _read(checkpoint: Storage, name: str) -> bytes:

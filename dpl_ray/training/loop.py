@@ -57,7 +57,8 @@ def train(
     train_config, phase = config.train, config.policy["name"]
     image_shape = splits.labeled.images.shape[1:]
     info = ModelInfo(splits.class_names, image_shape[0], (image_shape[1], image_shape[2]))
-    state = build_state(config, info.channels, len(info.class_names), workers)
+    pool_size = len(splits.unlabeled)
+    state = build_state(config, info.channels, len(info.class_names), workers, pool_size=pool_size)
     saved = list_checkpoints(folder)
     newest = workers.gather(saved[-1].name if saved else "none")
     if len(set(newest)) > 1:
@@ -66,7 +67,7 @@ def train(
             "give a folder that all nodes share, or s3://"
         )
     if saved:
-        load_state(saved[-1], state)
+        load_state(saved[-1], state, workers)
     views = view_settings(config.data.views)
     feed = BatchFeed(
         splits.labeled,
@@ -95,8 +96,8 @@ def train(
             window.tell(
                 state.step, {f"validation/{key.removeprefix('eval/')}": value for key, value in metrics.items()}
             )
-        if (_due(state.step, train_config.checkpoint_every) or last) and workers.rank == 0:
-            save_checkpoint(folder, state, config, info, keep=train_config.keep_checkpoints)
+        if _due(state.step, train_config.checkpoint_every) or last:
+            save_checkpoint(folder, state, config, info, workers, keep=train_config.keep_checkpoints)
     scores: dict[str, float] = {}
     for name, split in (("validation", splits.validation), ("eval", splits.test)):
         if len(split):

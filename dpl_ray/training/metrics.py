@@ -31,19 +31,21 @@ SUMS = (
 
 
 @torch.no_grad()
-def step_sums(terms: Tensor, pseudo: PseudoLabels, weights: Tensor, true_targets: Tensor, num_strong: int) -> Tensor:
+def step_sums(
+    terms: Tensor, pseudo: PseudoLabels, weights: Tensor, targets: Tensor, true_targets: Tensor, num_strong: int
+) -> Tensor:
     """(len(SUMS),) float64.
 
     Args:
         terms: (3,) the loss terms of this worker.
-        weights: (U,) of the policy.
+        weights, targets: (U,) and (U,) or (U, C) of the policy; the most likely class of a soft target is its label.
         true_targets: (U,) int64, -1 where unknown.
         num_strong: strong views that were computed.
     """
     weights = weights.double()
     high = weights * (pseudo.confidence < HIGH_ENTROPY_CONFIDENCE)
     known = true_targets >= 0
-    right = pseudo.labels == true_targets
+    right = (targets if targets.ndim == 1 else targets.argmax(dim=1)) == true_targets
     by_sample = [weights, high, weights * known, weights * right, high * known, high * right]
     sums = torch.stack([values.sum() for values in by_sample])
     counts = torch.tensor([len(weights), num_strong], dtype=torch.float64, device=weights.device)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dpl_ray.algorithm.policies import build_policy
-from dpl_ray.algorithm.policy import Policy
+from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.config import Config, OptimConfig
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.training.distributed import Workers
@@ -36,7 +36,7 @@ class TrainState:
     step: int = 0
 
 
-def build_state(config: Config, channels: int, num_classes: int, workers: Workers) -> TrainState:
+def build_state(config: Config, channels: int, num_classes: int, workers: Workers, *, pool_size: int = 0) -> TrainState:
     """The state at step 0: a function of train.seed, the same on every worker."""
     torch.manual_seed(config.train.seed)
     student = build_model(config.model, channels, num_classes)
@@ -46,6 +46,8 @@ def build_state(config: Config, channels: int, num_classes: int, workers: Worker
     # Channels last is the faster layout of convolutions on GPUs and, by a quarter, on CPUs (docs/performance.md).
     student = student.to(memory_format=torch.channels_last)
     learner = Learner(student, policy).to(workers.device)
+    num_unlabeled = config.train.batch_size * config.train.mu
+    policy.join(RunFacts(pool_size, num_unlabeled, workers.rank, workers.world_size, workers.all_reduce_sum))
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
     return TrainState(student, teacher, policy, build_optimizer(learner, config.optim), learner)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from dpl_ray.algorithm.ema import update_teacher, warmed_decay
-from dpl_ray.algorithm.losses import consistency
+from dpl_ray.algorithm.losses import consistency, ramp
 from dpl_ray.algorithm.pseudo_labels import StepFacts, pseudo_labels
 from dpl_ray.config import Config
 from dpl_ray.data.augment import ViewSettings, strong, weak
@@ -60,7 +60,7 @@ def train_step(state: TrainState, batch: Batch, config: Config, views: ViewSetti
         if sums[-1] > 0 or not sums.isfinite().all():
             raise _non_finite(state.step, _weak_faults(num_bad, mine_finite), workers)
         policy.update(sums[:-1])
-        weights = policy.weights(pseudo)
+        weights, targets = policy.weights(pseudo), policy.targets(pseudo)
         kept = (weights > policy.min_weight).nonzero().squeeze(1)
 
     with record_function("strong view"):
@@ -76,13 +76,14 @@ def train_step(state: TrainState, batch: Batch, config: Config, views: ViewSetti
         logits = logits.float()
         loss_labeled = F.cross_entropy(logits[:num_labeled], batch.targets)
         logits_strong = logits[num_labeled:]
-        loss_unlabeled = consistency(logits_strong, policy.targets(pseudo)[kept], weights[kept], len(weights))
+        loss_unlabeled = consistency(logits_strong, targets[kept], weights[kept], len(weights))
     with record_function("heads and policy"):
         loss_auxiliary = policy.auxiliary_loss(
             pseudo, features[:num_labeled], logits[:num_labeled], batch.targets, logits_strong, kept
         )
     with record_function("forward and backward"):
-        terms = torch.stack([loss_labeled, train.lambda_u * loss_unlabeled, loss_auxiliary])
+        lambda_u = train.lambda_u * ramp(facts.progress, train.lambda_u_ramp)
+        terms = torch.stack([loss_labeled, lambda_u * loss_unlabeled, loss_auxiliary])
         # A loss that is not finite becomes NaN in every gradient, so that after the average all workers see it.
         loss = terms.sum() * torch.where(terms.detach().isfinite().all(), 1.0, torch.nan)
         state.optimizer.zero_grad(set_to_none=True)
@@ -100,7 +101,7 @@ def train_step(state: TrainState, batch: Batch, config: Config, views: ViewSetti
         state.optimizer.step()
         update_teacher(state.teacher, student, warmed_decay(train.ema_decay, state.step))
     state.step += 1
-    return step_sums(terms, pseudo, weights, batch.targets_unlabeled, len(kept))
+    return step_sums(terms, pseudo, weights, targets, batch.targets_unlabeled, len(kept))
 
 
 def _autocast(workers: Workers, precision: str) -> torch.autocast:
