@@ -156,6 +156,13 @@ class TrainConfig(Section):
     evaluate_every: int | None = Field(
         None, ge=1, description="steps between evaluations on the validation split; null: at the end"
     )
+    curve_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between scores of the teacher on a fixed part of the test split, to report speed and never "
+        "to choose by; null: none (a comparison: 20 in all)",
+    )
+    curve_images: int = Field(2000, ge=1, description="most test images that such a score is made of")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; there is always one at the end")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
 

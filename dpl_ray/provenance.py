@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,30 @@ PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy")
 
 def describe_run(splits: Splits) -> dict[str, str]:
     """Commit, versions, hardware and data fingerprint, as tags."""
-    tags = {f"version.{package}": version(package) for package in PACKAGES}
+    tags = describe_code()
     tags |= {
-        "version.python": platform.python_version(),
-        "commit": git_commit(),
-        "hardware": hardware(),
         "data.fingerprint": splits.fingerprint(),
         "data.num_labeled": str(len(splits.labeled)),
         "data.num_unlabeled": str(len(splits.unlabeled)),
         "data.num_bad": str(len(splits.bad)),
     }
     return tags
+
+
+def describe_code() -> dict[str, str]:
+    """Commit, versions and hardware."""
+    return {f"version.{package}": _version(package) for package in PACKAGES} | {
+        "version.python": platform.python_version(),
+        "commit": git_commit(),
+        "hardware": hardware(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a cell of a comparison needs neither Ray nor MLflow
+        return "none"
 
 
 def describe_config(config: Config) -> dict[str, str]:

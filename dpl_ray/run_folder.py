@@ -64,7 +64,7 @@ class RunFolder:
 
     def _check_same(self, config: Config) -> None:
         old = yaml.safe_load((self.storage / "config.yaml").read())
-        different = sorted(_differences(old, config.model_dump(mode="json")))
+        different = sorted(differences(old, config.model_dump(mode="json")))
         if different:
             field, before, now = different[0]
             more = f" (and {len(different) - 1} more fields)" if len(different) > 1 else ""
@@ -105,14 +105,15 @@ class RunFolder:
         (self.storage / "run.json").write(json.dumps(self.info, indent=1).encode())
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(field, before, now) of the fields that must be the same for a run to go on and are not."""
     found: list[tuple[str, Any, Any]] = []
     for key in old.keys() | new.keys():
         field, before, now = prefix + key, old.get(key), new.get(key)
         if field in FREE_SECTIONS or field in FREE_FIELDS or before == now:
             continue
         if isinstance(before, dict) and isinstance(now, dict):
-            found += _differences(before, now, f"{field}.")
+            found += differences(before, now, f"{field}.")
         else:
             found.append((field, before, now))
     return found

@@ -2,7 +2,7 @@
 
     step-00000600/
       student.safetensors  teacher.safetensors  policy.safetensors
-      trainer.pt           step and optimizer, for torch.load(weights_only=True)
+      trainer.pt           step, seconds and optimizer, for torch.load(weights_only=True)
       config.yaml          the resolved configuration
       model.json           class names, channels, image size
       manifest.json        written last: size and SHA-256 of the others
@@ -58,7 +58,7 @@ def save_checkpoint(
     if workers.rank:
         return target
     trainer = io.BytesIO()
-    torch.save({"step": state.step, "optimizer": state.optimizer.state_dict()}, trainer)
+    torch.save({"step": state.step, "seconds": state.seconds, "optimizer": state.optimizer.state_dict()}, trainer)
     tensors = {name: getattr(state, name).state_dict() for name in MODULES}
     tensors["policy"] |= shards
     contents = {f"{name}.safetensors": _encode(named) for name, named in tensors.items()}
@@ -97,7 +97,7 @@ def load_state(checkpoint: Storage, state: TrainState, workers: Workers) -> None
     except pickle.UnpicklingError:
         raise ValueError(f"checkpoint={checkpoint}: trainer.pt holds more than tensors, and is not loaded") from None
     state.optimizer.load_state_dict(trainer["optimizer"])
-    state.step = trainer["step"]
+    state.step, state.seconds = trainer["step"], trainer.get("seconds", 0.0)
 
 
 def load_config_and_info(checkpoint: Storage) -> tuple[Config, ModelInfo]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config import Config
 from dpl_ray.data.batches import BatchFeed, view_settings
-from dpl_ray.data.dataset import Splits
+from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.pool import layer_seed
 from dpl_ray.evaluation import evaluate_split
 from dpl_ray.storage import Storage
@@ -44,7 +46,8 @@ class Outcome:
     metrics: dict[str, float]
     thresholds: dict[str, list[float]]
     checkpoint: str
-    seconds: float
+    seconds: float  # of this call
+    training_seconds: float  # in steps alone, of all calls that trained
 
 
 def train(
@@ -79,6 +82,8 @@ def train(
         rank=workers.rank,
         world_size=workers.world_size,
     )
+    curve_split = _curve_split(splits.test, train_config.curve_images)
+    curve_every = train_config.curve_every if len(curve_split) else None
     window = _Window(workers, record, phase, train_config.num_steps, info.class_names)
     began = time.perf_counter()
     while state.step < train_config.num_steps:
@@ -87,7 +92,9 @@ def train(
         asked = time.perf_counter()
         batch = feed(state.step).to(workers.device)
         waited = time.perf_counter() - asked
-        window.add(train_step(state, batch, config, views, workers), state.step, len(batch), waited)
+        sums = train_step(state, batch, config, views, workers)
+        state.seconds += time.perf_counter() - asked
+        window.add(sums, state.step, len(batch), waited)
         last = state.step == train_config.num_steps
         if state.step % train_config.log_every == 0 or last:
             window.close(state.step, state.policy.thresholds())
@@ -96,6 +103,10 @@ def train(
             window.tell(
                 state.step, {f"validation/{key.removeprefix('eval/')}": value for key, value in metrics.items()}
             )
+        if curve_every and (_due(state.step, curve_every) or last):
+            with window.paused():
+                accuracy = evaluate_split(state.teacher, curve_split, workers)["eval/accuracy"]
+            window.tell(state.step, {"curve/accuracy": accuracy, "curve/seconds": state.seconds})
         if _due(state.step, train_config.checkpoint_every) or last:
             save_checkpoint(folder, state, config, info, workers, keep=train_config.keep_checkpoints)
     scores: dict[str, float] = {}
@@ -110,11 +121,17 @@ def train(
         thresholds={name: values.tolist() for name, values in state.policy.thresholds().items()},
         checkpoint=str(folder / f"step-{state.step:08d}"),
         seconds=time.perf_counter() - began,
+        training_seconds=state.seconds,
     )
 
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
+
+
+def _curve_split(test: ImageSet, num_images: int) -> ImageSet:
+    """The same test images for every run: drawn, because a test split may be sorted by class."""
+    return test.subset(np.sort(np.random.default_rng(0).permutation(len(test))[:num_images]))
 
 
 class _Window:
@@ -146,6 +163,13 @@ class _Window:
         self.waited += waited
         if time.perf_counter() - self.last_told > SECONDS_BETWEEN_PROGRESS:
             self.tell(step, {})
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile does not count as training time."""
+        began = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - began
 
     def close(self, step: int, thresholds: dict[str, Tensor]) -> None:
         """Sum over the workers, tell, and begin anew. Reading the sums waits for the device: the times are real."""

@@ -34,6 +34,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     learner: Learner
     step: int = 0
+    seconds: float = 0.0  # in training steps so far, over all processes that trained; evaluation is not in it
 
 
 def build_state(config: Config, channels: int, num_classes: int, workers: Workers, *, pool_size: int = 0) -> TrainState:
