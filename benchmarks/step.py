@@ -74,7 +74,7 @@ def peers_step(state: TrainState, batch: Batch, config: Config, views: ViewSetti
             strong(batch.images_unlabeled, batch.uniforms_strong, views),
         ]
     ).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+    with torch.autocast(workers.device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
         features, logits = state.student(images)
     logits = logits.float()
     weak_rows = slice(num_labeled, num_labeled + num_unlabeled)
@@ -182,13 +182,13 @@ def compare_forms(arguments: argparse.Namespace) -> None:
         title=f"{arguments.steps} pairs, {_what(arguments)}",
         title_justify="left",
     )
-    workers = Workers()
+    workers = Workers(device=torch.device(arguments.device))
     for coverage, bound in ((1.0, 0.65), (0.7, 0.55)):
         config, ours, feed = _setup(arguments, workers, coverage)
         _, peers, _ = _setup(arguments, workers, coverage)
         pairs = []
         for index in range(arguments.steps + 2):
-            batch = feed(index)
+            batch = feed(index).to(workers.device)
             seconds = [
                 _seconds(partial(step, state, batch, config, feed.views, workers))
                 for step, state in ((train_step, ours), (peers_step, peers))
@@ -211,15 +211,23 @@ def compare_forms(arguments: argparse.Namespace) -> None:
 
 
 def _seconds(call: Callable[[], object]) -> float:
+    """Of a call, with what it leaves to a GPU."""
+    _wait()
     began = time.perf_counter()
     call()
+    _wait()
     return time.perf_counter() - began
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _what(arguments: argparse.Namespace) -> str:
     return (
         f"WRN-{arguments.depth}-{arguments.width}, {arguments.size} px, B={arguments.batch_size}, mu={arguments.mu}, "
-        f"{arguments.workers} worker(s) x {arguments.threads} thread(s), {arguments.precision}"
+        f"{arguments.workers} worker(s) x {arguments.threads} thread(s), {arguments.device}, {arguments.precision}"
         + (f", weak pass {arguments.weak_precision}" if arguments.weak_precision else "")
     )
 
@@ -234,6 +242,7 @@ def main() -> None:
     parser.add_argument("--mu", type=int, default=7)
     parser.add_argument("--workers", type=int, help="gloo processes; default 2, with --compare 1")
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="with --compare")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--weak-precision", choices=["float32", "bfloat16"], help="default: that of the step")

@@ -1,0 +1,95 @@
+"""What only a GPU can show: every policy's step there, views, copies, precision and NCCL. Skipped without one."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from dpl_ray.algorithm.policies import POLICIES
+from dpl_ray.data.augment import strong, weak
+from dpl_ray.data.batches import view_settings
+from dpl_ray.evaluation import evaluate_split
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.metrics import SUMS
+from dpl_ray.training.state import build_state
+from dpl_ray.training.step import train_step
+from tests.builders import tiny_config, tiny_feed, tiny_splits
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+NUM_CLASSES = 3
+
+
+def train_on(device: torch.device, workers: Workers | None = None, **groups: Any) -> tuple[dict[str, Any], list[Any]]:
+    """Parameters of the student and the sums of each of 4 steps, on the CPU."""
+    config, splits = tiny_config(**groups), tiny_splits(NUM_CLASSES)
+    workers = workers or Workers(device=device)
+    state = build_state(config, 3, NUM_CLASSES, workers, pool_size=len(splits.unlabeled))
+    feed = tiny_feed(config, splits)
+    sums = [
+        train_step(state, feed(state.step).to(device), config, feed.views, workers).cpu().tolist() for _ in range(4)
+    ]
+    assert evaluate_split(state.teacher, splits.test, Workers(device=device))["eval/accuracy"] >= 0
+    return {name: value.cpu() for name, value in state.student.state_dict().items()}, sums
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_step_on_the_gpu_is_the_step_on_the_cpu(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    groups: dict[str, Any] = {"policy": {"name": policy}, "optim": {"learning_rate": 0.01}}
+    (on_cpu, sums_cpu), (on_gpu, sums_gpu) = train_on(CPU, **groups), train_on(GPU, **groups)
+    for name, value in on_cpu.items():
+        torch.testing.assert_close(on_gpu[name], value, rtol=0, atol=1e-4)
+    for mine, theirs in zip(sums_cpu, sums_gpu, strict=True):
+        assert dict(zip(SUMS, theirs, strict=True)) == pytest.approx(dict(zip(SUMS, mine, strict=True)), abs=2e-3)
+
+
+@pytest.mark.parametrize("normalization", ["batch", "group"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precisions_and_normalizations_train_on_the_gpu(precision: str, normalization: str) -> None:
+    groups = {"train": {"precision": precision}, "model": {"normalization": normalization}}
+    parameters, sums = train_on(GPU, **groups)
+    assert all(value.isfinite().all() for value in parameters.values())
+    assert all(value.dtype == torch.float32 for name, value in parameters.items() if "num_batches" not in name)
+    assert all(step[SUMS.index("loss_labeled")] > 0 for step in sums)
+
+
+def test_views_on_the_gpu_are_those_of_the_cpu() -> None:
+    splits, config = tiny_splits(NUM_CLASSES, size=32), tiny_config()
+    feed = tiny_feed(config, splits)
+    views = view_settings(config.data.views)
+    batch = feed(0)
+    moved = batch.to(GPU)
+    assert moved.images_unlabeled.device.type == "cuda"
+    for make, uniforms in ((weak, "uniforms_weak"), (strong, "uniforms_strong")):
+        on_cpu = make(batch.images_unlabeled, getattr(batch, uniforms), views)
+        on_gpu = make(moved.images_unlabeled, getattr(moved, uniforms), views).cpu()
+        # Rounding of a rotated coordinate may fall on the other side of a pixel's edge now and then.
+        assert (on_gpu - on_cpu).abs().gt(0.02).float().mean() < 0.01
+
+
+def test_the_collectives_of_a_step_run_through_nccl() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    try:
+        # A group of one that is told it is two: its sums are its own, its averages half of them.
+        workers = Workers(0, 2, GPU)
+        values = workers.all_reduce_sum(torch.ones(3, dtype=torch.float64, device=GPU))
+        assert values.tolist() == [1, 1, 1]
+        layer = torch.nn.Linear(2, 2).to(GPU)
+        layer(torch.ones(1, 2, device=GPU)).sum().backward()
+        workers.average_gradients(list(layer.parameters()))
+        assert layer.bias.grad is not None
+        assert layer.bias.grad.tolist() == [0.5, 0.5]
+        _, sums = train_on(GPU, workers, train={"batch_size": 4, "mu": 2})
+        assert len(sums) == 4
+    finally:
+        dist.destroy_process_group()
