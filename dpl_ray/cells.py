@@ -57,6 +57,10 @@ class CellResult:
     checkpoint: str
     facts: dict[str, str] = field(default_factory=dict)  # commit, versions, hardware, data
 
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.label, self.policy, self.seed)
+
     def save(self, folder: Storage) -> None:
         (folder / CELL_FILE).write(json.dumps(dataclasses.asdict(self), indent=1).encode())
 

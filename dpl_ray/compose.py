@@ -83,7 +83,7 @@ def describe_policies() -> dict[str, list[tuple[str, str, str, str]]]:
 def check_policy(parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters in their types; `ValueError` unless the policy exists and they have its types and bounds."""
     name = parameters["name"]
-    if isinstance(name, str) and name in list_groups()["policy"] and parameters == _policy_file(name):
+    if isinstance(name, str) and name in list_groups()["policy"] and parameters == policy_file(name):
         return parameters  # as its file has it: the mistakes that do not need torch are answered before it is loaded
     from dpl_ray.algorithm.policies import POLICIES, build_policy
 
@@ -182,7 +182,7 @@ def _check_field(text: str, key: str, known: list[str], groups: dict[str, dict[s
 
 
 def _check_policy_field(text: str, name: str, policies: Iterable[str], policy: str) -> None:
-    known = {each: _policy_file(each) for each in policies}
+    known = {each: policy_file(each) for each in policies}
     if name not in known[policy]:
         parameters = [parameter for parameter in known[policy] if parameter != "name"]
         owners = [each for each in known if name in known[each]]
@@ -192,7 +192,7 @@ def _check_policy_field(text: str, name: str, policies: Iterable[str], policy: s
         )
 
 
-def _policy_file(name: str) -> dict[str, Any]:
+def policy_file(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load((CONF_FOLDER / "policy" / f"{name}.yaml").read_text()))
 
 

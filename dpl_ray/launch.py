@@ -60,8 +60,8 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     console = console or Console(quiet=True)
     config = config.model_copy(update={"policy": check_policy(config.policy)})
     check_resources(config.scale)
-    _check_storage(config)
-    uri = _tracking_uri(config)
+    check_storage(config)
+    uri = tracking_uri(config)
     if config.model.name == "torchvision":
         from dpl_ray.models import check_names
 
@@ -69,7 +69,7 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     # Policy.uses_unlabeled says it too, but only with torch loaded; a test holds them together.
     uses_unlabeled = config.policy["name"] != "supervised"
     splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled)
-    _check_network(config, splits)
+    check_network(config, splits)
     folder = RunFolder(config, splits)
     console.print(_headline(config, splits, folder), highlight=False, soft_wrap=True)
     tracker = _start_tracker(config, uri, folder, splits)
@@ -110,7 +110,8 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     return result
 
 
-def _check_storage(config: Config) -> None:
+def check_storage(config: Config) -> None:
+    """Refuse a folder that the workers would not share."""
     path = config.run.storage_path
     if (
         config.scale.num_workers
@@ -124,7 +125,8 @@ def _check_storage(config: Config) -> None:
         )
 
 
-def _check_network(config: Config, splits: Splits) -> None:
+def check_network(config: Config, splits: Splits) -> None:
+    """Refuse a network that does not take these images."""
     if config.model.name == "wide_resnet":
         return  # it takes every image that the configuration lets through
     from dpl_ray.models import check_model
@@ -190,7 +192,8 @@ def _train_on_worker(
         return error
 
 
-def _tracking_uri(config: Config) -> str | None:
+def tracking_uri(config: Config) -> str | None:
+    """Where MLflow's records go; None where there are to be none."""
     if not config.tracking.enabled:
         return None
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")

@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,17 @@ from dpl_ray.storage import Storage
 
 MAX_BATCH = 1000  # metrics that MLflow takes in one call
 SECONDS_TO_FINISH = 60.0
+
+
+@dataclass(frozen=True)
+class ChildRun:
+    """A finished run below another one."""
+
+    name: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    history: list[tuple[int, dict[str, float]]]  # step, metrics
+    on_recorded: Callable[[str], None]  # called with its run id once all of it is there
 
 
 class Tracker(Protocol):
@@ -34,6 +46,8 @@ class Tracker(Protocol):
     def log_file(self, file: Storage) -> None: ...
 
     def log_tag(self, key: str, value: str) -> None: ...
+
+    def log_child(self, child: ChildRun) -> None: ...
 
     def finish(self, status: str) -> None: ...
 
@@ -50,6 +64,9 @@ class NullTracker:
         pass
 
     def log_tag(self, key: str, value: str) -> None:
+        pass
+
+    def log_child(self, child: ChildRun) -> None:
         pass
 
     def finish(self, status: str) -> None:
@@ -99,6 +116,9 @@ class MlflowTracker:
     def log_tag(self, key: str, value: str) -> None:
         self._jobs.put(("tag", (key, value)))
 
+    def log_child(self, child: ChildRun) -> None:
+        self._jobs.put(("child", child))
+
     def finish(self, status: str) -> None:
         """Send what is left and end the run as FINISHED or FAILED; gives up after a minute."""
         self._jobs.put(("finish", status))
@@ -135,11 +155,13 @@ class MlflowTracker:
             for values, step, timestamp in [payload]
             for key, value in values.items()
         ]
+        children = [payload for kind, payload in jobs if kind == "child"]
         try:
             if self._failure:
                 raise ConnectionError(self._failure)
-            for start in range(0, len(metrics), MAX_BATCH):
-                self._client.log_batch(self.run_id, metrics=metrics[start : start + MAX_BATCH])
+            self._log_metrics(self.run_id, metrics)
+            for child in children:
+                self._log_child(child)
             for kind, payload in jobs:
                 if kind == "file":
                     self._log_file(payload)
@@ -149,7 +171,27 @@ class MlflowTracker:
                     self._client.set_terminated(self.run_id, payload)
         except Exception as error:
             self._failure = _first_line(error)
-            self._num_lost += len(metrics)
+            self._num_lost += len(metrics) + sum(len(values) for child in children for _, values in child.history)
+
+    def _log_metrics(self, run_id: str | None, metrics: list[Any]) -> None:
+        for start in range(0, len(metrics), MAX_BATCH):
+            self._client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
+
+    def _log_child(self, child: ChildRun) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        experiment_id = self._client.get_run(self.run_id).info.experiment_id
+        tags = {"mlflow.parentRunId": self.run_id}
+        run_id = self._client.create_run(experiment_id, run_name=child.name, tags=tags).info.run_id
+        params = [Param(key, value[:6000]) for key, value in child.params.items()]
+        self._client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in child.tags.items()])
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(metric_key(key), value, now, step) for step, values in child.history for key, value in values.items()
+        ]
+        self._log_metrics(run_id, metrics)
+        self._client.set_terminated(run_id, "FINISHED")
+        child.on_recorded(run_id)
 
     def _log_file(self, file: Storage) -> None:
         with tempfile.TemporaryDirectory() as folder:

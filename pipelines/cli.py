@@ -5,32 +5,43 @@ from __future__ import annotations
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from dpl_ray.compose import default_options, describe_policies, list_groups, load_config, option_values
-from dpl_ray.config import Config, describe_fields
+from dpl_ray.config import Config, Section, describe_fields
 
 WRONG_USE, FAILED, INTERRUPTED = 2, 1, 130
 LEAST_COLUMNS = 100  # of a terminal that shows a field and its meaning side by side
 
 
-def run(job: Callable[[Config, Console], None], arguments: list[str], summary: str) -> int:
-    """Run a job on the configuration that the arguments compose; returns the exit status.
+def run(
+    job: Callable[[Any, Console], None],
+    arguments: list[str],
+    summary: str,
+    *,
+    load: Callable[[Sequence[str]], Any] = load_config,
+    own: type[Section] | None = None,
+) -> int:
+    """Run a job on what `load` makes of the arguments; returns the exit status.
+
+    Args:
+        own: fields of the job besides those of `Config`, for --help.
 
     0: done; 2: a mistake in field, file or value; 1: the job failed; 130: interrupted.
     """
     console, errors = Console(), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if {"-h", "--help"} & set(arguments):
-        print_help(console, summary, _program(job))
+        print_help(console, summary, _program(job), own)
         return 0
     warnings.showwarning = lambda message, *_args, **_kwargs: errors.print(f"warning: {_one_line(message)}")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        job(load_config(arguments), console)
+        job(load(arguments), console)
     except ValueError as error:
         errors.print(f"error: {_one_line(error)}")
         return WRONG_USE
@@ -43,10 +54,17 @@ def run(job: Callable[[Config, Console], None], arguments: list[str], summary: s
     return 0
 
 
-def print_help(console: Console, summary: str, program: str = "pipelines.train") -> None:
+def print_help(
+    console: Console, summary: str, program: str = "pipelines.train", own: type[Section] | None = None
+) -> None:
     """Groups with their options, then every field with default, meaning and type."""
     options = list_groups()
-    blocks: dict[str, list[tuple[str, str]]] = {
+    blocks: dict[str, list[tuple[str, str]]] = {}
+    if own:
+        blocks["Fields of this command"] = [
+            (f"{field}={default}", f"{meaning} ({kind})") for field, kind, default, meaning in describe_fields(own)
+        ]
+    blocks |= {
         "Groups: what is chosen whole, and what an option sets": [
             (f"{group}={option}", meaning + _sets(group, option))
             for group, choices in options.items()
@@ -100,7 +118,7 @@ def _sets(group: str, option: str) -> str:
     return default + f" Sets {', '.join(f'{field}={value}' for field, value in values.items())}." if values else default
 
 
-def _program(job: Callable[[Config, Console], None]) -> str:
+def _program(job: Callable[[Any, Console], None]) -> str:
     """The module that was run with -m."""
     spec = getattr(sys.modules.get(job.__module__), "__spec__", None)
     return spec.name if spec else job.__module__
@@ -110,6 +128,12 @@ def _one_line(error: object) -> str:
     return " ".join(str(error).split("\n"))
 
 
-def main_guard(job: Callable[[Config, Console], None], summary: str) -> None:
+def main_guard(
+    job: Callable[[Any, Console], None],
+    summary: str,
+    *,
+    load: Callable[[Sequence[str]], Any] = load_config,
+    own: type[Section] | None = None,
+) -> None:
     """Entry point of a module run with -m."""
-    sys.exit(run(job, sys.argv[1:], summary))
+    sys.exit(run(job, sys.argv[1:], summary, load=load, own=own))

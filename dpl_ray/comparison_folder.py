@@ -1,0 +1,148 @@
+"""The folder of a comparison: whether it may go on, and the tables and the figure made of its finished cells.
+
+<run.storage_path>/<run.name>/
+  comparison.json  what all cells share, the command, MLflow run ids
+  <cell>/          dpl_ray/cells.py
+  comparison.csv   a row per cell          comparison.md  a row per policy          comparison.png
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from dpl_ray.cells import Cell, CellResult, read_cells
+from dpl_ray.comparison_figure import draw_comparison
+from dpl_ray.comparison_table import Row, make_rows, to_csv, to_markdown
+from dpl_ray.run_folder import differences
+from dpl_ray.storage import Storage
+
+INFO_FILE = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a comparison has come to."""
+
+    rows: list[Row]
+    csv: Storage
+    markdown: Storage
+    figure: Storage
+
+
+class ComparisonFolder:
+    """Opens or makes the folder of a comparison."""
+
+    def __init__(self, storage_path: str, name: str, shared: dict[str, Any]) -> None:
+        """
+        Args:
+            shared: what all cells have in common, as comparison_config.shared_tree says it.
+
+        Raises:
+            ValueError: a comparison of this name exists with another configuration, or it cannot be written.
+        """
+        self.name, self.storage = name, Storage(storage_path) / name
+        self.info: dict[str, Any] = {"command": None, "config": shared, "mlflow_run_id": None, "mlflow_children": {}}
+        self.resumed = (self.storage / INFO_FILE).exists()
+        if self.resumed:
+            self.info |= json.loads((self.storage / INFO_FILE).read())
+            self._check_same(self.info["config"], shared)
+        try:
+            self.save_info()
+        except OSError as error:
+            raise ValueError(
+                f"run.storage_path={storage_path}: cannot be written ({' '.join(str(error).split())}); "
+                "give a folder that you may write to"
+            ) from None
+
+    def finished(self, cell: Cell) -> CellResult | None:
+        """What a cell has left, or None where it has not finished.
+
+        Raises:
+            ValueError: it was trained with other parameters of the policy.
+        """
+        begun = self.storage / cell.name / "config.yaml"
+        if begun.exists():
+            self._check_same({"policy": yaml.safe_load(begun.read())["policy"]}, {"policy": cell.policy})
+        return CellResult.load(self.storage / cell.name)
+
+    def check_data(self, seed: int, fingerprint: str) -> None:
+        """Refuse to compare what a cell of this seed learned from other data."""
+        for cell in read_cells(str(self.storage)):
+            if cell.seed == seed and cell.facts["data.fingerprint"] != fingerprint:
+                raise ValueError(
+                    f"run.name={self.name}: {cell.label} with seed {seed} was trained on other data (the images or "
+                    "labels have changed since); take another run.name"
+                )
+
+    def save_info(self) -> None:
+        (self.storage / INFO_FILE).write(json.dumps(self.info, indent=1).encode())
+
+    def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        found = sorted(differences(old, new), key=lambda difference: difference[0])
+        if found:
+            field, before, now = found[0]
+            more = f" (and {len(found) - 1} more fields)" if len(found) > 1 else ""
+            raise ValueError(
+                f"run.name={self.name}: this comparison exists with {field}={before}, now it is {now}{more}; "
+                "take another run.name, or the same values to go on"
+            )
+
+
+def write_comparison(folder: str, reference: str, *, missing: Mapping[str, str] | None = None) -> Outputs:
+    """Write the tables and the figure of the cells that have finished.
+
+    Args:
+        folder: of the comparison.
+        reference: label of the policy that the others are compared to.
+        missing: name of a cell that has not finished -> why.
+
+    Raises:
+        ValueError: no cell has finished.
+    """
+    place, cells = Storage(folder), read_cells(folder)
+    if not cells:
+        raise ValueError(f"{folder}: no cell of this comparison has finished")
+    rows = make_rows(cells, reference)
+    outputs = Outputs(rows, place / "comparison.csv", place / "comparison.md", place / "comparison.png")
+    outputs.csv.write(to_csv(cells, reference).encode())
+    outputs.markdown.write(to_markdown(rows, reference, _header(place, cells, missing or {})).encode())
+    outputs.figure.write(draw_comparison(cells, rows, _title(place.name, cells)))
+    return outputs
+
+
+def _title(name: str, cells: Sequence[CellResult]) -> str:
+    return f"{name}: {_listed(cell.facts['data.num_labeled'] for cell in cells)} labels, {cells[0].steps:,} steps"
+
+
+def _header(place: Storage, cells: Sequence[CellResult], missing: Mapping[str, str]) -> list[str]:
+    """What the table was measured with, as the cells say it."""
+    info = place / INFO_FILE
+    command = json.loads(info.read())["command"] if info.exists() else None
+    first = cells[0]
+    config = yaml.safe_load((place / first.cell.name / "config.yaml").read())
+    train, data = config["train"], config["data"]["name"]
+    facts = {key: _listed(cell.facts[key] for cell in cells) for key in first.facts}
+    versions = [f"{key.removeprefix('version.')} {value}" for key, value in facts.items() if key.startswith("version.")]
+    lines = [
+        f"# {place.name}",
+        "",
+        *([f"    {command}", ""] if command else []),
+        f"- data: {data}, {facts['data.num_labeled']} labelled images of {facts['data.num_classes']} classes, "
+        f"{facts['data.num_unlabeled']} in the pool, {facts['data.num_test']} test; with a seed all policies have "
+        "the same labelled images, initial weights and order of batches",
+        f"- training: {first.steps:,} steps of {train['batch_size']} labelled and {train['batch_size'] * train['mu']} "
+        f"unlabelled images, {train['precision']}, {config['model']['name']}",
+        f"- seeds: {_listed(str(cell.seed) for cell in cells)}",
+        f"- hardware: {facts['hardware']}; a cell on {facts['device']}",
+        f"- versions: {', '.join(versions)}; commit {facts['commit']}",
+    ]
+    return lines + [f"- missing: {name} ({' '.join(cause.split())})" for name, cause in missing.items()]
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(dict.fromkeys(values))

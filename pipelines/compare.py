@@ -1,0 +1,33 @@
+"""Compare policies over seeds on the same labelled images: `python -m pipelines.compare --help`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from rich.console import Console
+
+from dpl_ray.comparison_config import CompareConfig, load_comparison
+from dpl_ray.config import Config
+from pipelines.cli import main_guard
+
+
+def job(loaded: tuple[Config, CompareConfig], console: Console) -> None:
+    """A comparison, its tables and its paths."""
+    from dpl_ray.comparison import compare, raise_failed
+
+    config, options = loaded
+    command = shlex.join(["python", "-m", "pipelines.compare", *sys.argv[1:]])
+    result = compare(config, options, console=console, command=command)
+    paths = {"cells": result.csv, "table": result.markdown, "figure": result.figure, "MLflow run": result.run_id}
+    for label, value in paths.items():
+        console.print(f"{label:<11} {value}", highlight=False, soft_wrap=True)
+    if result.run_id:
+        console.print(
+            f"look at it: mlflow ui --backend-store-uri {result.tracking_uri}", highlight=False, soft_wrap=True
+        )
+    raise_failed(result)
+
+
+if __name__ == "__main__":
+    main_guard(job, __doc__, load=load_comparison, own=CompareConfig)
