@@ -10,12 +10,25 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpl_ray.comparison import CompareResult, compare
+    from dpl_ray.comparison_config import CompareConfig
     from dpl_ray.compose import load_config
     from dpl_ray.config import Config
     from dpl_ray.launch import FitResult, fit
     from dpl_ray.predictor import Predictor, load_checkpoint
 
-__all__ = ["Config", "FitResult", "Predictor", "__version__", "fit", "load_checkpoint", "load_config"]
+__all__ = [
+    "CompareConfig",
+    "CompareResult",
+    "Config",
+    "FitResult",
+    "Predictor",
+    "__version__",
+    "compare",
+    "fit",
+    "load_checkpoint",
+    "load_config",
+]
 
 try:
     __version__ = version("dpl_ray")
@@ -23,9 +36,12 @@ except PackageNotFoundError:  # a checkout that nobody installed, as the working
     __version__ = "0+unknown"
 
 _HOME = {
+    "CompareConfig": "comparison_config",
+    "CompareResult": "comparison",
     "Config": "config",
     "FitResult": "launch",
     "Predictor": "predictor",
+    "compare": "comparison",
     "fit": "launch",
     "load_checkpoint": "predictor",
     "load_config": "compose",

@@ -12,8 +12,9 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -23,12 +24,15 @@ from dpl_ray.comparison_config import CompareConfig, Plan, comparison_name, make
 from dpl_ray.comparison_console import CellsProgress, comparison_tables
 from dpl_ray.comparison_folder import ComparisonFolder, write_comparison
 from dpl_ray.comparison_table import Row
-from dpl_ray.config import Config
+from dpl_ray.config import Config, shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.launch import check_network, check_storage, tracking_uri
 from dpl_ray.provenance import describe_code, describe_config
 from dpl_ray.tracking import ChildRun, MlflowTracker, NullTracker, Tracker, default_uri
+
+if TYPE_CHECKING:
+    from dpl_ray.training.loop import Record
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at the cells that run
 
@@ -90,11 +94,9 @@ def compare(
     if missing:
         _check_room(config, options)
         load(missing[0].seed)  # mistakes in the data are answered before a cell starts
+    folder.begin(command)
     console.print(_headline(config, plan, folder, len(finished)), highlight=False, soft_wrap=True)
-    if command:
-        folder.info["command"] = command
-        folder.save_info()
-    tracker = _start_tracker(config, uri, folder, plan)
+    tracker = _start_tracker(config, options, uri, folder, plan)
     failed: dict[str, str] = {}
     status = "FAILED"
     try:
@@ -116,7 +118,7 @@ def compare(
             if missing:
                 run(missing, config, options, load, str(folder.storage), progress.show, on_end)
         if len(failed) == len(plan.cells):
-            raise CellsFailedError(_failure(failed, len(plan.cells)))
+            raise CellsFailedError(describe_failed(failed))
         outputs = write_comparison(str(folder.storage), plan.reference, missing=failed)
         for file in (outputs.csv, outputs.markdown, outputs.figure):
             tracker.log_file(file)
@@ -137,20 +139,11 @@ def compare(
     )
 
 
-def raise_failed(result: CompareResult) -> None:
-    """
-    Raises:
-        CellsFailedError: naming the first cell that has not finished and its cause.
-    """
-    if result.failed:
-        raise CellsFailedError(_failure(result.failed, None))
-
-
-def _failure(failed: dict[str, str], num_cells: int | None) -> str:
+def describe_failed(failed: dict[str, str]) -> str:
+    """How many cells did not finish, and why the first of them did not."""
     name, cause = next(iter(failed.items()))
-    of = f" of {num_cells}" if num_cells else ""
     return (
-        f"{len(failed)}{of} cells did not finish, as {name} ({cause}); their folders have an error.txt, and the same "
+        f"{len(failed)} cells did not finish, as {name} ({cause}); the folder of each has an error.txt, and the same "
         "command runs them again"
     )
 
@@ -162,17 +155,21 @@ def _loader(config: Config, plan: Plan, folder: ComparisonFolder) -> Callable[[i
 
     def load(seed: int) -> Splits:
         if seed not in kept:
-            if config.data.subset_seed is None or not kept:
-                splits = load_splits(config.data, seed=seed, uses_unlabeled=uses_unlabeled)
-                check_network(config, splits)
-            else:
-                splits = next(iter(kept.values()))
-            folder.check_data(seed, splits.fingerprint())
             kept.clear()
+            splits = load_splits(config.data, seed=seed, uses_unlabeled=uses_unlabeled)
+            check_network(config, splits)
+            folder.check_data(seed, splits.fingerprint())
             kept[seed] = splits
         return kept[seed]
 
     return load
+
+
+def _by_data(config: Config, cells: list[Cell]) -> list[tuple[int, list[Cell]]]:
+    """The cells that learn from the same splits, and a seed of theirs: with data.subset_seed, all."""
+    if config.data.subset_seed is not None:
+        return [(cells[0].seed, cells)]
+    return [(seed, list(group)) for seed, group in groupby(cells, key=lambda cell: cell.seed)]
 
 
 def _run_here(
@@ -185,13 +182,18 @@ def _run_here(
     on_end: OnEnd,
 ) -> None:
     """One cell after another, in this process."""
-    for cell in cells:
-        splits = load(cell.seed)
-        try:
-            name = cell.name
-            on_end(cell, run_cell(config, cell, splits, folder, lambda record, name=name: on_step(name, record.step)))
-        except Exception as error:  # whatever stops a cell must not stop the others
-            on_end(cell, error)
+    for seed, group in _by_data(config, cells):
+        splits = load(seed)
+        for cell in group:
+            try:
+                result: CellResult | Exception = run_cell(config, cell, splits, folder, partial(_tell, on_step, cell))
+            except Exception as error:  # whatever stops a cell must not stop the others
+                result = error
+            on_end(cell, result)
+
+
+def _tell(on_step: OnStep, cell: Cell, record: Record) -> None:
+    on_step(cell.name, record.step)
 
 
 def _run_on_ray(
@@ -222,7 +224,7 @@ def _run_on_ray(
             num_gpus=options.gpus_per_cell if config.scale.use_gpu else 0,
             max_retries=config.scale.max_failures,
         )(_task)
-        for seed, group in groupby(cells, key=lambda cell: cell.seed):
+        for seed, group in _by_data(config, cells):
             splits = ray.put(load(seed))
             pending |= {task.remote(config, cell, splits, folder, mailbox): cell for cell in group}
             _collect(pending, mailbox, on_step, on_end, 0.0)
@@ -239,11 +241,11 @@ def _run_on_ray(
 
 
 def _task(config: Config, cell: Cell, splits: Splits, folder: str, mailbox: Any) -> CellResult:
-    def tell(record: Any) -> None:
+    def on_step(name: str, step: int) -> None:
         # Not waited for: news that cannot be delivered must not hold up the training.
-        mailbox.actor.put_nowait.remote((cell.name, record.step))
+        mailbox.actor.put_nowait.remote((name, step))
 
-    return run_cell(config, cell, splits, folder, tell)
+    return run_cell(config, cell, splits, folder, partial(_tell, on_step, cell))
 
 
 def _collect(pending: dict[Any, Cell], mailbox: Any, on_step: OnStep, on_end: OnEnd, seconds: float) -> None:
@@ -295,7 +297,9 @@ def _connected_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _start_tracker(config: Config, uri: str | None, folder: ComparisonFolder, plan: Plan) -> Tracker:
+def _start_tracker(
+    config: Config, options: CompareConfig, uri: str | None, folder: ComparisonFolder, plan: Plan
+) -> Tracker:
     """The parent run; the same one when a comparison goes on."""
     if uri is None:
         return NullTracker()
@@ -306,6 +310,7 @@ def _start_tracker(config: Config, uri: str | None, folder: ComparisonFolder, pl
 
     own_store = uri.startswith("sqlite:") and not config.tracking.uri
     params = describe_config(config.model_copy(update={"policy": {}}))
+    params |= {f"compare.{field}": shown(value) for field, value in options.model_dump(mode="json").items()}
     tracker = MlflowTracker(
         uri=uri,
         experiment=config.tracking.experiment,
@@ -317,7 +322,7 @@ def _start_tracker(config: Config, uri: str | None, folder: ComparisonFolder, pl
         run_id=folder.info["mlflow_run_id"],
         on_start=remember,
     )
-    # Tags, because a comparison that goes on may have more of them, and MLflow's params cannot be changed.
+    # Tags too, because a comparison that goes on may have more of them, and MLflow's params cannot be changed.
     for key, value in (("policies", plan.labels), ("seeds", plan.seeds), ("reference", [plan.reference])):
         tracker.log_tag(key, ", ".join(map(str, value)))
     return tracker

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpl_ray.cells import Cell, CellResult
-from dpl_ray.comparison_table import Columns, Row, accuracy_columns, pool_columns
+from dpl_ray.comparison_table import Row, shown_label, tables
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -79,18 +79,15 @@ class CellsProgress:
 
 
 def comparison_tables(rows: Sequence[Row], reference: str) -> list[Table]:
-    """Accuracy, and how it came about."""
-    return [
-        _table("Last teacher on the test split, over seeds", rows, accuracy_columns(reference)),
-        _table("Speed, and use of the pool (last record, mean over seeds)", rows, pool_columns(reference)),
-    ]
-
-
-def _table(title: str, rows: Sequence[Row], columns: Columns) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in columns:
-        table.add_column(Text(name), justify="left" if name == "policy" else "right")
-    for row in rows:
-        style = "bold" if row.is_reference else ""
-        table.add_row(*(Text(show(row)) for show in columns.values()), style=style)
-    return table
+    """Accuracy, speed, and use of the pool."""
+    made = []
+    for title, columns in tables(reference).items():
+        table = Table(title=Text(title), title_justify="left")
+        table.add_column("policy", overflow="fold")
+        for name in columns:
+            table.add_column(Text(name), justify="right")
+        for row in rows:
+            # As Text, because a label may have brackets, which are no markup.
+            table.add_row(*(Text(show(row)) for show in (shown_label, *columns.values())))
+        made.append(table)
+    return made

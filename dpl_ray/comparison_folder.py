@@ -35,7 +35,7 @@ class Outputs:
 
 
 class ComparisonFolder:
-    """Opens or makes the folder of a comparison."""
+    """The folder of a comparison, new or begun before; nothing is written until `begin`."""
 
     def __init__(self, storage_path: str, name: str, shared: dict[str, Any]) -> None:
         """
@@ -43,19 +43,29 @@ class ComparisonFolder:
             shared: what all cells have in common, as comparison_config.shared_tree says it.
 
         Raises:
-            ValueError: a comparison of this name exists with another configuration, or it cannot be written.
+            ValueError: a comparison of this name exists with another configuration.
         """
-        self.name, self.storage = name, Storage(storage_path) / name
+        self.name, self.storage_path, self.storage = name, storage_path, Storage(storage_path) / name
         self.info: dict[str, Any] = {"command": None, "config": shared, "mlflow_run_id": None, "mlflow_children": {}}
         self.resumed = (self.storage / INFO_FILE).exists()
         if self.resumed:
             self.info |= json.loads((self.storage / INFO_FILE).read())
             self._check_same(self.info["config"], shared)
+
+    def begin(self, command: str | None) -> None:
+        """
+        Args:
+            command: that the table is to name as its origin; None leaves the one that is known.
+
+        Raises:
+            ValueError: the folder cannot be written.
+        """
+        self.info["command"] = command or self.info["command"]
         try:
             self.save_info()
         except OSError as error:
             raise ValueError(
-                f"run.storage_path={storage_path}: cannot be written ({' '.join(str(error).split())}); "
+                f"run.storage_path={self.storage_path}: cannot be written ({' '.join(str(error).split())}); "
                 "give a folder that you may write to"
             ) from None
 

@@ -153,36 +153,42 @@ def to_csv(cells: Sequence[CellResult], reference: str) -> str:
     return text.getvalue()
 
 
-#: Heading -> what stands below it, of a row. The first table is of accuracy, the second of how it came about.
+#: Heading -> what stands below it, of a row.
 Columns = dict[str, Callable[[Row], str]]
 
 
-def accuracy_columns(reference: str) -> Columns:
+def tables(reference: str) -> dict[str, Columns]:
+    """Title -> columns of every table beside the policies' names; Markdown has them in one."""
     return {
-        "policy": lambda row: row.label + (" (reference)" if row.is_reference else ""),
-        "seeds": lambda row: str(len(row.seeds)),
-        "accuracy, %": lambda row: _with_deviation(row.accuracy, row.deviation),
-        f"difference to {reference}, points [95 %]": _difference,
-        "balanced accuracy, %": lambda row: _percent(row.means["balanced_accuracy"]),
-        "ECE, %": lambda row: _percent(row.means["ece"]),
+        "Last teacher on the test split, over seeds, in %": {
+            "seeds": lambda row: str(len(row.seeds)),
+            "accuracy": lambda row: _with_deviation(row.accuracy, row.deviation),
+            f"minus {reference} [95 %]": _difference,
+            "balanced accuracy": lambda row: _percent(row.means["balanced_accuracy"]),
+            "ECE": lambda row: _percent(row.means["ece"]),
+        },
+        "Speed: median over seeds, and how many came there": {
+            f"steps to {reference}'s accuracy": lambda row: _reached(row.steps, ",.0f"),
+            "seconds to it": lambda row: _reached(row.seconds, ",.1f"),
+        },
+        "Use of the pool: last record, mean over seeds, in %": {
+            "coverage": lambda row: _percent(row.means["coverage"]),
+            "precision": lambda row: _percent(row.means["precision"]),
+            "high-entropy share": lambda row: _percent(row.means["high_entropy_share"]),
+            "their precision": lambda row: _percent(row.means["high_entropy_precision"]),
+        },
     }
 
 
-def pool_columns(reference: str) -> Columns:
-    return {
-        "policy": lambda row: row.label,
-        f"steps to {reference}'s accuracy": lambda row: _reached(row.steps, ",.0f"),
-        "seconds": lambda row: _reached(row.seconds, ",.1f"),
-        "coverage, %": lambda row: _percent(row.means["coverage"]),
-        "precision, %": lambda row: _percent(row.means["precision"]),
-        "high-entropy share, %": lambda row: _percent(row.means["high_entropy_share"]),
-        "their precision, %": lambda row: _percent(row.means["high_entropy_precision"]),
-    }
+def shown_label(row: Row) -> str:
+    return row.label + (" (reference)" if row.is_reference else "")
 
 
 def to_markdown(rows: Sequence[Row], reference: str, header: Sequence[str]) -> str:
     """A header of lines, and the table: one row per policy."""
-    columns = accuracy_columns(reference) | pool_columns(reference)
+    columns: Columns = {"policy": shown_label}
+    for part in tables(reference).values():
+        columns |= part
     lines = [*header, "", _markdown_row(columns), _markdown_row(["---"] * len(columns))]
     lines += [_markdown_row([show(row) for show in columns.values()]) for row in rows]
     lines += ["", *NOTES]
@@ -190,13 +196,14 @@ def to_markdown(rows: Sequence[Row], reference: str, header: Sequence[str]) -> s
 
 
 NOTES = (
-    "Accuracy: the last teacher on the whole test split; mean ± standard deviation over seeds. Difference: mean over",
-    "the seeds that both policies have, and in brackets the 95 % percentile interval of a bootstrap over those seeds",
-    "(10,000 draws), which is too narrow where seeds are few. Steps and seconds to the final accuracy of {reference}:",
-    "the first point of the curve, on a fixed part of the test split, at or above {reference}'s last point of the same",
-    "seed; the median over seeds, and how many reached it. Seconds are those of training steps, as long as they took",
-    "beside the cells that ran at the same time. Coverage (mean weight) of the pool, precision of the pseudo-labels,",
-    "and share and precision of those with a confidence below 0.95: the last record of a cell, mean over seeds.",
+    "In %, but for steps and seconds. Accuracy, balanced accuracy and ECE: the last teacher on the whole test",
+    "split; mean ± standard deviation over seeds. Minus {reference}: the mean difference over the seeds that both",
+    "policies have, and in brackets the 95 % percentile interval of a bootstrap over those seeds (10,000 draws),",
+    "which is too narrow where seeds are few. Steps and seconds to the final accuracy of {reference}: the first",
+    "point of the curve, on a fixed part of the test split, at or above {reference}'s last point of the same",
+    "seed; the median over seeds, and how many came there. Seconds are those of training steps, beside the cells",
+    "that ran at the same time. Coverage (mean weight) of the pool, precision of the pseudo-labels, and share and",
+    "precision of those with a confidence below 0.95: the last record of a cell, mean over seeds.",
 )
 
 

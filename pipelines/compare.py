@@ -14,7 +14,7 @@ from pipelines.cli import main_guard
 
 def job(loaded: tuple[Config, CompareConfig], console: Console) -> None:
     """A comparison, its tables and its paths."""
-    from dpl_ray.comparison import compare, raise_failed
+    from dpl_ray.comparison import CellsFailedError, compare, describe_failed
 
     config, options = loaded
     command = shlex.join(["python", "-m", "pipelines.compare", *sys.argv[1:]])
@@ -26,7 +26,8 @@ def job(loaded: tuple[Config, CompareConfig], console: Console) -> None:
         console.print(
             f"look at it: mlflow ui --backend-store-uri {result.tracking_uri}", highlight=False, soft_wrap=True
         )
-    raise_failed(result)
+    if result.failed:
+        raise CellsFailedError(describe_failed(result.failed))
 
 
 if __name__ == "__main__":
