@@ -253,11 +253,13 @@ def _collect(pending: dict[Any, Cell], mailbox: Any, on_step: OnStep, on_end: On
     import ray
 
     ready, _ = ray.wait(list(pending), timeout=seconds)
+    news: list[tuple[str, int]] = []
     with contextlib.suppress(ray.exceptions.RayError):  # the mailbox may be lost with its node, the cells are not
-        running = {cell.name for cell in pending.values()}
-        for name, step in mailbox.get_nowait_batch(mailbox.qsize()):
-            if name in running:
-                on_step(name, step)
+        news = mailbox.get_nowait_batch(mailbox.qsize())
+    running = {cell.name for cell in pending.values()}
+    for name, step in news:
+        if name in running:
+            on_step(name, step)
     for reference in ready:
         cell = pending.pop(reference)
         try:
