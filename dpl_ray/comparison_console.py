@@ -30,7 +30,8 @@ class CellsProgress:
         self.num_cells, self.num_done = len(cells) + num_finished, num_finished
         self._first: dict[str, int] = {}  # of a cell: the step that was told first, and last
         self._last = {cell.name: 0 for cell in cells}
-        self._began = self._printed = time.monotonic()
+        self._printed = time.monotonic()
+        self._began: float | None = None  # when the first cell told of a step: Ray's start is no measure of the rest
         self._progress = Progress(BarColumn(bar_width=30), TextColumn("{task.description}"), console=console)
         self._task = self._progress.add_task(self._state(), total=max(1, len(cells) * num_steps))
 
@@ -47,6 +48,7 @@ class CellsProgress:
 
     def show(self, cell: str, step: int) -> None:
         """A running cell has come to a step."""
+        self._began = self._began or time.monotonic()
         self._first.setdefault(cell, step)
         self._last[cell] = step
         self._progress.update(self._task, completed=sum(self._last.values()), description=self._state())
@@ -69,7 +71,7 @@ class CellsProgress:
         running = sum(self._last[cell] < self.num_steps for cell in self._first)
         done = sum(self._last[cell] - first for cell, first in self._first.items())
         rest = sum(self.num_steps - step for step in self._last.values())
-        seconds = (time.monotonic() - self._began) / done * rest if done else None
+        seconds = (time.monotonic() - self._began) / done * rest if done and self._began else None
         left = "--:--:--" if seconds is None else time.strftime("%H:%M:%S", time.gmtime(seconds))
         return f"{self.num_done} of {self.num_cells} cells done, {running} running, {left} left"
 

@@ -58,7 +58,8 @@ def _accuracies(axes: Any, cells: Sequence[CellResult], rows: Sequence[Row]) -> 
         )
     reference = next((row for row in rows if row.is_reference), None)
     if reference:
-        axes.axvline(100 * reference.accuracy, color="0.75", linewidth=1, linestyle=":", zorder=0)
+        name = f"mean of {reference.label}"
+        axes.axvline(100 * reference.accuracy, color="0.6", linewidth=1, linestyle=":", zorder=0, label=name)
     axes.set_xlabel("accuracy of the last teacher on the test split, %")
     _policies_below(axes, rows)
 
@@ -75,7 +76,7 @@ def _curves(axes: Any, cells: Sequence[CellResult], rows: Sequence[Row]) -> None
             marker=MARKERS[place % len(MARKERS)],
             markevery=max(1, len(steps) // 6),
             markersize=5,
-            color="0.15" if place % 2 == 0 else "0.5",
+            color="black" if row.is_reference else ("0.15", "0.5")[place % 2],
             linewidth=2.2 if row.is_reference else 1.1,
             label=row.label + (" (reference)" if row.is_reference else ""),
         )
