@@ -17,6 +17,15 @@ ENVIRONMENT = {
 }
 SECONDS_TO_ANSWER = 3.0
 CLIENT_PORT = 10001  # of ray://
+#: Scheme of an address -> a call that its service knows: for ray:// the client server, else the control service.
+FIRST_CALLS = {"": "/ray.rpc.NodeInfoGcsService/GetClusterId", "ray": "/ray.rpc.RayletDriver/ClusterInfo"}
+#: gRPC's status -> what it means for the user.
+REFUSALS = {
+    "UNAVAILABLE": "another program listens there, or one that asks for TLS",
+    "DEADLINE_EXCEEDED": f"what listens there says nothing within {SECONDS_TO_ANSWER:.0f} s",
+    "UNIMPLEMENTED": "host:port takes the port of `ray start --port`, ray://host:port that of --ray-client-server-port",
+    "UNAUTHENTICATED": "it refuses the token; RAY_AUTH_MODE=token and RAY_AUTH_TOKEN must be those of the cluster",
+}
 
 
 def cluster_address(scale: ScaleConfig) -> str | None:
@@ -40,7 +49,7 @@ def check_resources(scale: ScaleConfig) -> None:
     if address is None:
         _check(scale, float(os.cpu_count() or 1), _count_gpus() if scale.use_gpu else 0, "this machine")
     else:
-        _check_port(address, scale)
+        _check_address(address, scale)
         connect(scale)
 
 
@@ -94,8 +103,7 @@ def connect(scale: ScaleConfig) -> bool:
     Raises:
         ValueError: there is no cluster at the address, or it has not got what the workers need.
     """
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+    _set_environment()
     address = cluster_address(scale)
     import ray
 
@@ -111,7 +119,7 @@ def connect(scale: ScaleConfig) -> bool:
                 logging_level=logging.ERROR,
                 **({} if address else local),
             )
-        # Ray ends the process where the port is another program's.
+        # Ray ends the process where it gives up.
         except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
             raise _no_cluster(address, scale, str(error)) from None
     try:
@@ -123,8 +131,13 @@ def connect(scale: ScaleConfig) -> bool:
     return started
 
 
-def _check_port(address: str, scale: ScaleConfig) -> None:
-    """Nothing listens at the address: told at once, where Ray tries for two minutes and then ends the process."""
+def _set_environment() -> None:
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
+def _check_address(address: str, scale: ScaleConfig) -> None:
+    """Nothing, or another program, listens at the address: told at once, where Ray tries for two minutes."""
     scheme, _, place = address.rpartition("://")
     if address in ("auto", "local") or scheme not in ("", "ray"):
         return
@@ -137,6 +150,26 @@ def _check_port(address: str, scale: ScaleConfig) -> None:
         socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
     except OSError as error:
         raise _no_cluster(address, scale, str(error)) from None
+    if (reason := _refusal(f"{host}:{port}", FIRST_CALLS[scheme])) is not None:
+        raise _no_cluster(address, scale, reason)
+
+
+def _refusal(place: str, call: str) -> str | None:
+    """Why what listens there is not the service that is looked for; None if it is."""
+    _set_environment()
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+
+    # As Ray makes its own: with the token, the TLS settings and the proxy of its environment.
+    channel = init_grpc_channel(place, GLOBAL_GRPC_OPTIONS)
+    try:
+        channel.unary_unary(call)(b"", timeout=SECONDS_TO_ANSWER)
+    except grpc.RpcError as error:
+        return REFUSALS.get(error.code().name)  # whatever else it says, it knows the call
+    finally:
+        channel.close()
+    return None
 
 
 def _no_cluster(address: str | None, scale: ScaleConfig, reason: str) -> ValueError:

@@ -1,9 +1,15 @@
-"""Is there room for the workers: sums that need no cluster."""
+"""Is there room for the workers, and a cluster at the address: what can be told without a cluster."""
 
 from __future__ import annotations
 
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+
 import pytest
 
+from dpl_ray import cluster
 from dpl_ray.cluster import check_resources, count_places
 from dpl_ray.config import ScaleConfig
 
@@ -31,3 +37,50 @@ def test_more_than_this_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) 
     check_resources(ScaleConfig(num_workers=4, cpus_per_worker=0.5))
     with pytest.raises(ValueError, match=r"scale\.num_workers=5 .* needs 2\.5 CPUs, this machine has 2; at most 4"):
         check_resources(ScaleConfig(num_workers=5, cpus_per_worker=0.5))
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a socket that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@pytest.fixture
+def website() -> Iterator[int]:
+    """The port of a plain HTTP server."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would try for two minutes."""
+    monkeypatch.setattr(cluster, "connect", lambda scale: pytest.fail("Ray was asked to connect"))
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+@pytest.mark.parametrize(
+    ("program", "reason"), [("silent", "says nothing within 3 s"), ("website", "another program listens there")]
+)
+def test_another_program_at_the_address_is_refused(
+    scheme: str,
+    program: str,
+    reason: str,
+    no_ray: None,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "SECONDS_TO_ANSWER", 0.5 if program == "silent" else 60)
+    address = f"{scheme}127.0.0.1:{request.getfixturevalue(program)}"
+    with pytest.raises(ValueError, match=rf"^scale\.address={address}: no Ray cluster answers .*{reason}.*; start one"):
+        check_resources(ScaleConfig(address=address))

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
-from dpl_ray.cluster import check_cluster
+from dpl_ray.cluster import check_cluster, check_resources
 from dpl_ray.config import Config, ScaleConfig
 from dpl_ray.console import ProgressLine
 from dpl_ray.training.loop import Record
@@ -136,9 +136,18 @@ def test_more_workers_than_the_cluster_carries_are_refused(ray_cluster: None) ->
         check_cluster(ScaleConfig(num_workers=9, cpus_per_worker=1))
 
 
+def test_the_address_of_a_cluster_is_recognized_and_its_other_form_is_not(ray_cluster: None) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    check_resources(ScaleConfig(address=address))
+    with pytest.raises(ValueError, match=rf"^scale\.address=ray://{address}: .* --ray-client-server-port"):
+        check_resources(ScaleConfig(address=f"ray://{address}"))
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """`ray start --head` with token authentication; yields the environment of a client."""
+    """`ray start --head` with token authentication; yields the environment of a client, and the two addresses."""
     ports = []
     for _ in range(4):
         with socket.socket() as probe:
@@ -162,7 +171,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             break
     else:
         pytest.fail("".join(lines) + log.read_text())
-    yield env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}"}
+    addresses = {"CONTROL": f"127.0.0.1:{port}", "CLIENT": f"ray://127.0.0.1:{client_port}"}
+    yield env | addresses | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}"}
     process.terminate()
     process.wait()
 
@@ -187,6 +197,21 @@ def test_the_same_command_runs_as_a_job_of_a_cluster_with_tokens(head: dict[str,
     assert done.returncode == 0, done.stdout + done.stderr
     assert "accuracy" in done.stdout
     assert (tmp_path / "job" / "step-00000020" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["CONTROL", "CLIENT"])
+def test_both_forms_of_an_address_are_recognized_with_the_token_and_refused_with_another(
+    head: dict[str, str], kind: str
+) -> None:
+    code = "from dpl_ray.cluster import _check_address as check; from dpl_ray.config import ScaleConfig;"
+    command = [sys.executable, "-c", code + f"check({head[kind]!r}, ScaleConfig(address={head[kind]!r}))"]
+    done = subprocess.run(command, cwd=ROOT, env=head, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    wrong = head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    refused = subprocess.run(command, cwd=ROOT, env=wrong, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert f"scale.address={head[kind]}: no Ray cluster answers there (it refuses the token" in refused.stderr
 
 
 def test_what_travels_to_a_cluster_is_under_5_mb(tmp_path: Path) -> None:
