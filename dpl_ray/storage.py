@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import posixpath
 from pathlib import Path
 
 from pyarrow import fs
+
+from dpl_ray.file_systems import open_uri, split_options
 
 
 class Storage:
@@ -16,17 +20,18 @@ class Storage:
         """
         Raises:
             ValueError: pyarrow knows no file system for the URI.
+            OSError: the file system does not answer.
         """
         if "://" not in path:
-            path = str(Path(path).expanduser().absolute())
-        try:
-            self.filesystem, self.path = fs.FileSystem.from_uri(path)
-        except (ValueError, OSError, NotImplementedError) as error:
-            raise ValueError(f"{path}: no file system for this address ({error})") from None
+            self.filesystem, self.path = fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+        else:
+            try:
+                self.filesystem, self.path = open_uri(path)
+            except (ValueError, NotImplementedError) as error:
+                raise ValueError(f"{path}: no file system for this address ({error})") from None
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
         self.scheme = "" if self.is_local else path.partition("://")[0] + "://"
-        _, mark, options = path.partition("?")  # as ?region=...&endpoint_override=...
-        self.options = "" if self.is_local else mark + options
+        self.options = "" if self.is_local else split_options(path)[1]  # as ?region=...&endpoint_override=...
 
     def __truediv__(self, name: str) -> Storage:
         child = copy.copy(self)
@@ -61,6 +66,20 @@ class Storage:
             stream.write(data)
         if self.is_local:
             self.filesystem.move(temporary, self.path)
+
+    def check_writable(self) -> None:
+        """`OSError` unless files can be written below; nothing is left behind."""
+        if not self.is_local:
+            probe = self / ".probe"
+            probe.write(b"")
+            self.filesystem.delete_file(probe.path)
+            return
+        folder = Path(self.path)
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
 
     def delete(self) -> None:
         """Remove a folder with all it holds, its manifest first, so that what is half removed does not look whole."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
+from dpl_ray import file_systems
 from dpl_ray.storage import Storage
 
 
@@ -21,8 +22,14 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not tmp_path.joinpath("runs").exists(), "naming is not making"
 
 
+@pytest.fixture
+def any_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buckets are opened without asking whether they are there."""
+    monkeypatch.setattr(file_systems, "_check_reach", lambda *_: None)
+
+
 @pytest.mark.parametrize("path", ["/a/b", "/a b/c d", "gs://bucket/runs"])
-def test_text_makes_it_again(path: str) -> None:
+def test_text_makes_it_again(path: str, any_answer: None) -> None:
     storage = Storage(path) / "run" / "step-1"
     again = Storage(str(storage))
     assert (str(again), again.path, again.is_local) == (str(storage), storage.path, storage.is_local)
@@ -86,8 +93,35 @@ def test_delete_takes_the_manifest_first(tmp_path: Path) -> None:
     assert folder.list() == ["a.bin"]
 
 
-def test_the_options_of_a_bucket_stay_with_all_that_lies_in_it() -> None:
+def test_the_options_of_a_bucket_stay_with_all_that_lies_in_it(any_answer: None) -> None:
     options = "?region=eu-west-1&endpoint_override=localhost%3A9"
     child = Storage(f"s3://bucket/runs{options}") / "first" / "step-1"
     assert str(child) == f"s3://bucket/runs/first/step-1{options}"
     assert str(Storage(str(child)) / "x") == f"s3://bucket/runs/first/step-1/x{options}"
+
+
+def test_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (Storage(str(tmp_path)) / "a" / "b").check_writable()
+    for below in ("file", "file/a/b"):
+        with pytest.raises(NotADirectoryError, match=f"{tmp_path}/file"):
+            Storage(f"{tmp_path}/{below}").check_writable()
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(PermissionError, match=f"Permission denied: '{tmp_path}'"):
+        (Storage(str(tmp_path)) / "a").check_writable()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing is left behind"
+
+
+def test_a_bucket_is_writable_where_a_file_can_be_written(tmp_path: Path) -> None:
+    bucket = Storage(str(tmp_path))
+    bucket.is_local = False
+    bucket.check_writable()
+    assert list(tmp_path.iterdir()) == []
+
+    class ReadOnly(fs.LocalFileSystem):
+        def open_output_stream(self, *arguments: object, **keywords: object) -> None:
+            raise OSError("AWS Error ACCESS_DENIED during PutObject operation")
+
+    bucket.filesystem = ReadOnly()
+    with pytest.raises(OSError, match="ACCESS_DENIED"):
+        bucket.check_writable()

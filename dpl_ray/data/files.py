@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from urllib.parse import unquote
@@ -23,6 +22,7 @@ from pyarrow import fs
 
 from dpl_ray.config import suggest
 from dpl_ray.data.decode import Payload
+from dpl_ray.file_systems import one_line, open_uri
 
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif",
@@ -79,34 +79,14 @@ def open_location(field: str, given: str) -> Location:
     if "://" not in given or given.startswith("file://"):
         local = Path(unquote(given[len("file://") :]) if given.startswith("file://") else given).expanduser()
         return Location(field, given, fs.LocalFileSystem(), posixpath.normpath(local.absolute()), "")
-    scheme, rest = given.split("://", 1)
-    path, options = _split_options(rest)
     try:
-        filesystem = _bucket(scheme, path.split("/", 1)[0], options)
+        filesystem, path = open_uri(given)
     except (pa.ArrowException, OSError, ImportError) as error:
         raise ValueError(
             f"{field}={given}: the file system does not answer ({one_line(error)}); "
             "it takes a local path, s3://bucket/path or gs://bucket/path, credentials and a network"
         ) from None
-    return Location(field, given, filesystem, path.rstrip("/"), f"{scheme}://")
-
-
-def _split_options(rest: str) -> tuple[str, str]:
-    """Path and options of a URI; a question mark that no `name=` follows belongs to a glob."""
-    found = re.search(r"\?(?=\w+=)", rest)
-    return (rest[: found.start()], rest[found.end() :]) if found else (rest, "")
-
-
-@cache
-def _bucket(scheme: str, bucket: str, options: str) -> fs.FileSystem:
-    """One file system a bucket: finding an S3 bucket's region takes a request."""
-    if scheme in ("gs", "gcs") and "retry_limit_seconds" not in options:
-        # Google's client would try for 15 minutes without credentials or a network.
-        options = "&".join(filter(None, (options, "retry_limit_seconds=10")))
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if scheme == "s3" and region and "region=" not in options:
-        options = "&".join(filter(None, (options, f"region={region}")))
-    return fs.FileSystem.from_uri(f"{scheme}://{bucket}" + (f"?{options}" if options else ""))[0]
+    return Location(field, given, filesystem, path.rstrip("/"), given.partition("://")[0] + "://")
 
 
 def list_files(location: Location) -> list[str]:
@@ -297,9 +277,3 @@ def read_class_names(location: Location, beside: str) -> tuple[str, ...] | None:
     except UnicodeDecodeError:
         raise location.error(f"{location.name(path)} beside it is not UTF-8 text") from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
-def one_line(error: BaseException) -> str:
-    """An error of a library, short and on one line."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:197] + "..."
