@@ -23,7 +23,7 @@ from dpl_ray.data.sources import load_splits
 from dpl_ray.provenance import describe_config, describe_run
 from dpl_ray.ray_train import run_workers
 from dpl_ray.report import write_report
-from dpl_ray.run_folder import RunFolder
+from dpl_ray.run_folder import RunFolder, check_run
 from dpl_ray.storage import Storage
 from dpl_ray.tracking import MlflowTracker, NullTracker, Tracker, default_uri
 
@@ -62,6 +62,7 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     check_resources(config.scale)
     check_storage(config)
     uri = tracking_uri(config)
+    check_run(config)
     if config.model.name == "torchvision":
         from dpl_ray.models import check_names
 

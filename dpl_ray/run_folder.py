@@ -19,10 +19,12 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import yaml
 
 from dpl_ray.config import Config, to_yaml
 from dpl_ray.data.dataset import Splits
+from dpl_ray.file_systems import one_line
 from dpl_ray.storage import Storage
 
 if TYPE_CHECKING:
@@ -34,13 +36,43 @@ FREE_FIELDS = ("train.keep_checkpoints", "train.log_every", "train.checkpoint_ev
 SECONDS_BETWEEN_SAVES = 10.0
 
 
+def check_run(config: Config) -> None:
+    """What can be told before the data are read: whether the run has a place, and is not another one. Writes nothing.
+
+    Raises:
+        ValueError: run.storage_path cannot be written, or a run of this name exists with another configuration.
+    """
+    path, name = config.run.storage_path, config.run.name
+    try:
+        folder = Storage(path) / name if name else Storage(path)
+        folder.check_writable()
+        saved = folder / "config.yaml"
+        old = yaml.safe_load(saved.read()) if name and saved.exists() else None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        right = "a bucket that answers, with credentials and region," if "://" in path else "a folder"
+        raise ValueError(
+            f"run.storage_path={path}: cannot be written ({one_line(error)}); give {right} that you may write to"
+        ) from None
+    different = sorted(differences(old, config.model_dump(mode="json"))) if old else []
+    if different:
+        field, before, now = different[0]
+        more = f" (and {len(different) - 1} more fields)" if len(different) > 1 else ""
+        raise ValueError(
+            f"run.name={name}: this run exists with {field}={before}, now it is {now}{more}; "
+            "take another run.name, or the same values to go on"
+        )
+
+
 class RunFolder:
     """Opens or makes the folder of a run and keeps its records."""
 
     def __init__(self, config: Config, splits: Splits) -> None:
         """
+        Args:
+            config: as `check_run` has let it through.
+
         Raises:
-            ValueError: a run of this name exists with another configuration or other data.
+            ValueError: a run of this name exists with other data.
         """
         name = config.run.name or f"{config.data.name}-{config.policy['name']}-{datetime.now():%Y%m%d-%H%M%S}"
         self.name = name
@@ -48,38 +80,22 @@ class RunFolder:
         self.history: list[dict[str, Any]] = []
         self._saved_at = time.monotonic()
         self.info: dict[str, Any] = {"fingerprint": splits.fingerprint(), "mlflow_run_id": None}
-        self.resumed = (self.storage / "config.yaml").exists()
+        self.resumed = (self.storage / "run.json").exists()
         if self.resumed:
-            self._check_same(config)
-        try:
-            (self.storage / "config.yaml").write(to_yaml(config).encode())
-            self.save_info()
-        except OSError as error:
-            raise ValueError(
-                f"run.storage_path={config.run.storage_path}: cannot be written ({' '.join(str(error).split())}); "
-                "give a folder that you may write to"
-            ) from None
+            self._load()
+        (self.storage / "config.yaml").write(to_yaml(config).encode())
+        self.save_info()
         if splits.bad:
             (self.storage / "bad_images.csv").write(_bad_images(splits))
 
-    def _check_same(self, config: Config) -> None:
-        old = yaml.safe_load((self.storage / "config.yaml").read())
-        different = sorted(differences(old, config.model_dump(mode="json")))
-        if different:
-            field, before, now = different[0]
-            more = f" (and {len(different) - 1} more fields)" if len(different) > 1 else ""
+    def _load(self) -> None:
+        info = json.loads((self.storage / "run.json").read())
+        if info["fingerprint"] != self.info["fingerprint"]:
             raise ValueError(
-                f"run.name={self.name}: this run exists with {field}={before}, now it is {now}{more}; "
-                "take another run.name, or the same values to go on"
+                f"run.name={self.name}: this run exists with other data (the images or labels have changed since); "
+                "take another run.name"
             )
-        if (self.storage / "run.json").exists():
-            info = json.loads((self.storage / "run.json").read())
-            if info["fingerprint"] != self.info["fingerprint"]:
-                raise ValueError(
-                    f"run.name={self.name}: this run exists with other data (the images or labels have changed since); "
-                    "take another run.name"
-                )
-            self.info = info
+        self.info = info
         if (self.storage / "history.jsonl").exists():
             self.history = [json.loads(line) for line in (self.storage / "history.jsonl").read().splitlines()]
 

@@ -234,6 +234,11 @@ MISTAKES = (
         "no_path", images("data.test={tmp}/a/b"), ("data.test={tmp}/a/b: there is no such", "nor a folder {tmp}/a")
     ),
     Mistake("no_match", images("data.unlabeled={tmp}/pool/*.bmp"), ("data.unlabeled={tmp}/pool/*.bmp: no file",)),
+    Mistake(
+        "out_of_reach",
+        images("data.train='s3://bucket/x?scheme=http&endpoint_override=127.0.0.1:1'"),
+        ("data.train=s3://bucket/x?scheme=http&endpoint_override=127.0.0.1:1: the file system does not answer",),
+    ),
     Mistake("scheme", images("data.train=s4://bucket/x"), ("data.train=s4://bucket/x", "s3://bucket/path")),
     Mistake("root", plain("data=fashion_mnist", "data.root={tmp}/x"), ("data.root={tmp}/x: there is no such folder",)),
     Mistake(
@@ -300,6 +305,11 @@ MISTAKES = (
     ),
     Mistake("storage_in_file", storage_in_file, ("run.storage_path={tmp}/notes.txt/runs: cannot be written",)),
     Mistake("storage_is_file", storage_is_file, ("run.storage_path={tmp}/notes.txt: cannot be written",)),
+    Mistake(
+        "storage_out_of_reach",
+        plain("run.storage_path='s3://bucket/x?scheme=http&endpoint_override=127.0.0.1:1'"),
+        ("run.storage_path=s3://bucket/x?scheme=http&endpoint_override=127.0.0.1:1: cannot be written", "region"),
+    ),
     Mistake("storage_scheme", plain("run.storage_path=s4://a/b"), ("run.storage_path=s4://a/b: there is no", "s3://")),
     Mistake(
         "bucket_without_server",

@@ -132,6 +132,22 @@ def test_a_folder_that_only_this_machine_knows_is_refused_on_a_cluster(monkeypat
         fit(load_config(["scale.address=ray://head:10001"]))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("train.num_steps=5",), "run.name=tiny: this run exists with train.num_steps=4, now it is 5"),
+        (("run.storage_path={folder}/tiny/config.yaml",), "run.storage_path=.*/config.yaml: cannot be written"),
+    ],
+)
+def test_where_a_run_cannot_be_is_told_before_an_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], message: str
+) -> None:
+    run(tmp_path, "train.baseline=false")
+    monkeypatch.setattr("dpl_ray.launch.load_splits", lambda *_, **__: pytest.fail("images were read"))
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, "train.baseline=false", *(override.format(folder=tmp_path) for override in overrides))
+
+
 def test_a_checkpoint_is_loaded_from_a_path_object(tmp_path: Path) -> None:
     run(tmp_path, "train.baseline=false")
     assert load_checkpoint(tmp_path / "tiny").class_names == tuple(map(str, range(10)))

@@ -13,7 +13,7 @@ import yaml
 from dpl_ray.compose import load_config
 from dpl_ray.config import Config, parse_config
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
-from dpl_ray.run_folder import FREE_FIELDS, FREE_SECTIONS, RunFolder
+from dpl_ray.run_folder import FREE_FIELDS, FREE_SECTIONS, RunFolder, check_run
 from dpl_ray.training.loop import Record
 
 
@@ -82,9 +82,10 @@ def test_the_same_name_goes_on(tmp_path: Path) -> None:
 )
 def test_another_configuration_is_refused(tmp_path: Path, override: str, message: str) -> None:
     RunFolder(config(tmp_path), splits())
+    check_run(config(tmp_path))
     before = (tmp_path / "first" / "config.yaml").read_bytes()
     with pytest.raises(ValueError, match=f"run.name=first: this run exists with {message}") as error:
-        RunFolder(config(tmp_path, override), splits())
+        check_run(config(tmp_path, override))
     assert "take another run.name" in str(error.value)
     assert (tmp_path / "first" / "config.yaml").read_bytes() == before
 
@@ -110,6 +111,7 @@ def test_where_and_how_may_differ(tmp_path: Path, override: str) -> None:
     field = override.partition("=")[0]
     assert field in FREE_FIELDS or field.partition(".")[0] in FREE_SECTIONS
     RunFolder(config(tmp_path), splits())
+    check_run(config(tmp_path, override))
     again = RunFolder(config(tmp_path, override), splits())
     assert again.resumed
     saved: Any = yaml.safe_load((tmp_path / "first" / "config.yaml").read_text())
@@ -125,3 +127,18 @@ def test_bad_images_are_listed(tmp_path: Path) -> None:
         "a/1.png,not an image",
         '"with ""quotes"", and comma.png",truncated',
     ]
+
+
+def test_a_place_is_looked_at_and_not_made(tmp_path: Path) -> None:
+    check_run(config(tmp_path / "runs"))
+    check_run(config(tmp_path / "runs", "run.name=null"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bucket_that_does_not_answer_is_named_with_its_field() -> None:
+    address = "s3://bucket/runs?scheme=http&endpoint_override=127.0.0.1:1"
+    with pytest.raises(
+        ValueError, match=r"^run\.storage_path=s3://bucket/runs.*: cannot be written \(.*connect"
+    ) as error:
+        check_run(parse_config({"run": {"storage_path": address}}))
+    assert "give a bucket that answers, with credentials and region" in str(error.value)
