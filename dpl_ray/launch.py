@@ -128,12 +128,10 @@ def check_storage(config: Config) -> None:
 
 def check_network(config: Config, splits: Splits) -> None:
     """Refuse a network that does not take these images."""
-    if config.model.name == "wide_resnet":
-        return  # it takes every image that the configuration lets through
     from dpl_ray.models import check_model
 
     channels, height, width = splits.labeled.images.shape[1:]
-    check_model(config.model, channels, (height, width), len(splits.class_names))
+    check_model(config, channels, (height, width), len(splits.class_names))
 
 
 def train_phases(

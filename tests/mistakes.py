@@ -199,6 +199,11 @@ MISTAKES = (
         plain("model=torchvision", "model.weights=IMAGNET1K_V1"),
         ("model.weights=IMAGNET1K_V1: resnet18 has no such weights", "did you mean IMAGENET1K_V1?"),
     ),
+    Mistake(
+        "one_value",
+        images("policy=supervised", "data.image_size=4", "train.batch_size=2", "data.unlabeled=null"),
+        ("train.batch_size=2 with scale.num_workers=2: a worker has one labelled image", "train.batch_size=4 would do"),
+    ),
     # What the workers need
     Mistake(
         "workers",

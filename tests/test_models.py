@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpl_ray.config import ModelConfig
-from dpl_ray.models import Classifier, build_model
+from dpl_ray.config import ModelConfig, parse_config
+from dpl_ray.models import Classifier, build_model, check_model
 
 
 def images(num_images: int, channels: int, size: int = 16) -> Tensor:
@@ -154,3 +154,36 @@ def test_unknown_weights_are_answered_with_the_known_ones() -> None:
 def test_an_architecture_without_a_linear_layer_is_a_value_error() -> None:
     with pytest.raises(ValueError, match=r"^model.architecture=squeezenet1_1: "):
         build(name="torchvision", architecture="squeezenet1_1")
+
+
+def check(size: int, batch_size: int, num_workers: int, **fields: Any) -> None:
+    config = {"model": fields, "train": {"batch_size": batch_size}, "scale": {"num_workers": num_workers}}
+    check_model(parse_config(config), 3, (size, size), 5)
+
+
+@pytest.mark.parametrize(
+    ("size", "fields", "remedy"),
+    [
+        (4, SMALL, "a larger data.image_size, model.normalization=group"),
+        (32, RESNET, "a larger data.image_size$"),
+        (32, RESNET | {"architecture": "densenet121"}, "a larger data.image_size$"),
+    ],
+)
+def test_one_image_a_worker_needs_a_map_of_more_than_one_value(size: int, fields: dict[str, Any], remedy: str) -> None:
+    message = r"train\.batch_size=4 with scale\.num_workers=4: a worker has one labelled image, .* single value for "
+    with pytest.raises(ValueError, match=rf"^{message}{size}x{size} pixels; train\.batch_size=8 would do, or {remedy}"):
+        check(size, 4, 4, **fields)
+    with pytest.raises(ValueError, match=r"^train\.batch_size=1: a worker has .* train\.batch_size=2 would do"):
+        check(size, 1, 0, **fields)
+    check(size, 8, 4, **fields)
+    check(2 * size, 4, 4, **fields)
+
+
+def test_one_image_a_worker_is_enough_where_nothing_is_normalized_over_the_batch() -> None:
+    check(4, 1, 1, **SMALL, normalization="group")
+    check(64, 1, 1, name="torchvision", architecture="vgg11")
+
+
+def test_images_that_are_too_small_for_the_network_are_named() -> None:
+    with pytest.raises(ValueError, match=r"^data\.image_size: alexnet cannot be trained on images of 8x8 pixels \("):
+        check(8, 4, 0, name="torchvision", architecture="alexnet")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dpl_ray.config import ModelConfig, suggest
+from dpl_ray.config import Config, ModelConfig, suggest
 from dpl_ray.models.wide_resnet import WideResNet
 
 
@@ -48,23 +48,37 @@ def build_model(config: ModelConfig, channels: int, num_classes: int) -> Classif
     return _torchvision(config, channels, num_classes)
 
 
-def check_model(config: ModelConfig, channels: int, image_size: tuple[int, int], num_classes: int) -> None:
-    """Build the network without memory and pass images of this size through it.
+def check_model(config: Config, channels: int, image_size: tuple[int, int], num_classes: int) -> None:
+    """Build the network without memory and pass through it what a worker's step will, images of this size.
 
     Raises:
-        ValueError: the network has no linear layer to replace, or does not take such images.
+        ValueError: the network has no linear layer to replace, does not take such images, or normalizes over the
+            batch and is left with a single value.
     """
+    name = config.model.architecture if config.model.name == "torchvision" else config.model.name
+    pixels = f"{image_size[0]}x{image_size[1]} pixels"
     # Shapes alone, on the meta device; pretrained weights would be downloaded here for nothing.
     with torch.device("meta"):
-        model = build_model(config.model_copy(update={"weights": None}), channels, num_classes)
+        model = build_model(config.model.model_copy(update={"weights": None}), channels, num_classes)
         images = torch.zeros(2, channels, *image_size)
     try:
         model(images)
     except (RuntimeError, ValueError, AssertionError, AttributeError, TypeError) as error:
-        name = config.architecture if config.name == "torchvision" else config.name
         reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"data.image_size: {name} cannot be trained on images of {pixels} ({reason})") from None
+    # The labelled images are the least that a forward pass has: strong views without a weight are left out of it.
+    num_workers = max(1, config.scale.num_workers)
+    if config.train.batch_size > num_workers:
+        return
+    try:
+        model(images[:1])
+    except ValueError:
+        group = ", model.normalization=group" if config.model.name == "wide_resnet" else ""
+        workers = f" with scale.num_workers={num_workers}" if num_workers > 1 else ""
         raise ValueError(
-            f"data.image_size: {name} cannot be trained on images of {image_size[0]}x{image_size[1]} pixels ({reason})"
+            f"train.batch_size={config.train.batch_size}{workers}: a worker has one labelled image, and {name} "
+            f"normalizes over the batch what is a single value for {pixels}; "
+            f"train.batch_size={2 * num_workers} would do, or a larger data.image_size{group}"
         ) from None
 
 
