@@ -15,7 +15,7 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-SECONDS_TO_ANSWER = 3.0
+SECONDS_TO_ANSWER = 2.0
 CLIENT_PORT = 10001  # of ray://
 #: Scheme of an address -> a call that its service knows: for ray:// the client server, else the control service.
 FIRST_CALLS = {"": "/ray.rpc.NodeInfoGcsService/GetClusterId", "ray": "/ray.rpc.RayletDriver/ClusterInfo"}

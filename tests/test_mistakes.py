@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 
 import dpl_ray.cluster
+import dpl_ray.file_systems
 import dpl_ray.launch
 from pipelines import cli, train
 from tests.mistakes import MISTAKES, Mistake, command
 
 ROOT = Path(__file__).parent.parent
 IN_A_PROCESS = ("field", "near_path", "bad_images")  # one each: before Hydra, before and after an image is read
+#: What the slowest answers cost: those that need no library, Ray, torch, both with a decoded image, and torchvision.
+TIMED = ("field", "no_cluster", "gpus", "one_value", "architecture")
+LIBRARIES = "import torch, torchvision, ray, hydra, pydantic, pyarrow, rich"
+MARGIN = 1.3  # of the processes' own noise
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +35,19 @@ def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dpl_ray.cluster, "_count_gpus", lambda: 0)
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
+
+
+def run_timed(*arguments: str) -> tuple[float, str, int]:
+    """(CPU seconds, stderr, status) of Python with these arguments, its own children aside."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    with process.stderr as stderr:
+        errors = stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_utime + usage.ru_stime, errors, process.returncode
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -79,3 +97,23 @@ def test_mistake_in_a_process(name: str, tmp_path: Path) -> None:
     )
     check_answer(found.returncode, found.stdout, found.stderr, fragments)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_an_answer_costs_no_more_than_loading_the_libraries(tmp_path: Path) -> None:
+    """The clock on the 5 s that a user waits for an answer at most.
+
+    The seconds themselves are those of a machine and of what else it does: `python -m benchmarks.mistakes` measures
+    them. What holds everywhere is that an answer takes no longer than to load the libraries once. It is CPU seconds
+    that are compared, as the machine may be shared; what is spent waiting for others to answer is bounded by constants.
+    """
+    allowed = MARGIN * run_timed("-c", LIBRARIES)[0]
+    for name in TIMED:
+        folder = tmp_path / name
+        folder.mkdir()
+        arguments, fragments = command(next(mistake for mistake in MISTAKES if mistake.id == name), folder)
+        seconds, errors, status = run_timed("-m", "pipelines.train", *arguments)
+        check_answer(status, "", errors, fragments)
+        assert seconds < allowed, name
+    # The longest wait: for a connection, and for an answer over it.
+    assert 2 * max(dpl_ray.cluster.SECONDS_TO_ANSWER, dpl_ray.file_systems.SECONDS_TO_ANSWER) < 5

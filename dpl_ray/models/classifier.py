@@ -55,6 +55,10 @@ def check_model(config: Config, channels: int, image_size: tuple[int, int], num_
         ValueError: the network has no linear layer to replace, does not take such images, or normalizes over the
             batch and is left with a single value.
     """
+    num_workers = max(1, config.scale.num_workers)
+    one_each = config.train.batch_size == num_workers
+    if config.model.name == "wide_resnet" and not one_each:
+        return  # it takes every image that the configuration lets through
     name = config.model.architecture if config.model.name == "torchvision" else config.model.name
     pixels = f"{image_size[0]}x{image_size[1]} pixels"
     # Shapes alone, on the meta device; pretrained weights would be downloaded here for nothing.
@@ -66,12 +70,9 @@ def check_model(config: Config, channels: int, image_size: tuple[int, int], num_
     except (RuntimeError, ValueError, AssertionError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"data.image_size: {name} cannot be trained on images of {pixels} ({reason})") from None
-    # The labelled images are the least that a forward pass has: strong views without a weight are left out of it.
-    num_workers = max(1, config.scale.num_workers)
-    if config.train.batch_size > num_workers:
-        return
     try:
-        model(images[:1])
+        if one_each:  # and a forward pass may have no other image: strong views without a weight are left out of it
+            model(images[:1])
     except ValueError:
         group = ", model.normalization=group" if config.model.name == "wide_resnet" else ""
         workers = f" with scale.num_workers={num_workers}" if num_workers > 1 else ""
