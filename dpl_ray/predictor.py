@@ -16,7 +16,7 @@ from dpl_ray.config import Config
 from dpl_ray.evaluation import predict_probs
 from dpl_ray.models import Classifier
 from dpl_ray.storage import Storage
-from dpl_ray.training.checkpoint import ModelInfo, list_checkpoints, load_classifier
+from dpl_ray.training.checkpoint import ModelInfo, find_checkpoint, load_classifier
 
 
 class Predictor:
@@ -63,6 +63,4 @@ def load_checkpoint(path: str | PathLike[str]) -> Predictor:
     Raises:
         ValueError: there is no whole checkpoint.
     """
-    folder = Storage(fspath(path))
-    inside = list_checkpoints(folder)
-    return Predictor(*load_classifier(inside[-1] if inside else folder))
+    return Predictor(*load_classifier(find_checkpoint(Storage(fspath(path)))))

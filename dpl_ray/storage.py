@@ -49,10 +49,17 @@ class Storage:
     def exists(self) -> bool:
         return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
 
+    def changed(self) -> int:
+        """When this file was written, in ns."""
+        return self.filesystem.get_file_info(self.path).mtime_ns or 0
+
     def list(self) -> list[str]:
-        """Names in this folder; none where there is no such folder."""
+        """Names in this folder; none where there is no folder."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
-        return [info.base_name for info in self.filesystem.get_file_info(selector)]
+        try:
+            return [info.base_name for info in self.filesystem.get_file_info(selector)]
+        except NotADirectoryError:
+            return []
 
     def read(self) -> bytes:
         with self.filesystem.open_input_stream(self.path) as stream:
@@ -66,6 +73,16 @@ class Storage:
             stream.write(data)
         if self.is_local:
             self.filesystem.move(temporary, self.path)
+
+    def make(self) -> bool:
+        """Make this folder; false where it is there already. In a bucket, where there are no folders, it only looks."""
+        if not self.is_local:
+            return not self.list()
+        try:
+            Path(self.path).mkdir(parents=True)
+        except FileExistsError:
+            return False
+        return True
 
     def check_writable(self) -> None:
         """`OSError` unless files can be written below; nothing is left behind."""

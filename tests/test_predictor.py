@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -139,9 +140,20 @@ def test_no_manifest_no_checkpoint(trained: FitResult, checkpoint: Path) -> None
     folder = Storage(str(checkpoint.parent))
     assert [found.name for found in list_checkpoints(folder)] == ["step-00000002"]
     assert load_checkpoint(str(folder)).class_names == tuple("0123456789")
-    for path in (newer, newer / "nowhere"):
-        with pytest.raises(ValueError, match=f"checkpoint={path}: there is no finished checkpoint"):
+    for path, fault in ((newer, "no finished checkpoint"), (newer / "nowhere", "no such folder")):
+        with pytest.raises(ValueError, match=f"checkpoint={path}: there is {fault}; give a folder step-N that holds"):
             load_checkpoint(str(path))
+
+
+def test_the_folder_of_all_runs_is_answered_with_the_newest_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for age, name in enumerate(("newest", "older", "oldest")):
+        copied = Path(shutil.copytree(checkpoint, runs / name / "step-00000002"))
+        os.utime(copied / "manifest.json", (10**9 - age, 10**9 - age))
+    (runs / "mlflow.db").write_bytes(b"")
+    message = rf"checkpoint={runs}: .* the newest one below is {runs}/newest/step-00000002$"
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(runs)
 
 
 class Payload:

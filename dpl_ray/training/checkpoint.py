@@ -35,6 +35,7 @@ from dpl_ray.training.state import TrainState
 
 MANIFEST = "manifest.json"
 MODULES = ("student", "teacher", "policy")
+LOOKS_LIKE = f"give a folder step-N that holds a {MANIFEST}, or the folder of a run, which holds such folders"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,24 @@ def list_checkpoints(folder: Storage) -> list[Storage]:
     """Finished checkpoints of a run, oldest first."""
     names = sorted(name for name in folder.list() if re.fullmatch(r"step-\d+", name))
     return [folder / name for name in names if (folder / name / MANIFEST).exists()]
+
+
+def find_checkpoint(path: Storage) -> Storage:
+    """The checkpoint that the path is, or the newest one in the folder of a run.
+
+    Raises:
+        ValueError: it is neither; naming the newest checkpoint in the folders below, if there is one.
+    """
+    if (path / MANIFEST).exists():
+        return path
+    if inside := list_checkpoints(path):
+        return inside[-1]
+    if not path.exists():
+        raise ValueError(f"checkpoint={path}: there is no such folder; {LOOKS_LIKE}")
+    below = [checkpoint for name in path.list() for checkpoint in list_checkpoints(path / name)[-1:]]
+    newest = max(below, key=lambda checkpoint: (checkpoint / MANIFEST).changed(), default=None)
+    where = f"; the newest one below is {newest}" if newest else ""
+    raise ValueError(f"checkpoint={path}: there is no finished checkpoint; {LOOKS_LIKE}{where}")
 
 
 def load_state(checkpoint: Storage, state: TrainState, workers: Workers) -> None:
