@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import types
 import typing
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ DATA_NAMES = (
     "parquet",
 )
 STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")  # of pyarrow's file systems
+BESIDE_RUNS = ("ray", "mlflow.db", "mlflow-artifacts")  # in run.storage_path, and no runs
 DataName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "parquet"]
 OperationName = Literal[
     "identity", "color", "sharpness", "autocontrast", "equalize", "brightness", "contrast",
@@ -236,9 +238,12 @@ def _check_across(config: Config) -> None:
         workers, size = config.scale.num_workers, config.train.batch_size
         lower = size // workers * workers
         near = " or ".join(str(n) for n in (lower, lower + workers) if n)
+        num_cpus = os.cpu_count() or 1
+        room = int(num_cpus / config.scale.cpus_per_worker)
         raise ValueError(
             f"train.batch_size={size}: the global batch must divide by scale.num_workers={workers}; "
             f"{near} would, or other workers"
+            + (f" (without a cluster, the {num_cpus} CPUs here carry {room} at most)" if workers > room else "")
         )
     if config.optim.num_warmup_steps >= config.train.num_steps:
         raise ValueError(
@@ -253,6 +258,8 @@ def _check_across(config: Config) -> None:
             f"train.evaluate_every={config.train.evaluate_every}: there is no validation split to evaluate on; set its "
             "share, as data.validation_fraction=0.1"
         )
+    if config.run.name in BESIDE_RUNS:
+        raise ValueError(f"run.name={config.run.name}: something else of this name lies beside the runs; take another")
     scheme, separator, _ = config.run.storage_path.partition("://")
     if separator and scheme not in STORAGE_SCHEMES:
         raise ValueError(

@@ -179,6 +179,12 @@ MISTAKES = (
     Mistake("operation", plain("data.views.exclude=[rotat]"), ("data.views.exclude=rotat", "did you mean rotate?")),
     # Fields that do not go together
     Mistake("batch", plain("train.batch_size=15"), ("train.batch_size=15", "scale.num_workers=2", "14 or 16 would")),
+    Mistake(
+        "batch_of_many_workers",
+        plain("scale.num_workers=4095"),
+        ("train.batch_size=16", "divide by scale.num_workers=4095", "CPUs here carry"),
+    ),
+    Mistake("beside_runs", plain("run.name=mlflow.db"), ("run.name=mlflow.db: something else of this name",)),
     Mistake("warmup", plain("optim=adamw", "train.num_steps=50"), ("num_warmup_steps=100: must be below", "=50")),
     Mistake("depth", plain("model.depth=18"), ("model.depth=18: must be 6 n + 4", "16, 22")),
     Mistake(
