@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from dpl_ray.config import ScaleConfig
@@ -35,22 +37,32 @@ def cluster_address(scale: ScaleConfig) -> str | None:
     return scale.address
 
 
-def check_resources(scale: ScaleConfig) -> None:
-    """Refuse what this machine cannot give, or what the cluster at scale.address cannot: it is connected to for that.
+@contextlib.contextmanager
+def checked_resources(scale: ScaleConfig) -> Iterator[None]:
+    """Refuse what this machine cannot give, or what the cluster at scale.address cannot.
+
+    A connection that this takes ends with the block: the next run of this process may be on another cluster.
 
     Raises:
         ValueError: naming the field, what is asked for and what there is.
     """
+    address = cluster_address(scale)
+    connected = False
     if scale.num_workers == 0:
         if scale.use_gpu and not _count_gpus():
             raise ValueError("scale.use_gpu=true: this machine has no GPU; scale.use_gpu=false trains on CPUs")
-        return
-    address = cluster_address(scale)
-    if address is None:
+    elif address is None:
         _check(scale, float(os.cpu_count() or 1), _count_gpus() if scale.use_gpu else 0, "this machine")
     else:
         _check_address(address, scale)
-        connect(scale)
+        connected = connect(scale)
+    try:
+        yield
+    finally:
+        if connected:
+            import ray
+
+            ray.shutdown()
 
 
 def check_cluster(scale: ScaleConfig) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dpl_ray.cluster import check_resources, cluster_address
+from dpl_ray.cluster import checked_resources, cluster_address
 from dpl_ray.compose import check_policy
 from dpl_ray.config import Config
 from dpl_ray.console import ProgressLine, result_table
@@ -57,9 +57,12 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
         NonFiniteLossError: naming step, worker and term.
         WorkersLostError: Ray gave up on the workers; the same run.name goes on from the last checkpoint.
     """
-    console = console or Console(quiet=True)
     config = config.model_copy(update={"policy": check_policy(config.policy)})
-    check_resources(config.scale)
+    with checked_resources(config.scale):
+        return _fit(config, console or Console(quiet=True))
+
+
+def _fit(config: Config, console: Console) -> FitResult:
     check_storage(config)
     uri = tracking_uri(config)
     check_run(config)
@@ -73,6 +76,13 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     check_network(config, splits)
     folder = RunFolder(config, splits)
     console.print(_headline(config, splits, folder), highlight=False, soft_wrap=True)
+    result = _result(folder, uri) if folder.finished else _train(config, splits, folder, uri, console)
+    for table in result_table(config.policy["name"], result.metrics, result.baseline, result.thresholds):
+        console.print(table)
+    return result
+
+
+def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, console: Console) -> FitResult:
     tracker = _start_tracker(config, uri, folder, splits)
     status = "FAILED"
     try:
@@ -93,22 +103,23 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     finally:
         folder.save_history()
         tracker.finish(status)
-    main = outcomes[-1]
-    # A run that had finished before has trained nothing this time: what it measured then is in its history.
-    metrics = [folder.last_metrics(outcome.phase) | outcome.metrics for outcome in outcomes]
-    result = FitResult(
+    folder.finish(outcomes, splits.class_names)
+    return _result(folder, uri)
+
+
+def _result(folder: RunFolder, uri: str | None) -> FitResult:
+    """Of a finished run, of this time or of another."""
+    found = folder.info["result"]
+    return FitResult(
         name=folder.name,
-        metrics=metrics[-1],
-        baseline=metrics[0] if len(outcomes) > 1 else None,
-        thresholds={name: dict(zip(splits.class_names, row, strict=True)) for name, row in main.thresholds.items()},
-        checkpoint=main.checkpoint,
-        report=str(report),
-        run_id=tracker.run_id,
+        metrics=found["metrics"],
+        baseline=found["baseline"],
+        thresholds=found["thresholds"],
+        checkpoint=str(folder.storage / found["checkpoint"]),
+        report=str(folder.storage / "report.png"),
+        run_id=folder.info["mlflow_run_id"] if uri else None,
         tracking_uri=uri,
     )
-    for table in result_table(main.phase, result.metrics, result.baseline, result.thresholds):
-        console.print(table)
-    return result
 
 
 def check_storage(config: Config) -> None:
@@ -223,11 +234,12 @@ def _start_tracker(config: Config, uri: str | None, folder: RunFolder, splits: S
 
 def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
     num_bad = f", {len(splits.bad)} unreadable (bad_images.csv)" if splits.bad else ""
-    goes_on = "goes on" if folder.resumed else "starts"
+    if folder.finished:
+        return f"{folder.name} had finished; another run.name trains anew"
     place = f"{config.scale.num_workers} Ray Train workers" if config.scale.num_workers else "this process"
     return (
-        f"{folder.name} {goes_on} with {place}: {config.data.name}, {len(splits.labeled)} labelled images of "
-        f"{len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool, "
+        f"{folder.name} {_beginning(config, folder)} with {place}: {config.data.name}, {len(splits.labeled)} labelled "
+        f"images of {len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool, "
         f"{len(splits.validation)} validation, {len(splits.test)} test{num_bad}"
         + (
             "\nstarting Ray takes some 20 seconds"
@@ -235,3 +247,13 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
             else ""
         )
     )
+
+
+def _beginning(config: Config, folder: RunFolder) -> str:
+    from dpl_ray.training.checkpoint import list_checkpoints
+
+    phases = {config.policy["name"]: folder.storage, "the supervised baseline": folder.storage / "baseline"}
+    for phase, place in phases.items():
+        if saved := list_checkpoints(place):
+            return f"goes on from step {int(saved[-1].name.removeprefix('step-'))} of {phase}"
+    return "starts again" if folder.resumed else "starts"

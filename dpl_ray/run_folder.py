@@ -2,7 +2,7 @@
 
 <run.storage_path>/<run.name>/
   config.yaml      resolved configuration
-  run.json         data fingerprint, MLflow run id
+  run.json         data fingerprint, MLflow run id, and what a finished run has measured
   history.jsonl    every record of metrics
   bad_images.csv   images that could not be read, with the reason
   step-N/          checkpoints        baseline/step-N/  those of the supervised baseline
@@ -17,6 +17,7 @@ import io
 import json
 import time
 from datetime import datetime
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ from dpl_ray.file_systems import one_line
 from dpl_ray.storage import Storage
 
 if TYPE_CHECKING:
-    from dpl_ray.training.loop import Record
+    from dpl_ray.training.loop import Outcome, Record
 
 #: Sections that may differ when a run goes on: they change where and how, not what is computed.
 FREE_SECTIONS = ("scale", "run", "tracking")
@@ -74,12 +75,12 @@ class RunFolder:
         Raises:
             ValueError: a run of this name exists with other data.
         """
-        name = config.run.name or f"{config.data.name}-{config.policy['name']}-{datetime.now():%Y%m%d-%H%M%S}"
-        self.name = name
-        self.storage = Storage(config.run.storage_path) / name
+        root = Storage(config.run.storage_path)
+        self.storage = root / config.run.name if config.run.name else _new_folder(root, config)
+        self.name = self.storage.name
         self.history: list[dict[str, Any]] = []
         self._saved_at = time.monotonic()
-        self.info: dict[str, Any] = {"fingerprint": splits.fingerprint(), "mlflow_run_id": None}
+        self.info: dict[str, Any] = {"fingerprint": splits.fingerprint(), "mlflow_run_id": None, "result": None}
         self.resumed = (self.storage / "run.json").exists()
         if self.resumed:
             self._load()
@@ -95,7 +96,7 @@ class RunFolder:
                 f"run.name={self.name}: this run exists with other data (the images or labels have changed since); "
                 "take another run.name"
             )
-        self.info = info
+        self.info |= info
         if (self.storage / "history.jsonl").exists():
             self.history = [json.loads(line) for line in (self.storage / "history.jsonl").read().splitlines()]
 
@@ -105,7 +106,7 @@ class RunFolder:
         if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
             self.save_history()
 
-    def last_metrics(self, phase: str) -> dict[str, float]:
+    def _last_metrics(self, phase: str) -> dict[str, float]:
         """The newest value of every metric of a phase, thresholds aside."""
         metrics: dict[str, float] = {}
         for row in self.history:
@@ -113,12 +114,40 @@ class RunFolder:
                 metrics |= {key: value for key, value in row["metrics"].items() if not key.startswith("threshold/")}
         return metrics
 
+    def finish(self, outcomes: list[Outcome], class_names: tuple[str, ...]) -> None:
+        """Keep what a finished run has measured, so that started again it has nothing to train."""
+        # Phases that were finished before have trained nothing this time: what they measured is in the history.
+        metrics = [self._last_metrics(outcome.phase) | outcome.metrics for outcome in outcomes]
+        main = outcomes[-1]
+        self.info["result"] = {
+            "metrics": metrics[-1],
+            "baseline": metrics[0] if len(outcomes) > 1 else None,
+            "thresholds": {
+                name: dict(zip(class_names, values, strict=True)) for name, values in main.thresholds.items()
+            },
+            "checkpoint": Storage(main.checkpoint).name,
+        }
+        self.save_info()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train: the result is known, and its checkpoint still there."""
+        result = self.info["result"]
+        return result is not None and (self.storage / result["checkpoint"] / "manifest.json").exists()
+
     def save_history(self) -> None:
         self._saved_at = time.monotonic()
         (self.storage / "history.jsonl").write("".join(json.dumps(row) + "\n" for row in self.history).encode())
 
     def save_info(self) -> None:
         (self.storage / "run.json").write(json.dumps(self.info, indent=1).encode())
+
+
+def _new_folder(root: Storage, config: Config) -> Storage:
+    """Of a run without a name: called by data, policy and time, with a number where one has started in this second."""
+    name = f"{config.data.name}-{config.policy['name']}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(folder for folder in (root / name for name in names) if folder.make())
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

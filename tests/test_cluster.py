@@ -10,8 +10,13 @@ from collections.abc import Iterator
 import pytest
 
 from dpl_ray import cluster
-from dpl_ray.cluster import check_resources, count_places
+from dpl_ray.cluster import checked_resources, count_places
 from dpl_ray.config import ScaleConfig
+
+
+def check(scale: ScaleConfig) -> None:
+    with checked_resources(scale):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -34,9 +39,9 @@ def test_a_worker_fits_on_one_node_or_not_at_all(
 
 def test_more_than_this_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    check_resources(ScaleConfig(num_workers=4, cpus_per_worker=0.5))
+    check(ScaleConfig(num_workers=4, cpus_per_worker=0.5))
     with pytest.raises(ValueError, match=r"scale\.num_workers=5 .* needs 2\.5 CPUs, this machine has 2; at most 4"):
-        check_resources(ScaleConfig(num_workers=5, cpus_per_worker=0.5))
+        check(ScaleConfig(num_workers=5, cpus_per_worker=0.5))
 
 
 @pytest.fixture
@@ -83,4 +88,22 @@ def test_another_program_at_the_address_is_refused(
     monkeypatch.setattr(cluster, "SECONDS_TO_ANSWER", 0.5 if program == "silent" else 60)
     address = f"{scheme}127.0.0.1:{request.getfixturevalue(program)}"
     with pytest.raises(ValueError, match=rf"^scale\.address={address}: no Ray cluster answers .*{reason}.*; start one"):
-        check_resources(ScaleConfig(address=address))
+        check(ScaleConfig(address=address))
+
+
+@pytest.mark.parametrize("was_connected", [False, True])
+def test_a_connection_ends_with_the_run_that_made_it(was_connected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the process's next run would be on this cluster, whatever its address."""
+    ended: list[bool] = []
+    monkeypatch.setattr(cluster, "_check_address", lambda *_: None)
+    monkeypatch.setattr(cluster, "connect", lambda scale: not was_connected)
+    monkeypatch.setattr("ray.shutdown", lambda: ended.append(True))
+
+    def fail() -> None:
+        with checked_resources(ScaleConfig(address="head:6379")):
+            assert ended == []
+            raise ValueError("the data")
+
+    with pytest.raises(ValueError, match="the data"):
+        fail()
+    assert ended == ([] if was_connected else [True])

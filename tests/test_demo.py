@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dpl_ray.config import BESIDE_RUNS
+
 ROOT = Path(__file__).resolve().parent.parent
 NUM_STEPS = 2
 #: What conftest.py sets for the other tests. A user has not set it: what it would silence must be silent by itself.
@@ -52,3 +54,4 @@ def test_the_demo_prints_its_own_lines_and_no_other(tmp_path: Path) -> None:
     database = values["look at it"].partition("sqlite:///")[2]
     assert Path(database).is_file()
     assert (tmp_path / "runs" / "mlflow-artifacts" / values["MLflow run"]).is_dir()
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"demo", *BESIDE_RUNS}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
+from dpl_ray.config import BESIDE_RUNS
 from dpl_ray.console import ProgressLine
+from dpl_ray.run_folder import RunFolder
 from dpl_ray.training.loop import Record
 from pipelines import cli, train
 
@@ -39,13 +43,59 @@ def test_every_policy_runs_from_the_configuration_to_the_report(tmp_path: Path, 
     assert {row["step"] for row in rows if row["phase"] == policy} == {2, 4}
 
 
-def test_a_finished_run_that_is_started_again_shows_what_it_had_measured(tmp_path: Path) -> None:
-    first, _ = run(tmp_path)
-    again, output = run(tmp_path)
-    assert "goes on" in output
-    for key in ("eval/accuracy", "pseudo/coverage", "train/loss_labeled"):
-        assert again.metrics[key] == first.metrics[key]
-    assert again.baseline is not None
+def test_a_finished_run_that_is_started_again_shows_what_it_had_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, output = run(tmp_path, "tracking.enabled=true")
+    history = (tmp_path / "tiny" / "history.jsonl").read_bytes()
+    for name in ("train_phases", "run_workers", "MlflowTracker"):
+        monkeypatch.setattr(f"dpl_ray.launch.{name}", lambda *_, **__: pytest.fail("there is nothing to do"))
+    for num_workers in (0, 1):
+        again, output_again = run(tmp_path, "tracking.enabled=true", f"scale.num_workers={num_workers}")
+        assert again == first
+        table = output[output.index("Last teacher") :]
+        assert output_again == f"tiny had finished; another run.name trains anew\n{table}"
+    assert (tmp_path / "tiny" / "history.jsonl").read_bytes() == history
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, phase: str, step: int) -> None:
+    """Fail when a record of this phase and step arrives, as a run does that is interrupted there."""
+    add = RunFolder.add
+
+    def failing(self: RunFolder, record: Record) -> None:
+        add(self, record)
+        if (record.phase, record.step) == (phase, step):
+            monkeypatch.setattr(RunFolder, "add", add)
+            raise OSError("interrupted")
+
+    monkeypatch.setattr(RunFolder, "add", failing)
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "beginning"),
+    [
+        ("supervised", 2, "starts again with"),
+        ("supervised", 4, "goes on from step 3 of the supervised baseline with"),
+        ("dpl", 4, "goes on from step 3 of dpl with"),
+    ],
+)
+def test_an_interrupted_run_says_from_where_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, step: int, beginning: str
+) -> None:
+    fail_at(monkeypatch, phase, step)
+    with pytest.raises(OSError, match="interrupted"):
+        run(tmp_path, "train.checkpoint_every=3")
+    result, output = run(tmp_path, "train.checkpoint_every=3")
+    assert output.startswith(f"tiny {beginning} this process: digits, 40 labelled")
+    assert result.metrics["eval/accuracy"] >= 0
+
+
+def test_a_finished_run_whose_checkpoint_was_removed_trains_again(tmp_path: Path) -> None:
+    first, _ = run(tmp_path, "train.baseline=false")
+    shutil.rmtree(first.checkpoint)
+    again, output = run(tmp_path, "train.baseline=false")
+    assert output.startswith("tiny starts again with")
+    assert again.metrics["eval/accuracy"] == first.metrics["eval/accuracy"]
 
 
 def test_the_baseline_is_the_supervised_run_of_the_same_seed(tmp_path: Path) -> None:
@@ -71,16 +121,28 @@ def test_a_tracking_server_that_is_down_costs_a_warning_and_not_the_run(tmp_path
     assert (Path(result.checkpoint) / "manifest.json").exists()
 
 
-def test_mlflow_goes_on_with_the_same_run(tmp_path: Path) -> None:
+def test_mlflow_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
-    first, _ = run(tmp_path, "tracking.enabled=true")
+    fail_at(monkeypatch, "dpl", 2)
+    with pytest.raises(OSError, match="interrupted"):
+        run(tmp_path, "tracking.enabled=true")
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    run_id = json.loads((tmp_path / "tiny" / "run.json").read_text())["mlflow_run_id"]
+    assert client.get_run(run_id).info.status == "FAILED"
     again, _ = run(tmp_path, "tracking.enabled=true")
-    assert again.run_id == first.run_id
-    client = MlflowClient(tracking_uri=first.tracking_uri)
-    assert client.get_run(first.run_id).info.status == "FINISHED"
-    artifact_uri = client.get_run(first.run_id).info.artifact_uri
+    assert again.run_id == run_id
+    assert client.get_run(run_id).info.status == "FINISHED"
+    artifact_uri = client.get_run(run_id).info.artifact_uri
     assert artifact_uri.startswith(f"file://{tmp_path}"), "artifacts lie beside the runs, not in the working directory"
+
+
+def test_what_lies_beside_the_runs_can_be_no_run(tmp_path: Path) -> None:
+    run(tmp_path, "tracking.enabled=true")
+    assert {path.name for path in tmp_path.iterdir()} - {"tiny"} <= set(BESIDE_RUNS)
+    for name in BESIDE_RUNS:
+        with pytest.raises(ValueError, match=rf"^run\.name={name}: something else of this name lies beside the runs"):
+            run(tmp_path, f"run.name={name}")
 
 
 def test_a_run_that_fails_says_so_to_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +189,7 @@ def test_words_for_true_and_false_mean_what_they_say() -> None:
 
 
 def test_a_folder_that_only_this_machine_knows_is_refused_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dpl_ray.launch.check_resources", lambda _: None)
+    monkeypatch.setattr("dpl_ray.launch.checked_resources", contextlib.nullcontext)
     with pytest.raises(ValueError, match=r"^run\.storage_path=runs: on a cluster .* absolute path"):
         fit(load_config(["scale.address=ray://head:10001"]))
 

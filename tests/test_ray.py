@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
-from dpl_ray.cluster import check_cluster, check_resources
+from dpl_ray.cluster import check_cluster, checked_resources
 from dpl_ray.config import Config, ScaleConfig
 from dpl_ray.console import ProgressLine
 from dpl_ray.training.loop import Record
@@ -140,9 +140,13 @@ def test_the_address_of_a_cluster_is_recognized_and_its_other_form_is_not(ray_cl
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    check_resources(ScaleConfig(address=address))
-    with pytest.raises(ValueError, match=rf"^scale\.address=ray://{address}: .* --ray-client-server-port"):
-        check_resources(ScaleConfig(address=f"ray://{address}"))
+    with checked_resources(ScaleConfig(address=address)):
+        assert ray.is_initialized()
+    assert ray.is_initialized(), "the connection was there before"
+    wrong = ScaleConfig(address=f"ray://{address}")
+    message = rf"^scale\.address=ray://{address}: .* --ray-client-server-port"
+    with pytest.raises(ValueError, match=message), checked_resources(wrong):
+        pass
 
 
 @pytest.fixture(scope="module")

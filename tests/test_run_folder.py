@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dpl_ray.compose import load_config
 from dpl_ray.config import Config, parse_config
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.run_folder import FREE_FIELDS, FREE_SECTIONS, RunFolder, check_run
-from dpl_ray.training.loop import Record
+from dpl_ray.training.loop import Outcome, Record
 
 
 def splits(value: int = 0, bad: tuple[BadImage, ...] = ()) -> Splits:
@@ -35,6 +36,7 @@ def test_a_new_run(tmp_path: Path) -> None:
     assert json.loads((folder / "run.json").read_text()) == {
         "fingerprint": splits().fingerprint(),
         "mlflow_run_id": None,
+        "result": None,
     }
 
 
@@ -42,6 +44,21 @@ def test_a_run_without_a_name_gets_one(tmp_path: Path) -> None:
     made = RunFolder(config(tmp_path, "run.name=null", "policy=fixmatch"), splits())
     assert made.name.startswith("digits-fixmatch-")
     assert [path.name for path in tmp_path.iterdir()] == [made.name]
+
+
+def test_runs_without_a_name_that_start_together_get_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Stopped:
+            return cls(2026, 11, 22, 17, 31, 12)
+
+    monkeypatch.setattr("dpl_ray.run_folder.datetime", Stopped)
+    made = [RunFolder(config(tmp_path, "run.name=null"), splits()) for _ in range(3)]
+    stem = "digits-dpl-20261122-173112"
+    assert [folder.name for folder in made] == [stem, f"{stem}-2", f"{stem}-3"]
+    assert not any(folder.resumed for folder in made)
 
 
 def test_the_same_name_goes_on(tmp_path: Path) -> None:
@@ -65,8 +82,15 @@ def test_the_same_name_goes_on(tmp_path: Path) -> None:
     again.add(Record("dpl", 15, 15, 100.0, {"eval/accuracy": 0.9}))
     again.save_history()
     assert len((tmp_path / "first" / "history.jsonl").read_text().splitlines()) == 3
-    assert again.last_metrics("dpl") == {"train/loss_labeled": 0.5, "eval/accuracy": 0.9}
-    assert again.last_metrics("supervised") == {}
+    # The loop has told of the last step only what it had evaluated; the rest it measured before it was interrupted.
+    again.finish([Outcome("dpl", {"eval/accuracy": 0.9}, {"over": [0.5, 0.6]}, "/x/step-00000015", 1.0)], ("x", "y"))
+    assert json.loads((tmp_path / "first" / "run.json").read_text())["result"] == {
+        "metrics": {"train/loss_labeled": 0.5, "eval/accuracy": 0.9},
+        "baseline": None,
+        "thresholds": {"over": {"x": 0.5, "y": 0.6}},
+        "checkpoint": "step-00000015",
+    }
+    assert not again.finished, "there is no such checkpoint"
 
 
 @pytest.mark.parametrize(
