@@ -272,15 +272,14 @@ def _collect(pending: dict[Any, Cell], mailbox: Any, on_step: OnStep, on_end: On
 def _check_room(config: Config, options: CompareConfig) -> None:
     """Refuse a cell that no node carries."""
     scale = config.scale
-    if scale.num_workers == 0:
-        cluster.check_resources(scale)
-        return
-    # Whether the cluster answers, or there is a GPU here; the room is counted in cells below.
-    cluster.check_resources(scale.model_copy(update={"num_workers": 1, "cpus_per_worker": 0.01}))
-    if cluster.cluster_address(scale):
-        _check_places(_connected_nodes(), config, options, "of the cluster")
-    else:
-        _check_places([{"CPU": float(os.cpu_count() or 1), "GPU": 1.0}], config, options, "on this machine")
+    if scale.num_workers:
+        # Whether the cluster answers, or there is a GPU here; the room is counted in cells below.
+        scale = scale.model_copy(update={"num_workers": 1, "cpus_per_worker": 0.01})
+    with cluster.checked_resources(scale):
+        if scale.num_workers and cluster.cluster_address(scale):
+            _check_places(_connected_nodes(), config, options, "of the cluster")
+        elif scale.num_workers:
+            _check_places([{"CPU": float(os.cpu_count() or 1), "GPU": 1.0}], config, options, "on this machine")
 
 
 def _check_places(nodes: Iterable[dict[str, float]], config: Config, options: CompareConfig, where: str) -> None:

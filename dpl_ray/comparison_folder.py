@@ -18,7 +18,7 @@ import yaml
 from dpl_ray.cells import Cell, CellResult, read_cells
 from dpl_ray.comparison_figure import draw_comparison
 from dpl_ray.comparison_table import Row, make_rows, to_csv, to_markdown
-from dpl_ray.run_folder import differences
+from dpl_ray.run_folder import differences, writable_folder
 from dpl_ray.storage import Storage
 
 INFO_FILE = "comparison.json"
@@ -43,9 +43,9 @@ class ComparisonFolder:
             shared: what all cells have in common, as comparison_config.shared_tree says it.
 
         Raises:
-            ValueError: a comparison of this name exists with another configuration.
+            ValueError: it cannot be written, or a comparison of this name exists with another configuration.
         """
-        self.name, self.storage_path, self.storage = name, storage_path, Storage(storage_path) / name
+        self.name, self.storage = name, writable_folder(storage_path, name)
         self.info: dict[str, Any] = {"command": None, "config": shared, "mlflow_run_id": None, "mlflow_children": {}}
         self.resumed = (self.storage / INFO_FILE).exists()
         if self.resumed:
@@ -56,18 +56,9 @@ class ComparisonFolder:
         """
         Args:
             command: that the table is to name as its origin; None leaves the one that is known.
-
-        Raises:
-            ValueError: the folder cannot be written.
         """
         self.info["command"] = command or self.info["command"]
-        try:
-            self.save_info()
-        except OSError as error:
-            raise ValueError(
-                f"run.storage_path={self.storage_path}: cannot be written ({' '.join(str(error).split())}); "
-                "give a folder that you may write to"
-            ) from None
+        self.save_info()
 
     def finished(self, cell: Cell) -> CellResult | None:
         """What a cell has left, or None where it has not finished.

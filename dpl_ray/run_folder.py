@@ -37,23 +37,32 @@ FREE_FIELDS = ("train.keep_checkpoints", "train.log_every", "train.checkpoint_ev
 SECONDS_BETWEEN_SAVES = 10.0
 
 
+def writable_folder(path: str, name: str | None) -> Storage:
+    """The folder of a run, which may not be there yet; writes nothing.
+
+    Raises:
+        ValueError: run.storage_path cannot be written.
+    """
+    try:
+        folder = Storage(path) / name if name else Storage(path)
+        folder.check_writable()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        right = "a bucket that answers, with credentials and region," if "://" in path else "a folder"
+        raise ValueError(
+            f"run.storage_path={path}: cannot be written ({one_line(error)}); give {right} that you may write to"
+        ) from None
+    return folder
+
+
 def check_run(config: Config) -> None:
     """What can be told before the data are read: whether the run has a place, and is not another one. Writes nothing.
 
     Raises:
         ValueError: run.storage_path cannot be written, or a run of this name exists with another configuration.
     """
-    path, name = config.run.storage_path, config.run.name
-    try:
-        folder = Storage(path) / name if name else Storage(path)
-        folder.check_writable()
-        saved = folder / "config.yaml"
-        old = yaml.safe_load(saved.read()) if name and saved.exists() else None
-    except (OSError, ValueError, pa.ArrowException) as error:
-        right = "a bucket that answers, with credentials and region," if "://" in path else "a folder"
-        raise ValueError(
-            f"run.storage_path={path}: cannot be written ({one_line(error)}); give {right} that you may write to"
-        ) from None
+    name = config.run.name
+    saved = writable_folder(config.run.storage_path, name) / "config.yaml"
+    old = yaml.safe_load(saved.read()) if name and saved.exists() else None
     different = sorted(differences(old, config.model_dump(mode="json"))) if old else []
     if different:
         field, before, now = different[0]
@@ -106,7 +115,7 @@ class RunFolder:
         if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
             self.save_history()
 
-    def _last_metrics(self, phase: str) -> dict[str, float]:
+    def last_metrics(self, phase: str) -> dict[str, float]:
         """The newest value of every metric of a phase, thresholds aside."""
         metrics: dict[str, float] = {}
         for row in self.history:
@@ -117,7 +126,7 @@ class RunFolder:
     def finish(self, outcomes: list[Outcome], class_names: tuple[str, ...]) -> None:
         """Keep what a finished run has measured, so that started again it has nothing to train."""
         # Phases that were finished before have trained nothing this time: what they measured is in the history.
-        metrics = [self._last_metrics(outcome.phase) | outcome.metrics for outcome in outcomes]
+        metrics = [self.last_metrics(outcome.phase) | outcome.metrics for outcome in outcomes]
         main = outcomes[-1]
         self.info["result"] = {
             "metrics": metrics[-1],
