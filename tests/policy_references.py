@@ -152,10 +152,11 @@ def dash(steps: list[Step], classifier: nn.Linear, warmup: float = 0.05) -> Iter
         yield [float(trains and -math.log(max(softmax(row))) <= limit) for row in step.logits], labels_of(step.logits)
 
 
-def dpl(steps: list[Step], classifier: nn.Linear, **parameters: Any) -> Iterator[Answer]:
+def dpl(steps: list[Step], main_classifier: nn.Linear, /, **parameters: Any) -> Iterator[Answer]:
     defaults = {"ema_decay": 0.99, "rule": "gaussian", "cut": "confidence", "epsilon": 0.02, "alignment": True}
     chosen = defaults | parameters
-    reference = Reference(classifier, decay=chosen.pop("ema_decay"), **chosen)
+    chosen.pop("classifier", None)  # says what the loss moves, not what a sample counts
+    reference = Reference(main_classifier, decay=chosen.pop("ema_decay"), **chosen)
     for step in steps:
         weights = reference.weights(step.features, step.logits)
         yield weights, reference.labels

@@ -58,9 +58,9 @@ ROWS = {
         variants=(
             {"ema_decay": 0.5, "rule": "band", "epsilon": 0.1},
             {"ema_decay": 0.5, "cut": "own", "alignment": False},
-            {"rule": "agreement"},
+            {"rule": "agreement", "classifier": "all"},
         ),
-        wrong=(("ema_decay", 1.0), ("rule", "none"), ("cut", "none"), ("epsilon", 0.0)),
+        wrong=(("ema_decay", 1.0), ("rule", "none"), ("cut", "none"), ("epsilon", 0.0), ("classifier", "none")),
     ),
     "fixmatch": Row(
         references.fixmatch,

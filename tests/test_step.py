@@ -105,7 +105,10 @@ class SlowRun(Run):
             (strong, batch.uniforms_strong) if policy.trains_on == "strong" else (weak, batch.uniforms_weak)
         )
         for image, row, weight, target in zip(batch.images_unlabeled, uniforms, weights, targets, strict=True):
-            _, logits_strong = state.student(view(image[None], row[None], self.views))
+            features_strong, logits_strong = state.student(view(image[None], row[None], self.views))
+            if config.policy.get("classifier", "labeled" if config.policy["name"] == "dpl" else "all") == "labeled":
+                main = state.student.classifier
+                logits_strong = features_strong @ main.weight.detach().T + main.bias.detach()
             counts = weight if weight > policy.min_weight else 0.0 * weight
             loss_unlabeled = loss_unlabeled + counts * cross_entropy(logits_strong[0], target) / num_unlabeled
             logits_kept += [logits_strong] if weight > policy.min_weight else []
@@ -135,6 +138,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in POLICIES},
     "dpl own band": {"name": "dpl", "cut": "own", "rule": "band", "alignment": False},
     "dpl agreement": {"name": "dpl", "rule": "agreement"},
+    "dpl all": {"name": "dpl", "classifier": "all"},
     "fixmatch that takes some": {"name": "fixmatch", "threshold": 0.5},
     "pseudolabel that takes some": {"name": "pseudolabel", "threshold": 0.5},
     "uda that takes some": {"name": "uda", "threshold": 0.5},
@@ -166,6 +170,19 @@ def test_a_step_is_the_slow_step_that_skips_nothing(case: str) -> None:
         skipped = [weight <= fast.state.policy.min_weight for weight in slow.weights_seen]
         assert any(skipped)
         assert not all(skipped)
+
+
+@pytest.mark.parametrize("classifier", ["labeled", "all"])
+def test_pseudo_labels_move_the_main_classifier_only_where_the_policy_lets_them(classifier: str) -> None:
+    after = []
+    for lambda_u in (0.0, 1.0):
+        run = run_of({"name": "dpl", "classifier": classifier}, train={"lambda_u": lambda_u})
+        run.step()
+        after.append(run.state.student.state_dict())
+    without, with_pseudo_labels = after
+    moved = {name for name, value in without.items() if not torch.equal(value, with_pseudo_labels[name])}
+    assert any(name.startswith("backbone.") for name in moved)
+    assert ("classifier.weight" in moved, "classifier.bias" in moved) == (classifier == "all",) * 2
 
 
 def count_strong_views(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -310,7 +327,7 @@ POISONS: dict[str, tuple[Callable[[Run], None], dict[str, Any], str]] = {
     ),
     "a strong view": (
         lambda run: poison_output(run, slice(-1, None), math.nan),
-        {},
+        {"classifier": "all"},
         "worker 0: unlabelled loss is nan",
     ),
     "a head": (poison_head, {}, "worker 0: the policy's sums over the weak views are not finite"),

@@ -73,12 +73,17 @@ class DynamicPseudoLabels(Policy):
         ] = "confidence",
         epsilon: Annotated[float, "least width of the rule, in confidence"] = 0.02,
         alignment: Annotated[bool, "uniform alignment of the class probabilities"] = True,
+        classifier: Annotated[
+            str, "what moves the main classifier: labeled images alone, or all (pseudo-labels too)"
+        ] = "labeled",
     ) -> None:
         super().__init__(num_features, num_classes)
         check_range("ema_decay", ema_decay, 0, 1, open_high=True)
         check_choice("rule", rule, tuple(RULES))
         check_choice("cut", cut, CUTS)
         check_range("epsilon", epsilon, 1e-6, 1)
+        check_choice("classifier", classifier, ("labeled", "all"))
+        self.trains_classifier = classifier == "all"
         self.ema_decay, self.rule, self.own_cut, self.epsilon, self.aligned = (
             ema_decay,
             rule,

@@ -52,6 +52,8 @@ class Policy(nn.Module, ABC):
     reads_labeled: ClassVar[bool] = False
     #: Which view of an unlabelled image the loss is computed on (weak: Pseudo-Label).
     trains_on: ClassVar[Literal["strong", "weak"]] = "strong"
+    #: Whether the unlabelled loss trains the main classifier too, or the features alone.
+    trains_classifier: bool = True
     #: Buffers with a row for every sample of the pool, of which a worker holds those with id % world_size == rank.
     sharded: ClassVar[tuple[str, ...]] = ()
 

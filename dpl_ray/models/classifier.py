@@ -6,6 +6,7 @@ Legend: N images, D features, C classes.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpl_ray.config import Config, ModelConfig, suggest
@@ -31,6 +32,10 @@ class Classifier(nn.Module):
         scaled = images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images * 2 - 1
         features = self.backbone(scaled)
         return features, self.classifier(features)
+
+    def frozen_logits(self, features: Tensor) -> Tensor:
+        """(N, D) -> logits (N, C) float32 whose gradient reaches the features and not the main classifier."""
+        return F.linear(features.float(), self.classifier.weight.detach(), self.classifier.bias.detach())
 
 
 def build_model(config: ModelConfig, channels: int, num_classes: int) -> Classifier:

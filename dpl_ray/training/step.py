@@ -75,7 +75,9 @@ def train_step(state: TrainState, batch: Batch, config: Config, views: ViewSetti
         num_labeled = len(batch.targets)
         logits = logits.float()
         loss_labeled = F.cross_entropy(logits[:num_labeled], batch.targets)
-        logits_strong = logits[num_labeled:]
+        features_strong, logits_strong = features[num_labeled:], logits[num_labeled:]
+        if not policy.trains_classifier:
+            logits_strong = student.frozen_logits(features_strong)
         loss_unlabeled = consistency(logits_strong, targets[kept], weights[kept], len(weights))
     with record_function("heads and policy"):
         loss_auxiliary = policy.auxiliary_loss(
