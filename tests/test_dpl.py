@@ -50,10 +50,12 @@ class Reference:
         return [sum(w * x for w, x in zip(row, features, strict=True)) + b for row, b in zip(weight, bias, strict=True)]
 
     def size(self, head: int, features: Row, logits: Row, label: int) -> float:
-        seen = logits if self.cut == "confidence" else self.head_logits(head, features)
+        seen = self.head_logits(head, features) if self.cut == "own" else logits
         return 1 - softmax(seen)[label]
 
     def passed(self, head: int, size: float, boundary: float) -> bool:
+        if self.cut == "none":
+            return True
         self.margin = min(self.margin, abs(size - boundary))
         return size <= boundary if head == 0 else size >= boundary
 

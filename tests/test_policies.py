@@ -59,8 +59,9 @@ ROWS = {
             {"ema_decay": 0.5, "rule": "band", "epsilon": 0.1},
             {"ema_decay": 0.5, "cut": "own", "alignment": False},
             {"rule": "agreement", "classifier": "all"},
+            {"ema_decay": 0.5, "cut": "none"},
         ),
-        wrong=(("ema_decay", 1.0), ("rule", "none"), ("cut", "none"), ("epsilon", 0.0), ("classifier", "none")),
+        wrong=(("ema_decay", 1.0), ("rule", "none"), ("cut", "head"), ("epsilon", 0.0), ("classifier", "none")),
     ),
     "fixmatch": Row(
         references.fixmatch,

@@ -28,7 +28,7 @@ from dpl_ray.algorithm.gradient_cut import (
 from dpl_ray.algorithm.policy import Policy, check_choice, check_range
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 
-CUTS = ("confidence", "own")
+CUTS = ("confidence", "own", "none")
 
 
 def gaussian_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float) -> Tensor:
@@ -69,7 +69,7 @@ class DynamicPseudoLabels(Policy):
         ema_decay: Annotated[float, "decay of states, boundaries and alignment"] = 0.99,
         rule: Annotated[str, "combination of the two states: gaussian, band or agreement"] = "gaussian",
         cut: Annotated[
-            str, "whose gradient is cut: confidence (main classifier's) or own (each head's)"
+            str, "whose gradient decides what is cut: confidence (main classifier's), own (each head's), none (no cut)"
         ] = "confidence",
         epsilon: Annotated[float, "least width of the rule, in confidence"] = 0.02,
         alignment: Annotated[bool, "uniform alignment of the class probabilities"] = True,
@@ -84,13 +84,7 @@ class DynamicPseudoLabels(Policy):
         check_range("epsilon", epsilon, 1e-6, 1)
         check_choice("classifier", classifier, ("labeled", "all"))
         self.trains_classifier = classifier == "all"
-        self.ema_decay, self.rule, self.own_cut, self.epsilon, self.aligned = (
-            ema_decay,
-            rule,
-            cut == "own",
-            epsilon,
-            alignment,
-        )
+        self.ema_decay, self.rule, self.cut_by, self.epsilon, self.aligned = ema_decay, rule, cut, epsilon, alignment
         self.heads = GradientCutHeads(num_features, num_classes)
         uniform = 1 / num_classes
         zeros = torch.zeros(2, num_classes, dtype=torch.float64)
@@ -109,16 +103,20 @@ class DynamicPseudoLabels(Policy):
 
     def _sizes(self, logits: Tensor, heads_logits: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
         """(2, N) gradient sizes as each head's cut sees them."""
-        if self.own_cut:
+        if self.cut_by == "own":
             return torch.stack([gradient_size(head, labels) for head in heads_logits])
         return gradient_size(logits, labels).expand(2, -1)
+
+    def _passes(self, sizes: Tensor, labels: Tensor, boundary: Tensor) -> Tensor:
+        """(2, N) which samples' gradients pass each head's cut."""
+        return torch.ones_like(sizes, dtype=torch.bool) if self.cut_by == "none" else passes(sizes, labels, boundary)
 
     @torch.no_grad()
     def statistics(self, pseudo: PseudoLabels) -> Tensor:
         """(8 C,) sums by pseudo-label: count, sizes (2), passed (2), confidence of the passed (2); and of the probs."""
         heads_logits = self.heads(pseudo.features)
         sizes = self._sizes(pseudo.logits, heads_logits, pseudo.labels)
-        passed = passes(sizes, pseudo.labels, self.boundary).double()
+        passed = self._passes(sizes, pseudo.labels, self.boundary).double()
         confidences = torch.stack([head.softmax(dim=1).amax(dim=1) for head in heads_logits])
         rows = torch.cat([torch.ones_like(passed[:1]), sizes.double(), passed, passed * confidences])
         by_class = torch.stack([class_sums(row, pseudo.labels, self.num_classes) for row in rows])
@@ -167,6 +165,6 @@ class DynamicPseudoLabels(Policy):
         all_labels = torch.cat([targets, pseudo.labels])
         heads_logits = self.heads(torch.cat([features, pseudo.features]))
         sizes = self._sizes(torch.cat([logits.float(), pseudo.logits]), heads_logits, all_labels)
-        passed = passes(sizes, all_labels, self.cut)
+        passed = self._passes(sizes, all_labels, self.cut)
         losses = [cut_cross_entropy(head, all_labels, row) for head, row in zip(heads_logits, passed, strict=True)]
         return torch.stack(losses).sum() / len(all_labels)
