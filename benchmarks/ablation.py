@@ -4,7 +4,7 @@
 
 takes the overrides of pipelines.train, and sets the variants of benchmarks/dpl_variants.py beside dpl: the same
 labelled images, initial weights, order of batches and steps a seed. Variants that are parameters of dpl (cut=none,
-rule=band, classifier=all, ...) need no code: pipelines.compare takes 'policies=[dpl,dpl(cut=none)]'. Cells are
+rule=band, ...) need no code: pipelines.compare takes 'policies=[dpl,dpl(cut=none)]'. Cells are
 those of dpl_ray/cells.py, so a finished one is never run again; the tables lie in RUNS/ablation-DATA or run.name.
 """
 

@@ -155,7 +155,7 @@ def dash(steps: list[Step], classifier: nn.Linear, warmup: float = 0.05) -> Iter
 def dpl(steps: list[Step], main_classifier: nn.Linear, /, **parameters: Any) -> Iterator[Answer]:
     defaults = {"ema_decay": 0.99, "rule": "gaussian", "cut": "confidence", "epsilon": 0.02, "alignment": True}
     chosen = defaults | parameters
-    chosen.pop("classifier", None)  # says what the loss moves, not what a sample counts
+    chosen.pop("classifier_from", None)  # says what the loss moves, not what a sample counts
     reference = Reference(main_classifier, decay=chosen.pop("ema_decay"), **chosen)
     for step in steps:
         weights = reference.weights(step.features, step.logits)

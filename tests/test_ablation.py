@@ -15,7 +15,10 @@ from tests.builders import tiny_config, tiny_feed, tiny_splits
 
 def train_some(policy: str) -> torch.Tensor:
     """The student's parameters after some steps, with states and strong views as after a while."""
-    config, splits = tiny_config(policy={"name": policy, "classifier": "all"}, train={"num_steps": 40}), tiny_splits()
+    config, splits = (
+        tiny_config(policy={"name": policy, "classifier_from": 0.0}, train={"num_steps": 40}),
+        tiny_splits(),
+    )
     state = build_state(config, 3, 3, Workers(), pool_size=len(splits.unlabeled))
     state.policy.get_buffer("states").copy_(torch.tensor([[0.6], [0.5]]).expand(2, 3))
     state.policy.get_buffer("mean_probs").copy_(torch.tensor([0.6, 0.3, 0.1]))

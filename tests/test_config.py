@@ -146,7 +146,7 @@ def test_a_batch_must_divide_by_the_workers(size: int) -> None:
         ({"name": "dpl", "epsilom": 1}, r"policy.epsilom=1: dpl has no such parameter; .* did you mean epsilon\?"),
         ({"name": "fixmatch", "threshold": "x"}, "policy.threshold=x: must be a number"),
         ({"name": "fixmatch", "threshold": 2}, "policy.threshold=2: must be in"),
-        ({"name": "dpl", "cut": "owm"}, r"policy.cut=owm: must be one of confidence, own; did you mean own\?"),
+        ({"name": "dpl", "cut": "owm"}, r"policy.cut=owm: must be one of confidence, own, none; did you mean own\?"),
     ],
 )
 def test_mistakes_in_a_policy(policy: dict[str, Any], message: str) -> None:

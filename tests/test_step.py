@@ -106,7 +106,7 @@ class SlowRun(Run):
         )
         for image, row, weight, target in zip(batch.images_unlabeled, uniforms, weights, targets, strict=True):
             features_strong, logits_strong = state.student(view(image[None], row[None], self.views))
-            if config.policy.get("classifier", "labeled" if config.policy["name"] == "dpl" else "all") == "labeled":
+            if config.policy["name"] == "dpl" and facts.progress < config.policy.get("classifier_from", 0.5):
                 main = state.student.classifier
                 logits_strong = features_strong @ main.weight.detach().T + main.bias.detach()
             counts = weight if weight > policy.min_weight else 0.0 * weight
@@ -138,7 +138,8 @@ CASES: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in POLICIES},
     "dpl own band": {"name": "dpl", "cut": "own", "rule": "band", "alignment": False},
     "dpl agreement": {"name": "dpl", "rule": "agreement"},
-    "dpl all": {"name": "dpl", "classifier": "all"},
+    "dpl that moves the classifier": {"name": "dpl", "classifier_from": 0.0},
+    "dpl that moves the classifier later": {"name": "dpl", "classifier_from": 0.1},
     "fixmatch that takes some": {"name": "fixmatch", "threshold": 0.5},
     "pseudolabel that takes some": {"name": "pseudolabel", "threshold": 0.5},
     "uda that takes some": {"name": "uda", "threshold": 0.5},
@@ -172,17 +173,20 @@ def test_a_step_is_the_slow_step_that_skips_nothing(case: str) -> None:
         assert not all(skipped)
 
 
-@pytest.mark.parametrize("classifier", ["labeled", "all"])
-def test_pseudo_labels_move_the_main_classifier_only_where_the_policy_lets_them(classifier: str) -> None:
+@pytest.mark.parametrize(("classifier_from", "moves"), [(0.0, True), (0.1, True), (0.11, False), (1.0, False)])
+def test_pseudo_labels_move_the_main_classifier_from_their_share_of_the_run_on(
+    classifier_from: float, moves: bool
+) -> None:
     after = []
     for lambda_u in (0.0, 1.0):
-        run = run_of({"name": "dpl", "classifier": classifier}, train={"lambda_u": lambda_u})
+        run = run_of({"name": "dpl", "classifier_from": classifier_from}, train={"lambda_u": lambda_u})
+        run.state.step = 2  # of 20
         run.step()
         after.append(run.state.student.state_dict())
     without, with_pseudo_labels = after
     moved = {name for name, value in without.items() if not torch.equal(value, with_pseudo_labels[name])}
     assert any(name.startswith("backbone.") for name in moved)
-    assert ("classifier.weight" in moved, "classifier.bias" in moved) == (classifier == "all",) * 2
+    assert ("classifier.weight" in moved, "classifier.bias" in moved) == (moves, moves)
 
 
 def count_strong_views(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -327,7 +331,7 @@ POISONS: dict[str, tuple[Callable[[Run], None], dict[str, Any], str]] = {
     ),
     "a strong view": (
         lambda run: poison_output(run, slice(-1, None), math.nan),
-        {"classifier": "all"},
+        {"classifier_from": 0.0},
         "worker 0: unlabelled loss is nan",
     ),
     "a head": (poison_head, {}, "worker 0: the policy's sums over the weak views are not finite"),

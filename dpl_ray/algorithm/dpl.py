@@ -73,17 +73,17 @@ class DynamicPseudoLabels(Policy):
         ] = "confidence",
         epsilon: Annotated[float, "least width of the rule, in confidence"] = 0.02,
         alignment: Annotated[bool, "uniform alignment of the class probabilities"] = True,
-        classifier: Annotated[
-            str, "what moves the main classifier: labeled images alone, or all (pseudo-labels too)"
-        ] = "labeled",
+        classifier_from: Annotated[
+            float, "share of the run from which pseudo-labels move the main classifier too, not the features alone"
+        ] = 0.5,
     ) -> None:
         super().__init__(num_features, num_classes)
         check_range("ema_decay", ema_decay, 0, 1, open_high=True)
         check_choice("rule", rule, tuple(RULES))
         check_choice("cut", cut, CUTS)
         check_range("epsilon", epsilon, 1e-6, 1)
-        check_choice("classifier", classifier, ("labeled", "all"))
-        self.trains_classifier = classifier == "all"
+        check_range("classifier_from", classifier_from, 0, 1)
+        self.classifier_from = classifier_from
         self.ema_decay, self.rule, self.cut_by, self.epsilon, self.aligned = ema_decay, rule, cut, epsilon, alignment
         self.heads = GradientCutHeads(num_features, num_classes)
         uniform = 1 / num_classes
@@ -93,6 +93,9 @@ class DynamicPseudoLabels(Policy):
         self.register_buffer("states", zeros + uniform)
         self.register_buffer("mean_probs", zeros[0] + uniform)
         self.register_buffer("num_crossed", torch.zeros((), dtype=torch.int64))
+
+    def trains_classifier(self, progress: float) -> bool:
+        return progress >= self.classifier_from
 
     def start_as(self, classifier: nn.Linear) -> None:
         self.heads.start_as(classifier)

@@ -52,8 +52,6 @@ class Policy(nn.Module, ABC):
     reads_labeled: ClassVar[bool] = False
     #: Which view of an unlabelled image the loss is computed on (weak: Pseudo-Label).
     trains_on: ClassVar[Literal["strong", "weak"]] = "strong"
-    #: Whether the unlabelled loss trains the main classifier too, or the features alone.
-    trains_classifier: bool = True
     #: Buffers with a row for every sample of the pool, of which a worker holds those with id % world_size == rank.
     sharded: ClassVar[tuple[str, ...]] = ()
 
@@ -104,6 +102,10 @@ class Policy(nn.Module, ABC):
             kept: (K,) int64, which of the U samples they are.
         """
         return logits.new_zeros(())
+
+    def trains_classifier(self, progress: float) -> bool:  # noqa: ARG002
+        """Whether, at this share of the run, the unlabelled loss trains the main classifier too, not just features."""
+        return True
 
     def thresholds(self) -> dict[str, Tensor]:
         """Class-wise thresholds to record, name -> (C,)."""

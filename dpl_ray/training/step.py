@@ -76,7 +76,7 @@ def train_step(state: TrainState, batch: Batch, config: Config, views: ViewSetti
         logits = logits.float()
         loss_labeled = F.cross_entropy(logits[:num_labeled], batch.targets)
         features_strong, logits_strong = features[num_labeled:], logits[num_labeled:]
-        if not policy.trains_classifier:
+        if not policy.trains_classifier(facts.progress):
             logits_strong = student.frozen_logits(features_strong)
         loss_unlabeled = consistency(logits_strong, targets[kept], weights[kept], len(weights))
     with record_function("heads and policy"):
