@@ -301,6 +301,7 @@ def test_the_state_dict_holds_all_that_later_steps_depend_on(parameters: dict[st
         weights, weights_restored = (each.weights(observe(each, step)) for each in (policy, restored))
         assert torch.equal(weights, weights_restored)
         assert_same(snapshot(policy), snapshot(restored))
+        assert_same(policy.thresholds(), restored.thresholds())
 
 
 @every_variant
