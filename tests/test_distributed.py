@@ -35,7 +35,7 @@ def setup(workers: Workers, policy: dict[str, Any] | None = None) -> tuple[Confi
         train={"batch_size": 6, "mu": 3, "num_steps": NUM_STEPS},
         optim={"learning_rate": 0.01},
         # Thresholds that move fast enough to leave some samples out within 20 steps.
-        policy=policy or {"name": "dpl", "ema_decay": 0.8},
+        policy=policy or {"name": "dpl", "ema_decay": 0.9},
     )
     splits = tiny_splits(NUM_CLASSES)
     state = build_state(config, 3, NUM_CLASSES, workers, pool_size=len(splits.unlabeled))
