@@ -67,6 +67,8 @@ class WarmedStates(DynamicPseudoLabels):
 class LabelSets(DynamicPseudoLabels):
     """Adds (1 - w) * -log of the total that the strong view gives to the smallest set of classes that reaches tau."""
 
+    min_weight = -1.0  # the most uncertain samples, of no weight, are what the sets are for
+
     def auxiliary_loss(self, pseudo: PseudoLabels, *rest: Any) -> Tensor:
         loss, (logits_strong, kept) = super().auxiliary_loss(pseudo, *rest), rest[-2:]
         probs = pseudo.probs[kept]
@@ -91,14 +93,24 @@ class SoftTargets(DynamicPseudoLabels):
 class Fairness(DynamicPseudoLabels):
     """FreeMatch's self-adaptive fairness besides, weight 0.05 (one worker)."""
 
+    histogram: Tensor  # (C,) moving average of the shares of the labels
+
+    def __init__(self, num_features: int, num_classes: int, **parameters: Any) -> None:
+        super().__init__(num_features, num_classes, **parameters)
+        self.register_buffer("histogram", torch.full((num_classes,), 1 / num_classes, dtype=torch.float64))
+
+    def update(self, statistics: Tensor) -> None:
+        super().update(statistics)
+        counts = statistics[: self.num_classes]
+        ema_(self.histogram, counts / counts.sum().clamp(min=1), self.ema_decay)
+
     def auxiliary_loss(self, pseudo: PseudoLabels, *rest: Any) -> Tensor:
         loss, (logits_strong, kept) = super().auxiliary_loss(pseudo, *rest), rest[-2:]
         if not len(kept):
             return loss
         probs = logits_strong.double().softmax(dim=1)
         labels = probs.argmax(dim=1).bincount(minlength=self.num_classes).double() / len(kept)
-        uniform = torch.full_like(labels, 1 / self.num_classes)
-        return loss + 0.05 * fairness(self.mean_probs, uniform, probs.mean(dim=0), labels).to(loss.dtype)
+        return loss + 0.05 * fairness(self.mean_probs, self.histogram, probs.mean(dim=0), labels).to(loss.dtype)
 
 
 class FixedStart(DynamicPseudoLabels):

@@ -48,13 +48,13 @@ def train_peer(workers: Workers, policy: str, folder: Storage) -> dict[str, Any]
     Of the policies with more to them than sums of the unlabelled samples: labels kept in shards, a loss over all
     workers' strong views, labelled views. Half the confidence is enough here, or no sample would count.
     """
-    threshold = {"threshold": 0.3} if policy == "flexmatch" else {}
-    config, state, feed = setup(workers, {"name": policy} | threshold)
+    lenient = {"flexmatch": {"threshold": 0.3}, "freematch": {"ema_decay": 0.5}}.get(policy, {})
+    config, state, feed = setup(workers, {"name": policy} | lenient)
     for _ in range(3):
         train_step(state, feed(state.step), config, feed.views, workers)
     save_checkpoint(folder, state, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), workers, keep=1)
     workers.gather(None)  # the checkpoint is there
-    _, resumed, _ = setup(workers, {"name": policy} | threshold)
+    _, resumed, _ = setup(workers, {"name": policy} | lenient)
     load_state(folder / "step-00000003", resumed, workers)
     saved = safetensors.torch.load((folder / "step-00000003" / "policy.safetensors").read())
     for each in (state, resumed):

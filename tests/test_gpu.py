@@ -38,11 +38,26 @@ def train_on(device: torch.device, workers: Workers | None = None, **groups: Any
     return {name: value.cpu() for name, value in state.student.state_dict().items()}, sums
 
 
+#: Parameters with which some samples count within a few steps, and others do not.
+LENIENT: dict[str, dict[str, Any]] = {
+    "dash": {"warmup": 0.0},
+    "dpl": {"classifier_from": 0.1, "ema_decay": 0.5},
+    "fixmatch": {"threshold": 0.4},
+    "flexmatch": {"threshold": 0.4},
+    "freematch": {"ema_decay": 0.5},
+    "pseudolabel": {"threshold": 0.4},
+    "uda": {"threshold": 0.4},
+}
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_step_on_the_gpu_is_the_step_on_the_cpu(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    groups: dict[str, Any] = {"policy": {"name": policy}, "optim": {"learning_rate": 0.01}}
+    groups: dict[str, Any] = {
+        "policy": {"name": policy} | LENIENT.get(policy, {}),
+        "optim": {"learning_rate": 0.01},
+    }
     (on_cpu, sums_cpu), (on_gpu, sums_gpu) = train_on(CPU, **groups), train_on(GPU, **groups)
     for name, value in on_cpu.items():
         torch.testing.assert_close(on_gpu[name], value, rtol=0, atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,12 @@ from dpl_ray.algorithm.freematch import FreeMatch, fairness
 from dpl_ray.algorithm.policies import build_policy
 from dpl_ray.algorithm.policy import RunFacts
 from dpl_ray.algorithm.pseudo_labels import StepFacts, pseudo_labels
+from dpl_ray.storage import Storage
+from dpl_ray.training.checkpoint import ModelInfo, load_state, save_checkpoint
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.state import TrainState, build_state
+from dpl_ray.training.step import train_step
+from tests.builders import tiny_config, tiny_feed, tiny_splits
 
 NUM_CLASSES = 4
 
@@ -114,3 +121,25 @@ def test_dash_trains_on_labels_alone_until_its_threshold_is_measured() -> None:
     # Steps 3 and 4 lie in the second half of the warm-up; a guess among four classes costs log 4.
     assert policy.get_buffer("loss_count") == 4
     assert policy.get_buffer("loss_sum").item() == pytest.approx(4 * math.log(NUM_CLASSES))
+
+
+def test_flexmatch_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
+    config = tiny_config(policy={"name": "flexmatch", "threshold": 0.3})
+    splits, folder = tiny_splits(), Storage(str(tmp_path))
+    feed = tiny_feed(config, splits)
+
+    def build(workers: Workers) -> TrainState:
+        return build_state(config, 3, 3, workers, pool_size=len(splits.unlabeled))
+
+    alone = build(Workers())
+    for _ in range(4):
+        train_step(alone, feed(alone.step), config, feed.views, Workers())
+    save_checkpoint(folder, alone, config, ModelInfo(("a", "b", "c"), 3, (8, 8)), Workers(), keep=1)
+    whole = alone.policy.get_buffer("last_labels")
+    assert whole.count_nonzero() > 10
+    for rank in range(3):
+        workers = Workers(rank, 3)
+        state = build(workers)
+        load_state(folder / "step-00000004", state, workers)
+        assert torch.equal(state.policy.get_buffer("last_labels"), whole[rank::3])
+        assert torch.equal(state.policy.get_buffer("counts"), alone.policy.get_buffer("counts"))
