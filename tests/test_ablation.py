@@ -16,7 +16,7 @@ from tests.builders import tiny_config, tiny_feed, tiny_splits
 def train_some(policy: str) -> torch.Tensor:
     """The student's parameters after some steps, with states and strong views as after a while."""
     config, splits = (
-        tiny_config(policy={"name": policy, "classifier_from": 0.0}, train={"num_steps": 40}),
+        tiny_config(policy={"name": policy}, train={"num_steps": 40}),
         tiny_splits(),
     )
     state = build_state(config, 3, 3, Workers(), pool_size=len(splits.unlabeled))

@@ -58,7 +58,7 @@ ROWS = {
         variants=(
             {"ema_decay": 0.5, "rule": "band", "epsilon": 0.1},
             {"ema_decay": 0.5, "cut": "own", "alignment": False},
-            {"rule": "agreement", "classifier_from": 0.0},
+            {"rule": "agreement", "classifier_from": 1.0},
             {"ema_decay": 0.5, "cut": "none"},
         ),
         wrong=(("ema_decay", 1.0), ("rule", "none"), ("cut", "head"), ("epsilon", 0.0), ("classifier_from", 1.1)),

@@ -106,7 +106,7 @@ class SlowRun(Run):
         )
         for image, row, weight, target in zip(batch.images_unlabeled, uniforms, weights, targets, strict=True):
             features_strong, logits_strong = state.student(view(image[None], row[None], self.views))
-            if config.policy["name"] == "dpl" and facts.progress < config.policy.get("classifier_from", 0.5):
+            if config.policy["name"] == "dpl" and facts.progress < config.policy.get("classifier_from", 0.0):
                 main = state.student.classifier
                 logits_strong = features_strong @ main.weight.detach().T + main.bias.detach()
             counts = weight if weight > policy.min_weight else 0.0 * weight
@@ -138,7 +138,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in POLICIES},
     "dpl own band": {"name": "dpl", "cut": "own", "rule": "band", "alignment": False},
     "dpl agreement": {"name": "dpl", "rule": "agreement"},
-    "dpl that moves the classifier": {"name": "dpl", "classifier_from": 0.0},
+    "dpl that never moves the classifier": {"name": "dpl", "classifier_from": 1.0},
     "dpl that moves the classifier later": {"name": "dpl", "classifier_from": 0.1},
     "fixmatch that takes some": {"name": "fixmatch", "threshold": 0.5},
     "pseudolabel that takes some": {"name": "pseudolabel", "threshold": 0.5},
@@ -331,7 +331,7 @@ POISONS: dict[str, tuple[Callable[[Run], None], dict[str, Any], str]] = {
     ),
     "a strong view": (
         lambda run: poison_output(run, slice(-1, None), math.nan),
-        {"classifier_from": 0.0},
+        {},
         "worker 0: unlabelled loss is nan",
     ),
     "a head": (poison_head, {}, "worker 0: the policy's sums over the weak views are not finite"),

@@ -75,7 +75,7 @@ class DynamicPseudoLabels(Policy):
         alignment: Annotated[bool, "uniform alignment of the class probabilities"] = True,
         classifier_from: Annotated[
             float, "share of the run from which pseudo-labels move the main classifier too, not the features alone"
-        ] = 0.5,
+        ] = 0.0,
     ) -> None:
         super().__init__(num_features, num_classes)
         check_range("ema_decay", ema_decay, 0, 1, open_high=True)
