@@ -89,6 +89,7 @@ def compare(
         check_names(config.model)
     folder = ComparisonFolder(config.run.storage_path, comparison_name(config), shared_tree(config))
     finished = {cell.name: result for cell in plan.cells if (result := folder.finished(cell))}
+    folder.check_policies(plan.cells)
     missing = [cell for cell in plan.cells if cell.name not in finished]
     load = _loader(config, plan, folder)
     if missing:
@@ -156,9 +157,10 @@ def _loader(config: Config, plan: Plan, folder: ComparisonFolder) -> Callable[[i
     def load(seed: int) -> Splits:
         if seed not in kept:
             kept.clear()
-            splits = load_splits(config.data, seed=seed, uses_unlabeled=uses_unlabeled)
+            # The pool is read even where no policy uses it: one that is added later must find the same data.
+            splits = load_splits(config.data, seed=seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=True)
             check_network(config, splits)
-            folder.check_data(seed, splits.fingerprint())
+            folder.check_data(seed, splits.fingerprint(), splits.seedless_fingerprint())
             kept[seed] = splits
         return kept[seed]
 

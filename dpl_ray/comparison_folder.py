@@ -1,7 +1,7 @@
 """The folder of a comparison: whether it may go on, and the tables and the figure made of its finished cells.
 
 <run.storage_path>/<run.name>/
-  comparison.json  what all cells share, the command, MLflow run ids
+  comparison.json  what all cells share, a digest of the data, the command, MLflow run ids
   <cell>/          dpl_ray/cells.py
   comparison.csv   a row per cell          comparison.md  a row per policy          comparison.png
 """
@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import yaml
 from dpl_ray.cells import Cell, CellResult, read_cells
 from dpl_ray.comparison_figure import draw_comparison
 from dpl_ray.comparison_table import Row, make_rows, to_csv, to_markdown
+from dpl_ray.config import shown
 from dpl_ray.run_folder import differences, writable_folder
 from dpl_ray.storage import Storage
 
@@ -46,11 +47,19 @@ class ComparisonFolder:
             ValueError: it cannot be written, or a comparison of this name exists with another configuration.
         """
         self.name, self.storage = name, writable_folder(storage_path, name)
-        self.info: dict[str, Any] = {"command": None, "config": shared, "mlflow_run_id": None, "mlflow_children": {}}
+        self.info: dict[str, Any] = {
+            "command": None,
+            "config": shared,
+            "data": None,
+            "mlflow_run_id": None,
+            "mlflow_children": {},
+        }
         self.resumed = (self.storage / INFO_FILE).exists()
         if self.resumed:
             self.info |= json.loads((self.storage / INFO_FILE).read())
             self._check_same(self.info["config"], shared)
+            if not read_cells(str(self.storage)):
+                self.info["data"] = None  # nothing has been learned from them: they may still be corrected
 
     def begin(self, command: str | None) -> None:
         """
@@ -71,14 +80,20 @@ class ComparisonFolder:
             self._check_same({"policy": yaml.safe_load(begun.read())["policy"]}, {"policy": cell.policy})
         return CellResult.load(self.storage / cell.name)
 
-    def check_data(self, seed: int, fingerprint: str) -> None:
-        """Refuse to compare what a cell of this seed learned from other data."""
+    def check_policies(self, planned: Iterable[Cell]) -> None:
+        """Refuse a label that stands for one policy in the finished cells and for another in those to be run."""
+        _check_policies(self.name, [*(found.cell for found in read_cells(str(self.storage))), *planned])
+
+    def check_data(self, seed: int, fingerprint: str, seedless_fingerprint: str) -> None:
+        """Refuse to compare what the cells of this seed, or of any other, learned from other data."""
+        changed = "trained on other data (the images or labels have changed since); take another run.name"
         for cell in read_cells(str(self.storage)):
             if cell.seed == seed and cell.facts["data.fingerprint"] != fingerprint:
-                raise ValueError(
-                    f"run.name={self.name}: {cell.label} with seed {seed} was trained on other data (the images or "
-                    "labels have changed since); take another run.name"
-                )
+                raise ValueError(f"run.name={self.name}: {cell.label} with seed {seed} was {changed}")
+        # Another seed has another labelled subset, and so another fingerprint, of the same data too.
+        self.info["data"] = self.info["data"] or seedless_fingerprint
+        if self.info["data"] != seedless_fingerprint:
+            raise ValueError(f"run.name={self.name}: the cells of other seeds than {seed} were {changed}")
 
     def save_info(self) -> None:
         (self.storage / INFO_FILE).write(json.dumps(self.info, indent=1).encode())
@@ -103,17 +118,32 @@ def write_comparison(folder: str, reference: str, *, missing: Mapping[str, str] 
         missing: name of a cell that has not finished -> why.
 
     Raises:
-        ValueError: no cell has finished.
+        ValueError: no cell has finished, or two policies have the same label.
     """
     place, cells = Storage(folder), read_cells(folder)
     if not cells:
         raise ValueError(f"{folder}: no cell of this comparison has finished")
+    _check_policies(place.name, [found.cell for found in cells])
     rows = make_rows(cells, reference)
     outputs = Outputs(rows, place / "comparison.csv", place / "comparison.md", place / "comparison.png")
     outputs.csv.write(to_csv(cells, reference).encode())
     outputs.markdown.write(to_markdown(rows, reference, _header(place, cells, missing or {})).encode())
     outputs.figure.write(draw_comparison(cells, rows, _title(place.name, cells)))
     return outputs
+
+
+def _check_policies(name: str, cells: Iterable[Cell]) -> None:
+    """A label leaves out the defaults of its time: where they have changed since, it names two policies."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        other = first.setdefault(cell.label, cell)
+        if found := differences(other.policy, cell.policy):
+            key, before, now = min(found, key=lambda difference: difference[0])
+            raise ValueError(
+                f"run.name={name}: {cell.label} has {key}={shown(before)} with seed {other.seed} and "
+                f"{key}={shown(now)} with seed {cell.seed}, which is not one policy (its defaults have changed since); "
+                "take another run.name"
+            )
 
 
 def _title(name: str, cells: Sequence[CellResult]) -> str:

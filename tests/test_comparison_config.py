@@ -183,10 +183,17 @@ def test_cells_of_other_data_are_not_compared(tmp_path: Path) -> None:
     folder = ComparisonFolder(str(tmp_path), "first", shared_tree(config))
     facts = {"data.fingerprint": "old"}
     CellResult("dpl", {"name": "dpl"}, 1, 9, 1.0, {}, [], "", facts).save(folder.storage / "dpl-seed-1")
-    folder.check_data(0, "new")
-    folder.check_data(1, "old")
+    folder.check_data(0, "new", "all")
+    folder.check_data(1, "old", "all")
     with pytest.raises(ValueError, match=r"run\.name=first: dpl with seed 1 was trained on other data"):
-        folder.check_data(1, "new")
+        folder.check_data(1, "new", "all")
+    folder.begin(None)
+    again = ComparisonFolder(str(tmp_path), "first", shared_tree(config))
+    with pytest.raises(ValueError, match=r"run\.name=first: the cells of other seeds than 2 were trained on other"):
+        again.check_data(2, "new", "others")
+    (folder.storage / "dpl-seed-1").delete()
+    unlearned = ComparisonFolder(str(tmp_path), "first", shared_tree(config))
+    unlearned.check_data(2, "new", "corrected")
 
 
 def test_the_command_says_where_its_results_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,6 +152,31 @@ def test_an_empty_pool_is_a_mistake_only_for_who_uses_it() -> None:
     assert splits.unlabeled.images.shape[1:] == (1, 2, 2)
 
 
+def test_the_seedless_fingerprint_sees_the_same_but_for_the_seed() -> None:
+    def fingerprint(
+        train: ImageSet, seed: int = 0, class_names: tuple[str, ...] = CLASSES, test: ImageSet | None = None
+    ) -> str:
+        source = Source("x", class_names, train, None, test, ())
+        data = config(num_labels_per_class=3, validation_fraction=0.4)
+        return split(source, data, seed=seed, uses_unlabeled=True).seedless_fingerprint()
+
+    base = numbered([0, 1, 2] * 5)
+    pixels = base.images.copy()
+    pixels[7] ^= 1
+    assert len({fingerprint(base, seed) for seed in range(4)}) == 1
+    variants = [
+        fingerprint(base),
+        fingerprint(base, class_names=("ant", "bee", "dog")),
+        fingerprint(ImageSet(pixels, base.targets, base.ids)),
+        fingerprint(ImageSet(base.images, base.targets, np.array([f"{name}x" for name in base.ids]))),
+        fingerprint(ImageSet(base.images, np.roll(base.targets, 1), base.ids)),
+        fingerprint(base.subset(np.arange(14))),
+        fingerprint(base, test=base.subset(np.arange(3))),
+        fingerprint(base, test=base.subset(np.arange(4))),
+    ]
+    assert len(set(variants)) == len(variants)
+
+
 def test_fingerprint_sees_names_targets_pixels_and_place() -> None:
     def fingerprint(train: ImageSet, seed: int = 0, class_names: tuple[str, ...] = CLASSES) -> str:
         source = Source("data=test", class_names, train)

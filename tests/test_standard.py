@@ -226,6 +226,7 @@ def test_stl10_has_a_pool_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
     mean = images.reshape(20, 3, 48, 2, 48, 2).mean(axis=(3, 5))
     np.testing.assert_array_equal(splits.unlabeled.images, np.floor(mean + 0.5))
     assert len(load_splits(data, seed=0, uses_unlabeled=False).unlabeled) == 0
+    assert len(load_splits(data, seed=0, uses_unlabeled=False, reads_unlabeled=True).unlabeled) > 0
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100", "svhn", "stl10"])

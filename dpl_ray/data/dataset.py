@@ -83,6 +83,26 @@ class Splits:
             digest.update(part.images.data)
         return digest.hexdigest()
 
+    def seedless_fingerprint(self) -> str:
+        """The same of class names, test split and all other images together: equal for every seed of the same data.
+
+        The seed decides which images are labelled, for validation or in the pool, and so their order: they are read
+        by their ids.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update("\0".join(self.class_names).encode())
+        for parts in ((self.test,), (self.labeled, self.unlabeled, self.validation)):
+            ids = np.concatenate([part.ids for part in parts])
+            targets = np.concatenate([part.targets for part in parts])
+            images = [image for part in parts for image in part.images]  # views: the pool is not copied
+            order = np.argsort(ids, kind="stable")
+            digest.update(f"\0{len(ids)}\0{parts[0].images.shape[1:]}\0".encode())
+            digest.update("\0".join(ids[order].tolist()).encode(errors="surrogateescape"))
+            digest.update(targets[order].data)
+            for index in order.tolist():
+                digest.update(images[index].data)
+        return digest.hexdigest()
+
 
 def concatenate(first: ImageSet, second: ImageSet) -> ImageSet:
     """Both sets, one after the other; nothing is copied where one is empty."""

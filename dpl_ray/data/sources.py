@@ -31,28 +31,32 @@ from dpl_ray.data.split import check_pool, plan_split, split
 from dpl_ray.data.standard import read_standard
 
 
-def load_splits(data: DataConfig, *, seed: int, uses_unlabeled: bool = True) -> Splits:
+def load_splits(
+    data: DataConfig, *, seed: int, uses_unlabeled: bool = True, reads_unlabeled: bool | None = None
+) -> Splits:
     """Read, decode and split the data of a run.
 
     Args:
         data: where images and labels come from.
         seed: of the labelled subset and the validation split, where data.subset_seed is null.
-        uses_unlabeled: whether an empty pool is a mistake; if not, data.unlabeled is not read at all.
+        uses_unlabeled: whether an empty pool is a mistake.
+        reads_unlabeled: whether data.unlabeled is read at all; None: where it is used.
 
     Raises:
         ValueError: one line with field, value and what would be right. Paths, columns and labels are checked
             before the first image is decoded.
     """
     _check_class_names(data.class_names, "data.class_names")
+    reads_unlabeled = uses_unlabeled if reads_unlabeled is None else reads_unlabeled
     if data.name in ("image_folder", "parquet"):
-        source = _read_own(data, seed=seed, uses_unlabeled=uses_unlabeled)
+        source = _read_own(data, seed=seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=reads_unlabeled)
     else:
-        source = read_standard(data, uses_unlabeled=uses_unlabeled)
+        source = read_standard(data, reads_unlabeled=reads_unlabeled)
     return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
 
 
-def _read_own(data: DataConfig, *, seed: int, uses_unlabeled: bool) -> Source:
-    train, test, pool = _list_own(data, uses_unlabeled=uses_unlabeled)
+def _read_own(data: DataConfig, *, seed: int, uses_unlabeled: bool, reads_unlabeled: bool) -> Source:
+    train, test, pool = _list_own(data, reads_unlabeled=reads_unlabeled)
     class_names = _class_names(data, train)
     targets = _targets(train, class_names)
     test_targets = _test_targets(test, class_names, data) if test else None
@@ -75,12 +79,12 @@ def _read_own(data: DataConfig, *, seed: int, uses_unlabeled: bool) -> Source:
     return Source(name, class_names, train_set, pool_set, test_set, tuple(reader.bad))
 
 
-def _list_own(data: DataConfig, *, uses_unlabeled: bool) -> tuple[Records, Records | None, Records | None]:
+def _list_own(data: DataConfig, *, reads_unlabeled: bool) -> tuple[Records, Records | None, Records | None]:
     """The records of data.train, data.test and data.unlabeled; of the pool, those that are in neither other."""
     assert data.train is not None, "the configuration requires it"
     train = _records(data, "data.train", data.train)
     test = _records(data, "data.test", data.test) if data.test else None
-    pool = _records(data, "data.unlabeled", data.unlabeled) if data.unlabeled and uses_unlabeled else None
+    pool = _records(data, "data.unlabeled", data.unlabeled) if data.unlabeled and reads_unlabeled else None
     train_ids = set(train.ids)
     if test and (shared := [sample_id for sample_id in test.ids if sample_id in train_ids]):
         raise test.location.error(f"{len(shared)} of its images are in data.train too, as {shared[0]}; test on others")

@@ -36,7 +36,7 @@ _FIRST_FILES = {
 }
 
 
-def read_standard(data: DataConfig, *, uses_unlabeled: bool) -> Source:
+def read_standard(data: DataConfig, *, reads_unlabeled: bool) -> Source:
     """Read the data set `data.name`, at the size and channels that `data` asks for."""
     _check_root(data)
     if data.name == "digits":
@@ -46,7 +46,7 @@ def read_standard(data: DataConfig, *, uses_unlabeled: bool) -> Source:
     elif data.name == "svhn":
         source = _svhn(data)
     elif data.name == "stl10":
-        source = _stl10(data, uses_unlabeled=uses_unlabeled)
+        source = _stl10(data, reads_unlabeled=reads_unlabeled)
     else:
         source = _cifar(data)
     if data.class_names is None:
@@ -168,11 +168,11 @@ def _svhn(data: DataConfig) -> Source:
     return Source("data=svhn", tuple("0123456789"), train, test=test)
 
 
-def _stl10(data: DataConfig, *, uses_unlabeled: bool) -> Source:
+def _stl10(data: DataConfig, *, reads_unlabeled: bool) -> Source:
     parts: dict[str, ImageSet] = {}
     class_names: tuple[str, ...] = ()
     # One split after the other: the unlabelled one is 2.8 GB before it is resized.
-    for name in ("train", "test", "unlabeled") if uses_unlabeled else ("train", "test"):
+    for name in ("train", "test", "unlabeled") if reads_unlabeled else ("train", "test"):
         part = _torchvision(data, "STL10", split=name)
         parts[name] = _image_set(data, name, part.data, part.labels)
         class_names = tuple(part.classes)

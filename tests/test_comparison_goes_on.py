@@ -1,0 +1,53 @@
+"""What may be added to a comparison that was begun before, and what is refused because it would not be comparable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dpl_ray import CompareConfig
+from dpl_ray.cells import Cell, run_cell
+from dpl_ray.comparison_folder import write_comparison
+from dpl_ray.data.sources import load_splits
+from tests.mistakes import png, write, write_folder, write_pool
+from tests.test_comparison import TWO, config_for, run
+
+
+def folder_of_images(root: Path) -> tuple[str, ...]:
+    """Three classes and a pool of their own, and the fields that read them."""
+    write_folder(root / "train")
+    write_pool(root / "pool")
+    paths = (f"data.train={root}/train", f"data.unlabeled={root}/pool")
+    return ("data=image_folder", *paths, "data.image_size=8", "data.num_labels_per_class=2")
+
+
+def test_seeds_are_not_added_to_cells_of_other_data(tmp_path: Path) -> None:
+    fields = folder_of_images(tmp_path / "images")
+    run(tmp_path, *fields, options=TWO.model_copy(update={"seeds": 1}))
+    write(tmp_path / "images" / "pool" / "0.png", png(7))
+    with pytest.raises(ValueError, match=r"run\.name=first: the cells of other seeds than 1 were trained on other"):
+        run(tmp_path, *fields)
+    assert not list((tmp_path / "first").glob("*-seed-1")), "before any cell starts"
+
+
+def test_a_policy_whose_defaults_have_changed_is_not_added_to_its_older_cells(tmp_path: Path) -> None:
+    config, splits = config_for(tmp_path), load_splits(config_for(tmp_path).data, seed=0)
+    for seed, threshold in ((0, 0.5), (1, 0.95)):
+        cell = Cell("fixmatch", {"name": "fixmatch", "threshold": threshold}, seed)
+        run_cell(config, cell, splits, str(tmp_path / "first"))
+    message = r"run\.name=first: fixmatch has threshold=0\.5 with seed 0 and threshold=0\.95 with seed \d"
+    with pytest.raises(ValueError, match=message):
+        write_comparison(str(tmp_path / "first"), "fixmatch")
+    (tmp_path / "first" / "fixmatch-seed-1" / "cell.json").unlink()
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, "train.seed=2", options=CompareConfig(policies=("fixmatch",), seeds=1))
+    assert not (tmp_path / "first" / "fixmatch-seed-2").exists(), "before any cell starts"
+
+
+def test_a_policy_that_uses_the_pool_can_be_added_to_one_that_does_not(tmp_path: Path) -> None:
+    fields = folder_of_images(tmp_path / "images")
+    one = CompareConfig(policies=("supervised",), seeds=1, reference="supervised")
+    run(tmp_path, *fields, options=one)
+    more, _ = run(tmp_path, *fields, options=one.model_copy(update={"policies": ("supervised", "fixmatch")}))
+    assert (len(more.rows), more.failed) == (2, {})
