@@ -111,7 +111,16 @@ def read_policy(entry: str, field: str = "policies") -> tuple[str, dict[str, Any
         key, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"{where}: {text.strip()} says no parameter=value, as in dpl(rule=band,cut=own)")
-        given[key.strip()] = yaml.safe_load(value)
+        if key.strip() == "name":
+            raise ValueError(
+                f"{where}: {text.strip()} is no parameter; the name stands before the parentheses, as {name}"
+            )
+        try:
+            given[key.strip()] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError):  # the latter where it looks like a date and is none
+            raise ValueError(
+                f"{where}: {text.strip()} has no value that can be read; a parameter is a number, a word, true or false"
+            ) from None
     try:
         policy = check_policy(defaults | given)
     except ValueError as error:
@@ -130,7 +139,9 @@ def comparison_name(config: Config) -> str:
 def shared_tree(config: Config) -> dict[str, Any]:
     """What all cells of a comparison have in common and none may change: neither policy and seed, nor where and how."""
     tree = config.model_dump(mode="json", exclude=set(FREE_SECTIONS) | {"policy"})
-    for field in (*FREE_FIELDS, "train.seed", "train.baseline"):
+    # A run may change train.log_every, but cells may not differ in it: the last record, of which the tables have
+    # coverage and precision, is of that many steps.
+    for field in (*(set(FREE_FIELDS) - {"train.log_every"}), "train.seed", "train.baseline"):
         section, _, name = field.partition(".")
         tree[section].pop(name)
     return tree

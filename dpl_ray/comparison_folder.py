@@ -19,10 +19,8 @@ from dpl_ray.cells import Cell, CellResult, read_cells
 from dpl_ray.comparison_figure import draw_comparison
 from dpl_ray.comparison_table import Row, make_rows, to_csv, to_markdown
 from dpl_ray.config import shown
-from dpl_ray.run_folder import differences, writable_folder
+from dpl_ray.run_folder import COMPARISON_FILE, RUN_FILE, differences, writable_folder
 from dpl_ray.storage import Storage
-
-INFO_FILE = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,12 @@ class ComparisonFolder:
             shared: what all cells have in common, as comparison_config.shared_tree says it.
 
         Raises:
-            ValueError: it cannot be written, or a comparison of this name exists with another configuration.
+            ValueError: it cannot be written, or a run of this name exists, or a comparison with another
+                configuration.
         """
         self.name, self.storage = name, writable_folder(storage_path, name)
+        if (self.storage / RUN_FILE).exists():
+            raise ValueError(f"run.name={name}: a training run has this name; take another run.name")
         self.info: dict[str, Any] = {
             "command": None,
             "config": shared,
@@ -54,9 +55,9 @@ class ComparisonFolder:
             "mlflow_run_id": None,
             "mlflow_children": {},
         }
-        self.resumed = (self.storage / INFO_FILE).exists()
+        self.resumed = (self.storage / COMPARISON_FILE).exists()
         if self.resumed:
-            self.info |= json.loads((self.storage / INFO_FILE).read())
+            self.info |= json.loads((self.storage / COMPARISON_FILE).read())
             self._check_same(self.info["config"], shared)
             if not read_cells(str(self.storage)):
                 self.info["data"] = None  # nothing has been learned from them: they may still be corrected
@@ -96,10 +97,11 @@ class ComparisonFolder:
             raise ValueError(f"run.name={self.name}: the cells of other seeds than {seed} were {changed}")
 
     def save_info(self) -> None:
-        (self.storage / INFO_FILE).write(json.dumps(self.info, indent=1).encode())
+        (self.storage / COMPARISON_FILE).write(json.dumps(self.info, indent=1).encode())
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        found = sorted(differences(old, new), key=lambda difference: difference[0])
+        # Nothing is free here: the fields that may differ have been left out of both.
+        found = sorted(differences(old, new, free=()), key=lambda difference: difference[0])
         if found:
             field, before, now = found[0]
             more = f" (and {len(found) - 1} more fields)" if len(found) > 1 else ""
@@ -137,7 +139,7 @@ def _check_policies(name: str, cells: Iterable[Cell]) -> None:
     first: dict[str, Cell] = {}
     for cell in cells:
         other = first.setdefault(cell.label, cell)
-        if found := differences(other.policy, cell.policy):
+        if found := differences(other.policy, cell.policy, free=()):
             key, before, now = min(found, key=lambda difference: difference[0])
             raise ValueError(
                 f"run.name={name}: {cell.label} has {key}={shown(before)} with seed {other.seed} and "
@@ -152,7 +154,7 @@ def _title(name: str, cells: Sequence[CellResult]) -> str:
 
 def _header(place: Storage, cells: Sequence[CellResult], missing: Mapping[str, str]) -> list[str]:
     """What the table was measured with, as the cells say it."""
-    info = place / INFO_FILE
+    info = place / COMPARISON_FILE
     command = json.loads(info.read())["command"] if info.exists() else None
     first = cells[0]
     config = yaml.safe_load((place / first.cell.name / "config.yaml").read())

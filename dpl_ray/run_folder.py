@@ -16,6 +16,7 @@ import dataclasses
 import io
 import json
 import time
+from collections.abc import Collection
 from datetime import datetime
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ from dpl_ray.storage import Storage
 if TYPE_CHECKING:
     from dpl_ray.training.loop import Outcome, Record
 
+RUN_FILE = "run.json"
+COMPARISON_FILE = "comparison.json"  # of a comparison's folder, which is no run's
 #: Sections that may differ when a run goes on: they change where and how, not what is computed.
 FREE_SECTIONS = ("scale", "run", "tracking")
 FREE_FIELDS = ("train.keep_checkpoints", "train.log_every", "train.checkpoint_every", "data.root", "data.download")
@@ -58,10 +61,14 @@ def check_run(config: Config) -> None:
     """What can be told before the data are read: whether the run has a place, and is not another one. Writes nothing.
 
     Raises:
-        ValueError: run.storage_path cannot be written, or a run of this name exists with another configuration.
+        ValueError: run.storage_path cannot be written, or a comparison of this name exists, or a run with another
+            configuration.
     """
     name = config.run.name
-    saved = writable_folder(config.run.storage_path, name) / "config.yaml"
+    folder = writable_folder(config.run.storage_path, name)
+    if name and (folder / COMPARISON_FILE).exists():
+        raise ValueError(f"run.name={name}: a comparison has this name; take another run.name")
+    saved = folder / "config.yaml"
     old = yaml.safe_load(saved.read()) if name and saved.exists() else None
     different = sorted(differences(old, config.model_dump(mode="json"))) if old else []
     if different:
@@ -90,7 +97,7 @@ class RunFolder:
         self.history: list[dict[str, Any]] = []
         self._saved_at = time.monotonic()
         self.info: dict[str, Any] = {"fingerprint": splits.fingerprint(), "mlflow_run_id": None, "result": None}
-        self.resumed = (self.storage / "run.json").exists()
+        self.resumed = (self.storage / RUN_FILE).exists()
         if self.resumed:
             self._load()
         (self.storage / "config.yaml").write(to_yaml(config).encode())
@@ -99,7 +106,7 @@ class RunFolder:
             (self.storage / "bad_images.csv").write(_bad_images(splits))
 
     def _load(self) -> None:
-        info = json.loads((self.storage / "run.json").read())
+        info = json.loads((self.storage / RUN_FILE).read())
         if info["fingerprint"] != self.info["fingerprint"]:
             raise ValueError(
                 f"run.name={self.name}: this run exists with other data (the images or labels have changed since); "
@@ -149,7 +156,7 @@ class RunFolder:
         (self.storage / "history.jsonl").write("".join(json.dumps(row) + "\n" for row in self.history).encode())
 
     def save_info(self) -> None:
-        (self.storage / "run.json").write(json.dumps(self.info, indent=1).encode())
+        (self.storage / RUN_FILE).write(json.dumps(self.info, indent=1).encode())
 
 
 def _new_folder(root: Storage, config: Config) -> Storage:
@@ -159,15 +166,25 @@ def _new_folder(root: Storage, config: Config) -> Storage:
     return next(folder for folder in (root / name for name in names) if folder.make())
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(field, before, now) of the fields that must be the same for a run to go on and are not."""
+def differences(
+    old: dict[str, Any],
+    new: dict[str, Any],
+    prefix: str = "",
+    free: Collection[str] = (*FREE_SECTIONS, *FREE_FIELDS),
+) -> list[tuple[str, Any, Any]]:
+    """(field, before, now) of the fields that must be the same for a run to go on and are not.
+
+    Args:
+        prefix: of the fields' names.
+        free: sections and fields that may differ.
+    """
     found: list[tuple[str, Any, Any]] = []
     for key in old.keys() | new.keys():
         field, before, now = prefix + key, old.get(key), new.get(key)
-        if field in FREE_SECTIONS or field in FREE_FIELDS or before == now:
+        if field in free or before == now:
             continue
         if isinstance(before, dict) and isinstance(now, dict):
-            found += differences(before, now, f"{field}.")
+            found += differences(before, now, f"{field}.", free)
         else:
             found.append((field, before, now))
     return found

@@ -118,6 +118,11 @@ def other_run(tmp: Path) -> list[str]:
     return ["run.name=first"]
 
 
+def comparison(tmp: Path) -> list[str]:
+    write(tmp / "runs" / "first" / "comparison.json", b"{}")
+    return ["run.name=first"]
+
+
 def empty_class(tmp: Path) -> list[str]:
     (tmp / "train" / "dog").mkdir(parents=True)
     return images()(tmp)
@@ -314,6 +319,7 @@ MISTAKES = (
         other_run,
         ("run.name=first: this run exists with optim.learning_rate=0.1, now it is 0.03", "1 more"),
     ),
+    Mistake("comparison", comparison, ("run.name=first: a comparison has this name; take another run.name",)),
     Mistake("storage_in_file", storage_in_file, ("run.storage_path={tmp}/notes.txt/runs: cannot be written",)),
     Mistake("storage_is_file", storage_is_file, ("run.storage_path={tmp}/notes.txt: cannot be written",)),
     Mistake(

@@ -20,7 +20,7 @@ from dpl_ray.comparison_folder import ComparisonFolder
 from dpl_ray.compose import list_groups
 from dpl_ray.config import describe_fields, to_yaml
 from pipelines import cli, compare
-from tests.mistakes import Mistake, command, images, plain, storage_in_file
+from tests.mistakes import Mistake, command, images, plain, storage_in_file, write
 from tests.test_mistakes import check_answer, contents
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +83,7 @@ def test_the_same_command_has_the_same_name_and_another_configuration_has_not() 
 
     assert name() == name("seeds=2", "policies=[dpl,fixmatch]", "train.seed=3", "scale.num_workers=0")
     assert name() == name("run.storage_path=elsewhere", "tracking.enabled=false", "train.checkpoint_every=7")
+    assert name() != name("train.log_every=7"), "the last record, which the tables have, is of that many steps"
     assert len({name(), name("train.num_steps=700"), name("data.num_labels_per_class=5"), name("model.width=1")}) == 4
     assert name("run.name=mine") == "mine"
 
@@ -119,6 +120,11 @@ def begun(*overrides: str, cell: str = "") -> Callable[[Path], list[str]]:
     return prepare
 
 
+def training_run(tmp: Path) -> list[str]:
+    write(tmp / "runs" / "first" / "run.json", b"{}")
+    return ["run.name=first"]
+
+
 MISTAKES = (
     Mistake("no_list", plain("policies=dpl"), ("policies=dpl: must be a list, as policies=[dpl]",)),
     Mistake("policy", plain("policies=[fixmach]"), ("policies=[fixmach]: there is no such", "did you mean fixmatch?")),
@@ -128,6 +134,13 @@ MISTAKES = (
     Mistake("type", plain("policies=[fixmatch(threshold=x)]"), ("threshold=x: must be a number",)),
     Mistake("no_value", plain("policies=[dpl(rule)]"), ("rule says no parameter=value, as in dpl(rule=band",)),
     Mistake("parenthesis", plain("policies=[dpl(rule=band]"), ("[dpl(rule=band]: a policy is written as dpl, or",)),
+    Mistake("yaml", plain("policies=[dpl(rule={),fixmatch]"), ("policies=[dpl(rule={)]: rule={ has no value that",)),
+    Mistake(
+        "quote", plain("policies=[dpl(rule='a),fixmatch]"), ("policies=[dpl(rule='a)]: rule='a has no value that",)
+    ),
+    Mistake("list_of_values", plain("policies=[fixmatch(threshold=[1,2])]"), ("threshold=[1 has no value that",)),
+    Mistake("date", plain("policies=[fixmatch(threshold=2026-13-45)]"), ("threshold=2026-13-45 has no value that",)),
+    Mistake("name", plain("policies=[dpl(name=fixmatch)]"), ("name=fixmatch is no parameter; the name stands before",)),
     Mistake("twice", plain("policies=[dpl,dpl]"), ("policies: dpl is there twice",)),
     Mistake("same", plain("policies=[dpl,dpl(rule=gaussian)]"), ("dpl(rule=gaussian) and dpl are the same policy",)),
     Mistake("seeds", plain("seeds=0"), ("seeds=0: must be greater than or equal to 1",)),
@@ -153,6 +166,12 @@ MISTAKES = (
         begun("train.num_steps=8"),
         ("run.name=first: this comparison exists with train.num_steps=9, now it is 8; take another run.name",),
     ),
+    Mistake(
+        "other_records",
+        begun("train.num_steps=9", "train.log_every=7"),
+        ("run.name=first: this comparison exists with train.log_every=50, now it is 7; take another run.name",),
+    ),
+    Mistake("training_run", training_run, ("run.name=first: a training run has this name; take another run.name",)),
     Mistake(
         "other_policy",
         begun("train.num_steps=9", cell="fixmatch-seed-1"),
