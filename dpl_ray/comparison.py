@@ -103,16 +103,18 @@ def compare(
     try:
         for cell in plan.cells:
             if cell.name in finished:
+                folder.remove_error(cell)
                 _record(tracker, folder, config, cell, finished[cell.name])
         with CellsProgress(console, missing, config.train.num_steps, len(finished)) as progress:
 
             def on_end(cell: Cell, result: CellResult | Exception) -> None:
                 if isinstance(result, CellResult):
+                    folder.remove_error(cell)
                     progress.finish(cell, result)
                     _record(tracker, folder, config, cell, result)
                 else:
                     failed[cell.name] = _first_line(result)
-                    (folder.storage / cell.name / "error.txt").write(str(result).encode())
+                    folder.write_error(cell, result)
                     progress.finish(cell, None, failed[cell.name])
 
             run = _run_here if config.scale.num_workers == 0 else _run_on_ray
@@ -152,6 +154,7 @@ def describe_failed(failed: dict[str, str]) -> str:
 def _loader(config: Config, plan: Plan, folder: ComparisonFolder) -> Callable[[int], Splits]:
     """Seed -> splits, checked; the last ones are kept, since the cells come by seed."""
     uses_unlabeled = any(cell.policy["name"] != "supervised" for cell in plan.cells)
+    in_one_process = config.model_copy(update={"scale": config.scale.model_copy(update={"num_workers": 1})})
     kept: dict[int, Splits] = {}
 
     def load(seed: int) -> Splits:
@@ -159,7 +162,7 @@ def _loader(config: Config, plan: Plan, folder: ComparisonFolder) -> Callable[[i
             kept.clear()
             # The pool is read even where no policy uses it: one that is added later must find the same data.
             splits = load_splits(config.data, seed=seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=True)
-            check_network(config, splits)
+            check_network(in_one_process, splits)
             folder.check_data(seed, splits.fingerprint(), splits.seedless_fingerprint())
             kept[seed] = splits
         return kept[seed]
@@ -174,6 +177,16 @@ def _by_data(config: Config, cells: list[Cell]) -> list[tuple[int, list[Cell]]]:
     return [(seed, list(group)) for seed, group in groupby(cells, key=lambda cell: cell.seed)]
 
 
+def _load_for(seed: int, cells: list[Cell], load: Callable[[int], Splits], on_end: OnEnd) -> Splits | None:
+    """The splits of these cells; None where they cannot be had, which fails these cells and leaves others running."""
+    try:
+        return load(seed)
+    except ValueError as error:
+        for cell in cells:
+            on_end(cell, error)
+        return None
+
+
 def _run_here(
     cells: list[Cell],
     config: Config,
@@ -185,7 +198,8 @@ def _run_here(
 ) -> None:
     """One cell after another, in this process."""
     for seed, group in _by_data(config, cells):
-        splits = load(seed)
+        if (splits := _load_for(seed, group, load, on_end)) is None:
+            continue
         for cell in group:
             try:
                 result: CellResult | Exception = run_cell(config, cell, splits, folder, partial(_tell, on_step, cell))
@@ -227,8 +241,10 @@ def _run_on_ray(
             max_retries=config.scale.max_failures,
         )(_task)
         for seed, group in _by_data(config, cells):
-            splits = ray.put(load(seed))
-            pending |= {task.remote(config, cell, splits, folder, mailbox): cell for cell in group}
+            if (splits := _load_for(seed, group, load, on_end)) is None:
+                continue
+            reference, splits = ray.put(splits), None  # no second copy while the next seed's are read
+            pending |= {task.remote(config, cell, reference, folder, mailbox): cell for cell in group}
             _collect(pending, mailbox, on_step, on_end, 0.0)
         while pending:
             _collect(pending, mailbox, on_step, on_end, SECONDS_BETWEEN_LOOKS)

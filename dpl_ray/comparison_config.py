@@ -65,8 +65,7 @@ def load_comparison(overrides: Sequence[str] = ()) -> tuple[Config, CompareConfi
         compare = CompareConfig.model_validate(values)
     except ValidationError as error:
         raise ValueError(explain(error)) from None
-    # A cell trains in one process: a batch need not divide by the workers that a training run has by default.
-    return load_config(["scale.num_workers=1", *rest]), compare
+    return load_config(["scale.num_workers=1", *rest], in_cells=True), compare
 
 
 def make_plan(config: Config, compare: CompareConfig) -> Plan:

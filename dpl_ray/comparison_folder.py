@@ -96,6 +96,14 @@ class ComparisonFolder:
         if self.info["data"] != seedless_fingerprint:
             raise ValueError(f"run.name={self.name}: the cells of other seeds than {seed} were {changed}")
 
+    def write_error(self, cell: Cell, error: Exception) -> None:
+        """Say in the folder of a cell why it has not finished."""
+        (self.storage / cell.name / "error.txt").write(str(error).encode())
+
+    def remove_error(self, cell: Cell) -> None:
+        """The cell has finished since, or had finished when the news of it was lost."""
+        (self.storage / cell.name / "error.txt").remove()
+
     def save_info(self) -> None:
         (self.storage / COMPARISON_FILE).write(json.dumps(self.info, indent=1).encode())
 

@@ -27,11 +27,12 @@ from dpl_ray.config import Config, describe_fields, explain, parse_config, shown
 CONF_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 
 
-def load_config(overrides: Sequence[str] = ()) -> Config:
+def load_config(overrides: Sequence[str] = (), *, in_cells: bool = False) -> Config:
     """The configuration that `python -m pipelines.train OVERRIDES` runs with.
 
     Args:
         overrides: as on the command line: `["data=cifar10", "policy=fixmatch", "train.num_steps=500"]`.
+        in_cells: as `parse_config` has it.
 
     Raises:
         ValueError: naming the field, the value and what would be right.
@@ -45,7 +46,7 @@ def load_config(overrides: Sequence[str] = ()) -> Config:
     except (HydraException, OmegaConfBaseException) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"{getattr(error, 'full_key', None) or ' '.join(overrides)}: {first_line}") from None
-    config = parse_config(tree)
+    config = parse_config(tree, in_cells=in_cells)
     return config.model_copy(update={"policy": check_policy(config.policy)})
 
 

@@ -220,12 +220,19 @@ class Config(Section):
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
 
-def parse_config(tree: dict[str, Any]) -> Config:
-    """Validate a nested dict; the first mistake is a `ValueError` naming field, value and what would be right."""
+def parse_config(tree: dict[str, Any], *, in_cells: bool = False) -> Config:
+    """Validate a nested dict; the first mistake is a `ValueError` naming field, value and what would be right.
+
+    Args:
+        in_cells: whether it is a comparison's: each cell trains in one process, so that any scale.num_workers but 0
+            means 1, and a batch need not divide by it.
+    """
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise ValueError(explain(error)) from None
+    if in_cells and config.scale.num_workers:
+        config = config.model_copy(update={"scale": config.scale.model_copy(update={"num_workers": 1})})
     _check_across(config)
     return config
 

@@ -98,6 +98,11 @@ class Storage:
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
 
+    def remove(self) -> None:
+        """Remove this file, if it is there."""
+        if self.exists():
+            self.filesystem.delete_file(self.path)
+
     def delete(self) -> None:
         """Remove a folder with all it holds, its manifest first, so that what is half removed does not look whole."""
         manifest = self / "manifest.json"

@@ -156,6 +156,7 @@ def test_a_cell_that_fails_is_reported_and_goes_on_from_its_checkpoint(
     )
     mended, _ = run(tmp_path / "broken")
     assert mended.failed == {}
+    assert not (tmp_path / "broken" / "first" / "dpl-seed-1" / "error.txt").exists()
     assert {cell for cell, _ in steps} == {"dpl-seed-1"}
     assert min(step for _, step in steps) > 4, "on from the checkpoint of step 4"
     assert measured(mended) == measured(whole), "the curve's points before the failure are kept"

@@ -74,6 +74,7 @@ def test_the_fields_are_told_from_those_of_training() -> None:
     assert (config.data.name, config.train.num_steps) == ("fashion_mnist", 9)
     assert load_comparison(["seeds=3", "seeds=4"])[1].seeds == 4
     assert load_comparison(["train.batch_size=15"])[0].train.batch_size == 15, "a cell has one process"
+    assert load_comparison(["scale.num_workers=3"])[0].scale.num_workers == 1, "other than 0 says: as Ray tasks"
     assert load_comparison(["scale.num_workers=0"])[0].scale.num_workers == 0
 
 
@@ -160,6 +161,7 @@ MISTAKES = (
     Mistake("no_cluster", plain("scale.address=127.0.0.1:1"), ("scale.address=127.0.0.1:1: no Ray cluster answers",)),
     Mistake("labels", plain("data.num_labels_per_class=1000"), ("=1000: class 8 has only", "use at most 139")),
     Mistake("path", images("data.train={tmp}/trian"), ("data.train={tmp}/trian: there is no such", "mean train?")),
+    Mistake("workers", plain("scale.num_workers=5000"), ("num_workers=5000: must be less than or equal to 4096",)),
     Mistake("storage", storage_in_file, ("run.storage_path={tmp}/notes.txt/runs: cannot be written",)),
     Mistake(
         "other_comparison",

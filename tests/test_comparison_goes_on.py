@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dpl_ray import CompareConfig
 from dpl_ray.cells import Cell, run_cell
-from dpl_ray.comparison_folder import write_comparison
+from dpl_ray.comparison import _loader
+from dpl_ray.comparison_config import make_plan
+from dpl_ray.comparison_folder import ComparisonFolder, write_comparison
+from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
 from tests.mistakes import png, write, write_folder, write_pool
 from tests.test_comparison import TWO, config_for, run
@@ -51,3 +55,33 @@ def test_a_policy_that_uses_the_pool_can_be_added_to_one_that_does_not(tmp_path:
     run(tmp_path, *fields, options=one)
     more, _ = run(tmp_path, *fields, options=one.model_copy(update={"policies": ("supervised", "fixmatch")}))
     assert (len(more.rows), more.failed) == (2, {})
+
+
+def test_data_that_cannot_be_had_for_a_later_seed_fail_its_cells_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reading(*arguments: Any, seed: int, **keywords: Any) -> Splits:
+        if seed == 1:
+            raise ValueError("data.train=/x: there is no such folder")
+        return load_splits(*arguments, seed=seed, **keywords)
+
+    monkeypatch.setattr("dpl_ray.comparison.load_splits", reading)
+    result, _ = run(tmp_path, options=TWO.model_copy(update={"seeds": 3}))
+    cause = "ValueError: data.train=/x: there is no such folder"
+    assert result.failed == {"dpl-seed-1": cause, "fixmatch-seed-1": cause}
+    assert {row.seeds for row in result.rows} == {(0, 2)}
+
+
+def test_the_error_of_a_cell_whose_success_was_not_heard_of_goes(tmp_path: Path) -> None:
+    one = CompareConfig(policies=("fixmatch",), seeds=1)
+    run(tmp_path, options=one)
+    error = write(tmp_path / "first" / "fixmatch-seed-0" / "error.txt", b"the node is gone")
+    run(tmp_path, options=one)
+    assert not error.exists()
+
+
+def test_a_batch_of_two_images_does_for_a_cell_whatever_the_workers(tmp_path: Path) -> None:
+    fields = (*folder_of_images(tmp_path / "images"), "data.image_size=4")  # one pixel is left for BatchNorm
+    config = config_for(tmp_path, *fields, "scale.num_workers=2", "train.batch_size=2")
+    load = _loader(config, make_plan(config, TWO), ComparisonFolder(str(tmp_path), "first", {}))
+    assert len(load(0).labeled) == 6
