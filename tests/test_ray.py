@@ -176,7 +176,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     else:
         pytest.fail("".join(lines) + log.read_text())
     addresses = {"CONTROL": f"127.0.0.1:{port}", "CLIENT": f"ray://127.0.0.1:{client_port}"}
-    yield env | addresses | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}"}
+    yield env | addresses | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}", "HEAD_LOG": str(log)}
     process.terminate()
     process.wait()
 
@@ -198,7 +198,7 @@ def test_the_same_command_runs_as_a_job_of_a_cluster_with_tokens(head: dict[str,
         done = submit(head, *command)
         if "No available agent" not in done.stderr:
             break
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr + Path(head["HEAD_LOG"]).read_text()
     assert "accuracy" in done.stdout
     assert (tmp_path / "job" / "step-00000020" / "manifest.json").exists()
 
