@@ -34,6 +34,9 @@ def run_one(config: Config, cell: Cell, folder: str) -> CellResult:
 
 
 def main(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
     own = dict(text.split("=", 1) for text in arguments if text.partition("=")[0] in OWN)
     rest = [text for text in arguments if text.partition("=")[0] not in OWN]
     config = load_config([*rest, "policy=dpl", "scale.num_workers=0", "scale.threads_per_worker=1"])
@@ -41,6 +44,9 @@ def main(arguments: list[str]) -> None:
     for name in wanted:
         if name not in VARIANTS:
             raise ValueError(f"variants={name}: no such variant; known: {', '.join(VARIANTS)}{suggest(name, VARIANTS)}")
+    for name in ("seeds", "workers"):
+        if name in own and not (own[name].isdecimal() and int(own[name])):
+            raise ValueError(f"{name}={own[name]}: must be a whole number of at least 1")
     folder = str(Storage(config.run.storage_path) / (config.run.name or f"ablation-{config.data.name}"))
     cells = [
         Cell(name, {"name": name} | {key: value for key, value in config.policy.items() if key != "name"}, seed)
@@ -61,4 +67,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

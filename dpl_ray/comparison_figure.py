@@ -82,7 +82,7 @@ def _curves(axes: Any, cells: Sequence[CellResult], rows: Sequence[Row]) -> None
         )
     axes.set_xlabel("step")
     axes.set_ylabel("accuracy on part of the test split, %")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="best")
 
 
 def _uses(axes: Any, rows: Sequence[Row]) -> None:
