@@ -27,9 +27,9 @@ from dpl_ray.comparison_table import Row
 from dpl_ray.config import Config, shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.launch import check_network, check_storage, tracking_uri
+from dpl_ray.launch import check_network, check_storage, start_tracker, tracking_uri
 from dpl_ray.provenance import describe_code, describe_config
-from dpl_ray.tracking import ChildRun, MlflowTracker, NullTracker, Tracker, default_uri
+from dpl_ray.tracking import ChildRun, Tracker
 
 if TYPE_CHECKING:
     from dpl_ray.training.loop import Record
@@ -320,27 +320,9 @@ def _start_tracker(
     config: Config, options: CompareConfig, uri: str | None, folder: ComparisonFolder, plan: Plan
 ) -> Tracker:
     """The parent run; the same one when a comparison goes on."""
-    if uri is None:
-        return NullTracker()
-
-    def remember(run_id: str) -> None:
-        folder.info["mlflow_run_id"] = run_id
-        folder.save_info()
-
-    own_store = uri.startswith("sqlite:") and not config.tracking.uri
     params = describe_config(config.model_copy(update={"policy": {}}))
     params |= {f"compare.{field}": shown(value) for field, value in options.model_dump(mode="json").items()}
-    tracker = MlflowTracker(
-        uri=uri,
-        experiment=config.tracking.experiment,
-        artifact_location=default_uri(config.run.storage_path)[1] if own_store else None,
-        run_name=folder.name,
-        params=params,
-        tags=describe_code() | {"dpl_ray.folder": str(folder.storage)},
-        files=[],
-        run_id=folder.info["mlflow_run_id"],
-        on_start=remember,
-    )
+    tracker = start_tracker(config, uri, folder, params=params, tags=describe_code(), files=[])
     # Tags too, because a comparison that goes on may have more of them, and MLflow's params cannot be changed.
     for key, value in (("policies", plan.labels), ("seeds", plan.seeds), ("reference", [plan.reference])):
         tracker.log_tag(key, ", ".join(map(str, value)))

@@ -19,7 +19,7 @@ from dpl_ray.cells import Cell, CellResult, read_cells
 from dpl_ray.comparison_figure import draw_comparison
 from dpl_ray.comparison_table import Row, make_rows, to_csv, to_markdown
 from dpl_ray.config import shown
-from dpl_ray.run_folder import COMPARISON_FILE, RUN_FILE, differences, writable_folder
+from dpl_ray.run_folder import COMPARISON_FILE, RUN_FILE, check_same, differences, writable_folder
 from dpl_ray.storage import Storage
 
 
@@ -109,14 +109,7 @@ class ComparisonFolder:
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         # Nothing is free here: the fields that may differ have been left out of both.
-        found = sorted(differences(old, new, free=()), key=lambda difference: difference[0])
-        if found:
-            field, before, now = found[0]
-            more = f" (and {len(found) - 1} more fields)" if len(found) > 1 else ""
-            raise ValueError(
-                f"run.name={self.name}: this comparison exists with {field}={before}, now it is {now}{more}; "
-                "take another run.name, or the same values to go on"
-            )
+        check_same(self.name, "comparison", old, new, free=())
 
 
 def write_comparison(folder: str, reference: str, *, missing: Mapping[str, str] | None = None) -> Outputs:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
@@ -83,7 +83,14 @@ def _fit(config: Config, console: Console) -> FitResult:
 
 
 def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, console: Console) -> FitResult:
-    tracker = _start_tracker(config, uri, folder, splits)
+    tracker = start_tracker(
+        config,
+        uri,
+        folder,
+        params=describe_config(config),
+        tags=describe_run(splits),
+        files=[folder.storage / "config.yaml"],
+    )
     status = "FAILED"
     try:
         with ProgressLine(console) as line:
@@ -210,7 +217,26 @@ def tracking_uri(config: Config) -> str | None:
     return uri or default_uri(config.run.storage_path)[0]
 
 
-def _start_tracker(config: Config, uri: str | None, folder: RunFolder, splits: Splits) -> Tracker:
+class TrackedFolder(Protocol):
+    """The folder of a run or of a comparison, which keeps the id of its MLflow run."""
+
+    name: str
+    storage: Storage
+    info: dict[str, Any]
+
+    def save_info(self) -> None: ...
+
+
+def start_tracker(
+    config: Config,
+    uri: str | None,
+    folder: TrackedFolder,
+    *,
+    params: dict[str, str],
+    tags: dict[str, str],
+    files: list[Storage],
+) -> Tracker:
+    """The folder's MLflow run, new or the one that it knows; what records nothing where `uri` is None."""
     if uri is None:
         return NullTracker()
 
@@ -224,9 +250,9 @@ def _start_tracker(config: Config, uri: str | None, folder: RunFolder, splits: S
         experiment=config.tracking.experiment,
         artifact_location=default_uri(config.run.storage_path)[1] if own_store else None,
         run_name=folder.name,
-        params=describe_config(config),
-        tags=describe_run(splits) | {"dpl_ray.folder": str(folder.storage)},
-        files=[folder.storage / "config.yaml"],
+        params=params,
+        tags=tags | {"dpl_ray.folder": str(folder.storage)},
+        files=files,
         run_id=folder.info["mlflow_run_id"],
         on_start=remember,
     )

@@ -70,12 +70,28 @@ def check_run(config: Config) -> None:
         raise ValueError(f"run.name={name}: a comparison has this name; take another run.name")
     saved = folder / "config.yaml"
     old = yaml.safe_load(saved.read()) if name and saved.exists() else None
-    different = sorted(differences(old, config.model_dump(mode="json"))) if old else []
-    if different:
-        field, before, now = different[0]
-        more = f" (and {len(different) - 1} more fields)" if len(different) > 1 else ""
+    if old:
+        check_same(name, "run", old, config.model_dump(mode="json"))
+
+
+def check_same(
+    name: str | None,
+    what: str,
+    old: dict[str, Any],
+    new: dict[str, Any],
+    free: Collection[str] = (*FREE_SECTIONS, *FREE_FIELDS),
+) -> None:
+    """`ValueError` naming the first field that is another one now, of a run or comparison (`what`) that is to go on.
+
+    Args:
+        free: sections and fields that may differ.
+    """
+    found = sorted(differences(old, new, free), key=lambda difference: difference[0])
+    if found:
+        field, before, now = found[0]
+        more = f" (and {len(found) - 1} more fields)" if len(found) > 1 else ""
         raise ValueError(
-            f"run.name={name}: this run exists with {field}={before}, now it is {now}{more}; "
+            f"run.name={name}: this {what} exists with {field}={before}, now it is {now}{more}; "
             "take another run.name, or the same values to go on"
         )
 
@@ -167,24 +183,16 @@ def _new_folder(root: Storage, config: Config) -> Storage:
 
 
 def differences(
-    old: dict[str, Any],
-    new: dict[str, Any],
-    prefix: str = "",
-    free: Collection[str] = (*FREE_SECTIONS, *FREE_FIELDS),
+    old: dict[str, Any], new: dict[str, Any], free: Collection[str], prefix: str = ""
 ) -> list[tuple[str, Any, Any]]:
-    """(field, before, now) of the fields that must be the same for a run to go on and are not.
-
-    Args:
-        prefix: of the fields' names.
-        free: sections and fields that may differ.
-    """
+    """(field, before, now) of the fields that are not free and differ."""
     found: list[tuple[str, Any, Any]] = []
     for key in old.keys() | new.keys():
         field, before, now = prefix + key, old.get(key), new.get(key)
         if field in free or before == now:
             continue
         if isinstance(before, dict) and isinstance(now, dict):
-            found += differences(before, now, f"{field}.", free)
+            found += differences(before, now, free, f"{field}.")
         else:
             found.append((field, before, now))
     return found

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -62,3 +66,15 @@ def tiny_feed(config: Config, splits: Splits, rank: int = 0, world_size: int = 1
         rank=rank,
         world_size=world_size,
     )
+
+
+@contextlib.contextmanager
+def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[int]:
+    """A web server on this machine that writes no log; yields its port."""
+    quiet = type("Quiet", (handler,), {"log_message": lambda *_: None})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), quiet) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()

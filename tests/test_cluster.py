@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from dpl_ray import cluster
 from dpl_ray.cluster import checked_resources, count_places
 from dpl_ray.config import ScaleConfig
+from tests.builders import serving
 
 
 def check(scale: ScaleConfig) -> None:
@@ -54,17 +54,8 @@ def silent() -> Iterator[int]:
 @pytest.fixture
 def website() -> Iterator[int]:
     """The port of a plain HTTP server."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+    with serving(http.server.SimpleHTTPRequestHandler) as port:
+        yield port
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import http.server
 import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from dpl_ray import file_systems
 from dpl_ray.file_systems import open_uri, split_options
+from tests.builders import serving
 
 BUCKETS = pytest.mark.parametrize("scheme", ["s3", "gs"])
 
@@ -30,15 +30,8 @@ def refusing() -> Iterator[int]:
 
         do_HEAD = do_GET  # noqa: N815
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+    with serving(Refusing) as port:
+        yield port
 
 
 @BUCKETS

@@ -180,7 +180,9 @@ def test_one_image_a_worker_needs_a_map_of_more_than_one_value(size: int, fields
 
 
 def test_one_image_a_worker_is_enough_where_nothing_is_normalized_over_the_batch() -> None:
-    check(4, 1, 1, **SMALL, normalization="group")
+    with pytest.raises(ValueError, match=r"a worker has one labelled image"):
+        check(4, 1, 1, **SMALL, normalization="batch")
+    check(4, 1, 1, **SMALL, normalization="group")  # raises nothing, nor does a network without normalization
     check(64, 1, 1, name="torchvision", architecture="vgg11")
 
 
