@@ -90,13 +90,18 @@ def open_location(field: str, given: str) -> Location:
 
 
 def list_files(location: Location) -> list[str]:
+    """The paths of `list_infos`."""
+    return [info.path for info in list_infos(location)]
+
+
+def list_infos(location: Location) -> list[fs.FileInfo]:
     """The files that a folder holds (recursively), a glob matches, or the one file, sorted; hidden ones left out.
 
     A glob knows *, ?, [...] and **; a folder that it matches gives the files below.
     """
     info = _file_info(location, location.path)
     if info.type == fs.FileType.File:
-        return [location.path]
+        return [info]
     base, pattern = location.path, None
     if info.type != fs.FileType.Directory:
         if not re.search(r"[*?[]", location.path):
@@ -110,16 +115,16 @@ def list_files(location: Location) -> list[str]:
     except (pa.ArrowException, OSError) as error:
         raise location.error(f"cannot be listed ({one_line(error)})") from None
     below = len(base.rstrip("/")) + 1
-    paths = sorted(
-        info.path
+    found = [
+        info
         for info in infos
         if info.type == fs.FileType.File
         and not any(part.startswith(".") for part in info.path[below:].split("/"))
         and (pattern is None or pattern.fullmatch(info.path))
-    )
-    if not paths:
+    ]
+    if not found:
         raise location.error("no file matches" if pattern else "the folder is empty")
-    return paths
+    return sorted(found, key=lambda info: info.path)
 
 
 def _file_info(location: Location, path: str) -> fs.FileInfo:
@@ -201,10 +206,11 @@ def _subfolders(location: Location) -> list[str]:
 
 def _readers(location: Location, paths: list[str]) -> Iterator[Payload]:
     for path in paths:
-        yield partial(_read_file, location.filesystem, path)
+        yield partial(read_file, location.filesystem, path)
 
 
-def _read_file(filesystem: fs.FileSystem, path: str) -> bytes:
+def read_file(filesystem: fs.FileSystem, path: str) -> bytes:
+    """A file's bytes; `OSError` where it cannot be read."""
     try:
         with filesystem.open_input_file(path) as file:
             content: bytes = file.read()
@@ -237,7 +243,7 @@ def read_csv(location: Location) -> Records:
 def _csv_rows(location: Location) -> list[tuple[str, str]]:
     """(path, label) of each row."""
     try:
-        text = _read_file(location.filesystem, location.path).decode("utf-8-sig")
+        text = read_file(location.filesystem, location.path).decode("utf-8-sig")
         rows = list(csv.reader(io.StringIO(text, newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise location.error(f"cannot be read as CSV in UTF-8 ({one_line(error)})") from None
@@ -257,9 +263,9 @@ def _csv_rows(location: Location) -> list[tuple[str, str]]:
 def _csv_image(location: Location, path: str) -> tuple[str, Payload]:
     if "://" in path:
         other = open_location(location.field, path)
-        return other.name(other.path), partial(_read_file, other.filesystem, other.path)
+        return other.name(other.path), partial(read_file, other.filesystem, other.path)
     full = posixpath.normpath(posixpath.join(posixpath.dirname(location.path), path))
-    return location.name(full), partial(_read_file, location.filesystem, full)
+    return location.name(full), partial(read_file, location.filesystem, full)
 
 
 def as_label(value: Label) -> Label:
@@ -271,7 +277,7 @@ def read_class_names(location: Location, beside: str) -> tuple[str, ...] | None:
     """The lines of class_names.txt in the folder of a file, if there is one."""
     path = posixpath.join(posixpath.dirname(beside), "class_names.txt")
     try:
-        text = _read_file(location.filesystem, path).decode("utf-8-sig")
+        text = read_file(location.filesystem, path).decode("utf-8-sig")
     except OSError:
         return None
     except UnicodeDecodeError:

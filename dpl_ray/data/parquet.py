@@ -43,7 +43,7 @@ def read_parquet(
             ids += [f"{name}:{row}" for row in range(num_rows)]
             if need_labels and label_column is not None:
                 _check_label_column(name, schema, label_column)
-            if label_column is None or not _has_labels(schema, label_column):
+            if label_column is None or not has_labels(schema, label_column):
                 labels += [None] * num_rows
                 continue
             column = _guarded(location, path, partial(file.read, columns=[label_column]))
@@ -67,18 +67,28 @@ def _guarded(location: Location, path: str, read: Callable[[], T]) -> T:
 
 
 def _check_image_column(name: str, schema: pa.Schema, column: str) -> None:
-    present = ", ".join(f"{field.name}: {_short_type(field.type)}" for field in schema)
+    if image_column_error(schema, column) is None:
+        return
     if column not in schema.names:
+        present = ", ".join(f"{field.name}: {_short_type(field.type)}" for field in schema)
         near = suggest(column, schema.names) or "; choose the one of the images"
         raise ValueError(f"data.image_column={column}: {name} has no such column but {present}{near}")
+    raise ValueError(
+        f"data.image_column={column}: {name} has {_short_type(schema.field(column).type)} there; "
+        "images are encoded bytes (binary) or a struct of bytes and path"
+    )
+
+
+def image_column_error(schema: pa.Schema, column: str) -> str | None:
+    """Why the column holds no encoded images; None if it does."""
+    if column not in schema.names:
+        return f"no column {column}"
     type_ = schema.field(column).type
     if pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0:
         type_ = type_.field("bytes").type
     if not (pa.types.is_binary(type_) or pa.types.is_large_binary(type_)):
-        raise ValueError(
-            f"data.image_column={column}: {name} has {_short_type(schema.field(column).type)} there; "
-            "images are encoded bytes (binary) or a struct of bytes and path"
-        )
+        return f"column {column} is no encoded image"
+    return None
 
 
 def _check_label_column(name: str, schema: pa.Schema, column: str) -> None:
@@ -87,14 +97,14 @@ def _check_label_column(name: str, schema: pa.Schema, column: str) -> None:
             f"data.label_column={column}: {name} has no such column but {', '.join(schema.names)}"
             f"{suggest(column, schema.names)}"
         )
-    if not _has_labels(schema, column):
+    if not has_labels(schema, column):
         raise ValueError(
             f"data.label_column={column}: {name} has {_short_type(schema.field(column).type)} there; "
             "labels are integers (class indices) or strings (class names)"
         )
 
 
-def _has_labels(schema: pa.Schema, column: str) -> bool:
+def has_labels(schema: pa.Schema, column: str) -> bool:
     """Whether there is a column of integers or strings (or of nulls only) by this name."""
     if column not in schema.names:
         return False

@@ -1,0 +1,207 @@
+"""The files of a pool as they were listed, and reading rows of them: what streaming and labelling have in common.
+
+A pool is image files, each of one row, and parquet files of many. What is held of it is a name and a few numbers a
+file, never anything a sample. Rows are called by (file, row); `sample_id` names them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
+from dpl_ray.data.files import Label, Location, as_label, is_image, is_parquet, list_infos, read_file
+from dpl_ray.data.parquet import has_labels, image_column_error
+
+ROWS_PER_SPAN = 1024  # least rows of a span of whole row groups: what is read in one go
+NOT_PARQUET = "not a readable parquet file"
+_NUM_THREADS = 32  # that read footers: they wait for files
+
+Rows = list[tuple[str, Payload, Label]]
+"""Sample id, encoded image and label of each row."""
+
+
+@dataclass(frozen=True)
+class PoolFiles:
+    """Files of a pool, in the order of their names, and the spans of their rows that belong to the pool.
+
+    A parquet file whose footer cannot be read counts as one row, which cannot be read.
+    """
+
+    location: Location
+    paths: pa.StringArray  # (F,) in the location's file system
+    sizes: NDArray[np.int64]  # (F,) bytes
+    num_rows: NDArray[np.int64]  # (F,)
+    spans: NDArray[np.int64]  # (S, 3) file, first row, number of rows; of a parquet file, whole row groups
+    image_column: str = "image"
+    label_column: str | None = None
+
+    def __len__(self) -> int:
+        """Rows of the pool."""
+        return int(self.spans[:, 2].sum())
+
+    def name(self, file: int) -> str:
+        """The file as the user would write it."""
+        return self.location.name(self.paths[file].as_py())
+
+    def sample_id(self, file: int, row: int) -> str:
+        """`file:row` of a parquet file, else the file."""
+        return f"{self.name(file)}:{row}" if is_parquet(self.paths[file].as_py()) else self.name(file)
+
+    def fingerprint(self) -> str:
+        """Hex digest of names, sizes and spans: the pixels of what does not fit into memory are not read for it."""
+        digest = hashlib.blake2b(digest_size=16)
+        for path in self.paths:
+            digest.update(path.as_py().encode(errors="surrogateescape") + b"\0")
+        digest.update(self.sizes.tobytes() + self.spans.tobytes())
+        return digest.hexdigest()
+
+    def without(self, ids: Collection[str]) -> PoolFiles:
+        """The pool less the samples of these ids; ids of others are passed over."""
+        wanted = set(ids)
+        rows = _rows_by_file(wanted, {self.name(file): file for file in range(len(self.paths))})
+        if not rows:
+            return self
+        kept = []
+        for file, first, count in self.spans.tolist():
+            start = first
+            for row in sorted(row for row in rows.get(file, ()) if first <= row < first + count):
+                kept.append((file, start, row - start))
+                start = row + 1
+            kept.append((file, start, first + count - start))
+        spans = np.array([span for span in kept if span[2]], np.int64).reshape(-1, 3)
+        return replace(self, spans=spans)
+
+    def read(self, file: int, first: int, count: int) -> Rows:
+        """Rows first .. first + count - 1 of a file, encoded. What cannot be read is a payload that raises.
+
+        Image files are opened by their payloads, parquet files here, one row group after the other: a broken one
+        costs its own rows.
+        """
+        path = self.paths[file].as_py()
+        if not is_parquet(path):
+            return [(self.name(file), partial(read_file, self.location.filesystem, path), None)]
+        ids = [self.sample_id(file, row) for row in range(first, first + count)]
+        payloads: list[tuple[Payload, Label]] = []
+        try:
+            with pq.ParquetFile(path, filesystem=self.location.filesystem) as opened:
+                payloads = self._read_parquet(opened, first, count)
+        except FileNotFoundError:
+            payloads = [(_failing(MISSING), None)] * count
+        except (pa.ArrowException, OSError):
+            payloads = [(_failing(NOT_PARQUET), None)] * count
+        # A file that has become shorter since it was listed.
+        payloads += [(_failing(MISSING), None)] * (count - len(payloads))
+        return [(sample_id, *payload) for sample_id, payload in zip(ids, payloads, strict=True)]
+
+    def _read_parquet(self, opened: pq.ParquetFile, first: int, count: int) -> list[tuple[Payload, Label]]:
+        schema = opened.schema_arrow
+        if (problem := image_column_error(schema, self.image_column)) is not None:
+            return [(_failing(problem), None)] * count
+        columns = [self.image_column]
+        if self.label_column is not None and has_labels(schema, self.label_column):
+            columns.append(self.label_column)
+        found: list[tuple[Payload, Label]] = []
+        end = 0
+        for group in range(opened.metadata.num_row_groups):
+            start, end = end, end + opened.metadata.row_group(group).num_rows
+            skip, stop = max(first - start, 0), min(first + count, end) - start
+            if skip < stop:
+                found += self._read_group(opened, group, columns, skip, stop)
+        return found
+
+    def _read_group(
+        self, opened: pq.ParquetFile, group: int, columns: list[str], skip: int, stop: int
+    ) -> list[tuple[Payload, Label]]:
+        try:
+            table = opened.read_row_group(group, columns=columns).slice(skip, stop - skip)
+        except (pa.ArrowException, OSError):
+            return [(_failing(UNREADABLE), None)] * (stop - skip)
+        images = table.column(self.image_column)
+        if pa.types.is_struct(images.type):
+            images = pc.struct_field(images, "bytes")
+        labels = table.column(columns[1]).to_pylist() if len(columns) > 1 else [None] * len(table)
+        return list(zip(images.to_pylist(), map(as_label, labels), strict=True))
+
+
+def list_pool(
+    location: Location, *, image_column: str, label_column: str | None = None, every_file: bool = False
+) -> PoolFiles:
+    """List a folder, a glob or one file, and read the footers of parquet files.
+
+    Args:
+        every_file: files count whatever they are called: what is no image is found when it is decoded.
+
+    Raises:
+        ValueError: there is no such place, or no file in it that is called as images or parquet files are.
+    """
+    infos = list_infos(location)
+    called_so = [info for info in infos if is_image(info.path) or is_parquet(info.path)]
+    if not called_so:
+        raise location.error(f"no image and no parquet file among {len(infos)} files, as {infos[0].base_name}")
+    infos = infos if every_file else called_so
+    with ThreadPoolExecutor(_NUM_THREADS) as executor:
+        groups = list(executor.map(partial(_row_groups, location), [info.path for info in infos]))
+    spans = [(file, *span) for file, rows in enumerate(groups) for span in _merge(rows)]
+    return PoolFiles(
+        location,
+        pa.array([info.path for info in infos], pa.string()),
+        np.array([info.size for info in infos], np.int64),
+        np.array([sum(rows) for rows in groups], np.int64),
+        np.array(spans, np.int64).reshape(-1, 3),
+        image_column,
+        label_column,
+    )
+
+
+def _row_groups(location: Location, path: str) -> list[int]:
+    """Rows of each row group; an image, or a parquet file that cannot be read, has one row."""
+    if not is_parquet(path):
+        return [1]
+    try:
+        metadata = pq.read_metadata(path, filesystem=location.filesystem)
+    except (pa.ArrowException, OSError):
+        return [1]
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def _merge(row_groups: list[int]) -> Iterator[tuple[int, int]]:
+    """(first row, number of rows) of runs of row groups, ROWS_PER_SPAN rows or more where there are so many."""
+    first = count = 0
+    for index, rows in enumerate(row_groups):
+        count += rows
+        if count and (count >= ROWS_PER_SPAN or index == len(row_groups) - 1):
+            yield first, count
+            first, count = first + count, 0
+
+
+def _rows_by_file(ids: set[str], files: dict[str, int]) -> dict[int, list[int]]:
+    rows: dict[int, list[int]] = {}
+    for sample_id in ids:
+        name, row = sample_id, 0
+        if sample_id not in files:
+            name, _, number = sample_id.rpartition(":")
+            if not number.isdecimal():
+                continue
+            row = int(number)
+        if name in files:
+            rows.setdefault(files[name], []).append(row)
+    return rows
+
+
+def _failing(reason: str) -> Callable[[], Any]:
+    return partial(_fail, reason)
+
+
+def _fail(reason: str) -> bytes:
+    raise DecodeError(reason)

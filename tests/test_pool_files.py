@@ -1,0 +1,137 @@
+"""The files of a pool: listing, spans, reading rows, and what cannot be read."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dpl_ray.data.decode import DecodeSettings, decode_many
+from dpl_ray.data.files import open_location
+from dpl_ray.data.pool_files import ROWS_PER_SPAN, PoolFiles, _merge, list_pool
+
+
+def png(level: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (level % 256, level // 256, 0)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_parquet(path: Path, levels: list[int], row_group_size: int = 3) -> None:
+    table = pa.table({"image": [png(level) for level in levels], "label": [level % 2 for level in levels]})
+    pq.write_table(table, path, row_group_size=row_group_size)
+
+
+def pool(folder: Path, label_column: str | None = "label") -> PoolFiles:
+    return list_pool(open_location("data.unlabeled", str(folder)), image_column="image", label_column=label_column)
+
+
+def all_ids(files: PoolFiles) -> list[str]:
+    return [row[0] for span in files.spans.tolist() for row in files.read(*span)]
+
+
+def test_every_row_is_there_once_and_in_order(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "b.parquet", list(range(10, 18)))
+    (tmp_path / "a b é.png").write_bytes(png(1))
+    (tmp_path / "notes.txt").write_text("nothing")
+    files = pickle.loads(pickle.dumps(pool(tmp_path)))
+    rows = [row for span in files.spans.tolist() for row in files.read(*span)]
+    b = tmp_path / "b.parquet"
+    assert [row[0] for row in rows] == [str(tmp_path / "a b é.png"), *(f"{b}:{row}" for row in range(8))]
+    assert [row[2] for row in rows] == [None, 0, 1, 0, 1, 0, 1, 0, 1]
+    images, kept, bad = decode_many([row[:2] for row in rows], DecodeSettings())
+    assert kept == list(range(9))
+    assert not bad
+    assert images[:, 0, 0, 0].tolist() == [1, *range(10, 18)]
+    assert len(files) == 9
+
+
+def test_rows_in_the_middle_of_row_groups(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", list(range(10)))
+    found = pool(tmp_path).read(0, 2, 5)
+    assert [row[0].rpartition(":")[2] for row in found] == ["2", "3", "4", "5", "6"]
+    images, _, _ = decode_many([row[:2] for row in found], DecodeSettings())
+    assert images[:, 0, 0, 0].tolist() == [2, 3, 4, 5, 6]
+
+
+@given(st.lists(st.integers(0, 2 * ROWS_PER_SPAN), max_size=12))
+def test_spans_are_whole_row_groups(row_groups: list[int]) -> None:
+    spans = list(_merge(row_groups))
+    ends = set(np.cumsum(row_groups).tolist())
+    assert sum(count for _, count in spans) == sum(row_groups)
+    assert [first for first, _ in spans] == [0, *(first + count for first, count in spans)][: len(spans)]
+    assert all(first + count in ends for first, count in spans)
+    assert all(count >= ROWS_PER_SPAN for _, count in spans[:-1])
+
+
+def test_without_leaves_out_single_rows(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", list(range(5)))
+    for name in ("b.png", "c.png"):
+        (tmp_path / name).write_bytes(png(7))
+    files = pool(tmp_path)
+    ids = all_ids(files)
+    gone = {f"{tmp_path / 'a.parquet'}:{row}" for row in (0, 2, 3, 99)} | {str(tmp_path / "b.png"), "elsewhere.png"}
+    left = files.without(gone)
+    assert all_ids(left) == [sample_id for sample_id in ids if sample_id not in gone]
+    assert len(left) == 3
+    assert files.without({"elsewhere.png:3"}) is files
+    assert left.fingerprint() != files.fingerprint()
+
+
+def test_what_cannot_be_read_has_a_reason_and_costs_nothing_else(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", list(range(3)))
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 this is no parquet file PAR1")
+    pq.write_table(pa.table({"picture": [png(1)]}), tmp_path / "c.parquet")
+    pq.write_table(pa.table({"image": ["text", "text"]}), tmp_path / "d.parquet")
+    pq.write_table(pa.table({"image": pa.array([None, png(2)], pa.binary())}), tmp_path / "e.parquet")
+    write_parquet(tmp_path / "f.parquet", [1, 2])
+    write_parquet(tmp_path / "g.parquet", [1, 2, 3, 4])
+    files = pool(tmp_path)
+    (tmp_path / "f.parquet").unlink()
+    write_parquet(tmp_path / "g.parquet", [1])
+    rows = [row[:2] for span in files.spans.tolist() for row in files.read(*span)]
+    _, kept, bad = decode_many(rows, DecodeSettings())
+    reasons = [(image.id.removeprefix(f"{tmp_path}/"), image.reason) for image in bad]
+    assert reasons == [
+        ("b.parquet:0", "not a readable parquet file"),
+        ("c.parquet:0", "no column image"),
+        ("d.parquet:0", "column image is no encoded image"),
+        ("d.parquet:1", "column image is no encoded image"),
+        ("e.parquet:0", "empty"),
+        ("f.parquet:0", "file is missing"),
+        ("f.parquet:1", "file is missing"),
+        ("g.parquet:1", "file is missing"),
+        ("g.parquet:2", "file is missing"),
+        ("g.parquet:3", "file is missing"),
+    ]
+    assert len(kept) == 5
+
+
+def test_a_broken_row_group_costs_its_own_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path, list(range(9)))
+    start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 40] = bytes(40)
+    path.write_bytes(content)
+    files = pool(tmp_path)
+    rows = [row[:2] for span in files.spans.tolist() for row in files.read(*span)]
+    _, kept, bad = decode_many(rows, DecodeSettings())
+    assert kept == [0, 1, 2, 6, 7, 8]
+    assert {image.reason for image in bad} == {"file cannot be read"}
+
+
+def test_every_file_counts_where_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "picture.dat").write_bytes(png(1))
+    (tmp_path / ".hidden").write_bytes(png(1))
+    location = open_location("pool", str(tmp_path))
+    assert len(list_pool(location, image_column="image")) == 1
+    assert len(list_pool(location, image_column="image", every_file=True)) == 2
