@@ -25,8 +25,10 @@ from dpl_ray.data.files import (
     read_folder,
 )
 from dpl_ray.data.parquet import read_parquet
-from dpl_ray.data.split import check_pool, plan_split, split
+from dpl_ray.data.pool_files import PoolFiles
+from dpl_ray.data.split import Plan, check_pool, plan_split, split
 from dpl_ray.data.standard import read_standard
+from dpl_ray.data.streamed import list_unlabeled, should_stream, streamed_pool
 
 
 def load_splits(
@@ -46,50 +48,114 @@ def load_splits(
     """
     check_class_names(data.class_names, "data.class_names")
     reads_unlabeled = uses_unlabeled if reads_unlabeled is None else reads_unlabeled
-    if data.name in ("image_folder", "parquet"):
-        source = _read_own(data, seed=seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=reads_unlabeled)
-    else:
+    if data.name not in ("image_folder", "parquet"):
         source = read_standard(data, reads_unlabeled=reads_unlabeled)
+        return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
+    listed = _list_labeled(data)
+    lists_unlabeled = reads_unlabeled and data.unlabeled is not None
+    if data.pool.mode != "memory":
+        files = list_unlabeled(data) if lists_unlabeled else None
+        if should_stream(data, listed.train, len(listed.train.ids) + (len(files) if files else 0)):
+            return _read_streamed(data, listed, files, seed=seed, uses_unlabeled=uses_unlabeled)
+    pool = _records(data, "data.unlabeled", data.unlabeled) if lists_unlabeled and data.unlabeled else None
+    source = _read_own(data, listed, pool, seed=seed, uses_unlabeled=uses_unlabeled)
     return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
 
 
-def _read_own(data: DataConfig, *, seed: int, uses_unlabeled: bool, reads_unlabeled: bool) -> Source:
-    train, test, pool = _list_own(data, reads_unlabeled=reads_unlabeled)
-    class_names = find_class_names(data, train)
-    targets = find_targets(train, class_names)
-    test_targets = find_test_targets(test, class_names, data) if test else None
-    name = f"data.train={data.train}"
+@dataclass(frozen=True)
+class _Labeled:
+    """What is listed of data.train and data.test."""
 
-    def check(train_targets: NDArray[np.int64], hint: str = "") -> None:
-        plan = plan_split(train_targets, class_names, data, seed=seed, hold_out_test=test is None, name=name, hint=hint)
-        if uses_unlabeled:
-            check_pool(len(plan.unlabeled) + (len(pool.ids) if pool else 0), data, name)
+    name: str
+    class_names: tuple[str, ...]
+    train: Records
+    targets: NDArray[np.int64]  # of train; UNLABELED where a sample has none
+    test: Records | None
+    test_targets: NDArray[np.int64] | None
 
-    check(targets)
-    reader = _Reader(data, sum(len(records.ids) for records in (train, test, pool) if records))
-    train_set = reader.read(train, targets)
-    check(train_set.targets, _hint(reader.bad))
-    test_set = reader.read(test, test_targets) if test and test_targets is not None else None
-    if test and test_set is not None and not len(test_set):
-        raise test.location.error(f"none of its {len(test.ids)} images can be read{_hint(reader.bad)}")
-    pool_set = reader.read(pool, find_targets(pool, class_names, strict=False)) if pool else None
-    _check_shapes(train_set, test_set, pool_set)
-    return Source(name, class_names, train_set, pool_set, test_set, tuple(reader.bad))
+    def ids(self) -> set[str]:
+        return set(self.train.ids) | set(self.test.ids if self.test else ())
 
 
-def _list_own(data: DataConfig, *, reads_unlabeled: bool) -> tuple[Records, Records | None, Records | None]:
-    """The records of data.train, data.test and data.unlabeled; of the pool, those that are in neither other."""
+def _list_labeled(data: DataConfig) -> _Labeled:
     assert data.train is not None, "the configuration requires it"
     train = _records(data, "data.train", data.train)
     test = _records(data, "data.test", data.test) if data.test else None
-    pool = _records(data, "data.unlabeled", data.unlabeled) if data.unlabeled and reads_unlabeled else None
     train_ids = set(train.ids)
     if test and (shared := [sample_id for sample_id in test.ids if sample_id in train_ids]):
         raise test.location.error(f"{len(shared)} of its images are in data.train too, as {shared[0]}; test on others")
-    if pool:
-        # A folder of everything beside a CSV of the labelled ones is usual, and right.
-        pool = pool.without(train_ids | set(test.ids if test else ()))
-    return train, test, pool
+    class_names = find_class_names(data, train)
+    targets = find_targets(train, class_names)
+    test_targets = find_test_targets(test, class_names, data) if test else None
+    return _Labeled(f"data.train={data.train}", class_names, train, targets, test, test_targets)
+
+
+def _plan(data: DataConfig, listed: _Labeled, targets: NDArray[np.int64], seed: int, hint: str = "") -> Plan:
+    alone = listed.test is None
+    return plan_split(targets, listed.class_names, data, seed=seed, hold_out_test=alone, name=listed.name, hint=hint)
+
+
+def _read_own(data: DataConfig, listed: _Labeled, pool: Records | None, *, seed: int, uses_unlabeled: bool) -> Source:
+    """Everything decoded, in memory."""
+    train, test = listed.train, listed.test
+    # A folder of everything beside a CSV of the labelled ones is usual, and right.
+    pool = pool.without(listed.ids()) if pool else None
+
+    def check(targets: NDArray[np.int64], hint: str = "") -> None:
+        plan = _plan(data, listed, targets, seed, hint)
+        if uses_unlabeled:
+            check_pool(len(plan.unlabeled) + (len(pool.ids) if pool else 0), data, listed.name)
+
+    check(listed.targets)
+    reader = _Reader(data, sum(len(records.ids) for records in (train, test, pool) if records))
+    train_set = reader.read(train, listed.targets)
+    check(train_set.targets, _hint(reader.bad))
+    test_set = _read_test(reader, listed)
+    pool_set = reader.read(pool, find_targets(pool, listed.class_names, strict=False)) if pool else None
+    _check_shapes(train_set, test_set, pool_set)
+    return Source(listed.name, listed.class_names, train_set, pool_set, test_set, tuple(reader.bad))
+
+
+def _read_streamed(
+    data: DataConfig, listed: _Labeled, files: PoolFiles | None, *, seed: int, uses_unlabeled: bool
+) -> Splits:
+    """What has a label that is used decoded, the pool as files."""
+    plan = _plan(data, listed, listed.targets, seed)
+    ids = np.array(listed.train.ids)
+    pool = streamed_pool(data, listed.class_names, listed.train, ids[plan.unlabeled].tolist(), files, listed.ids())
+    if uses_unlabeled:
+        check_pool(len(pool), data, listed.name)
+    chosen = np.setdiff1d(np.arange(len(ids)), plan.unlabeled)
+    reader = _Reader(data, len(chosen) + len(pool) + (len(listed.test.ids) if listed.test else 0))
+    read = reader.read(listed.train.without(set(ids[plan.unlabeled].tolist())), listed.targets[chosen])
+    test = _read_test(reader, listed)
+    parts = [
+        read.subset(np.flatnonzero(np.isin(read.ids, ids[rows]))) for rows in (plan.labeled, plan.validation, plan.test)
+    ]
+    without = set(range(len(listed.class_names))) - set(parts[0].targets.tolist())
+    if without:
+        raise ValueError(
+            f"{listed.name}: none of the labelled images drawn of class {listed.class_names[min(without)]} can be read"
+            f"{_hint(reader.bad)}"
+        )
+    return Splits(
+        labeled=parts[0],
+        unlabeled=pool,
+        validation=parts[1],
+        test=parts[2] if test is None else test,
+        class_names=listed.class_names,
+        bad=tuple(reader.bad),
+    )
+
+
+def _read_test(reader: _Reader, listed: _Labeled) -> ImageSet | None:
+    test = listed.test
+    if test is None or listed.test_targets is None:
+        return None
+    test_set = reader.read(test, listed.test_targets)
+    if not len(test_set):
+        raise test.location.error(f"none of its {len(test.ids)} images can be read{_hint(reader.bad)}")
+    return test_set
 
 
 def _records(data: DataConfig, field_name: str, given: str) -> Records:
