@@ -78,6 +78,7 @@ def _object_store() -> float:
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
     try:
-        return float(get_memory_info_reply(get_state_from_address()).store_stats.object_store_bytes_used)
+        state = get_state_from_address(ray.get_runtime_context().gcs_address)
+        return float(get_memory_info_reply(state).store_stats.object_store_bytes_used)
     except Exception:  # Ray's private interface, and it may just be starting or ending
         return 0.0

@@ -67,6 +67,11 @@ def _encoded_images(images: str | None, column: str) -> list[bytes]:
         files = list_pool(open_location("--images", images), image_column=column)
         rows = [row for span in files.spans.tolist() for row in files.read(*span)]
         return [payload for _, payload, _ in rows if isinstance(payload, bytes)]
+    return encoded_digits()
+
+
+def encoded_digits() -> list[bytes]:
+    """scikit-learn's digits as 32x32 JPEG."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -158,7 +163,7 @@ def _compare_feed(folder: Path, rounds: int) -> None:
     num_processes = os.cpu_count() or 1
     files = list_pool(open_location("data.unlabeled", str(folder)), image_column="image")
     pool = StreamedPool((files,), DecodeSettings(IMAGE_SIZE, 3), tuple("0123456789"))
-    windows = Windows(16, 7, 73, seed=0)
+    windows = Windows(16, 7, 73, seed=0, ahead=4)
     num_windows = len(pool) // windows.rows
     print(f"\nfeed: {num_windows * windows.rows} images of {IMAGE_SIZE}x{IMAGE_SIZE}, {num_processes} processes each")
     rates: dict[str, list[float]] = {"plain loop": [], "feed": [], "feed with its start": []}
