@@ -102,7 +102,7 @@ def _write_pool(folder: Path, size: int, images: str | None, column: str) -> Pat
 def _compare_memory(pools: list[Path], sizes: list[int]) -> None:
     steps = -(-max(sizes) // (64 * 28))
     print(f"\nmemory in {steps} steps, 2 workers, window of {Windows(64, 28, 4, 0).rows} rows, {os.cpu_count()} cores")
-    # Nothing passes a threshold of 1: strong views, the more the longer a run is, would be measured instead of the pool.
+    # Nothing passes a threshold of 1: else strong views, of which there are more and more, would be measured.
     small = ["model.depth=10", "model.width=1"]
     found = []
     for pool, size in zip(pools, sizes, strict=True):
