@@ -7,6 +7,7 @@ by `decode.py`) become a `Source`, which `split.py` splits.
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -26,6 +27,7 @@ from dpl_ray.data.files import (
     read_csv,
     read_folder,
 )
+from dpl_ray.data.labels import PseudoLabels, read_pseudo_labels
 from dpl_ray.data.parquet import read_parquet
 from dpl_ray.data.split import check_pool, plan_split, split
 from dpl_ray.data.standard import read_standard
@@ -56,42 +58,75 @@ def load_splits(
 
 
 def _read_own(data: DataConfig, *, seed: int, uses_unlabeled: bool, reads_unlabeled: bool) -> Source:
-    train, test, pool = _list_own(data, reads_unlabeled=reads_unlabeled)
+    labels = read_pseudo_labels(data) if data.labels is not None else None
+    if labels and data.unlabeled is None:
+        data = data.model_copy(update={"unlabeled": labels.pool})
+    train, test, pool, selected = _list_own(data, labels, reads_unlabeled=reads_unlabeled)
+    name = f"{train.location.field}={train.location.given}"
     class_names = _class_names(data, train)
+    if labels:
+        labels.check_class_names(class_names, "data.train" if data.train else "data.class_names")
+        if data.train is None and test is None:
+            warnings.warn(
+                "data.test=null: the test split is held out of the pseudo-labelled images; accuracy on it is agreement "
+                "with pseudo-labels, not with true labels",
+                stacklevel=3,
+            )
     targets = _targets(train, class_names)
     test_targets = _test_targets(test, class_names, data) if test else None
-    name = f"data.train={data.train}"
 
-    def check(train_targets: NDArray[np.int64], hint: str = "") -> None:
+    def check(train_targets: NDArray[np.int64], pseudo_labels: NDArray[np.int64] | None, hint: str = "") -> None:
         plan = plan_split(train_targets, class_names, data, seed=seed, hold_out_test=test is None, name=name, hint=hint)
         if uses_unlabeled:
-            check_pool(len(plan.unlabeled) + (len(pool.ids) if pool else 0), data, name)
+            rest = plan.unlabeled if pseudo_labels is None else plan.unlabeled[pseudo_labels[plan.unlabeled] < 0]
+            check_pool(len(rest) + (len(pool.ids) if pool else 0), data, name)
 
-    check(targets)
-    reader = _Reader(data, sum(len(records.ids) for records in (train, test, pool) if records))
+    check(targets, labels.of(train.ids) if labels and selected else None)
+    reader = _Reader(data, sum(len(records.ids) for records in (train, test, pool, selected) if records))
     train_set = reader.read(train, targets)
-    check(train_set.targets, _hint(reader.bad))
+    pseudo_labels = labels.of(train_set.ids) if labels and selected else None
+    check(train_set.targets, pseudo_labels, _hint(reader.bad))
     test_set = reader.read(test, test_targets) if test and test_targets is not None else None
     if test and test_set is not None and not len(test_set):
         raise test.location.error(f"none of its {len(test.ids)} images can be read{_hint(reader.bad)}")
     pool_set = reader.read(pool, _targets(pool, class_names, strict=False)) if pool else None
-    _check_shapes(train_set, test_set, pool_set)
-    return Source(name, class_names, train_set, pool_set, test_set, tuple(reader.bad))
+    selected_set = reader.read(selected, _targets(selected, class_names)) if selected else None
+    _check_shapes(train_set, test_set, pool_set, selected_set)
+    return Source(
+        name,
+        class_names,
+        train_set,
+        pool_set,
+        test_set,
+        tuple(reader.bad),
+        selected=selected_set,
+        train_pseudo_labels=pseudo_labels,
+        pseudo_labels_alone=data.train is None,
+    )
 
 
-def _list_own(data: DataConfig, *, reads_unlabeled: bool) -> tuple[Records, Records | None, Records | None]:
-    """The records of data.train, data.test and data.unlabeled; of the pool, those that are in neither other."""
-    assert data.train is not None, "the configuration requires it"
-    train = _records(data, "data.train", data.train)
+def _list_own(
+    data: DataConfig, labels: PseudoLabels | None, *, reads_unlabeled: bool
+) -> tuple[Records, Records | None, Records | None, Records | None]:
+    """The records of data.train, data.test, data.unlabeled and data.labels, each sample in the first that has it.
+
+    Those of data.labels are the first ones where there is no data.train.
+    """
+    train = _records(data, "data.train", data.train) if data.train else None
     test = _records(data, "data.test", data.test) if data.test else None
     pool = _records(data, "data.unlabeled", data.unlabeled) if data.unlabeled and reads_unlabeled else None
-    train_ids = set(train.ids)
+    train_ids = set(train.ids if train else ())
     if test and (shared := [sample_id for sample_id in test.ids if sample_id in train_ids]):
         raise test.location.error(f"{len(shared)} of its images are in data.train too, as {shared[0]}; test on others")
+    taken = train_ids | set(test.ids if test else ())
+    selected = labels.records(data, taken) if labels else None
     if pool:
         # A folder of everything beside a CSV of the labelled ones is usual, and right.
-        pool = pool.without(train_ids | set(test.ids if test else ()))
-    return train, test, pool
+        pool = pool.without(taken | set(selected.ids if selected else ()))
+    if train is None:
+        assert selected is not None, "the configuration requires data.train or data.labels"
+        return selected, test, pool, None
+    return train, test, pool, selected
 
 
 def _records(data: DataConfig, field_name: str, given: str) -> Records:
