@@ -6,19 +6,17 @@ by `decode.py`) become a `Source`, which `split.py` splits.
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.config import DataConfig, suggest
-from dpl_ray.data.dataset import UNLABELED, BadImage, ImageSet, Source, Splits
+from dpl_ray.config import DataConfig
+from dpl_ray.data.classes import check_class_names, find_class_names, find_targets, find_test_targets
+from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits
 from dpl_ray.data.decode import DecodeSettings, decode_many
 from dpl_ray.data.files import (
-    Label,
     Records,
     is_image,
     is_parquet,
@@ -48,7 +46,7 @@ def load_splits(
         ValueError: one line with field, value and what would be right. Paths, columns and labels are checked
             before the first image is decoded.
     """
-    _check_class_names(data.class_names, "data.class_names")
+    check_class_names(data.class_names, "data.class_names")
     reads_unlabeled = uses_unlabeled if reads_unlabeled is None else reads_unlabeled
     if data.name in ("image_folder", "parquet"):
         source = _read_own(data, seed=seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=reads_unlabeled)
@@ -63,7 +61,7 @@ def _read_own(data: DataConfig, *, seed: int, uses_unlabeled: bool, reads_unlabe
         data = data.model_copy(update={"unlabeled": labels.pool})
     train, test, pool, selected = _list_own(data, labels, reads_unlabeled=reads_unlabeled)
     name = f"{train.location.field}={train.location.given}"
-    class_names = _class_names(data, train)
+    class_names = find_class_names(data, train)
     if labels:
         labels.check_class_names(class_names, "data.train" if data.train else "data.class_names")
         if data.train is None and test is None:
@@ -72,8 +70,8 @@ def _read_own(data: DataConfig, *, seed: int, uses_unlabeled: bool, reads_unlabe
                 "with pseudo-labels, not with true labels",
                 stacklevel=3,
             )
-    targets = _targets(train, class_names)
-    test_targets = _test_targets(test, class_names, data) if test else None
+    targets = find_targets(train, class_names)
+    test_targets = find_test_targets(test, class_names, data) if test else None
 
     def check(train_targets: NDArray[np.int64], pseudo_labels: NDArray[np.int64] | None, hint: str = "") -> None:
         plan = plan_split(train_targets, class_names, data, seed=seed, hold_out_test=test is None, name=name, hint=hint)
@@ -89,8 +87,8 @@ def _read_own(data: DataConfig, *, seed: int, uses_unlabeled: bool, reads_unlabe
     test_set = reader.read(test, test_targets) if test and test_targets is not None else None
     if test and test_set is not None and not len(test_set):
         raise test.location.error(f"none of its {len(test.ids)} images can be read{_hint(reader.bad)}")
-    pool_set = reader.read(pool, _targets(pool, class_names, strict=False)) if pool else None
-    selected_set = reader.read(selected, _targets(selected, class_names)) if selected else None
+    pool_set = reader.read(pool, find_targets(pool, class_names, strict=False)) if pool else None
+    selected_set = reader.read(selected, find_targets(selected, class_names)) if selected else None
     _check_shapes(train_set, test_set, pool_set, selected_set)
     return Source(
         name,
@@ -150,100 +148,6 @@ def _records(data: DataConfig, field_name: str, given: str) -> Records:
     return read_folder(location, paths, labeled=labeled)
 
 
-def _class_names(data: DataConfig, train: Records) -> tuple[str, ...]:
-    """Names from the configuration, else from the files, else from the labels themselves."""
-    present = {label for label in train.labels if label is not None}
-    if not present:
-        why = (
-            "data.label_column=null reads none"
-            if data.name == "parquet" and data.label_column is None
-            else "all are null or -1"
-        )
-        raise train.location.error(f"none of its {len(train.ids)} images has a label ({why})")
-    whole = f"{train.location.field}={train.location.given}"
-    if data.class_names is not None:
-        names, origin = data.class_names, "data.class_names"
-    elif train.class_names is not None:
-        names, origin = train.class_names, f"the class names of {whole}"
-    elif all(_is_integer(label) for label in present):
-        names, origin = _index_names(train, max(int(label) for label in present)), whole
-    else:
-        names, origin = tuple(sorted(map(str, present))), whole
-    _check_class_names(names, origin)
-    if data.class_names is not None and train.class_names is not None and len(names) != len(train.class_names):
-        raise ValueError(
-            f"data.class_names={','.join(names)}: {len(names)} names, "
-            f"but {whole} has {len(train.class_names)} classes ({_some(train.class_names)})"
-        )
-    return names
-
-
-def _index_names(train: Records, highest: int) -> tuple[str, ...]:
-    """The class indices as names. A column of other numbers, as of ids, must not become a million classes."""
-    if highest >= len(train.ids):
-        raise train.location.error(
-            f"label {highest} among {len(train.ids)} images; labels are class indices from 0 to C - 1, or names"
-        )
-    return tuple(str(index) for index in range(max(0, highest) + 1))
-
-
-def _check_class_names(names: tuple[str, ...] | None, origin: str) -> None:
-    if names is None:
-        return
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{origin}: {_some(twice)} is there more than once; every class needs a name of its own")
-    if len(names) < 2:
-        raise ValueError(f"{origin}: {_some(names) or 'no class'} is not enough; there must be at least 2 classes")
-
-
-def _is_integer(label: Label) -> bool:
-    return isinstance(label, int) or (label is not None and re.fullmatch(r"[+-]?\d+", label) is not None)
-
-
-def _targets(records: Records, class_names: tuple[str, ...], *, strict: bool = True) -> NDArray[np.int64]:
-    """Class index of each record; a label outside the classes is an error, or UNLABELED where not `strict`."""
-    indices = {name: index for index, name in enumerate(class_names)}
-    targets = np.full(len(records.labels), UNLABELED, np.int64)
-    # Where the classes are called by numbers of their own (1, 2, 3), a number is a name, and not an index as well.
-    numbers_are_names = all(map(_is_integer, class_names)) and class_names != tuple(map(str, range(len(class_names))))
-    for position, label in enumerate(records.labels):
-        if label is None:
-            continue
-        index = indices.get(label) if isinstance(label, str) else None
-        if index is None and _is_integer(label) and not (numbers_are_names and isinstance(label, str)):
-            index = int(label)
-        if index is not None and 0 <= index < len(class_names):
-            targets[position] = index
-        elif strict:
-            raise records.location.error(_outside(label, records.ids[position], class_names))
-    return targets
-
-
-def _outside(label: Label, sample_id: str, class_names: tuple[str, ...]) -> str:
-    if _is_integer(label):
-        return (
-            f"label {label} of {sample_id} is outside the {len(class_names)} classes 0 to {len(class_names) - 1}; "
-            "-1 or an empty label mean unlabelled"
-        )
-    return (
-        f"label {label} of {sample_id} is not one of the classes {_some(class_names)}{suggest(str(label), class_names)}"
-    )
-
-
-def _test_targets(test: Records, class_names: tuple[str, ...], data: DataConfig) -> NDArray[np.int64]:
-    # Indices mean something only with the order of the names: another order would shift every label.
-    reordered = data.class_names is None and test.class_names not in (None, class_names)
-    if reordered and test.class_names and any(map(_is_integer, test.labels)):
-        raise test.location.error(
-            f"its class names are {_some(test.class_names)}, but those of data.train are {_some(class_names)}; "
-            "set data.class_names if the indices agree"
-        )
-    targets = _targets(test, class_names)
-    if without := int((targets == UNLABELED).sum()):
-        raise test.location.error(f"{without} of its {len(targets)} images have no label, which testing needs")
-    return targets
-
-
 @dataclass
 class _Reader:
     """Decodes records and collects the bad images; too many of them among all stop the run."""
@@ -283,7 +187,3 @@ def _check_shapes(train: ImageSet, *others: ImageSet | None) -> None:
                 f"data.image_size=null: images differ in size ({train.ids[0]} is {sizes[0]}, {other.ids[0]} is "
                 f"{sizes[1]}); set the side to resize them to, as data.image_size=32"
             )
-
-
-def _some(names: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(islice(names, 8)) + (", ..." if len(names) > 8 else "")
