@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dpl_ray.config import Config
     from dpl_ray.launch import FitResult, fit
     from dpl_ray.predictor import Predictor, load_checkpoint
+    from dpl_ray.self_training import SelfTrainResult, self_train
+    from dpl_ray.self_training_config import SelfTrainConfig
 
 __all__ = [
     "CompareConfig",
@@ -23,11 +25,14 @@ __all__ = [
     "Config",
     "FitResult",
     "Predictor",
+    "SelfTrainConfig",
+    "SelfTrainResult",
     "__version__",
     "compare",
     "fit",
     "load_checkpoint",
     "load_config",
+    "self_train",
 ]
 
 try:
@@ -41,10 +46,13 @@ _HOME = {
     "Config": "config",
     "FitResult": "launch",
     "Predictor": "predictor",
+    "SelfTrainConfig": "self_training_config",
+    "SelfTrainResult": "self_training",
     "compare": "comparison",
     "fit": "launch",
     "load_checkpoint": "predictor",
     "load_config": "compose",
+    "self_train": "self_training",
 }
 
 

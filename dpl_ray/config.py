@@ -295,11 +295,6 @@ def _check_across(config: Config) -> None:
                 else "parquet files"
             )
         )
-    if config.data.labels_per_class is not None and config.data.labels is None:
-        raise ValueError(
-            f"data.labels_per_class={config.data.labels_per_class}: there are no pseudo-labels to choose from; set "
-            "data.labels (of true labels, data.num_labels_per_class are kept)"
-        )
     if config.data.train is None and config.data.labels and config.data.num_labels_per_class is not None:
         raise ValueError(
             f"data.num_labels_per_class={config.data.num_labels_per_class}: without data.train there are pseudo-labels "

@@ -42,10 +42,12 @@ def write_labels(
         pq.write_table(table, output / f"part-{start:05d}.parquet")
     (output / "_ledger").mkdir(exist_ok=True)
     pq.write_table(pa.table({"row": [1]}), output / "_ledger" / "part-00000.parquet")
-    job = {"class_names": list(class_names), "pool": str(pool), "checkpoint": "0"}
+    identity = {"class_names": list(class_names), "pool": str(pool), "checkpoint": "0"}
+    job = {"identity": identity, "mlflow_run_id": None}
     (output / "_ledger" / "job.json").write_text(json.dumps(job))
     if finished:
-        (output / "summary.json").write_text("{}")
+        (output / "_report").mkdir(exist_ok=True)
+        (output / "_report" / "summary.json").write_text("{}")
     return output
 
 

@@ -19,6 +19,7 @@ from dpl_ray.compose import load_config
 from dpl_ray.config import to_yaml
 
 CLASSES = ("ant", "bee", "cat")
+JOB = b'{"identity": {"class_names": ["ant", "bee", "cat"], "pool": "/pool"}}'  # of an output of pipelines.label
 
 
 @dataclass(frozen=True)
@@ -321,8 +322,8 @@ MISTAKES = (
     ),
     Mistake(
         "unfinished_output",
-        images("data.labels={tmp}/labels", spoil={"labels/_ledger/job.json": b'{"class_names": [], "pool": ""}'}),
-        ("data.labels={tmp}/labels: is not finished (no summary.json); run the same pipelines.label command again",),
+        images("data.labels={tmp}/labels", spoil={"labels/_ledger/job.json": JOB}),
+        ("data.labels={tmp}/labels: is not finished (no _report/summary.json); run the same pipelines.label command",),
     ),
     # CSV
     Mistake("header", csv("file,label\ntrain/ant/0.png,a\n"), ("the header is file,label; it needs the columns path",)),

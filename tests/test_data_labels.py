@@ -195,7 +195,8 @@ def test_outputs_that_are_none(tmp_path: Path, pool: Pool) -> None:
     fails(r"is no output of pipelines.label \(no _ledger/job.json in it\)", train=pool.train, labels=pool.path.parent)
     fails(r"is no output of pipelines.label \(no _ledger/job.json in it\)", train=pool.train, labels=pool.path)
     unfinished = pool.write_all({1}, finished=False)
-    fails(r"data.labels=.*: is not finished \(no summary.json\); run the same", train=pool.train, labels=unfinished)
+    message = r"data.labels=.*: is not finished \(no _report/summary.json\); run the same pipelines.label command"
+    fails(message, train=pool.train, labels=unfinished)
     labels = pool.write_all({1})
     (labels / "_ledger" / "job.json").write_text("{")
     fails(r"is no output of pipelines.label \(_ledger/job.json: ", train=pool.train, labels=labels)
@@ -259,7 +260,8 @@ def test_only_the_selected_are_held(pool: Pool) -> None:
     assert found.pool == str(pool.path.parent)
 
 
-def test_fields_that_do_not_go_together() -> None:
+def test_fields_that_do_not_go_together(pool: Pool) -> None:
+    fails(r"data.labels_per_class=2: there are no pseudo-labels to choose from", train=pool.train, labels_per_class=2)
     for fields, message in (
         ({"name": "digits", "labels": "x"}, "data.labels=x: data=digits brings its own images"),
         (

@@ -27,7 +27,7 @@ from dpl_ray.data.pool_files import PoolFiles, between, list_pool
 from dpl_ray.file_systems import one_line
 
 JOB_FILE = "_ledger/job.json"
-SUMMARY_FILE = "summary.json"  # written when the job has finished
+SUMMARY_FILE = "_report/summary.json"  # written when the job has finished
 MEMORY_SHARE = 0.5  # of the machine's, that the selected images may take
 BATCH_ROWS = 65_536
 NO_OUTPUT = "is no output of pipelines.label"
@@ -39,7 +39,7 @@ class PseudoLabels:
 
     location: Location
     class_names: tuple[str, ...]
-    pool: str  # as it was given to the job
+    pool: str  # that was labelled
     labels: dict[str, int]  # sample id -> class index
 
     def of(self, ids: Iterable[str]) -> NDArray[np.int64]:
@@ -116,12 +116,12 @@ def part_files(location: Location, files: Iterable[str]) -> list[str]:
 
 def _read_job(location: Location) -> dict[str, Any]:
     try:
-        job: dict[str, Any] = json.loads(read_file(location.filesystem, f"{location.path}/{JOB_FILE}"))
+        job: dict[str, Any] = json.loads(read_file(location.filesystem, f"{location.path}/{JOB_FILE}"))["identity"]
         if not {"class_names", "pool"} <= job.keys():
             raise ValueError("without class_names and pool")
     except (FileNotFoundError, NotADirectoryError):
         raise location.error(f"{NO_OUTPUT} (no {JOB_FILE} in it)") from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise location.error(f"{NO_OUTPUT} ({JOB_FILE}: {one_line(error)})") from None
     return job
 

@@ -47,6 +47,11 @@ def load_splits(
             before the first image is decoded.
     """
     check_class_names(data.class_names, "data.class_names")
+    if data.labels_per_class is not None and data.labels is None:
+        raise ValueError(
+            f"data.labels_per_class={data.labels_per_class}: there are no pseudo-labels to choose from; set "
+            "data.labels (of true labels, data.num_labels_per_class are kept)"
+        )
     reads_unlabeled = uses_unlabeled if reads_unlabeled is None else reads_unlabeled
     if data.name in ("image_folder", "parquet"):
         source = _read_own(data, seed=seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=reads_unlabeled)

@@ -21,6 +21,10 @@ _TEST, _LABELED = 1, 2  # which draw a permutation is for
 Indices = NDArray[np.int64]
 
 
+class EmptyPoolError(ValueError):
+    """Pseudo-labels have taken the whole pool."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Positions in the training images, each in exactly one of the four, ascending."""
@@ -117,7 +121,7 @@ def check_pool(num_unlabeled: int, data: DataConfig, name: str) -> None:
     if num_unlabeled:
         return
     if data.labels is not None:
-        raise ValueError(
+        raise EmptyPoolError(
             f"data.labels={data.labels}: the whole pool is trained on with pseudo-labels, and no unlabelled image is "
             "left to learn from; data.labels_per_class leaves some, and policy=supervised needs none"
         )
