@@ -2,8 +2,8 @@
 
 Round 0 trains on the labels alone (or takes a checkpoint) and labels the pool. Each further round trains a student on
 the labels and on the pseudo-labels that the round before has selected, with the policy on the rest of the pool; where
-there is no rest, on labels and pseudo-labels alone. All students have the same seed, and so the same labelled images and
-initial weights: what differs between rounds is what the pseudo-labels are, and where these do not change, nothing does.
+there is no rest, on labels and pseudo-labels alone. All students have the same seed, and so the same labelled images
+and initial weights: what differs between rounds is the pseudo-labels, and where these do not change, nothing does.
 """
 
 from __future__ import annotations

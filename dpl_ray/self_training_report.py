@@ -22,7 +22,7 @@ PNG_DPI = 110
 
 
 def rounds_table(rounds: Sequence[Round]) -> Table:
-    """A row per round, with the number of pseudo-labels that its student was trained on; unknown columns are left out."""
+    """A row per round, with how many pseudo-labels its student was trained on; unknown columns are left out."""
     keys = [key for key in SHARES if any(key in each.metrics for each in rounds)]
     table = Table(title="Rounds of self-training", title_justify="left")
     for heading in ("round", "pseudo-labels", *(SHARES[key][0] for key in keys)):
