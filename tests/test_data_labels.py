@@ -262,19 +262,15 @@ def test_only_the_selected_are_held(pool: Pool) -> None:
 
 def test_fields_that_do_not_go_together(pool: Pool) -> None:
     fails(r"data.labels_per_class=2: there are no pseudo-labels to choose from", train=pool.train, labels_per_class=2)
-    for fields, message in (
+    for given, message in (
         ({"name": "digits", "labels": "x"}, "data.labels=x: data=digits brings its own images"),
-        (
-            {"name": "parquet", "train": "x", "labels_per_class": 2},
-            "data.labels_per_class=2: there are no pseudo-labels",
-        ),
         (
             {"name": "parquet", "labels": "x", "num_labels_per_class": 2},
             "=2: without data.train there are pseudo-label",
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            parse_config({"data": fields})
+            parse_config({"data": given})
     assert parse_config({"data": {"name": "parquet", "labels": "x"}}).data.train is None
 
 
