@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 SECONDS_TO_ANSWER = 2.0
+READER_CPUS = 1.0  # that a task which reads and decodes a streamed pool reserves
 CLIENT_PORT = 10001  # of ray://
 #: Scheme of an address -> a call that its service knows: for ray:// the client server, else the control service.
 FIRST_CALLS = {"": "/ray.rpc.NodeInfoGcsService/GetClusterId", "ray": "/ray.rpc.RayletDriver/ClusterInfo"}
@@ -63,6 +64,28 @@ def checked_resources(scale: ScaleConfig) -> Iterator[None]:
             import ray
 
             ray.shutdown()
+
+
+def check_readers(scale: ScaleConfig) -> None:
+    """Refuse workers that leave no CPU to read a streamed pool with: the run would wait for ever.
+
+    Raises:
+        ValueError: naming the fields, and what would do.
+    """
+    import ray
+
+    if scale.num_workers == 0:
+        return
+    connected = ray.is_initialized()
+    num_cpus = ray.cluster_resources().get("CPU", 0.0) if connected else float(os.cpu_count() or 1)
+    needed = scale.num_workers * scale.cpus_per_worker
+    if needed + READER_CPUS > num_cpus:
+        most = (num_cpus - READER_CPUS) / scale.num_workers
+        raise ValueError(
+            f"scale.cpus_per_worker={scale.cpus_per_worker:g} with scale.num_workers={scale.num_workers} leaves "
+            f"{num_cpus - needed:g} of {num_cpus:g} CPUs, and reading a streamed pool takes {READER_CPUS:g}; "
+            + (f"at most {most:g} CPUs a worker, or fewer workers, leave it" if most > 0 else "it takes more CPUs")
+        )
 
 
 def check_cluster(scale: ScaleConfig) -> None:

@@ -65,7 +65,7 @@ def load_comparison(overrides: Sequence[str] = ()) -> tuple[Config, CompareConfi
         compare = CompareConfig.model_validate(values)
     except ValidationError as error:
         raise ValueError(explain(error)) from None
-    return load_config(["scale.num_workers=1", *rest], in_cells=True), compare
+    return load_config(["scale.num_workers=1", "data.pool.mode=memory", *rest], in_cells=True), compare
 
 
 def make_plan(config: Config, compare: CompareConfig) -> Plan:
@@ -155,6 +155,8 @@ def _check_override(text: str) -> None:
         )
     if key == "train.baseline":
         raise ValueError(f"{text}: a comparison's baseline is the policy supervised, as 'policies=[supervised,dpl]'")
+    if key == "data.pool" or key.startswith("data.pool."):
+        raise ValueError(f"{text}: a comparison keeps the pool in memory, for all cells of a machine")
     if (
         "=" in text
         and "." not in key

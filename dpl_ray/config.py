@@ -60,6 +60,22 @@ class ViewsConfig(Section):
     )
 
 
+class PoolConfig(Section):
+    """How the unlabelled images reach the steps: from memory, or read while training goes on."""
+
+    mode: Literal["auto", "memory", "stream"] = Field(
+        "auto", description="stream: own files are read and decoded while training; auto: where memory_share is passed"
+    )
+    memory_share: float = Field(
+        0.2, gt=0, le=1, description="auto: stream a pool that, decoded, takes more than this share of the memory here"
+    )
+    shuffle_rows: int = Field(
+        8192,
+        ge=1,
+        description="stream: rows of all workers that are shuffled with each other; they are in memory twice",
+    )
+
+
 class DataConfig(Section):
     """Where images and labels come from, and how they are made one size."""
 
@@ -110,6 +126,7 @@ class DataConfig(Section):
     )
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share held out as test split where the data has none")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="a larger share of unreadable images stops the run")
+    pool: PoolConfig = Field(PoolConfig(), description="how the unlabelled images reach the steps")
     views: ViewsConfig = Field(ViewsConfig(), description="weak and strong views")
 
 
@@ -280,6 +297,11 @@ def _check_across(config: Config) -> None:
             f"{', '.join(f'{known}://' for known in STORAGE_SCHEMES)}{suggest(scheme, STORAGE_SCHEMES)}"
         )
     own = config.data.name in ("image_folder", "parquet")
+    if config.data.pool.mode == "stream" and not own:
+        raise ValueError(
+            f"data.pool.mode=stream: data={config.data.name} is in memory; your own files, data=image_folder or "
+            "data=parquet, can be streamed"
+        )
     for field in ("train", "unlabeled", "test", "labels"):
         if not own and getattr(config.data, field) is not None:
             raise ValueError(

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
-from dpl_ray.cluster import checked_resources, cluster_address
+from dpl_ray.cluster import check_readers, checked_resources, cluster_address
 from dpl_ray.compose import check_policy
 from dpl_ray.config import Config
 from dpl_ray.console import ProgressLine, result_table
-from dpl_ray.data.dataset import Splits
+from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.provenance import describe_config, describe_run
 from dpl_ray.ray_train import run_workers
@@ -28,6 +28,7 @@ from dpl_ray.storage import Storage
 from dpl_ray.tracking import MlflowTracker, NullTracker, Tracker, default_uri
 
 if TYPE_CHECKING:
+    from dpl_ray.data.stream import WindowReader
     from dpl_ray.training.distributed import Workers
     from dpl_ray.training.loop import Outcome, Record
 
@@ -74,6 +75,8 @@ def _fit(config: Config, console: Console) -> FitResult:
     uses_unlabeled = config.policy["name"] != "supervised"
     splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled)
     check_network(config, splits)
+    if not isinstance(splits.unlabeled, ImageSet):
+        check_readers(config.scale)
     folder = RunFolder(config, splits)
     console.print(_headline(config, splits, folder), highlight=False, soft_wrap=True)
     result = _result(folder, uri) if folder.finished else _train(config, splits, folder, uri, console)
@@ -153,16 +156,26 @@ def check_network(config: Config, splits: Splits) -> None:
 
 
 def train_phases(
-    config: Config, splits: Splits, folder: Storage, workers: Workers, tell: Callable[[Record], None]
+    config: Config,
+    splits: Splits,
+    folder: Storage,
+    workers: Workers,
+    tell: Callable[[Record], None],
+    read: WindowReader | None = None,
 ) -> list[Outcome]:
-    """The supervised baseline, where it is wanted, then the policy; each from its newest checkpoint."""
+    """The supervised baseline, where it is wanted, then the policy; each from its newest checkpoint.
+
+    Args:
+        read: reads a pool that is streamed; None: this process does.
+    """
+    from dpl_ray.data.stream import read_here
     from dpl_ray.training.loop import train
 
     outcomes = []
     if config.train.baseline and config.policy["name"] != "supervised":
         baseline = config.model_copy(update={"policy": {"name": "supervised"}})
         outcomes.append(train(baseline, splits, workers, folder / "baseline", tell))
-    outcomes.append(train(config, splits, workers, folder, tell))
+    outcomes.append(train(config, splits, workers, folder, tell, read or read_here))
     return outcomes
 
 
@@ -197,13 +210,14 @@ def _train_on_worker(
     from ray.train import get_context
     from ray.train.torch import get_device
 
+    from dpl_ray.ray_stream import read_windows
     from dpl_ray.training.distributed import Workers
     from dpl_ray.training.step import NonFiniteLossError
 
     num_threads = config.scale.threads_per_worker or (os.cpu_count() or 1) // get_context().get_local_world_size()
     torch.set_num_threads(max(1, num_threads))
     try:
-        return train_phases(config, splits, folder, Workers.current(get_device()), tell)
+        return train_phases(config, splits, folder, Workers.current(get_device()), tell, read_windows)
     except (NonFiniteLossError, ValueError) as error:
         # Returned, not raised: another attempt would only meet it again.
         return error
@@ -262,6 +276,7 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
     num_bad = f", {len(splits.bad)} unreadable (bad_images.csv)" if splits.bad else ""
     if folder.finished:
         return f"{folder.name} had finished; another run.name trains anew"
+    streamed = "" if isinstance(splits.unlabeled, ImageSet) else " (streamed)"
     place = f"{config.scale.num_workers} Ray Train workers" if config.scale.num_workers else "this process"
     data = config.data
     num_pseudo = f" + {splits.num_pseudo_labeled} pseudo-labelled" if data.labels else ""
@@ -269,8 +284,8 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
     return (
         f"{folder.name} {_beginning(config, folder)} with {place}: {data.name}, "
         f"{len(splits.labeled) - splits.num_pseudo_labeled} labelled{num_pseudo} images of "
-        f"{len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool, {len(splits.validation)} validation, "
-        f"{len(splits.test)} test{of_pseudo_labels}{num_bad}"
+        f"{len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool{streamed}, "
+        f"{len(splits.validation)} validation, {len(splits.test)} test{of_pseudo_labels}{num_bad}"
         + (
             "\nstarting Ray takes some 20 seconds"
             if config.scale.num_workers and not cluster_address(config.scale)

@@ -16,16 +16,16 @@ import dataclasses
 import io
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime
-from itertools import chain, count
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import yaml
 
 from dpl_ray.config import Config, to_yaml
-from dpl_ray.data.dataset import Splits
+from dpl_ray.data.dataset import BadImage, Splits
 from dpl_ray.file_systems import one_line
 from dpl_ray.storage import Storage
 
@@ -41,6 +41,7 @@ KINDS = {RUN_FILE: "a training run", COMPARISON_FILE: "a comparison", SELF_TRAIN
 FREE_SECTIONS = ("scale", "run", "tracking")
 FREE_FIELDS = ("train.keep_checkpoints", "train.log_every", "train.checkpoint_every", "data.root", "data.download")
 SECONDS_BETWEEN_SAVES = 10.0
+MAX_BAD_LISTED = 100_000  # images in bad_images.csv, which is in memory
 
 
 def writable_folder(path: str, name: str | None) -> Storage:
@@ -133,8 +134,9 @@ class RunFolder:
             self._load()
         (self.storage / "config.yaml").write(to_yaml(config).encode())
         self.save_info()
+        self._bad: dict[str, str] = {}
         if splits.bad:
-            (self.storage / "bad_images.csv").write(_bad_images(splits))
+            self._add_bad(splits.bad)
 
     def _load(self) -> None:
         info = json.loads((self.storage / RUN_FILE).read())
@@ -149,9 +151,21 @@ class RunFolder:
 
     def add(self, record: Record) -> None:
         """Keep a record of metrics; now and then write all, so that a run that is killed loses little of them."""
-        self.history.append(dataclasses.asdict(record))
+        row = dataclasses.asdict(record)
+        del row["bad"]
+        self.history.append(row)
+        if record.bad:
+            self._add_bad(record.bad)
         if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
             self.save_history()
+
+    def _add_bad(self, bad: Iterable[BadImage]) -> None:
+        self._bad |= {image.id: image.reason for image in islice(bad, MAX_BAD_LISTED - len(self._bad))}
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["id", "reason"])
+        writer.writerows(self._bad.items())
+        (self.storage / "bad_images.csv").write(text.getvalue().encode())
 
     def last_metrics(self, phase: str) -> dict[str, float]:
         """The newest value of every metric of a phase, thresholds aside."""
@@ -211,11 +225,3 @@ def differences(
         else:
             found.append((field, before, now))
     return found
-
-
-def _bad_images(splits: Splits) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["id", "reason"])
-    writer.writerows([bad.id, bad.reason] for bad in splits.bad)
-    return text.getvalue().encode()

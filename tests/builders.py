@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
 
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config import Config, parse_config
@@ -78,3 +83,19 @@ def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[int]:
         yield server.server_port
         server.shutdown()
         thread.join()
+
+
+def png(level: int) -> bytes:
+    """A picture of 4x4 pixels whose colour says which one it is."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (level % 256, level // 256, 0)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_images(
+    path: Path, levels: Iterable[int], row_group_size: int = 1000, images: list[bytes | None] | None = None
+) -> None:
+    """A parquet file of these pictures (or of `images`), with even and odd as labels."""
+    levels = list(levels)
+    table = pa.table({"image": images or [png(level) for level in levels], "label": [level % 2 for level in levels]})
+    pq.write_table(table, path, row_group_size=row_group_size)

@@ -96,6 +96,26 @@ def test_the_most_confident_of_each_class(pool: Pool) -> None:
     assert splits.num_pseudo_labeled == 6
 
 
+@pytest.mark.parametrize("uses_unlabeled", [True, False])
+@pytest.mark.parametrize("folder_of_everything", [False, True])
+def test_a_streamed_pool_gives_the_same(tmp_path: Path, uses_unlabeled: bool, folder_of_everything: bool) -> None:
+    train, pool = write_folder(tmp_path / "train"), write_pool(tmp_path / "pool", 9)
+    given = {"train": train, "unlabeled": train if folder_of_everything else pool, "num_labels_per_class": 2}
+    given |= {"validation_fraction": 0.5, "image_size": 4, "uses_unlabeled": uses_unlabeled}
+    ids = sorted(map(str, given["unlabeled"].rglob("*.png")))[::2]
+    rows = [(path, number % 3, 0.5, True) for number, path in enumerate(ids)]
+    labels = write_labels(tmp_path / "labels", rows, class_names=CLASSES, pool=given["unlabeled"])
+    memory, streamed = (load(**given, labels=labels, pool={"mode": mode}) for mode in ("memory", "stream"))
+    assert memory.num_pseudo_labeled == streamed.num_pseudo_labeled > 3
+    for name in ("labeled", "validation", "test"):
+        part, other = getattr(memory, name), getattr(streamed, name)
+        assert part.ids.tolist() == other.ids.tolist()
+        assert part.targets.tolist() == other.targets.tolist()
+        assert (part.images == other.images).all()
+    if uses_unlabeled:
+        assert len(streamed.unlabeled) == len(memory.unlabeled)
+
+
 def test_equal_confidence_is_decided_by_the_ids(pool: Pool) -> None:
     rows = [(row, 0, 0.5, True) for row in (7, 3, 5, 1)]
     for order in (rows, rows[::-1]):
@@ -247,7 +267,7 @@ def test_classes_that_do_not_agree(pool: Pool) -> None:
 
 def test_more_than_fits_is_refused_before_an_image_is_decoded(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = pool.write_all(set(range(POOL_SIZE)))
-    monkeypatch.setattr(dpl_ray.data.labels, "machine_memory", lambda: 2 * 9 * 16)
+    monkeypatch.setattr(dpl_ray.data.labels, "memory_size", lambda: 2 * 9 * 16)
     message = r"the 12 selected images take .* GiB decoded, more than half of .*; take fewer, as data.labels_per_class="
     for image_size in (4, None):
         fails(message, train=pool.train, labels=labels, image_size=image_size)

@@ -19,6 +19,7 @@ MODULES = {
 MAY_IMPORT_RAY = {
     "dpl_ray.cluster",
     "dpl_ray.ray_train",
+    "dpl_ray.ray_stream",
     "dpl_ray.launch",
     "dpl_ray.comparison",
     "dpl_ray.labeling_ray",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from pathlib import Path
 
@@ -11,22 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from dpl_ray.data.decode import DecodeSettings, decode_many
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool_files import ROWS_PER_SPAN, PoolFiles, _merge, list_pool
-
-
-def png(level: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (level % 256, level // 256, 0)).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def write_parquet(path: Path, levels: list[int], row_group_size: int = 3) -> None:
-    table = pa.table({"image": [png(level) for level in levels], "label": [level % 2 for level in levels]})
-    pq.write_table(table, path, row_group_size=row_group_size)
+from tests.builders import png, write_images
 
 
 def pool(folder: Path, label_column: str | None = "label") -> PoolFiles:
@@ -38,7 +26,7 @@ def all_ids(files: PoolFiles) -> list[str]:
 
 
 def test_every_row_is_there_once_and_in_order(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "b.parquet", list(range(10, 18)))
+    write_images(tmp_path / "b.parquet", range(10, 18), row_group_size=3)
     (tmp_path / "a b é.png").write_bytes(png(1))
     (tmp_path / "notes.txt").write_text("nothing")
     files = pickle.loads(pickle.dumps(pool(tmp_path)))
@@ -54,7 +42,7 @@ def test_every_row_is_there_once_and_in_order(tmp_path: Path) -> None:
 
 
 def test_rows_in_the_middle_of_row_groups(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "a.parquet", list(range(10)))
+    write_images(tmp_path / "a.parquet", range(10), row_group_size=3)
     found = pool(tmp_path).read(0, 2, 5)
     assert [row[0].rpartition(":")[2] for row in found] == ["2", "3", "4", "5", "6"]
     images, _, _ = decode_many([row[:2] for row in found], DecodeSettings())
@@ -72,7 +60,7 @@ def test_spans_are_whole_row_groups(row_groups: list[int]) -> None:
 
 
 def test_without_leaves_out_single_rows(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "a.parquet", list(range(5)))
+    write_images(tmp_path / "a.parquet", list(range(5)))
     for name in ("b.png", "c.png"):
         (tmp_path / name).write_bytes(png(7))
     files = pool(tmp_path)
@@ -86,16 +74,16 @@ def test_without_leaves_out_single_rows(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_has_a_reason_and_costs_nothing_else(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "a.parquet", list(range(3)))
+    write_images(tmp_path / "a.parquet", list(range(3)))
     (tmp_path / "b.parquet").write_bytes(b"PAR1 this is no parquet file PAR1")
     pq.write_table(pa.table({"picture": [png(1)]}), tmp_path / "c.parquet")
     pq.write_table(pa.table({"image": ["text", "text"]}), tmp_path / "d.parquet")
     pq.write_table(pa.table({"image": pa.array([None, png(2)], pa.binary())}), tmp_path / "e.parquet")
-    write_parquet(tmp_path / "f.parquet", [1, 2])
-    write_parquet(tmp_path / "g.parquet", [1, 2, 3, 4])
+    write_images(tmp_path / "f.parquet", [1, 2])
+    write_images(tmp_path / "g.parquet", [1, 2, 3, 4])
     files = pool(tmp_path)
     (tmp_path / "f.parquet").unlink()
-    write_parquet(tmp_path / "g.parquet", [1])
+    write_images(tmp_path / "g.parquet", [1])
     rows = [row[:2] for span in files.spans.tolist() for row in files.read(*span)]
     _, kept, bad = decode_many(rows, DecodeSettings())
     reasons = [(image.id.removeprefix(f"{tmp_path}/"), image.reason) for image in bad]
@@ -116,7 +104,7 @@ def test_what_cannot_be_read_has_a_reason_and_costs_nothing_else(tmp_path: Path)
 
 def test_a_broken_row_group_costs_its_own_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    write_parquet(path, list(range(9)))
+    write_images(path, range(9), row_group_size=3)
     start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
     content = bytearray(path.read_bytes())
     content[start : start + 40] = bytes(40)

@@ -16,6 +16,7 @@ from dpl_ray.config import ViewsConfig
 from dpl_ray.data.augment import OPERATION_NAMES, WEAK_UNIFORMS, ViewSettings, num_strong_uniforms
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.pool import Stream, sample_order, view_uniforms
+from dpl_ray.data.stream import PoolStream
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,15 @@ def view_settings(config: ViewsConfig) -> ViewSettings:
 
 
 class BatchFeed:
-    """`feed(step)` is this worker's share of the global batch of that step. It holds no position."""
+    """`feed(step)` is this worker's share of the global batch of that step.
+
+    It holds no position; a pool that is streamed does, so its steps are asked for in order.
+    """
 
     def __init__(
         self,
         labeled: ImageSet,
-        unlabeled: ImageSet | None,
+        unlabeled: ImageSet | PoolStream | None,
         *,
         batch_size: int,
         mu: int,
@@ -92,26 +96,40 @@ class BatchFeed:
         self.rank, self.world_size = rank, world_size
 
     def ids(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Indices of the whole global batch: labelled (batch_size,), unlabelled (mu * batch_size,)."""
+        """Indices of the whole global batch: labelled (batch_size,), unlabelled in memory (mu * batch_size,)."""
         labeled = sample_order(len(self.labeled), self.batch_size, step, self.seed, Stream.ORDER_LABELED)
-        if self.unlabeled is None:
+        if not isinstance(self.unlabeled, ImageSet):
             return labeled, np.zeros(0, dtype=np.int64)
         size = self.batch_size * self.mu
         return labeled, sample_order(len(self.unlabeled), size, step, self.seed, Stream.ORDER_UNLABELED)
 
     def __call__(self, step: int) -> Batch:
-        labeled, unlabeled = self.ids(step)
-        pool = self.labeled if self.unlabeled is None else self.unlabeled
+        labeled, unlabeled = (self._mine(rows) for rows in self.ids(step))
+        if isinstance(self.unlabeled, PoolStream):
+            images_unlabeled, ids_unlabeled, targets_unlabeled = self.unlabeled(step)
+        else:
+            pool = self.labeled if self.unlabeled is None else self.unlabeled
+            images_unlabeled, ids_unlabeled, targets_unlabeled = (
+                pool.images[unlabeled],
+                unlabeled,
+                pool.targets[unlabeled],
+            )
+        num_unlabeled = self.world_size * len(ids_unlabeled)
         return Batch(
-            images=torch.from_numpy(self.labeled.images[self._mine(labeled)]),
-            targets=torch.from_numpy(self.labeled.targets[self._mine(labeled)]),
-            uniforms=self._uniforms(len(labeled), WEAK_UNIFORMS, step, Stream.VIEWS_LABELED),
-            images_unlabeled=torch.from_numpy(pool.images[self._mine(unlabeled)]),
-            ids_unlabeled=torch.from_numpy(self._mine(unlabeled)),
-            targets_unlabeled=torch.from_numpy(pool.targets[self._mine(unlabeled)]),
-            uniforms_weak=self._uniforms(len(unlabeled), WEAK_UNIFORMS, step, Stream.VIEWS_UNLABELED),
-            uniforms_strong=self._uniforms(len(unlabeled), num_strong_uniforms(self.views), step, Stream.VIEWS_STRONG),
+            images=torch.from_numpy(self.labeled.images[labeled]),
+            targets=torch.from_numpy(self.labeled.targets[labeled]),
+            uniforms=self._uniforms(self.batch_size, WEAK_UNIFORMS, step, Stream.VIEWS_LABELED),
+            images_unlabeled=torch.from_numpy(images_unlabeled),
+            ids_unlabeled=torch.from_numpy(ids_unlabeled),
+            targets_unlabeled=torch.from_numpy(targets_unlabeled),
+            uniforms_weak=self._uniforms(num_unlabeled, WEAK_UNIFORMS, step, Stream.VIEWS_UNLABELED),
+            uniforms_strong=self._uniforms(num_unlabeled, num_strong_uniforms(self.views), step, Stream.VIEWS_STRONG),
         )
+
+    def close(self) -> None:
+        """Stop reading a streamed pool."""
+        if isinstance(self.unlabeled, PoolStream):
+            self.unlabeled.close()
 
     def _mine(self, rows: NDArray) -> NDArray:
         share = len(rows) // self.world_size

@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 UNLABELED = -1
+
+
+class Streamed(Protocol):
+    """A pool that is read while it is trained on: its size is known, its pixels are not."""
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Splits:
     """
 
     labeled: ImageSet
-    unlabeled: ImageSet
+    unlabeled: ImageSet | Streamed
     validation: ImageSet
     test: ImageSet
     class_names: tuple[str, ...]
@@ -77,10 +86,16 @@ class Splits:
     num_pseudo_labeled: int = 0  # of `labeled`: those whose targets are pseudo-labels of data.labels
 
     def fingerprint(self) -> str:
-        """Hex digest of names, targets and pixels of all four sets: equal where a run would see the same data."""
+        """Hex digest of names, targets and pixels of all four sets: equal where a run would see the same data.
+
+        Of a pool that is streamed, of names and sizes of its files.
+        """
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join(self.class_names).encode())
         for part in (self.labeled, self.unlabeled, self.validation, self.test):
+            if not isinstance(part, ImageSet):
+                digest.update(f"\0{part.fingerprint()}\0".encode())
+                continue
             digest.update(f"\0{part.images.shape}\0".encode())
             digest.update("\0".join(part.ids.tolist()).encode(errors="surrogateescape"))
             digest.update(part.targets.data)
@@ -91,8 +106,9 @@ class Splits:
         """The same of class names, test split and all other images together: equal for every seed of the same data.
 
         The seed decides which images are labelled, for validation or in the pool, and so their order: they are read
-        by their ids.
+        by their ids. Of a pool in memory.
         """
+        assert isinstance(self.unlabeled, ImageSet), "comparisons do not stream"
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join(self.class_names).encode())
         for parts in ((self.test,), (self.labeled, self.unlabeled, self.validation)):

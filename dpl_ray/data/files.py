@@ -180,10 +180,7 @@ def read_folder(location: Location, paths: list[str], *, labeled: bool) -> Recor
     """Image files; the label is the subfolder (of a folder) or the parent folder (of a glob), if `labeled`."""
     images = [path for path in paths if is_image(path)]
     if not images:
-        found = ", ".join(sorted({posixpath.splitext(path)[1] or posixpath.basename(path) for path in paths})[:8])
-        raise location.error(
-            f"no image among {len(paths)} files ({found}); images end in {', '.join(IMAGE_EXTENSIONS)}"
-        )
+        raise no_image(location, paths)
     labels: list[Label] = [None] * len(images)
     class_names: tuple[str, ...] | None = None
     if labeled:
@@ -204,6 +201,12 @@ def read_folder(location: Location, paths: list[str], *, labeled: bool) -> Recor
     return Records(
         location, [location.name(path) for path in images], labels, partial(_readers, location, images), class_names
     )
+
+
+def no_image(location: Location, paths: list[str]) -> ValueError:
+    """None of the files is called as images are."""
+    found = ", ".join(sorted({posixpath.splitext(path)[1] or posixpath.basename(path) for path in paths})[:8])
+    return location.error(f"no image among {len(paths)} files ({found}); images end in {', '.join(IMAGE_EXTENSIONS)}")
 
 
 def _subfolders(location: Location) -> list[str]:

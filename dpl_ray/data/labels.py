@@ -6,7 +6,6 @@ Of the output, only the ids and labels of the selected samples are held; their i
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +20,10 @@ from numpy.typing import NDArray
 
 from dpl_ray.config import DataConfig
 from dpl_ray.data.dataset import UNLABELED
-from dpl_ray.data.decode import DecodeError, DecodeSettings, Payload, decode
+from dpl_ray.data.decode import Payload
 from dpl_ray.data.files import Location, Records, is_parquet, list_files, open_location, read_file
 from dpl_ray.data.pool_files import PoolFiles, between, list_pool
+from dpl_ray.data.streamed import bytes_per_image, memory_size
 from dpl_ray.file_systems import one_line
 
 JOB_FILE = "_ledger/job.json"
@@ -77,7 +77,7 @@ class PseudoLabels:
             )
         labels = [self.class_names[self.labels[sample_id]] for sample_id in ids]
         records = Records(self.location, ids, list(labels), partial(_payloads, pool, rows), self.class_names)
-        _check_memory(len(ids), _image_bytes(data, records), self.location)
+        _check_memory(len(ids), bytes_per_image(data, records), self.location)
         return records
 
 
@@ -133,7 +133,7 @@ def _read_selected(location: Location, parts: list[str], data: DataConfig, num_c
         # Before an id is held: there may be more of them than fit.
         count = dataset.count_rows(filter=pc.field("selected"))
         count = count if per_class is None else min(count, per_class * num_classes)
-        _check_memory(count, _square_bytes(data, data.image_size), location)
+        _check_memory(count, data.channels * data.image_size**2, location)
     columns = ["sample_id", "pseudo_label", "confidence"]
     kept = dataset.schema.empty_table().select(columns)
     batches = []
@@ -181,34 +181,13 @@ def _payloads(pool: PoolFiles, rows: dict[int, list[int]]) -> Iterator[Payload]:
                 yield found[row - wanted[0]][1]
 
 
-def _image_bytes(data: DataConfig, records: Records) -> int:
-    """Bytes of a decoded image: all are of one size, that of the first where data.image_size does not say it."""
-    if data.image_size is not None:
-        return _square_bytes(data, data.image_size)
-    for payload in records.read():
-        try:
-            return decode((payload() if callable(payload) else payload) or b"", DecodeSettings.from_config(data)).nbytes
-        except (DecodeError, OSError):
-            continue
-    return 0
-
-
-def _square_bytes(data: DataConfig, size: int) -> int:
-    return data.channels * size**2
-
-
 def _check_memory(num_images: int, image_bytes: int, location: Location) -> None:
-    limit = MEMORY_SHARE * machine_memory()
+    limit = MEMORY_SHARE * memory_size()
     if num_images * image_bytes > limit:
         raise location.error(
             f"the {num_images} selected images take {num_images * image_bytes / 2**30:.1f} GiB decoded, more than half "
             f"of this machine's memory ({limit / 2**30:.1f} GiB); take fewer, as data.labels_per_class=1000"
         )
-
-
-def machine_memory() -> int:
-    """Bytes of physical memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _some(names: tuple[str, ...]) -> str:

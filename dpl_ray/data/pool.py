@@ -21,6 +21,7 @@ class Stream(IntEnum):
     VIEWS_UNLABELED = 3
     VIEWS_STRONG = 4
     LAYERS = 5
+    WINDOWS = 6
 
 
 @lru_cache(maxsize=8)

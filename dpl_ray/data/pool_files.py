@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
-from dpl_ray.data.files import Label, Location, as_label, is_image, is_parquet, list_infos, read_file
+from dpl_ray.data.files import Label, Location, as_label, is_image, is_parquet, list_infos, no_image, read_file
 from dpl_ray.data.parquet import has_labels, image_column_error
 
 ROWS_PER_SPAN = 1024  # least rows of a span of whole row groups: what is read in one go
@@ -46,6 +46,7 @@ class PoolFiles:
     spans: NDArray[np.int64]  # (S, 3) file, first row, number of rows; of a parquet file, whole row groups
     image_column: str = "image"
     label_column: str | None = None
+    labels: NDArray[np.int64] | None = None  # (F,) class index of image files where it is known, else -1
 
     def __len__(self) -> int:
         """Rows of the pool."""
@@ -66,6 +67,11 @@ class PoolFiles:
             digest.update(path.as_py().encode(errors="surrogateescape") + b"\0")
         digest.update(self.sizes.tobytes() + self.spans.tobytes())
         return digest.hexdigest()
+
+    def where(self, belongs: Callable[[int], bool]) -> PoolFiles:
+        """The pool less the files that do not belong to it."""
+        keep = np.array([belongs(file) for file in range(len(self.paths))], bool)
+        return replace(self, spans=self.spans[keep[self.spans[:, 0]]])
 
     def rows(self, ids: Collection[str]) -> dict[int, list[int]]:
         """File -> rows, ascending, of the samples of these ids; ids that are not in the pool are passed over."""
@@ -100,7 +106,8 @@ class PoolFiles:
         """
         path = self.paths[file].as_py()
         if not is_parquet(path):
-            return [(self.name(file), partial(read_file, self.location.filesystem, path), None)]
+            label = None if self.labels is None else as_label(int(self.labels[file]))
+            return [(self.name(file), partial(read_file, self.location.filesystem, path), label)]
         ids = [self.sample_id(file, row) for row in range(first, first + count)]
         payloads: list[tuple[Payload, Label]] = []
         try:
@@ -158,7 +165,7 @@ def list_pool(
     infos = list_infos(location)
     called_so = [info for info in infos if is_image(info.path) or is_parquet(info.path)]
     if not called_so:
-        raise location.error(f"no image and no parquet file among {len(infos)} files, as {infos[0].base_name}")
+        raise no_image(location, [info.path for info in infos])
     infos = infos if every_file else called_so
     with ThreadPoolExecutor(_NUM_THREADS) as executor:
         groups = list(executor.map(partial(_row_groups, location), [info.path for info in infos]))

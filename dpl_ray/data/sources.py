@@ -7,6 +7,7 @@ by `decode.py`) become a `Source`, which `split.py` splits.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from dpl_ray.config import DataConfig
 from dpl_ray.data.classes import check_class_names, find_class_names, find_targets, find_test_targets
-from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits
+from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
 from dpl_ray.data.decode import DecodeSettings, decode_many
 from dpl_ray.data.files import (
     Records,
@@ -27,8 +28,10 @@ from dpl_ray.data.files import (
 )
 from dpl_ray.data.labels import PseudoLabels, read_pseudo_labels
 from dpl_ray.data.parquet import read_parquet
-from dpl_ray.data.split import check_pool, plan_split, split
+from dpl_ray.data.pool_files import PoolFiles
+from dpl_ray.data.split import Plan, check_pool, plan_split, split, unlabeled_rest
 from dpl_ray.data.standard import read_standard
+from dpl_ray.data.streamed import list_unlabeled, should_stream, streamed_pool
 
 
 def load_splits(
@@ -53,19 +56,55 @@ def load_splits(
             "data.labels (of true labels, data.num_labels_per_class are kept)"
         )
     reads_unlabeled = uses_unlabeled if reads_unlabeled is None else reads_unlabeled
-    if data.name in ("image_folder", "parquet"):
-        source = _read_own(data, seed=seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=reads_unlabeled)
-    else:
+    if data.name not in ("image_folder", "parquet"):
         source = read_standard(data, reads_unlabeled=reads_unlabeled)
-    return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
-
-
-def _read_own(data: DataConfig, *, seed: int, uses_unlabeled: bool, reads_unlabeled: bool) -> Source:
+        return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
     labels = read_pseudo_labels(data) if data.labels is not None else None
     if labels and data.unlabeled is None:
         data = data.model_copy(update={"unlabeled": labels.pool})
-    train, test, pool, selected = _list_own(data, labels, reads_unlabeled=reads_unlabeled)
-    name = f"{train.location.field}={train.location.given}"
+    listed = _list_labeled(data, labels)
+    lists_unlabeled = reads_unlabeled and data.unlabeled is not None
+    if data.pool.mode != "memory":
+        files = list_unlabeled(data) if lists_unlabeled else None
+        if should_stream(data, listed.train, len(listed.train.ids) + (len(files) if files else 0)):
+            return _read_streamed(data, listed, files, seed=seed, uses_unlabeled=uses_unlabeled)
+    pool = _records(data, "data.unlabeled", data.unlabeled) if lists_unlabeled and data.unlabeled else None
+    source = _read_own(data, listed, pool, seed=seed, uses_unlabeled=uses_unlabeled)
+    return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
+
+
+@dataclass(frozen=True)
+class _Labeled:
+    """What is listed of data.train, data.test and data.labels."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Records  # the selected of data.labels where there is no data.train
+    targets: NDArray[np.int64]  # of train; UNLABELED where a sample has none
+    test: Records | None
+    test_targets: NDArray[np.int64] | None
+    labels: PseudoLabels | None
+    selected: Records | None  # of data.labels, beside data.train
+
+    def ids(self) -> set[str]:
+        """Those that are not taken from data.unlabeled."""
+        return {sample_id for part in (self.train, self.test, self.selected) if part for sample_id in part.ids}
+
+    def pseudo_labels(self, ids: Iterable[str]) -> NDArray[np.int64] | None:
+        """(N,) of images of data.train, where they are not labelled; None where no such ones are used."""
+        return self.labels.of(ids) if self.labels and self.selected else None
+
+
+def _list_labeled(data: DataConfig, labels: PseudoLabels | None) -> _Labeled:
+    train = _records(data, "data.train", data.train) if data.train else None
+    test = _records(data, "data.test", data.test) if data.test else None
+    train_ids = set(train.ids if train else ())
+    if test and (shared := [sample_id for sample_id in test.ids if sample_id in train_ids]):
+        raise test.location.error(f"{len(shared)} of its images are in data.train too, as {shared[0]}; test on others")
+    selected = labels.records(data, train_ids | set(test.ids if test else ())) if labels else None
+    if train is None:
+        train, selected = selected, None
+    assert train is not None, "the configuration requires data.train or data.labels"
     class_names = find_class_names(data, train)
     if labels:
         labels.check_class_names(class_names, "data.train" if data.train else "data.class_names")
@@ -77,27 +116,38 @@ def _read_own(data: DataConfig, *, seed: int, uses_unlabeled: bool, reads_unlabe
             )
     targets = find_targets(train, class_names)
     test_targets = find_test_targets(test, class_names, data) if test else None
+    name = f"{train.location.field}={train.location.given}"
+    return _Labeled(name, class_names, train, targets, test, test_targets, labels, selected)
 
-    def check(train_targets: NDArray[np.int64], pseudo_labels: NDArray[np.int64] | None, hint: str = "") -> None:
-        plan = plan_split(train_targets, class_names, data, seed=seed, hold_out_test=test is None, name=name, hint=hint)
+
+def _plan(data: DataConfig, listed: _Labeled, targets: NDArray[np.int64], seed: int, hint: str = "") -> Plan:
+    alone = listed.test is None
+    return plan_split(targets, listed.class_names, data, seed=seed, hold_out_test=alone, name=listed.name, hint=hint)
+
+
+def _read_own(data: DataConfig, listed: _Labeled, pool: Records | None, *, seed: int, uses_unlabeled: bool) -> Source:
+    """Everything decoded, in memory."""
+    train, test, selected = listed.train, listed.test, listed.selected
+    # A folder of everything beside a CSV of the labelled ones is usual, and right.
+    pool = pool.without(listed.ids()) if pool else None
+
+    def check(targets: NDArray[np.int64], pseudo_labels: NDArray[np.int64] | None, hint: str = "") -> None:
+        rest = unlabeled_rest(_plan(data, listed, targets, seed, hint).unlabeled, pseudo_labels)
         if uses_unlabeled:
-            rest = plan.unlabeled if pseudo_labels is None else plan.unlabeled[pseudo_labels[plan.unlabeled] < 0]
-            check_pool(len(rest) + (len(pool.ids) if pool else 0), data, name)
+            check_pool(len(rest) + (len(pool.ids) if pool else 0), data, listed.name)
 
-    check(targets, labels.of(train.ids) if labels and selected else None)
+    check(listed.targets, listed.pseudo_labels(train.ids))
     reader = _Reader(data, sum(len(records.ids) for records in (train, test, pool, selected) if records))
-    train_set = reader.read(train, targets)
-    pseudo_labels = labels.of(train_set.ids) if labels and selected else None
+    train_set = reader.read(train, listed.targets)
+    pseudo_labels = listed.pseudo_labels(train_set.ids)
     check(train_set.targets, pseudo_labels, _hint(reader.bad))
-    test_set = reader.read(test, test_targets) if test and test_targets is not None else None
-    if test and test_set is not None and not len(test_set):
-        raise test.location.error(f"none of its {len(test.ids)} images can be read{_hint(reader.bad)}")
-    pool_set = reader.read(pool, find_targets(pool, class_names, strict=False)) if pool else None
-    selected_set = reader.read(selected, find_targets(selected, class_names)) if selected else None
+    test_set = _read_test(reader, listed)
+    pool_set = reader.read(pool, find_targets(pool, listed.class_names, strict=False)) if pool else None
+    selected_set = _read_selected(reader, listed)
     _check_shapes(train_set, test_set, pool_set, selected_set)
     return Source(
-        name,
-        class_names,
+        listed.name,
+        listed.class_names,
         train_set,
         pool_set,
         test_set,
@@ -108,28 +158,63 @@ def _read_own(data: DataConfig, *, seed: int, uses_unlabeled: bool, reads_unlabe
     )
 
 
-def _list_own(
-    data: DataConfig, labels: PseudoLabels | None, *, reads_unlabeled: bool
-) -> tuple[Records, Records | None, Records | None, Records | None]:
-    """The records of data.train, data.test, data.unlabeled and data.labels, each sample in the first that has it.
+def _read_streamed(
+    data: DataConfig, listed: _Labeled, files: PoolFiles | None, *, seed: int, uses_unlabeled: bool
+) -> Splits:
+    """What has a label that is used decoded, the pool as files."""
+    plan = _plan(data, listed, listed.targets, seed)
+    ids = np.array(listed.train.ids)
+    pseudo_labels = listed.pseudo_labels(listed.train.ids)
+    rest = unlabeled_rest(plan.unlabeled, pseudo_labels)
+    pool = streamed_pool(data, listed.class_names, listed.train, ids[rest].tolist(), files, listed.ids())
+    if uses_unlabeled:
+        check_pool(len(pool), data, listed.name)
+    chosen = np.setdiff1d(np.arange(len(ids)), rest)
+    moved = np.setdiff1d(plan.unlabeled, rest)
+    targets = listed.targets.copy()
+    if pseudo_labels is not None:
+        targets[moved] = pseudo_labels[moved]
+    num_listed = sum(len(records.ids) for records in (listed.test, listed.selected) if records)
+    reader = _Reader(data, len(chosen) + len(pool) + num_listed)
+    read = reader.read(listed.train.without(set(ids[rest].tolist())), targets[chosen])
+    test, selected = _read_test(reader, listed), _read_selected(reader, listed)
+    labeled, validation, held_out, pseudo_labeled = (
+        read.subset(np.flatnonzero(np.isin(read.ids, ids[rows])))
+        for rows in (plan.labeled, plan.validation, plan.test, moved)
+    )
+    without = set(range(len(listed.class_names))) - set(labeled.targets.tolist())
+    if without:
+        raise ValueError(
+            f"{listed.name}: none of the labelled images drawn of class {listed.class_names[min(without)]} can be read"
+            f"{_hint(reader.bad)}"
+        )
+    if selected:
+        pseudo_labeled = concatenate(pseudo_labeled, selected)
+    return Splits(
+        labeled=concatenate(labeled, pseudo_labeled),
+        unlabeled=pool,
+        validation=validation,
+        test=held_out if test is None else test,
+        class_names=listed.class_names,
+        bad=tuple(reader.bad),
+        num_pseudo_labeled=len(pseudo_labeled if data.train else labeled),
+    )
 
-    Those of data.labels are the first ones where there is no data.train.
-    """
-    train = _records(data, "data.train", data.train) if data.train else None
-    test = _records(data, "data.test", data.test) if data.test else None
-    pool = _records(data, "data.unlabeled", data.unlabeled) if data.unlabeled and reads_unlabeled else None
-    train_ids = set(train.ids if train else ())
-    if test and (shared := [sample_id for sample_id in test.ids if sample_id in train_ids]):
-        raise test.location.error(f"{len(shared)} of its images are in data.train too, as {shared[0]}; test on others")
-    taken = train_ids | set(test.ids if test else ())
-    selected = labels.records(data, taken) if labels else None
-    if pool:
-        # A folder of everything beside a CSV of the labelled ones is usual, and right.
-        pool = pool.without(taken | set(selected.ids if selected else ()))
-    if train is None:
-        assert selected is not None, "the configuration requires data.train or data.labels"
-        return selected, test, pool, None
-    return train, test, pool, selected
+
+def _read_selected(reader: _Reader, listed: _Labeled) -> ImageSet | None:
+    if listed.selected is None:
+        return None
+    return reader.read(listed.selected, find_targets(listed.selected, listed.class_names))
+
+
+def _read_test(reader: _Reader, listed: _Labeled) -> ImageSet | None:
+    test = listed.test
+    if test is None or listed.test_targets is None:
+        return None
+    test_set = reader.read(test, listed.test_targets)
+    if not len(test_set):
+        raise test.location.error(f"none of its {len(test.ids)} images can be read{_hint(reader.bad)}")
+    return test_set
 
 
 def _records(data: DataConfig, field_name: str, given: str) -> Records:

@@ -61,10 +61,16 @@ def _pseudo_labeled(source: Source, unlabeled: Indices) -> tuple[ImageSet, Indic
     selected = source.selected or empty_like(source.train)
     if source.train_pseudo_labels is None:
         return selected, unlabeled
-    targets = source.train_pseudo_labels[unlabeled]
-    chosen = source.train.subset(unlabeled[targets != UNLABELED])
-    chosen = ImageSet(chosen.images, targets[targets != UNLABELED], chosen.ids)
-    return concatenate(chosen, selected), unlabeled[targets == UNLABELED]
+    rest = unlabeled_rest(unlabeled, source.train_pseudo_labels)
+    moved = np.setdiff1d(unlabeled, rest)
+    chosen = source.train.subset(moved)
+    chosen = ImageSet(chosen.images, source.train_pseudo_labels[moved], chosen.ids)
+    return concatenate(chosen, selected), rest
+
+
+def unlabeled_rest(unlabeled: Indices, pseudo_labels: NDArray[np.int64] | None) -> Indices:
+    """Those of the unlabelled positions that have no pseudo-label, of pseudo-labels (N,) of all positions."""
+    return unlabeled if pseudo_labels is None else unlabeled[pseudo_labels[unlabeled] == UNLABELED]
 
 
 def plan_split(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch import Tensor
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config import Config
 from dpl_ray.data.batches import BatchFeed, view_settings
-from dpl_ray.data.dataset import ImageSet, Splits
+from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.data.pool import layer_seed
+from dpl_ray.data.stream import PoolStream, StreamedPool, WindowReader, Windows, read_here
 from dpl_ray.evaluation import evaluate_split
 from dpl_ray.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, list_checkpoints, load_state, save_checkpoint
@@ -36,6 +37,7 @@ class Record:
     num_steps: int
     images_per_second: float
     metrics: dict[str, float] = field(default_factory=dict)
+    bad: tuple[BadImage, ...] = ()  # of a streamed pool, found since the last record
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,17 @@ class Outcome:
 
 
 def train(
-    config: Config, splits: Splits, workers: Workers, folder: Storage, record: Callable[[Record], None]
+    config: Config,
+    splits: Splits,
+    workers: Workers,
+    folder: Storage,
+    record: Callable[[Record], None],
+    read: WindowReader = read_here,
 ) -> Outcome:
     """Train to train.num_steps, from the newest checkpoint in `folder` where there is one.
 
-    Every worker calls this with the same arguments; `record` is called on worker 0 alone.
+    Every worker calls this with the same arguments; `record` is called on worker 0 alone, and `read` reads a pool that
+    is streamed.
     """
     train_config, phase = config.train, config.policy["name"]
     image_shape = splits.labeled.images.shape[1:]
@@ -72,9 +80,12 @@ def train(
     if saved:
         load_state(saved[-1], state, workers)
     views = view_settings(config.data.views)
+    pool: ImageSet | PoolStream | None = None
+    if POLICIES[phase].uses_unlabeled:
+        pool = _open_pool(splits, config, workers, state.step, read)
     feed = BatchFeed(
         splits.labeled,
-        splits.unlabeled if POLICIES[phase].uses_unlabeled else None,
+        pool,
         batch_size=train_config.batch_size,
         mu=train_config.mu,
         seed=train_config.seed,
@@ -86,29 +97,32 @@ def train(
     curve_every = train_config.curve_every if len(curve_split) else None
     window = _Window(workers, record, phase, train_config.num_steps, info.class_names)
     began = time.perf_counter()
-    while state.step < train_config.num_steps:
-        # Layers that draw (dropout) do so from a function of seed, step and worker: no random state to save.
-        torch.manual_seed(layer_seed(train_config.seed, state.step, workers.rank))
-        asked = time.perf_counter()
-        batch = feed(state.step).to(workers.device)
-        waited = time.perf_counter() - asked
-        sums = train_step(state, batch, config, views, workers)
-        state.seconds += time.perf_counter() - asked
-        window.add(sums, state.step, len(batch), waited)
-        last = state.step == train_config.num_steps
-        if state.step % train_config.log_every == 0 or last:
-            window.close(state.step, state.policy.thresholds())
-        if _due(state.step, train_config.evaluate_every) and len(splits.validation):
-            metrics = evaluate_split(state.teacher, splits.validation, workers)
-            window.tell(
-                state.step, {f"validation/{key.removeprefix('eval/')}": value for key, value in metrics.items()}
-            )
-        if curve_every and (_due(state.step, curve_every) or last):
-            with window.paused():
-                accuracy = evaluate_split(state.teacher, curve_split, workers)["eval/accuracy"]
-            window.tell(state.step, {"curve/accuracy": accuracy, "curve/seconds": state.seconds})
-        if _due(state.step, train_config.checkpoint_every) or last:
-            save_checkpoint(folder, state, config, info, workers, keep=train_config.keep_checkpoints)
+    unreadable = _Unreadable(config, pool, workers, window)
+    with closing(feed):
+        while state.step < train_config.num_steps:
+            # Layers that draw (dropout) do so from a function of seed, step and worker: no random state to save.
+            torch.manual_seed(layer_seed(train_config.seed, state.step, workers.rank))
+            asked = time.perf_counter()
+            batch = feed(state.step).to(workers.device)
+            waited = time.perf_counter() - asked
+            sums = train_step(state, batch, config, views, workers)
+            state.seconds += time.perf_counter() - asked
+            window.add(sums, state.step, len(batch), waited)
+            last = state.step == train_config.num_steps
+            if state.step % train_config.log_every == 0 or last:
+                window.close(state.step, state.policy.thresholds())
+                unreadable.check(state.step)
+            if _due(state.step, train_config.evaluate_every) and len(splits.validation):
+                metrics = evaluate_split(state.teacher, splits.validation, workers)
+                window.tell(
+                    state.step, {f"validation/{key.removeprefix('eval/')}": value for key, value in metrics.items()}
+                )
+            if curve_every and (_due(state.step, curve_every) or last):
+                with window.paused():
+                    accuracy = evaluate_split(state.teacher, curve_split, workers)["eval/accuracy"]
+                window.tell(state.step, {"curve/accuracy": accuracy, "curve/seconds": state.seconds})
+            if _due(state.step, train_config.checkpoint_every) or last:
+                save_checkpoint(folder, state, config, info, workers, keep=train_config.keep_checkpoints)
     scores: dict[str, float] = {}
     for name, split in (("validation", splits.validation), ("eval", splits.test)):
         if len(split):
@@ -122,6 +136,23 @@ def train(
         checkpoint=str(folder / f"step-{state.step:08d}"),
         seconds=time.perf_counter() - began,
         training_seconds=state.seconds,
+    )
+
+
+def _open_pool(
+    splits: Splits, config: Config, workers: Workers, first_step: int, read: WindowReader
+) -> ImageSet | PoolStream:
+    if not isinstance(splits.unlabeled, StreamedPool):
+        assert isinstance(splits.unlabeled, ImageSet)
+        return splits.unlabeled
+    return PoolStream(
+        splits.unlabeled,
+        Windows.from_config(config),
+        first_step=first_step,
+        num_steps=config.train.num_steps,
+        rank=workers.rank,
+        world_size=workers.world_size,
+        read=read,
     )
 
 
@@ -186,10 +217,38 @@ class _Window:
         self.tell(step, self.metrics | by_class)
         self._open()
 
-    def tell(self, step: int, metrics: dict[str, float]) -> None:
+    def tell(self, step: int, metrics: dict[str, float], bad: tuple[BadImage, ...] = ()) -> None:
         if self.workers.rank == 0:
             seconds = max(time.perf_counter() - self.began, 1e-9)
             if self.steps:
                 self.rate = self.images / seconds
-            self.record(Record(self.phase, step, self.num_steps, self.rate, metrics))
+            self.record(Record(self.phase, step, self.num_steps, self.rate, metrics, bad))
             self.last_told = time.perf_counter()
+
+
+class _Unreadable:
+    """Images of a streamed pool that cannot be read: counted over all workers and told; too many stop the run."""
+
+    def __init__(self, config: Config, pool: ImageSet | PoolStream | None, workers: Workers, window: _Window) -> None:
+        self.stream = pool if isinstance(pool, PoolStream) else None
+        self.limit, self.workers, self.window = config.data.max_bad_fraction, workers, window
+        self.num_read, self.num_bad = 0, 0
+
+    def check(self, step: int) -> None:
+        """`ValueError`, on every worker, where they are more than data.max_bad_fraction of it."""
+        if self.stream is None:
+            return
+        found = self.workers.gather((self.stream.num_read, self.stream.take_bad()))
+        bad = tuple(image for _, images in found for image in images)
+        self.num_read = sum(number for number, _ in found)
+        self.num_bad += len(bad)
+        size = max(self.num_read, self.stream.pool_size)
+        if bad:
+            first_pass = self.num_read <= self.stream.pool_size
+            self.window.tell(step, {"data/unreadable": float(self.num_bad)}, bad if first_pass else ())
+        if self.num_bad > self.limit * size:
+            listed = ", ".join(f"{image.id} ({image.reason})" for image in bad[:3])
+            raise ValueError(
+                f"data.max_bad_fraction={self.limit}: {self.num_bad} of {size} images of the pool cannot be read, as "
+                f"{listed}; bad_images.csv has those found so far; repair or remove them, or raise the limit"
+            )

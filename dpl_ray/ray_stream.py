@@ -1,0 +1,58 @@
+"""Reading a streamed pool with Ray Data: the windows are decoded on the CPUs of the whole cluster.
+
+Every training worker has a data set of its own share of the windows, in order. Not Ray Data's split of one data set
+among the workers: which rows it gives to which worker, and in which order, is not a function of seed and step, so that
+a run could neither go on exactly nor be the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from dpl_ray.cluster import READER_CPUS
+from dpl_ray.data.stream import StreamedPool, WindowRows, Windows, read_window
+
+WINDOWS_PER_DATASET = 256  # a task each: the tasks of a data set are planned at once
+WINDOWS_AHEAD = 2  # of each worker, decoded in the object store
+
+
+def read_windows(
+    pool: StreamedPool, windows: Windows, numbers: range, rank: int, world_size: int
+) -> Generator[WindowRows, None, None]:
+    """A `WindowReader`: as `read_here`, but tasks of Ray Data read and decode, WINDOWS_AHEAD in advance."""
+    import ray
+    from ray.data import DataContext, ExecutionResources
+
+    for logger in ("ray", "ray.data"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    pool_ref = ray.put(pool)
+    share = windows.rows // world_size
+    read = partial(_read_task, pool_ref, windows, rank, world_size)
+    for first in range(numbers.start, numbers.stop, WINDOWS_PER_DATASET):
+        some = range(first, min(first + WINDOWS_PER_DATASET, numbers.stop))
+        context = DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        bytes_ahead = (WINDOWS_AHEAD + 1) * share * pool.bytes_per_image()
+        context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=2 * bytes_ahead)
+        with DataContext.current(context):
+            dataset = ray.data.from_items([{"number": number} for number in some], override_num_blocks=len(some))
+            dataset = dataset.map_batches(read, batch_size=1, num_cpus=READER_CPUS)
+        yield from dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=1)
+
+
+def _read_task(pool_ref: Any, windows: Windows, rank: int, world_size: int, rows: dict[str, np.ndarray]) -> WindowRows:
+    return read_window(_pool(pool_ref), windows, int(rows["number"][0]), rank, world_size)
+
+
+@lru_cache(maxsize=1)
+def _pool(pool_ref: Any) -> StreamedPool:
+    """One a process: it keeps the order of the pass that it is in."""
+    import ray
+
+    return ray.get(pool_ref)

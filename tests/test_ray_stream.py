@@ -1,0 +1,93 @@
+"""Streamed pools through Ray: the same windows as without it, and a run whose worker is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dpl_ray.cluster import check_readers
+from dpl_ray.config import Config, ScaleConfig
+from dpl_ray.console import ProgressLine
+from dpl_ray.data.decode import DecodeSettings
+from dpl_ray.data.stream import StreamedPool, Windows, read_here
+from dpl_ray.launch import fit
+from dpl_ray.ray_stream import read_windows
+from dpl_ray.training.loop import Record
+from tests.builders import tiny_config, write_images
+from tests.test_pool_files import pool as list_files
+
+pytestmark = pytest.mark.ray
+
+
+def test_ray_data_reads_the_same_windows_in_the_same_order(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "a.parquet", range(50), row_group_size=10, images=None)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    monkeypatch.setattr("dpl_ray.ray_stream.WINDOWS_PER_DATASET", 2)
+    pool, windows = StreamedPool((list_files(tmp_path),), DecodeSettings(4, 3), ("0", "1")), Windows(2, 2, 4, seed=0)
+    for expected, found in zip(
+        read_here(pool, windows, range(1, 6), 1, 2), read_windows(pool, windows, range(1, 6), 1, 2), strict=True
+    ):
+        assert expected.keys() == found.keys()
+        for name, rows in expected.items():
+            assert np.array_equal(rows, found[name]), name
+
+
+def config_for(folder: Path, num_workers: int) -> Config:
+    return tiny_config(
+        data={
+            "name": "parquet",
+            "train": str(folder / "train.parquet"),
+            "unlabeled": str(folder / "pool.parquet"),
+            "image_size": 8,
+            "pool": {"mode": "stream", "shuffle_rows": 64},
+        },
+        optim={"learning_rate": 0.003},
+        train={"batch_size": 4, "mu": 4, "num_steps": 60, "checkpoint_every": 5, "baseline": False, "log_every": 5},
+        run={"storage_path": str(folder / "runs"), "name": f"workers-{num_workers}"},
+        scale={"num_workers": num_workers, "max_failures": 1},
+        tracking={"enabled": False},
+    )
+
+
+def test_a_streamed_run_whose_worker_is_killed_ends_as_one_in_a_single_process(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed within a pass, by 2 workers what 1 would take: no image is taken twice in a pass, and none left out."""
+    import ray
+    from ray.util.state import list_actors
+
+    write_images(tmp_path / "train.parquet", range(20))
+    write_images(tmp_path / "pool.parquet", range(20, 1021), row_group_size=100)  # 1,001 rows: uneven in every way
+    alone = fit(config_for(tmp_path, 0))
+    shown, killed = ProgressLine.show, list[int]()
+
+    def show(self: ProgressLine, record: Record) -> None:
+        shown(self, record)
+        if record.step >= 15 and not killed:
+            address = ray.get_runtime_context().gcs_address
+            alive = list_actors(address, filters=[("state", "=", "ALIVE")], detail=True)
+            killed.extend(actor.pid for actor in alive if "TrainWorker" in actor.class_name)
+            os.kill(killed[-1], signal.SIGKILL)
+
+    monkeypatch.setattr(ProgressLine, "show", show)
+    result = fit(config_for(tmp_path, 2))
+    assert killed
+    for name in ("student", "teacher"):
+        mine, theirs = (load_file(Path(run.checkpoint) / f"{name}.safetensors") for run in (result, alone))
+        for key, expected in theirs.items():
+            torch.testing.assert_close(mine[key], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_workers_that_leave_no_cpu_to_read_with_are_refused(ray_cluster: None) -> None:
+    check_readers(ScaleConfig(num_workers=2, cpus_per_worker=1.5))
+    message = r"scale\.cpus_per_worker=1 with scale\.num_workers=4 leaves 0 of 4 CPUs, .* at most 0\.75 CPUs a worker"
+    with pytest.raises(ValueError, match=message):
+        check_readers(ScaleConfig(num_workers=4, cpus_per_worker=1))
