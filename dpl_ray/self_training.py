@@ -14,11 +14,13 @@ from typing import Any
 
 from rich.console import Console
 
+from dpl_ray.cluster import checked_resources
 from dpl_ray.compose import check_policy
 from dpl_ray.config import Config, TrackingConfig, shown
 from dpl_ray.data.label_counts import LabelCounts, count_labels
 from dpl_ray.data.sources import load_splits
 from dpl_ray.data.split import EmptyPoolError
+from dpl_ray.data.streamed import list_unlabeled
 from dpl_ray.labeling import label_pool
 from dpl_ray.labeling_config import LabelConfig, LabelScaleConfig
 from dpl_ray.launch import FitResult, check_storage, fit, start_tracker, tracking_uri
@@ -78,7 +80,7 @@ def self_train(
         console.print(f"{folder.name} had finished: {reason}; another run.name starts anew", highlight=False)
         console.print(rounds_table(folder.rounds))
         return _result(folder, reason, uri, folder.info["mlflow_run_id"])
-    given = _evaluate_given(config, options.checkpoint) if options.checkpoint and not folder.rounds else None
+    given = _check_first(config, options) if not folder.rounds else None
     folder.begin(command)
     console.print(_headline(folder, options), highlight=False, soft_wrap=True)
     tracker = _start_tracker(config, options, uri, folder)
@@ -207,26 +209,35 @@ def _round_metrics(metrics: dict[str, float], counts: LabelCounts, *, compared: 
     return found
 
 
-def _evaluate_given(config: Config, path: str) -> tuple[str, dict[str, float]]:
-    """The checkpoint of round 0 that was given, and its metrics on the test split.
+def _check_first(config: Config, options: SelfTrainConfig) -> tuple[str, dict[str, float]] | None:
+    """Answer mistakes before anything is begun; the checkpoint that is given, with its metrics on the test split.
 
     Raises:
-        ValueError: there is no checkpoint, or it has other classes or channels than the data.
+        ValueError: the data or the resources do not fit, there is no checkpoint, or one of other classes or channels.
     """
+    checkpoint = None
+    if options.checkpoint is not None:
+        from dpl_ray.training.checkpoint_folder import find_checkpoint
+
+        checkpoint = find_checkpoint(Storage(options.checkpoint))
+    with checked_resources(config.scale):
+        list_unlabeled(config.data)
+        data = config.data.model_copy(update={"labels_per_class": None})
+        splits = load_splits(data, seed=config.train.seed, uses_unlabeled=False)
+    if checkpoint is None:
+        return None
     from dpl_ray.evaluation import evaluate_split
     from dpl_ray.training.checkpoint import load_classifier
-    from dpl_ray.training.checkpoint_folder import find_checkpoint
 
-    checkpoint = find_checkpoint(Storage(path))
     model, _, info = load_classifier(checkpoint)
-    data = config.data.model_copy(update={"labels_per_class": None})
-    splits = load_splits(data, seed=config.train.seed, uses_unlabeled=False)
     for what, has, needs in (
-        ("classes", ", ".join(info.class_names[:8]), ", ".join(splits.class_names[:8])),
+        ("classes", ", ".join(info.class_names), ", ".join(splits.class_names)),
         ("channels", info.channels, splits.test.images.shape[1]),
     ):
         if has != needs:
-            raise ValueError(f"checkpoint={path}: its {what} are {has}, but those of data.train are {needs}")
+            raise ValueError(
+                f"checkpoint={options.checkpoint}: its {what} are {has}, but those of data.train are {needs}"
+            )
     return str(checkpoint), evaluate_split(model, splits.test)
 
 
