@@ -360,10 +360,11 @@ def test_a_checkpoint_of_other_classes_is_refused(data: Path, tmp_path: Path) ->
 def test_a_pool_that_changes_between_rounds_is_refused(data: Path, tmp_path: Path) -> None:
     pool = tmp_path / "pool"
     write_digits(pool / "b.parquet", 200, 260)
-    run(data, tmp_path, f"data.unlabeled={pool}", "rounds=1")
+    given = (f"data.unlabeled={pool}", "data.labels_per_class=3")
+    run(data, tmp_path, *given, "rounds=1")
     write_digits(pool / "a.parquet", 300, 340)
     with pytest.raises(ValueError, match=r"data.unlabeled=.*: its files have changed between two rounds"):
-        run(data, tmp_path, f"data.unlabeled={pool}", "rounds=2")
+        run(data, tmp_path, *given, "rounds=2")
 
 
 def test_the_same_command_without_a_name_has_the_same_one(data: Path, tmp_path: Path) -> None:
