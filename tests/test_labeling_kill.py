@@ -17,7 +17,7 @@ from tests.labeling import label, make_checkpoint, parts, rows, summary, write_i
 
 ROOT = Path(__file__).parent.parent
 NUM_IMAGES, NUM_ROWS = 150, 250
-SECONDS = 120.0  # for what is waited for to happen
+SECONDS = 300.0  # for what is waited for to happen, on a machine that others use too
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,7 @@ def check_same(output: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_job_is_killed_at_random_moments_and_goes_on(
     checkpoint: str, pool: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_the_job_is_killed_at_random_moments_and_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.ray
 def test_an_actor_is_killed_then_the_job_and_both_are_made_up_for(
     checkpoint: str, pool: Path, whole: Path, tmp_path: Path
@@ -161,7 +163,7 @@ def test_an_actor_is_killed_then_the_job_and_both_are_made_up_for(
     tasks = [pid for pid, title in descendants(process.pid).items() if "ray::" in title and "Map" in title]
     if tasks:
         os.kill(moments.choice(tasks), signal.SIGKILL)
-    told, _ = process.communicate(timeout=2 * SECONDS)
+    told, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, told
     assert {name: part for name, part in parts(output).items() if name in before} == before, "not computed again"
     check_same(output, whole)
