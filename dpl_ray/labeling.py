@@ -98,7 +98,8 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
     uri = tracking_uri(_tracking_config(config, source))
     _check_places(config)
     ledger = Ledger(config.output, source.identity(), len(source.info.class_names))
-    if not ledger.storage.scheme and would_list(source.location, str(ledger.storage / "part.parquet")):
+    same_system = ledger.storage.scheme == source.location.scheme
+    if same_system and would_list(source.location, (ledger.storage / "part.parquet").path):
         raise ValueError(f"output={config.output}: lies in the pool, which would grow by its own labels; take another")
     num_workers = _count_workers(config)
     listed = list_pool(source.location, image_column=source.image_column, every_file=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from dpl_ray import cluster
 from dpl_ray.config import ScaleConfig
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.labeling_parts import Counts
+from dpl_ray.labeling_plan import Plan
 
 if TYPE_CHECKING:
     from dpl_ray.labeling_blocks import BlockLabeler
@@ -43,8 +45,11 @@ def label_on_ray(
         ValueError: the cluster is not there or is too small.
         WorkersFailedError: a task failed otherwise than by losing its process, which is made up for.
     """
+    # Its core complains on stderr of every actor of Ray Data that may be restarted.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     started = cluster.connect(scale)
     import ray
+    import ray.data
 
     for logger in ("ray", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)
@@ -72,10 +77,11 @@ def _stream(
     context.print_on_execution_start = False
     memory = BYTES_PER_ACTOR * scale.num_workers
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)
-    payload = ray.put((labeler, np.array(blocks, np.int64)))
+    payload = ray.put(labeler)
     with DataContext.current(context):
         dataset = (
-            ray.data.range(len(blocks), override_num_blocks=len(blocks))
+            # No reading task, which would ask for a whole CPU: the numbers are put into the object store from here.
+            ray.data.from_items(blocks, override_num_blocks=len(blocks))
             .map_batches(
                 _decode,
                 batch_size=1,
@@ -102,10 +108,10 @@ def _decode(batch: dict[str, Any], *, payload: Any, settings: DecodeSettings) ->
     from dpl_ray.data.files import is_parquet
     from dpl_ray.labeling_blocks import decode_block
 
-    labeler, blocks = ray.get(payload)
-    block = int(blocks[batch["id"][0]])
-    path = labeler.plan.pool.paths[labeler.plan.pool.spans[block, 0]].as_py()
-    found = decode_block(labeler.plan, block, settings, num_threads=1 if is_parquet(path) else FILE_THREADS)
+    plan: Plan = ray.get(payload).plan
+    block = int(batch["item"][0])
+    path = plan.pool.paths[plan.pool.spans[block, 0]].as_py()
+    found = decode_block(plan, block, settings, num_threads=1 if is_parquet(path) else FILE_THREADS)
     return {
         "block": np.array([block]),
         "images": found.images[None],
@@ -122,8 +128,7 @@ class _Actor:
         import torch
 
         torch.set_num_threads(num_threads(scale))
-        labeler, _ = ray.get(payload)
-        self.labeler = labeler.to(torch.device("cuda" if scale.use_gpu else "cpu"))
+        self.labeler = ray.get(payload).to(torch.device("cuda" if scale.use_gpu else "cpu"))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         from dpl_ray.labeling_blocks import DecodedBlock
