@@ -286,7 +286,7 @@ def _history(training: Storage, policy: str) -> list[tuple[int, dict[str, float]
 
 
 def _headline(folder: SelfTrainFolder, options: SelfTrainConfig) -> str:
-    begins = f"goes on, {len(folder.rounds)} rounds finished before" if folder.resumed else "starts"
+    begins = f"goes on, {len(folder.rounds)} round(s) finished before" if folder.resumed else "starts"
     return (
         f"{folder.name} {begins}: at most {options.rounds} rounds after round 0, and none after less than "
         f"{options.min_change:.2%} of the pseudo-labels have changed"

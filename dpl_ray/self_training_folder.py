@@ -102,5 +102,5 @@ def stop_reason(rounds: list[Round], options: SelfTrainConfig) -> str | None:
             f"min_change={options.min_change:g}"
         )
     if last.number >= options.rounds:
-        return f"all {options.rounds} rounds after round 0 are done"
+        return f"rounds={options.rounds} is reached"
     return None

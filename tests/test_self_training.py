@@ -87,7 +87,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_a_whole_loop(data: Path, tmp_path: Path) -> None:
     result, output = run(data, tmp_path, "rounds=2", "data.labels_per_class=3")
     assert [each.number for each in result.rounds] == [0, 1, 2]
-    assert result.stopped == "all 2 rounds after round 0 are done"
+    assert result.stopped == "rounds=2 is reached"
     assert result.checkpoint == str(tmp_path / "loop" / "round-2" / "training" / "step-00000006")
     tables, true = [table(each.labels) for each in result.rounds], true_labels(data)
     for each, labels, before in zip(result.rounds, tables, [None, *tables], strict=False):
@@ -115,7 +115,7 @@ def test_a_whole_loop(data: Path, tmp_path: Path) -> None:
     assert rows[0]["round/changed_share"] == ""
     assert Path(result.figure).read_bytes().startswith(b"\x89PNG")
     assert json.loads((folder / "self_train.json").read_text())["rounds"] == [asdict(each) for each in result.rounds]
-    for expected in ("round 2 of 2", "60 labelled + ", "Rounds of self-training", "stopped: all 2 rounds"):
+    for expected in ("round 2 of 2", "60 labelled + ", "Rounds of self-training", "stopped: rounds=2"):
         assert expected in output
     configs = [yaml.safe_load((folder / f"round-{n}" / "training" / "config.yaml").read_text()) for n in range(3)]
     assert [config["train"]["baseline"] for config in configs] == [True, False, False], "the labels alone, once"
@@ -132,12 +132,12 @@ def test_a_finished_loop_does_nothing_and_more_rounds_go_on(
         forbid(patched, "fit", "label_pool", "start_tracker")
         again, output = run(data, tmp_path, "rounds=1")
     assert again == first
-    assert "loop had finished: all 1 rounds after round 0 are done; another run.name starts anew" in output
+    assert "loop had finished: rounds=1 is reached; another run.name starts anew" in output
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "loop").rglob("*") if path.is_file()} == before
     more, output = run(data, tmp_path, "rounds=2")
     assert more.rounds[:2] == first.rounds
     assert len(more.rounds) == 3
-    assert "loop goes on, 2 rounds finished before" in output
+    assert "loop goes on, 2 round(s) finished before" in output
     whole, _ = run(data, tmp_path / "whole", "rounds=2")
     assert [each.metrics for each in whole.rounds] == [each.metrics for each in more.rounds]
 
@@ -177,7 +177,7 @@ def test_reasons_to_stop() -> None:
     assert stop_reason([first], options) is None
     assert stop_reason([first, of_round(1, 5, 0.01)], options) is None, "the bound itself is no smaller share"
     assert "no longer change" in str(stop_reason([first, of_round(1, 5, 0.0099)], options))
-    assert "all 3 rounds" in str(stop_reason([first, of_round(3, 5, 0.5)], options))
+    assert "rounds=3 is" in str(stop_reason([first, of_round(3, 5, 0.5)], options))
     assert "no sample" in str(stop_reason([first, of_round(1, 0, 0.5)], options))
     assert stop_reason([first, of_round(1, 5, 0.0)], options.model_copy(update={"min_change": 0.0})) is None
 
@@ -215,7 +215,7 @@ def test_a_labelling_that_fails_is_gone_on_with(data: Path, tmp_path: Path, monk
     written = checkpoint.stat().st_mtime_ns
     monkeypatch.setattr(dpl_ray.self_training, "label_pool", label)
     result, output = run(data, tmp_path, "rounds=1")
-    assert "loop goes on, 1 rounds finished before" in output
+    assert "loop goes on, 1 round(s) finished before" in output
     assert checkpoint.stat().st_mtime_ns == written, "the training is not done again"
     whole, _ = run(data, tmp_path / "whole", "rounds=1")
     assert [each.metrics for each in whole.rounds] == [each.metrics for each in result.rounds]
@@ -248,7 +248,7 @@ def test_killed_in_the_middle_it_goes_on(data: Path, tmp_path: Path, processes: 
         process.send_signal(signal.SIGKILL)
         process.wait()
     result, output = run(data, tmp_path, *given)
-    assert "loop goes on, 1 rounds finished before" in output
+    assert "loop goes on, 1 round(s) finished before" in output
     whole, _ = run(data, tmp_path / "whole", *given)
     assert [each.metrics for each in whole.rounds] == [each.metrics for each in result.rounds]
 
