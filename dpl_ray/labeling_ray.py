@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 CPUS_PER_TASK = 0.25  # that reads and decodes: it waits for files, or for its blocks to be taken
 FILE_THREADS = 16  # of a task that opens files; a parquet file is read in one go
-RETRIES = 4  # of a block whose process dies: one that kills them all must not be tried for ever
 BLOCKS_PER_ACTOR = 2  # given to an actor at a time
 BYTES_PER_ACTOR = 512 * 2**20  # of decoded blocks in the object store
 
@@ -87,7 +86,6 @@ def _stream(
                 _decode,
                 batch_size=1,
                 num_cpus=CPUS_PER_TASK,
-                max_retries=RETRIES,
                 fn_kwargs={"payload": payload, "settings": settings},
             )
             .map_batches(
@@ -95,7 +93,6 @@ def _stream(
                 batch_size=1,
                 num_cpus=scale.cpus_per_worker,
                 num_gpus=1 if scale.use_gpu else 0,
-                max_task_retries=RETRIES,
                 compute=ActorPoolStrategy(size=scale.num_workers, max_tasks_in_flight_per_actor=BLOCKS_PER_ACTOR),
                 fn_constructor_kwargs={"payload": payload, "scale": scale},
             )
