@@ -241,15 +241,16 @@ class Ledger:
 
     def bad_rows(self) -> Iterator[tuple[str, str]]:
         """(sample id, reason) of the unreadable rows of the parts that are there, in the order of the plan."""
-        names = _list_sizes(self.storage).keys()
-        for block in range(self.plan.num_blocks):
-            name = self.plan.part_name(block)
-            if name not in names:
-                continue
-            part = self.storage / name
-            counts = read_counts(part, self.plan.num_rows(block))
-            if counts and counts.num_unreadable:
-                table = pq.read_table(part.path, filesystem=part.filesystem, columns=["sample_id", "error"])
+        self._sizes = _list_sizes(self.storage)
+        for number in range(self.plan.num_inputs):
+            if (parts := self._open.get(number)) is not None:
+                names = [self.plan.part_name(block) for block in sorted(parts) if parts[block][0].num_unreadable]
+            else:
+                manifest = self._whole_manifest(number) or {"parts": []}
+                names = [part["name"] for part in manifest["parts"] if part["num_unreadable"]]
+            for name in names:
+                place = (self.storage / name).path
+                table = pq.read_table(place, filesystem=self.storage.filesystem, columns=["sample_id", "error"])
                 bad = table.filter(pc.is_valid(table["error"]))
                 yield from zip(bad["sample_id"].to_pylist(), bad["error"].to_pylist(), strict=True)
 

@@ -72,10 +72,15 @@ class Storage:
         self.filesystem.create_dir(folder, recursive=True)
         # Hidden, for what reads a folder of files; and no two writers share it, as those of a job that was killed may.
         temporary = posixpath.join(folder, f".{self.name}.{uuid.uuid4().hex[:8]}") if self.is_local else self.path
-        with self.filesystem.open_output_stream(temporary) as stream:
-            stream.write(data)
-        if self.is_local:
-            self.filesystem.move(temporary, self.path)
+        try:
+            with self.filesystem.open_output_stream(temporary) as stream:
+                stream.write(data)
+            if self.is_local:
+                self.filesystem.move(temporary, self.path)
+        except OSError:
+            if self.is_local:
+                Path(temporary).unlink(missing_ok=True)
+            raise
 
     def make(self) -> bool:
         """Make this folder; false where it is there already. In a bucket, where there are no folders, it only looks."""

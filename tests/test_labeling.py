@@ -306,6 +306,10 @@ def test_fields_are_read_as_they_are_typed() -> None:
     assert config.scale.use_gpu
 
 
+def interrupted(config: Any, console: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_help_and_status(capsys: pytest.CaptureFixture[str]) -> None:
     from pipelines import label as command
 
@@ -317,7 +321,10 @@ def test_help_and_status(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"  {field} " in output
     assert "train." not in output
     assert cli.run(command.job, ["pool=x"], "", **arguments) == 2
-    assert capsys.readouterr().err.startswith("error: checkpoint is missing")
+    assert cli.run(interrupted, ["checkpoint=a", "pool=b", "output=c"], "", **arguments) == 130
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0].startswith("error: checkpoint is missing")
+    assert errors[1:] == ["interrupted; the same command goes on"]
 
 
 def test_an_mlflow_run_has_numbers_and_files(checkpoint: str, pool: Path, tmp_path: Path) -> None:

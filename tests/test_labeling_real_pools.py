@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -213,6 +215,14 @@ def test_a_folder_without_images_and_a_parquet_without_rows(checkpoint: str, tmp
         label(checkpoint, tmp_path / "pool", tmp_path / "out")
     write_parquet(tmp_path / "pool" / "none.parquet", range(0))
     with pytest.raises(ValueError, match=r"^pool=.*: the parquet files have no rows"):
+        label(checkpoint, tmp_path / "pool", tmp_path / "out")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are no such names")
+def test_a_name_that_is_not_utf_8_is_told(checkpoint: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "pool", range(2))
+    Path(os.fsdecode(os.fsencode(tmp_path / "pool") + b"/\xff.png")).write_bytes(png(1))
+    with pytest.raises(ValueError, match=r"^pool=.*: cannot be listed: a name in it is not UTF-8 \(.*xff\.png"):
         label(checkpoint, tmp_path / "pool", tmp_path / "out")
 
 
