@@ -37,3 +37,5 @@ bench: install
 	$(BIN)/python -m benchmarks.step --compare
 	$(BIN)/python -m benchmarks.step --compare --weak-precision bfloat16
 	$(BIN)/python -m benchmarks.mistakes
+	$(BIN)/python -m benchmarks.pool_rates
+	$(BIN)/python -m benchmarks.pool

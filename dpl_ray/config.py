@@ -72,7 +72,12 @@ class PoolConfig(Section):
     shuffle_rows: int = Field(
         8192,
         ge=1,
-        description="stream: rows of all workers that are shuffled with each other; they are in memory twice",
+        description="stream: rows that are shuffled with each other, of all workers together",
+    )
+    windows_ahead: int = Field(
+        4,
+        ge=1,
+        description="stream: shares of such rows that each worker has read in advance, at once where CPUs allow",
     )
 
 

@@ -18,13 +18,12 @@ from dpl_ray.cluster import READER_CPUS
 from dpl_ray.data.stream import StreamedPool, WindowRows, Windows, read_window
 
 WINDOWS_PER_DATASET = 256  # a task each: the tasks of a data set are planned at once
-WINDOWS_AHEAD = 2  # of each worker, decoded in the object store
 
 
 def read_windows(
     pool: StreamedPool, windows: Windows, numbers: range, rank: int, world_size: int
 ) -> Generator[WindowRows, None, None]:
-    """A `WindowReader`: as `read_here`, but tasks of Ray Data read and decode, WINDOWS_AHEAD in advance."""
+    """A `WindowReader`: as `read_here`, but tasks of Ray Data read and decode, `windows.ahead` in advance."""
     import ray
     from ray.data import DataContext, ExecutionResources
 
@@ -38,8 +37,9 @@ def read_windows(
         context = DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        bytes_ahead = (WINDOWS_AHEAD + 1) * share * pool.bytes_per_image()
-        context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=2 * bytes_ahead)
+        # Ray Data counts a task's output twice, while it runs and when it is there.
+        bytes_ahead = 2 * (windows.ahead + 1) * share * pool.bytes_per_image()
+        context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=bytes_ahead)
         with DataContext.current(context):
             dataset = ray.data.from_items([{"number": number} for number in some], override_num_blocks=len(some))
             dataset = dataset.map_batches(read, batch_size=1, num_cpus=READER_CPUS)

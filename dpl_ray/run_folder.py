@@ -39,7 +39,15 @@ SELF_TRAINING_FILE = "self_train.json"  # of the folder of a self-training's rou
 KINDS = {RUN_FILE: "a training run", COMPARISON_FILE: "a comparison", SELF_TRAINING_FILE: "a self-training"}
 #: Sections that may differ when a run goes on: they change where and how, not what is computed.
 FREE_SECTIONS = ("scale", "run", "tracking")
-FREE_FIELDS = ("train.keep_checkpoints", "train.log_every", "train.checkpoint_every", "data.root", "data.download")
+FREE_FIELDS = (
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.checkpoint_every",
+    "data.root",
+    "data.download",
+    "data.pool.memory_share",
+    "data.pool.windows_ahead",
+)
 SECONDS_BETWEEN_SAVES = 10.0
 MAX_BAD_LISTED = 100_000  # images in bad_images.csv, which is in memory
 

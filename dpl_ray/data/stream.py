@@ -71,26 +71,24 @@ class StreamedPool:
         """Rows start .. start + count - 1 of the sequence of passes, encoded, and their ids (count,)."""
         rows: Rows = []
         ids = []
-        while count:
-            number, place = divmod(start, len(self))
-            for part, file, first, taken, first_id in self._pieces(number, place, min(count, len(self) - place), seed):
-                rows += self.parts[part].read(file, first, taken)
-                ids.append(np.arange(first_id, first_id + taken))
-                start, count = start + taken, count - taken
+        for part, file, first, taken, first_id in self.places(start, count, seed):
+            rows += self.parts[part].read(file, first, taken)
+            ids.append(np.arange(first_id, first_id + taken))
         return rows, np.concatenate(ids)
 
-    def _pieces(self, number: int, place: int, count: int, seed: int) -> list[tuple[int, int, int, int, int]]:
-        """Part, file, first row, rows and first id of what lies at these places of one pass."""
-        order, ends = _pass(self, number, seed)
-        pieces = []
-        index = int(np.searchsorted(ends, place, side="right"))
+    def places(self, start: int, count: int, seed: int) -> list[tuple[int, int, int, int, int]]:
+        """Part, file, first row, number of rows and first id of what follows each other in the sequence of passes."""
+        found = []
         while count:
+            number, place = divmod(start, len(self))
+            order, ends = _pass(self, number, seed)
+            index = int(np.searchsorted(ends, place, side="right"))
             part, file, first, rows, first_id = self.spans[order[index]].tolist()
             skipped = place - (int(ends[index]) - rows)
             taken = min(rows - skipped, count)
-            pieces.append((part, file, first + skipped, taken, first_id + skipped))
-            place, count, index = place + taken, count - taken, index + 1
-        return pieces
+            found.append((part, file, first + skipped, taken, first_id + skipped))
+            start, count = start + taken, count - taken
+        return found
 
 
 @lru_cache(maxsize=4)
@@ -108,12 +106,16 @@ class Windows:
     mu: int
     steps: int  # global batches in a window
     seed: int
+    ahead: int = 1  # windows that are read in advance; says nothing of what is in them
 
     @classmethod
     def from_config(cls, config: Config) -> Windows:
         train = config.train
         num_unlabeled = train.batch_size * train.mu
-        return cls(train.batch_size, train.mu, max(1, config.data.pool.shuffle_rows // num_unlabeled), train.seed)
+        pool = config.data.pool
+        return cls(
+            train.batch_size, train.mu, max(1, pool.shuffle_rows // num_unlabeled), train.seed, pool.windows_ahead
+        )
 
     @property
     def rows(self) -> int:

@@ -1,0 +1,231 @@
+"""What streaming a pool costs: memory by size of the pool, rate of the feed, and what a step waits for it.
+
+    python -m benchmarks.pool --images 'cifar10/train-*.parquet' --image-column img
+
+The pools are the JPEG images given (scikit-learn's digits as 32x32 JPEG where none are), repeated under new ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.environment import environment_line
+from benchmarks.memory import MemorySampler
+from dpl_ray.data.decode import DecodeSettings, decode_many
+from dpl_ray.data.files import open_location
+from dpl_ray.data.pool_files import PoolFiles, list_pool
+from dpl_ray.data.stream import StreamedPool, Windows
+
+IMAGE_SIZE = 32
+ROWS_PER_FILE, ROWS_PER_GROUP = 10_000, 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", help="parquet files of JPEG images; default: scikit-learn's digits")
+    parser.add_argument("--image-column", default="img")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 400_000], help="images in the pools")
+    parser.add_argument("--rounds", type=int, default=3, help="of feed and plain loop, in turn")
+    parser.add_argument("--steps", type=int, default=30, help="of WRN-28-2, for the time that a step waits")
+    parser.add_argument("--folder", help="where the pools are written; default: a temporary one, removed again")
+    parser.add_argument("--only", choices=["memory", "feed", "wait"], help="one of the three measurements")
+    parser.add_argument("--train", help=argparse.SUPPRESS)  # a training run in a process of its own, as JSON
+    options = parser.parse_args()
+    if options.train:
+        print(json.dumps(_train(**json.loads(options.train))))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.folder or temporary)
+        pools = [_write_pool(folder / str(size), size, options.images, options.image_column) for size in options.sizes]
+        if options.only in (None, "feed"):
+            _compare_feed(pools[0], options.rounds)
+        if options.only in (None, "wait"):
+            _measure_wait(pools[0], options.steps)
+        if options.only in (None, "memory"):
+            _compare_memory(pools, options.sizes)
+    print(f"\n{environment_line()}")
+
+
+def _encoded_images(images: str | None, column: str) -> list[bytes]:
+    if images is not None:
+        files = list_pool(open_location("--images", images), image_column=column)
+        rows = [row for span in files.spans.tolist() for row in files.read(*span)]
+        return [payload for _, payload, _ in rows if isinstance(payload, bytes)]
+    return encoded_digits()
+
+
+def encoded_digits() -> list[bytes]:
+    """scikit-learn's digits as 32x32 JPEG."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    encoded = []
+    for digit in load_digits().images:
+        buffer = io.BytesIO()
+        grey = Image.fromarray((digit * 15.9375).astype(np.uint8)).resize((IMAGE_SIZE, IMAGE_SIZE))
+        grey.convert("RGB").save(buffer, "jpeg")
+        encoded.append(buffer.getvalue())
+    return encoded
+
+
+def _write_pool(folder: Path, size: int, images: str | None, column: str) -> Path:
+    """Parquet files of `size` images; what is there already is taken as it is."""
+    if folder.is_dir():
+        return folder
+    folder.mkdir(parents=True)
+    source = cycle(_encoded_images(images, column))
+    for number, start in enumerate(range(0, size, ROWS_PER_FILE)):
+        rows = list(islice(source, min(ROWS_PER_FILE, size - start)))
+        pq.write_table(pa.table({"image": rows}), folder / f"{number:06d}.parquet", row_group_size=ROWS_PER_GROUP)
+    return folder
+
+
+# Memory: as many steps as the largest pool has in a pass, 2 workers, a small network so that they are short.
+
+
+def _compare_memory(pools: list[Path], sizes: list[int]) -> None:
+    steps = -(-max(sizes) // (64 * 28))
+    print(f"\nmemory in {steps} steps, 2 workers, window of {Windows(64, 28, 4, 0).rows} rows, {os.cpu_count()} cores")
+    # Nothing passes a threshold of 1: strong views, the more the longer a run is, would be measured instead of the pool.
+    small = ["model.depth=10", "model.width=1"]
+    found = []
+    for pool, size in zip(pools, sizes, strict=True):
+        result = _train_apart(
+            pool=str(pool),
+            overrides=[*small, "policy=fixmatch", "policy.threshold=1", "train.batch_size=64", "train.mu=28"],
+            steps=steps,
+        )
+        found.append(result["peaks"])
+        print(f"  {size} images, {result['seconds']:.0f} s, peak in MB (anonymous memory of a process):")
+        for name, peak in sorted(result["peaks"].items()):
+            print(f"    {name:<28} {peak / 1e6:>8,.0f}")
+    for name in sorted(found[0].keys() & found[-1].keys()):
+        print(f"  {name:<28} {found[-1][name] / found[0][name]:>8.3f} times that of a pool of {sizes[0] / sizes[-1]:g}")
+
+
+def _train_apart(**arguments: object) -> dict:
+    command = [sys.executable, "-m", "benchmarks.pool", "--train", json.dumps(arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _train(pool: str, overrides: list[str], steps: int) -> dict:
+    """A streamed run in this process; peaks by kind of process, and the times of its steps."""
+    from dpl_ray import fit, load_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        labeled = _labeled(Path(pool), Path(folder) / "labeled.parquet")
+        config = load_config(
+            [
+                "data=parquet", f"data.train={labeled}", f"data.unlabeled={pool}", f"data.image_size={IMAGE_SIZE}",
+                "data.pool.mode=stream", f"train.num_steps={steps}", "train.baseline=false", "train.log_every=5",
+                f"run.storage_path={folder}/runs", "run.name=pool", "tracking.enabled=false", *overrides,
+            ]
+        )  # fmt: skip
+        began = time.perf_counter()
+        with MemorySampler() as sampler:
+            fit(config)
+        history = (Path(folder) / "runs/pool/history.jsonl").read_text().splitlines()
+    metrics = [json.loads(line)["metrics"] for line in history]
+    times = [(row["time/data_wait"], row["time/step"]) for row in metrics if "time/step" in row]
+    return {"peaks": sampler.peaks, "times": times, "seconds": time.perf_counter() - began}
+
+
+def _labeled(pool: Path, path: Path) -> Path:
+    """A few rows of the pool as labelled images; what they show does not matter to time and memory."""
+    table = pq.ParquetFile(min(pool.glob("*.parquet"))).read_row_group(0).slice(0, 100)
+    pq.write_table(table.append_column("label", pa.array([row % 10 for row in range(len(table))])), path)
+    return path
+
+
+# Feed: images/s of the windows as a worker takes them, beside a plain loop over the same files on the same cores.
+
+
+def _compare_feed(folder: Path, rounds: int) -> None:
+    import ray
+
+    from dpl_ray.ray_stream import read_windows
+
+    num_processes = os.cpu_count() or 1
+    files = list_pool(open_location("data.unlabeled", str(folder)), image_column="image")
+    pool = StreamedPool((files,), DecodeSettings(IMAGE_SIZE, 3), tuple("0123456789"))
+    windows = Windows(16, 7, 73, seed=0, ahead=4)
+    num_windows = len(pool) // windows.rows
+    print(f"\nfeed: {num_windows * windows.rows} images of {IMAGE_SIZE}x{IMAGE_SIZE}, {num_processes} processes each")
+    rates: dict[str, list[float]] = {"plain loop": [], "feed": [], "feed with its start": []}
+    ray.init("local", num_cpus=num_processes, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_warm) as executor:
+        list(executor.map(_decode_spans, [(files, files.spans[:1])] * num_processes))
+        for _ in range(rounds):
+            parts = [(files, files.spans[index::num_processes]) for index in range(num_processes)]
+            began = time.perf_counter()
+            count = sum(executor.map(_decode_spans, parts))
+            rates["plain loop"].append(count / (time.perf_counter() - began))
+            began = time.perf_counter()
+            started, count, first_count = began, 0, 0
+            for rows in read_windows(pool, windows, range(num_windows), 0, 1):
+                count += len(rows["ids"])
+                if not first_count:
+                    started, first_count = time.perf_counter(), count
+            ended = time.perf_counter()
+            rates["feed with its start"].append(count / (ended - began))
+            rates["feed"].append((count - first_count) / (ended - started))
+    ray.shutdown()
+    for name, values in rates.items():
+        print(f"  {name:<20} {statistics.median(values):>8,.0f} images/s ({min(values):,.0f} to {max(values):,.0f})")
+    ratios = [feed / plain for feed, plain in zip(rates["feed"], rates["plain loop"], strict=True)]
+    print(f"  feed / plain loop    {statistics.median(ratios):>8.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+def _warm() -> None:
+    import dpl_ray.data.stream  # noqa: F401
+
+
+def _decode_spans(part: tuple[PoolFiles, np.ndarray]) -> int:
+    files, spans = part
+    settings = DecodeSettings(IMAGE_SIZE, 3)
+    count = 0
+    for span in spans.tolist():
+        rows = files.read(*span)
+        images, _, _ = decode_many([row[:2] for row in rows], settings, num_threads=1)
+        count += len(images)
+    return count
+
+
+# What a step waits for.
+
+
+def _measure_wait(pool: Path, steps: int) -> None:
+    result = _train_apart(pool=str(pool), overrides=["model.depth=28", "model.width=2"], steps=steps)
+    # The first record has the start of Ray Data in it, and the warming up of the network.
+    shares = [wait / step for wait, step in result["times"][1:]]
+    seconds = statistics.median(step for _, step in result["times"][1:])
+    print(
+        f"\nWRN-28-2, 2 workers, B=16, mu=7: a step takes {seconds:.2f} s, {statistics.median(shares):.2%} of it "
+        "waiting for data"
+    )
+    print(
+        f"  ({min(shares):.2%} to {max(shares):.2%} in {len(shares)} records; "
+        f"{result['times'][0][0]:.2f} s a step in the first, with the start of Ray Data)"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The rates of one core that docs/scale.md plans with: decoding, reading footers, ordering a pass.
+
+python -m benchmarks.pool_rates
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from benchmarks.environment import environment_line
+from benchmarks.pool import encoded_digits
+from dpl_ray.data.decode import DecodeSettings, decode
+from dpl_ray.data.files import open_location
+from dpl_ray.data.pool_files import PoolFiles, list_pool
+from dpl_ray.data.stream import StreamedPool
+
+ROUNDS = 5
+NUM_FILES = 500
+
+
+def main() -> None:
+    photographs, small = _photographs(), encoded_digits()[:500]
+    kilobytes = statistics.mean(map(len, photographs)) / 1000
+    name = f"640x427 JPEG of {kilobytes:.0f} kB to 224x224"
+    _show(f"decode {name}", "images/s", _rate(lambda: _decode(photographs * 10, 224), 20))
+    _show("decode 32x32 JPEG", "images/s", _rate(lambda: _decode(small, 32), len(small)))
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(NUM_FILES):
+            table = pa.table({"image": small[:20]})
+            pq.write_table(table, Path(folder) / f"{number:06d}.parquet", row_group_size=5)
+        location = open_location("pool", folder)
+        _show("list, with footers", "files/s", _rate(lambda: list_pool(location, image_column="image"), NUM_FILES))
+        files = list_pool(location, image_column="image")
+    _show("index", "bytes a file", [len(pickle.dumps(files)) / NUM_FILES])
+    million = _pool_of_spans(files, 1_000_000)
+    seconds = [1 / rate for rate in _rate(lambda: _first_rows(million), 1)]
+    _show("order of a pass of 1,000,000 spans", "s", seconds)
+    print(f"\n{environment_line()}")
+
+
+def _show(what: str, unit: str, values: list[float]) -> None:
+    print(f"{what:<46} {statistics.median(values):>10,.5g} {unit} ({min(values):,.5g} to {max(values):,.5g})")
+
+
+def _rate(work: Callable[[], object], count: int) -> list[float]:
+    rates = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        work()
+        rates.append(count / (time.perf_counter() - began))
+    return rates
+
+
+def _photographs() -> list[bytes]:
+    """scikit-learn's two sample photographs, as files of the web are compressed."""
+    from sklearn.datasets import load_sample_images
+
+    encoded = []
+    for picture in load_sample_images().images:
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "jpeg", quality=85)
+        encoded.append(buffer.getvalue())
+    return encoded
+
+
+def _decode(images: list[bytes], size: int) -> None:
+    for image in images:
+        decode(image, DecodeSettings(size, 3))
+
+
+def _pool_of_spans(files: PoolFiles, number: int) -> StreamedPool:
+    """As long as a pool of 10^9 images in row groups of 1,000 is; nothing of it is read."""
+    spans = np.column_stack([np.arange(number) % NUM_FILES, np.zeros(number, np.int64), np.full(number, 1000)])
+    many = PoolFiles(files.location, files.paths, files.sizes, files.num_rows, spans.astype(np.int64))
+    return StreamedPool((many,), DecodeSettings(224, 3), ())
+
+
+def _first_rows(pool: StreamedPool) -> None:
+    copy = StreamedPool(pool.parts, pool.settings, pool.class_names)  # without what the pool has kept
+    copy.places(0, 1, seed=0)
+
+
+if __name__ == "__main__":
+    main()
