@@ -14,20 +14,30 @@ if TYPE_CHECKING:
     from dpl_ray.comparison_config import CompareConfig
     from dpl_ray.compose import load_config
     from dpl_ray.config import Config
+    from dpl_ray.labeling import LabelResult, label_pool
+    from dpl_ray.labeling_config import LabelConfig
     from dpl_ray.launch import FitResult, fit
     from dpl_ray.predictor import Predictor, load_checkpoint
+    from dpl_ray.self_training import SelfTrainResult, self_train
+    from dpl_ray.self_training_config import SelfTrainConfig
 
 __all__ = [
     "CompareConfig",
     "CompareResult",
     "Config",
     "FitResult",
+    "LabelConfig",
+    "LabelResult",
     "Predictor",
+    "SelfTrainConfig",
+    "SelfTrainResult",
     "__version__",
     "compare",
     "fit",
+    "label_pool",
     "load_checkpoint",
     "load_config",
+    "self_train",
 ]
 
 try:
@@ -40,11 +50,17 @@ _HOME = {
     "CompareResult": "comparison",
     "Config": "config",
     "FitResult": "launch",
+    "LabelConfig": "labeling_config",
+    "LabelResult": "labeling",
     "Predictor": "predictor",
+    "SelfTrainConfig": "self_training_config",
+    "SelfTrainResult": "self_training",
     "compare": "comparison",
     "fit": "launch",
+    "label_pool": "labeling",
     "load_checkpoint": "predictor",
     "load_config": "compose",
+    "self_train": "self_training",
 }
 
 

@@ -19,7 +19,7 @@ from dpl_ray.cells import Cell, CellResult, read_cells
 from dpl_ray.comparison_figure import draw_comparison
 from dpl_ray.comparison_table import Row, make_rows, to_csv, to_markdown
 from dpl_ray.config import shown
-from dpl_ray.run_folder import COMPARISON_FILE, RUN_FILE, check_same, differences, writable_folder
+from dpl_ray.run_folder import COMPARISON_FILE, check_kind, check_same, differences, writable_folder
 from dpl_ray.storage import Storage
 
 
@@ -42,12 +42,11 @@ class ComparisonFolder:
             shared: what all cells have in common, as comparison_config.shared_tree says it.
 
         Raises:
-            ValueError: it cannot be written, or a run of this name exists, or a comparison with another
+            ValueError: it cannot be written, or something else of this name exists, or a comparison with another
                 configuration.
         """
         self.name, self.storage = name, writable_folder(storage_path, name)
-        if (self.storage / RUN_FILE).exists():
-            raise ValueError(f"run.name={name}: a training run has this name; take another run.name")
+        check_kind(self.storage, COMPARISON_FILE)
         self.info: dict[str, Any] = {
             "command": None,
             "config": shared,

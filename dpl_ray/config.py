@@ -98,6 +98,12 @@ class DataConfig(Section):
     test: str | None = Field(
         None, description="own labelled test images, same form as data.train; null: a share of data.train"
     )
+    labels: str | None = Field(
+        None, description="output of pipelines.label: its selected samples are trained on with their pseudo-labels"
+    )
+    labels_per_class: int | None = Field(
+        None, ge=1, description="most confident of the selected samples of data.labels taken of each class; null: all"
+    )
     image_column: str = Field("image", description="parquet column of encoded bytes, or of the struct {bytes, path}")
     label_column: str | None = Field(
         "label", description="parquet column of labels (class index or name; null or -1: unlabelled)"
@@ -301,13 +307,13 @@ def _check_across(config: Config) -> None:
             f"data.pool.mode=stream: data={config.data.name} is in memory; your own files, data=image_folder or "
             "data=parquet, can be streamed"
         )
-    for field in ("train", "unlabeled", "test"):
+    for field in ("train", "unlabeled", "test", "labels"):
         if not own and getattr(config.data, field) is not None:
             raise ValueError(
                 f"data.{field}={getattr(config.data, field)}: data={config.data.name} brings its own images; "
                 "your own files take data=image_folder or data=parquet"
             )
-    if own and config.data.train is None:
+    if own and config.data.train is None and config.data.labels is None:
         raise ValueError(
             f"data.train is missing: data={config.data.name} needs the labelled images, as "
             + (
@@ -315,6 +321,11 @@ def _check_across(config: Config) -> None:
                 if config.data.name == "image_folder"
                 else "parquet files"
             )
+        )
+    if config.data.train is None and config.data.labels and config.data.num_labels_per_class is not None:
+        raise ValueError(
+            f"data.num_labels_per_class={config.data.num_labels_per_class}: without data.train there are pseudo-labels "
+            "alone; data.labels_per_class takes the most confident of each class"
         )
     if "name" not in config.policy:
         raise ValueError("policy.name is missing: choose one with policy=NAME")

@@ -278,10 +278,14 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
         return f"{folder.name} had finished; another run.name trains anew"
     streamed = "" if isinstance(splits.unlabeled, ImageSet) else " (streamed)"
     place = f"{config.scale.num_workers} Ray Train workers" if config.scale.num_workers else "this process"
+    data = config.data
+    num_pseudo = f" + {splits.num_pseudo_labeled} pseudo-labelled" if data.labels else ""
+    of_pseudo_labels = " (of pseudo-labels)" if data.labels and not data.train and not data.test else ""
     return (
-        f"{folder.name} {_beginning(config, folder)} with {place}: {config.data.name}, {len(splits.labeled)} labelled "
-        f"images of {len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool{streamed}, "
-        f"{len(splits.validation)} validation, {len(splits.test)} test{num_bad}"
+        f"{folder.name} {_beginning(config, folder)} with {place}: {data.name}, "
+        f"{len(splits.labeled) - splits.num_pseudo_labeled} labelled{num_pseudo} images of "
+        f"{len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool{streamed}, "
+        f"{len(splits.validation)} validation, {len(splits.test)} test{of_pseudo_labels}{num_bad}"
         + (
             "\nstarting Ray takes some 20 seconds"
             if config.scale.num_workers and not cluster_address(config.scale)

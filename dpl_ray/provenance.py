@@ -21,6 +21,7 @@ def describe_run(splits: Splits) -> dict[str, str]:
     tags |= {
         "data.fingerprint": splits.fingerprint(),
         "data.num_labeled": str(len(splits.labeled)),
+        "data.num_pseudo_labeled": str(splits.num_pseudo_labeled),
         "data.num_unlabeled": str(len(splits.unlabeled)),
         "data.num_bad": str(len(splits.bad)),
     }

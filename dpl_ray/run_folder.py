@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 COMPARISON_FILE = "comparison.json"  # of a comparison's folder, which is no run's
+SELF_TRAINING_FILE = "self_train.json"  # of the folder of a self-training's rounds
+#: File -> what a folder is, that holds it.
+KINDS = {RUN_FILE: "a training run", COMPARISON_FILE: "a comparison", SELF_TRAINING_FILE: "a self-training"}
 #: Sections that may differ when a run goes on: they change where and how, not what is computed.
 FREE_SECTIONS = ("scale", "run", "tracking")
 FREE_FIELDS = (
@@ -70,17 +73,24 @@ def check_run(config: Config) -> None:
     """What can be told before the data are read: whether the run has a place, and is not another one. Writes nothing.
 
     Raises:
-        ValueError: run.storage_path cannot be written, or a comparison of this name exists, or a run with another
+        ValueError: run.storage_path cannot be written, or something else of this name exists, or a run with another
             configuration.
     """
     name = config.run.name
     folder = writable_folder(config.run.storage_path, name)
-    if name and (folder / COMPARISON_FILE).exists():
-        raise ValueError(f"run.name={name}: a comparison has this name; take another run.name")
+    if name:
+        check_kind(folder, RUN_FILE)
     saved = folder / "config.yaml"
     old = yaml.safe_load(saved.read()) if name and saved.exists() else None
     if old:
         check_same(name, "run", old, config.model_dump(mode="json"))
+
+
+def check_kind(folder: Storage, file: str) -> None:
+    """Refuse the folder of another kind than the one that holds `file`."""
+    for other, kind in KINDS.items():
+        if other != file and (folder / other).exists():
+            raise ValueError(f"run.name={folder.name}: {kind} has this name; take another run.name")
 
 
 def check_same(
@@ -121,7 +131,12 @@ class RunFolder:
         self.name = self.storage.name
         self.history: list[dict[str, Any]] = []
         self._saved_at = time.monotonic()
-        self.info: dict[str, Any] = {"fingerprint": splits.fingerprint(), "mlflow_run_id": None, "result": None}
+        self.info: dict[str, Any] = {
+            "fingerprint": splits.fingerprint(),
+            "num_pseudo_labeled": splits.num_pseudo_labeled,
+            "mlflow_run_id": None,
+            "result": None,
+        }
         self.resumed = (self.storage / RUN_FILE).exists()
         if self.resumed:
             self._load()

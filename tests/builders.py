@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config import Config, parse_config
 from dpl_ray.data.batches import BatchFeed, view_settings
 from dpl_ray.data.dataset import ImageSet, Splits
+from dpl_ray.storage import Storage
+from dpl_ray.training.checkpoint import ModelInfo, save_checkpoint
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.state import build_state
 
 
 def tiny_config(**groups: dict[str, Any]) -> Config:
@@ -99,3 +104,15 @@ def write_images(
     levels = list(levels)
     table = pa.table({"image": images or [png(level) for level in levels], "label": [level % 2 for level in levels]})
     pq.write_table(table, path, row_group_size=row_group_size)
+
+
+def save_labeler(folder: Path, config: Config, class_names: tuple[str, ...], channels: int, size: int) -> str:
+    """A checkpoint whose weights nothing has trained; its answers spread over the classes."""
+    state = build_state(config, channels, len(class_names), Workers(), pool_size=10)
+    generator = torch.Generator().manual_seed(0)
+    for module in (state.teacher.classifier, *(head for head in (getattr(state.policy, "heads", None),) if head)):
+        for parameter in module.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 3
+    state.step = 1
+    info = ModelInfo(class_names, channels, (size, size))
+    return str(save_checkpoint(Storage(str(folder)), state, config, info, Workers(), keep=1))

@@ -20,6 +20,7 @@ from dpl_ray.compose import load_config
 from dpl_ray.config import to_yaml
 
 CLASSES = ("ant", "bee", "cat")
+JOB = b'{"identity": {"class_names": ["ant", "bee", "cat"], "pool": "/pool"}}'  # of an output of pipelines.label
 
 
 @dataclass(frozen=True)
@@ -322,6 +323,23 @@ MISTAKES = (
     Mistake("gap", table(labels=[0, 0, 0, 2, 2, 2]), ("no labelled image of the class 1",)),
     Mistake("unlabelled", table(labels=[-1] * 6), ("none of its 6 images has a label (all are null or -1)",)),
     Mistake("corrupt", table(content=b"PAR1 and nothing"), ("{tmp}/train.parquet is not a readable parquet file",)),
+    # Pseudo-labels
+    Mistake("labels_of_digits", plain("data.labels=/x"), ("data.labels=/x: data=digits brings its own images",)),
+    Mistake(
+        "labels_missing",
+        plain("data.labels_per_class=4"),
+        ("data.labels_per_class=4: there are no pseudo-labels to choose from; set data.labels", "num_labels_per_class"),
+    ),
+    Mistake(
+        "no_output",
+        images("data.labels={tmp}/pool"),
+        ("data.labels={tmp}/pool: is no output of pipelines.label (no _ledger/job.json in it)",),
+    ),
+    Mistake(
+        "unfinished_output",
+        images("data.labels={tmp}/labels", spoil={"labels/_ledger/job.json": JOB}),
+        ("data.labels={tmp}/labels: is not finished (no _report/summary.json); run the same pipelines.label command",),
+    ),
     # CSV
     Mistake("header", csv("file,label\ntrain/ant/0.png,a\n"), ("the header is file,label; it needs the columns path",)),
     Mistake("no_row", csv("path,label\n"), ("data.train={tmp}/labels.csv: no row below the header",)),

@@ -16,7 +16,14 @@ MODULES = {
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
 #: Those that know Ray, in any way.
-MAY_IMPORT_RAY = {"dpl_ray.cluster", "dpl_ray.ray_train", "dpl_ray.ray_stream", "dpl_ray.launch", "dpl_ray.comparison"}
+MAY_IMPORT_RAY = {
+    "dpl_ray.cluster",
+    "dpl_ray.ray_train",
+    "dpl_ray.ray_stream",
+    "dpl_ray.launch",
+    "dpl_ray.comparison",
+    "dpl_ray.labeling_ray",
+}
 #: What a part of the package may not import, by the longest prefix that fits.
 FORBIDDEN = {
     "dpl_ray.config": ("dpl_ray", "torch"),
@@ -92,7 +99,8 @@ def test_there_is_no_circle() -> None:
 
 def test_configuration_loads_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, dpl_ray.compose as c, pipelines.cli, pipelines.train; c.load_config(['data=cifar10']);"
+        "import sys, dpl_ray.compose as c, dpl_ray.labeling, pipelines.cli, pipelines.label, pipelines.train;"
+        "c.load_config(['data=cifar10']);"
         "print(sorted({'torch', 'ray', 'mlflow', 'torchvision'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -35,6 +35,7 @@ def test_a_new_run(tmp_path: Path) -> None:
     assert parse_config(yaml.safe_load((folder / "config.yaml").read_text())) == config(tmp_path)
     assert json.loads((folder / "run.json").read_text()) == {
         "fingerprint": splits().fingerprint(),
+        "num_pseudo_labeled": 0,
         "mlflow_run_id": None,
         "result": None,
     }

@@ -64,6 +64,9 @@ class Source:
     unlabeled: ImageSet | None = None
     test: ImageSet | None = None  # None: there is none, so a share of `train` is held out
     bad: tuple[BadImage, ...] = ()
+    selected: ImageSet | None = None  # of the pool, with pseudo-labels as targets: to be trained on, and no more
+    train_pseudo_labels: NDArray[np.int64] | None = None  # (N,) of `train`, for those that are not chosen as labelled
+    pseudo_labels_alone: bool = False  # the targets of `train` are pseudo-labels
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Splits:
     test: ImageSet
     class_names: tuple[str, ...]
     bad: tuple[BadImage, ...]
+    num_pseudo_labeled: int = 0  # of `labeled`: those whose targets are pseudo-labels of data.labels
 
     def fingerprint(self) -> str:
         """Hex digest of names, targets and pixels of all four sets: equal where a run would see the same data.

@@ -115,16 +115,26 @@ def list_infos(location: Location) -> list[fs.FileInfo]:
     except (pa.ArrowException, OSError) as error:
         raise location.error(f"cannot be listed ({one_line(error)})") from None
     below = len(base.rstrip("/")) + 1
-    found = [
-        info
-        for info in infos
-        if info.type == fs.FileType.File
-        and not any(part.startswith(".") for part in info.path[below:].split("/"))
-        and (pattern is None or pattern.fullmatch(info.path))
-    ]
+    try:
+        found = [
+            info
+            for info in infos
+            if info.type == fs.FileType.File
+            and not any(part.startswith(".") for part in info.path[below:].split("/"))
+            and (pattern is None or pattern.fullmatch(info.path))
+        ]
+    except UnicodeDecodeError as error:
+        raise location.error(f"cannot be listed: a name in it is not UTF-8 ({error.object!r}); rename it") from None
     if not found:
         raise location.error("no file matches" if pattern else "the folder is empty")
     return sorted(found, key=lambda info: info.path)
+
+
+def would_list(location: Location, path: str) -> bool:
+    """Whether a file at this path in the same file system would be one of `list_infos`."""
+    if path.startswith(location.path.rstrip("/") + "/"):
+        return True
+    return bool(re.search(r"[*?[]", location.path) and _glob_pattern(location).fullmatch(path))
 
 
 def _file_info(location: Location, path: str) -> fs.FileInfo:

@@ -7,6 +7,7 @@ file, never anything a sample. Rows are called by (file, row); `sample_id` names
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -72,16 +73,25 @@ class PoolFiles:
         keep = np.array([belongs(file) for file in range(len(self.paths))], bool)
         return replace(self, spans=self.spans[keep[self.spans[:, 0]]])
 
+    def rows(self, ids: Collection[str]) -> dict[int, list[int]]:
+        """File -> rows, ascending, of the samples of these ids; ids that are not in the pool are passed over."""
+        found = _rows_by_file(set(ids), {self.name(file): file for file in range(len(self.paths))})
+        found = {file: sorted(rows) for file, rows in found.items()}
+        inside: dict[int, list[int]] = {}
+        for file, first, count in self.spans[np.isin(self.spans[:, 0], list(found))].tolist():
+            if rows := between(found[file], first, first + count):
+                inside.setdefault(file, []).extend(rows)
+        return inside
+
     def without(self, ids: Collection[str]) -> PoolFiles:
         """The pool less the samples of these ids; ids of others are passed over."""
-        wanted = set(ids)
-        rows = _rows_by_file(wanted, {self.name(file): file for file in range(len(self.paths))})
+        rows = self.rows(ids)
         if not rows:
             return self
         kept = []
         for file, first, count in self.spans.tolist():
             start = first
-            for row in sorted(row for row in rows.get(file, ()) if first <= row < first + count):
+            for row in between(rows.get(file, []), first, first + count):
                 kept.append((file, start, row - start))
                 start = row + 1
             kept.append((file, start, first + count - start))
@@ -190,6 +200,11 @@ def _merge(row_groups: list[int]) -> Iterator[tuple[int, int]]:
         if count and (count >= ROWS_PER_SPAN or index == len(row_groups) - 1):
             yield first, count
             first, count = first + count, 0
+
+
+def between(ascending: list[int], first: int, end: int) -> list[int]:
+    """Those of first .. end - 1."""
+    return ascending[bisect_left(ascending, first) : bisect_left(ascending, end)]
 
 
 def _rows_by_file(ids: set[str], files: dict[str, int]) -> dict[int, list[int]]:

@@ -6,6 +6,8 @@ by `decode.py`) become a `Source`, which `split.py` splits.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from dpl_ray.config import DataConfig
 from dpl_ray.data.classes import check_class_names, find_class_names, find_targets, find_test_targets
-from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits
+from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
 from dpl_ray.data.decode import DecodeSettings, decode_many
 from dpl_ray.data.files import (
     Records,
@@ -24,9 +26,10 @@ from dpl_ray.data.files import (
     read_csv,
     read_folder,
 )
+from dpl_ray.data.labels import PseudoLabels, read_pseudo_labels
 from dpl_ray.data.parquet import read_parquet
 from dpl_ray.data.pool_files import PoolFiles
-from dpl_ray.data.split import Plan, check_pool, plan_split, split
+from dpl_ray.data.split import Plan, check_pool, plan_split, split, unlabeled_rest
 from dpl_ray.data.standard import read_standard
 from dpl_ray.data.streamed import list_unlabeled, should_stream, streamed_pool
 
@@ -47,11 +50,19 @@ def load_splits(
             before the first image is decoded.
     """
     check_class_names(data.class_names, "data.class_names")
+    if data.labels_per_class is not None and data.labels is None:
+        raise ValueError(
+            f"data.labels_per_class={data.labels_per_class}: there are no pseudo-labels to choose from; set "
+            "data.labels (of true labels, data.num_labels_per_class are kept)"
+        )
     reads_unlabeled = uses_unlabeled if reads_unlabeled is None else reads_unlabeled
     if data.name not in ("image_folder", "parquet"):
         source = read_standard(data, reads_unlabeled=reads_unlabeled)
         return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
-    listed = _list_labeled(data)
+    labels = read_pseudo_labels(data) if data.labels is not None else None
+    if labels and data.unlabeled is None:
+        data = data.model_copy(update={"unlabeled": labels.pool})
+    listed = _list_labeled(data, labels)
     lists_unlabeled = reads_unlabeled and data.unlabeled is not None
     if data.pool.mode != "memory":
         files = list_unlabeled(data) if lists_unlabeled else None
@@ -64,30 +75,49 @@ def load_splits(
 
 @dataclass(frozen=True)
 class _Labeled:
-    """What is listed of data.train and data.test."""
+    """What is listed of data.train, data.test and data.labels."""
 
     name: str
     class_names: tuple[str, ...]
-    train: Records
+    train: Records  # the selected of data.labels where there is no data.train
     targets: NDArray[np.int64]  # of train; UNLABELED where a sample has none
     test: Records | None
     test_targets: NDArray[np.int64] | None
+    labels: PseudoLabels | None
+    selected: Records | None  # of data.labels, beside data.train
 
     def ids(self) -> set[str]:
-        return set(self.train.ids) | set(self.test.ids if self.test else ())
+        """Those that are not taken from data.unlabeled."""
+        return {sample_id for part in (self.train, self.test, self.selected) if part for sample_id in part.ids}
+
+    def pseudo_labels(self, ids: Iterable[str]) -> NDArray[np.int64] | None:
+        """(N,) of images of data.train, where they are not labelled; None where no such ones are used."""
+        return self.labels.of(ids) if self.labels and self.selected else None
 
 
-def _list_labeled(data: DataConfig) -> _Labeled:
-    assert data.train is not None, "the configuration requires it"
-    train = _records(data, "data.train", data.train)
+def _list_labeled(data: DataConfig, labels: PseudoLabels | None) -> _Labeled:
+    train = _records(data, "data.train", data.train) if data.train else None
     test = _records(data, "data.test", data.test) if data.test else None
-    train_ids = set(train.ids)
+    train_ids = set(train.ids if train else ())
     if test and (shared := [sample_id for sample_id in test.ids if sample_id in train_ids]):
         raise test.location.error(f"{len(shared)} of its images are in data.train too, as {shared[0]}; test on others")
+    selected = labels.records(data, train_ids | set(test.ids if test else ())) if labels else None
+    if train is None:
+        train, selected = selected, None
+    assert train is not None, "the configuration requires data.train or data.labels"
     class_names = find_class_names(data, train)
+    if labels:
+        labels.check_class_names(class_names, "data.train" if data.train else "data.class_names")
+        if data.train is None and test is None:
+            warnings.warn(
+                "data.test=null: the test split is held out of the pseudo-labelled images; accuracy on it is agreement "
+                "with pseudo-labels, not with true labels",
+                stacklevel=3,
+            )
     targets = find_targets(train, class_names)
     test_targets = find_test_targets(test, class_names, data) if test else None
-    return _Labeled(f"data.train={data.train}", class_names, train, targets, test, test_targets)
+    name = f"{train.location.field}={train.location.given}"
+    return _Labeled(name, class_names, train, targets, test, test_targets, labels, selected)
 
 
 def _plan(data: DataConfig, listed: _Labeled, targets: NDArray[np.int64], seed: int, hint: str = "") -> Plan:
@@ -97,23 +127,35 @@ def _plan(data: DataConfig, listed: _Labeled, targets: NDArray[np.int64], seed: 
 
 def _read_own(data: DataConfig, listed: _Labeled, pool: Records | None, *, seed: int, uses_unlabeled: bool) -> Source:
     """Everything decoded, in memory."""
-    train, test = listed.train, listed.test
+    train, test, selected = listed.train, listed.test, listed.selected
     # A folder of everything beside a CSV of the labelled ones is usual, and right.
     pool = pool.without(listed.ids()) if pool else None
 
-    def check(targets: NDArray[np.int64], hint: str = "") -> None:
-        plan = _plan(data, listed, targets, seed, hint)
+    def check(targets: NDArray[np.int64], pseudo_labels: NDArray[np.int64] | None, hint: str = "") -> None:
+        rest = unlabeled_rest(_plan(data, listed, targets, seed, hint).unlabeled, pseudo_labels)
         if uses_unlabeled:
-            check_pool(len(plan.unlabeled) + (len(pool.ids) if pool else 0), data, listed.name)
+            check_pool(len(rest) + (len(pool.ids) if pool else 0), data, listed.name)
 
-    check(listed.targets)
-    reader = _Reader(data, sum(len(records.ids) for records in (train, test, pool) if records))
+    check(listed.targets, listed.pseudo_labels(train.ids))
+    reader = _Reader(data, sum(len(records.ids) for records in (train, test, pool, selected) if records))
     train_set = reader.read(train, listed.targets)
-    check(train_set.targets, _hint(reader.bad))
+    pseudo_labels = listed.pseudo_labels(train_set.ids)
+    check(train_set.targets, pseudo_labels, _hint(reader.bad))
     test_set = _read_test(reader, listed)
     pool_set = reader.read(pool, find_targets(pool, listed.class_names, strict=False)) if pool else None
-    _check_shapes(train_set, test_set, pool_set)
-    return Source(listed.name, listed.class_names, train_set, pool_set, test_set, tuple(reader.bad))
+    selected_set = _read_selected(reader, listed)
+    _check_shapes(train_set, test_set, pool_set, selected_set)
+    return Source(
+        listed.name,
+        listed.class_names,
+        train_set,
+        pool_set,
+        test_set,
+        tuple(reader.bad),
+        selected=selected_set,
+        train_pseudo_labels=pseudo_labels,
+        pseudo_labels_alone=data.train is None,
+    )
 
 
 def _read_streamed(
@@ -122,30 +164,47 @@ def _read_streamed(
     """What has a label that is used decoded, the pool as files."""
     plan = _plan(data, listed, listed.targets, seed)
     ids = np.array(listed.train.ids)
-    pool = streamed_pool(data, listed.class_names, listed.train, ids[plan.unlabeled].tolist(), files, listed.ids())
+    pseudo_labels = listed.pseudo_labels(listed.train.ids)
+    rest = unlabeled_rest(plan.unlabeled, pseudo_labels)
+    pool = streamed_pool(data, listed.class_names, listed.train, ids[rest].tolist(), files, listed.ids())
     if uses_unlabeled:
         check_pool(len(pool), data, listed.name)
-    chosen = np.setdiff1d(np.arange(len(ids)), plan.unlabeled)
-    reader = _Reader(data, len(chosen) + len(pool) + (len(listed.test.ids) if listed.test else 0))
-    read = reader.read(listed.train.without(set(ids[plan.unlabeled].tolist())), listed.targets[chosen])
-    test = _read_test(reader, listed)
-    parts = [
-        read.subset(np.flatnonzero(np.isin(read.ids, ids[rows]))) for rows in (plan.labeled, plan.validation, plan.test)
-    ]
-    without = set(range(len(listed.class_names))) - set(parts[0].targets.tolist())
+    chosen = np.setdiff1d(np.arange(len(ids)), rest)
+    moved = np.setdiff1d(plan.unlabeled, rest)
+    targets = listed.targets.copy()
+    if pseudo_labels is not None:
+        targets[moved] = pseudo_labels[moved]
+    num_listed = sum(len(records.ids) for records in (listed.test, listed.selected) if records)
+    reader = _Reader(data, len(chosen) + len(pool) + num_listed)
+    read = reader.read(listed.train.without(set(ids[rest].tolist())), targets[chosen])
+    test, selected = _read_test(reader, listed), _read_selected(reader, listed)
+    labeled, validation, held_out, pseudo_labeled = (
+        read.subset(np.flatnonzero(np.isin(read.ids, ids[rows])))
+        for rows in (plan.labeled, plan.validation, plan.test, moved)
+    )
+    without = set(range(len(listed.class_names))) - set(labeled.targets.tolist())
     if without:
         raise ValueError(
             f"{listed.name}: none of the labelled images drawn of class {listed.class_names[min(without)]} can be read"
             f"{_hint(reader.bad)}"
         )
+    if selected:
+        pseudo_labeled = concatenate(pseudo_labeled, selected)
     return Splits(
-        labeled=parts[0],
+        labeled=concatenate(labeled, pseudo_labeled),
         unlabeled=pool,
-        validation=parts[1],
-        test=parts[2] if test is None else test,
+        validation=validation,
+        test=held_out if test is None else test,
         class_names=listed.class_names,
         bad=tuple(reader.bad),
+        num_pseudo_labeled=len(pseudo_labeled if data.train else labeled),
     )
+
+
+def _read_selected(reader: _Reader, listed: _Labeled) -> ImageSet | None:
+    if listed.selected is None:
+        return None
+    return reader.read(listed.selected, find_targets(listed.selected, listed.class_names))
 
 
 def _read_test(reader: _Reader, listed: _Labeled) -> ImageSet | None:

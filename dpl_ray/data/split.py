@@ -13,12 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpl_ray.config import DataConfig
-from dpl_ray.data.dataset import Source, Splits, concatenate, empty_like
+from dpl_ray.data.dataset import UNLABELED, ImageSet, Source, Splits, concatenate, empty_like
 
 _TEST_SEED = 0  # the same test split for every train.seed
 _TEST, _LABELED = 1, 2  # which draw a permutation is for
 
 Indices = NDArray[np.int64]
+
+
+class EmptyPoolError(ValueError):
+    """Pseudo-labels have taken the whole pool."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,36 @@ def split(source: Source, data: DataConfig, *, seed: int, uses_unlabeled: bool) 
         source.train.targets, source.class_names, data, seed=seed, hold_out_test=source.test is None, name=source.name
     )
     pool = source.unlabeled or empty_like(source.train)
+    pseudo_labeled, rest = _pseudo_labeled(source, plan.unlabeled)
     if uses_unlabeled:
-        check_pool(len(plan.unlabeled) + len(pool), data, source.name)
+        check_pool(len(rest) + len(pool), data, source.name)
+    labeled = source.train.subset(plan.labeled)
     return Splits(
-        labeled=source.train.subset(plan.labeled),
-        unlabeled=concatenate(source.train.subset(plan.unlabeled), pool),
+        labeled=concatenate(labeled, pseudo_labeled),
+        unlabeled=concatenate(source.train.subset(rest), pool),
         validation=source.train.subset(plan.validation),
         test=source.train.subset(plan.test) if source.test is None else source.test,
         class_names=source.class_names,
         bad=source.bad,
+        num_pseudo_labeled=len(labeled) if source.pseudo_labels_alone else len(pseudo_labeled),
     )
+
+
+def _pseudo_labeled(source: Source, unlabeled: Indices) -> tuple[ImageSet, Indices]:
+    """The images that are trained on with pseudo-labels beside true ones, and what is left of `unlabeled`."""
+    selected = source.selected or empty_like(source.train)
+    if source.train_pseudo_labels is None:
+        return selected, unlabeled
+    rest = unlabeled_rest(unlabeled, source.train_pseudo_labels)
+    moved = np.setdiff1d(unlabeled, rest)
+    chosen = source.train.subset(moved)
+    chosen = ImageSet(chosen.images, source.train_pseudo_labels[moved], chosen.ids)
+    return concatenate(chosen, selected), rest
+
+
+def unlabeled_rest(unlabeled: Indices, pseudo_labels: NDArray[np.int64] | None) -> Indices:
+    """Those of the unlabelled positions that have no pseudo-label, of pseudo-labels (N,) of all positions."""
+    return unlabeled if pseudo_labels is None else unlabeled[pseudo_labels[unlabeled] == UNLABELED]
 
 
 def plan_split(
@@ -102,6 +126,11 @@ def check_pool(num_unlabeled: int, data: DataConfig, name: str) -> None:
     """Refuse a pool without an image: the policy learns from it."""
     if num_unlabeled:
         return
+    if data.labels is not None:
+        raise EmptyPoolError(
+            f"data.labels={data.labels}: the whole pool is trained on with pseudo-labels, and no unlabelled image is "
+            "left to learn from; data.labels_per_class leaves some, and policy=supervised needs none"
+        )
     if data.name in ("image_folder", "parquet"):
         raise ValueError(
             f"data.unlabeled={data.unlabeled or 'null'}: there is no unlabelled image to learn from; set "

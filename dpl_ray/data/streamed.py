@@ -29,7 +29,7 @@ def should_stream(data: DataConfig, train: Records, num_images: int) -> bool:
     if data.pool.mode == "memory":
         return False
     if data.pool.mode == "auto":
-        decoded = num_images * _bytes_per_image(data, train)
+        decoded = num_images * bytes_per_image(data, train)
         limit = data.pool.memory_share * memory_size()
         if decoded <= limit:
             return False
@@ -113,7 +113,8 @@ def _files_named(train: Records, ids: list[str]) -> PoolFiles:
     )
 
 
-def _bytes_per_image(data: DataConfig, train: Records) -> int:
+def bytes_per_image(data: DataConfig, train: Records) -> int:
+    """Of a decoded image: all are of one size, that of the first where data.image_size does not say it."""
     if data.image_size is not None:
         return data.channels * data.image_size**2
     for payload in train.read():

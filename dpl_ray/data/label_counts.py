@@ -1,0 +1,136 @@
+"""What outputs of pipelines.label add up to, and how much of them has changed: part by part, never all in memory.
+
+Legend: N samples of a part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dpl_ray.config import DataConfig
+from dpl_ray.data.classes import label_indices
+from dpl_ray.data.dataset import UNLABELED
+from dpl_ray.data.files import Label, Location, as_label, is_parquet, list_files, open_location
+from dpl_ray.data.labels import part_files
+from dpl_ray.data.parquet import has_labels
+from dpl_ray.file_systems import one_line
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """Samples of an output. Those of known labels are none where the pool has no label column."""
+
+    num_samples: int = 0
+    num_readable: int = 0
+    num_selected: int = 0
+    num_changed: int = 0  # readable ones whose pseudo-label is another one than in the output before
+    num_known: int = 0  # readable ones whose true label is known
+    num_correct: int = 0  # of these, with a pseudo-label that is the true one
+    num_selected_known: int = 0
+    num_selected_correct: int = 0
+
+    def plus(self, other: LabelCounts) -> LabelCounts:
+        return replace(self, **{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+
+def count_labels(
+    output: str, data: DataConfig, class_names: tuple[str, ...], *, before: str | None = None
+) -> LabelCounts:
+    """Count a finished output, against the one before it where there is one.
+
+    Args:
+        data: its label column is where true labels are looked for, in the parquet files of the pool.
+
+    Raises:
+        ValueError: the two outputs do not have the same samples.
+    """
+    location = open_location("labels", output)
+    parts = part_files(location, list_files(location))
+    earlier = open_location("labels", before) if before is not None else None
+    names = [path[len(location.path) :] for path in parts]
+    if earlier and names != [path[len(earlier.path) :] for path in part_files(earlier, list_files(earlier))]:
+        raise _changed_pool(data)
+    true_labels = _TrueLabels(data, class_names)
+    counts = LabelCounts()
+    for path, name in zip(parts, names, strict=True):
+        table = _read(location, path, ["sample_id", "pseudo_label", "selected"])
+        labels, selected = _targets(table), table.column("selected").to_numpy().astype(bool)
+        readable = labels != UNLABELED
+        changed = np.zeros(len(labels), bool)
+        if earlier:
+            old = _read(earlier, earlier.path + name, ["sample_id", "pseudo_label"])
+            if not old.column("sample_id").equals(table.column("sample_id")):
+                raise _changed_pool(data)
+            changed = readable & (labels != _targets(old))
+        true = true_labels.of(table.column("sample_id").to_pylist())
+        known = readable & (true != UNLABELED)
+        counts = counts.plus(
+            LabelCounts(
+                len(labels),
+                int(readable.sum()),
+                int(selected.sum()),
+                int(changed.sum()),
+                int(known.sum()),
+                int((known & (labels == true)).sum()),
+                int((known & selected).sum()),
+                int((known & selected & (labels == true)).sum()),
+            )
+        )
+    return counts
+
+
+class _TrueLabels:
+    """The label column of the pool's parquet files, of which that of one file is held at a time."""
+
+    def __init__(self, data: DataConfig, class_names: tuple[str, ...]) -> None:
+        self._column, self._class_names = data.label_column, class_names
+        self._location = open_location("data.unlabeled", data.unlabeled) if data.unlabeled else None
+        self._file, self._targets = "", np.empty(0, np.int64)
+
+    def of(self, ids: list[str]) -> NDArray[np.int64]:
+        """(N,) class index of each sample, UNLABELED where it is not known."""
+        targets = np.full(len(ids), UNLABELED, np.int64)
+        if self._column is None or self._location is None:
+            return targets
+        for position, sample_id in enumerate(ids):
+            file, _, row = sample_id.rpartition(":")
+            if not is_parquet(file):
+                continue
+            if file != self._file:
+                self._file, self._targets = file, self._read(self._location, file, self._column)
+            if int(row) < len(self._targets):
+                targets[position] = self._targets[int(row)]
+        return targets
+
+    def _read(self, location: Location, file: str, column: str) -> NDArray[np.int64]:
+        try:
+            with pq.ParquetFile(file.removeprefix(location.scheme), filesystem=location.filesystem) as opened:
+                if not has_labels(opened.schema_arrow, column):
+                    return np.empty(0, np.int64)
+                labels: list[Label] = opened.read(columns=[column]).column(0).to_pylist()
+        except (pa.ArrowException, OSError):
+            return np.empty(0, np.int64)
+        return label_indices([as_label(label) for label in labels], self._class_names)
+
+
+def _read(location: Location, path: str, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, filesystem=location.filesystem, columns=columns, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise location.error(f"{location.name(path)} cannot be read ({one_line(error)})") from None
+
+
+def _targets(table: pa.Table) -> NDArray[np.int64]:
+    return table.column("pseudo_label").fill_null(UNLABELED).to_numpy()
+
+
+def _changed_pool(data: DataConfig) -> ValueError:
+    return ValueError(
+        f"data.unlabeled={data.unlabeled}: its files have changed between two rounds, whose pseudo-labels cannot be "
+        "compared; take another run.name"
+    )

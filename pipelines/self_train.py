@@ -1,0 +1,38 @@
+"""Train and label in rounds until the pseudo-labels no longer change: `python -m pipelines.self_train --help`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from rich.console import Console
+
+from dpl_ray.config import Config
+from dpl_ray.self_training_config import SelfTrainConfig, load_self_training
+from pipelines.cli import main_guard
+
+
+def job(loaded: tuple[Config, SelfTrainConfig], console: Console) -> None:
+    """Self-training, its table and its paths."""
+    from dpl_ray.self_training import self_train
+
+    config, options = loaded
+    command = shlex.join(["python", "-m", "pipelines.self_train", *sys.argv[1:]])
+    result = self_train(config, options, console=console, command=command)
+    paths = {
+        "checkpoint": result.checkpoint,
+        "labels": result.labels,
+        "rounds": result.csv,
+        "figure": result.figure,
+        "MLflow run": result.run_id,
+    }
+    for label, value in paths.items():
+        console.print(f"{label:<11} {value}", highlight=False, soft_wrap=True)
+    if result.run_id:
+        console.print(
+            f"look at it: mlflow ui --backend-store-uri {result.tracking_uri}", highlight=False, soft_wrap=True
+        )
+
+
+if __name__ == "__main__":
+    main_guard(job, __doc__, load=load_self_training, own=SelfTrainConfig)

@@ -1,0 +1,169 @@
+"""Exactly once: the job, or a process of it, is killed at random moments; in the end every sample is there once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.labeling import label, make_checkpoint, parts, rows, summary, write_images, write_parquet
+
+ROOT = Path(__file__).parent.parent
+NUM_IMAGES, NUM_ROWS = 150, 250
+SECONDS = 300.0  # for what is waited for to happen, on a machine that others use too
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_checkpoint(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pool")
+    write_images(folder, range(NUM_IMAGES))
+    write_parquet(folder / "a.parquet", range(NUM_IMAGES, NUM_IMAGES + NUM_ROWS - 50))
+    write_parquet(folder / "b.parquet", range(NUM_IMAGES + NUM_ROWS - 50, NUM_IMAGES + NUM_ROWS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint: str, pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a labelling that nothing interrupted."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    label(checkpoint, pool, output, rows_per_part=5)
+    return output
+
+
+def start(checkpoint: str, pool: Path, output: Path, *more: str) -> subprocess.Popen[str]:
+    """The command, in a process group of its own."""
+    command = [sys.executable, "-m", "pipelines.label", f"checkpoint={checkpoint}", f"pool={pool}", f"output={output}"]
+    command += ["rows_per_part=5", "batch_size=3", "tracking.enabled=false", *more]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until the condition holds, or the process has ended."""
+    deadline = time.monotonic() + SECONDS
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline, "it does not get there"
+        time.sleep(0.005)
+
+
+def num_parts(output: Path) -> int:
+    return len(list(output.glob("part-*.parquet"))) if output.exists() else 0
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Process id -> title, of what a process has started, and what that has started."""
+    found = {}
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+            parents.setdefault(parent, []).append(int(folder.name))
+    left = [pid]
+    while left:
+        for child in parents.get(left.pop(), ()):
+            left.append(child)
+            try:
+                found[child] = (Path("/proc") / str(child) / "cmdline").read_text().replace("\0", " ")
+            except OSError:
+                continue
+    return found
+
+
+def check_same(output: Path, whole: Path) -> None:
+    found, expected = rows(output), rows(whole)
+    assert len(found) == NUM_IMAGES + NUM_ROWS
+    assert found.keys() == expected.keys()
+    for sample_id, row in found.items():
+        other = expected[sample_id]
+        assert row["pseudo_label"] == other["pseudo_label"], sample_id
+        assert row["confidence"] == pytest.approx(other["confidence"], abs=1e-4)
+        assert row["weight"] == pytest.approx(other["weight"], abs=1e-3)
+    told = summary(output)
+    assert told["num_selected"] + told["num_rejected"] + told["num_unreadable"] == len(found)
+    assert len(parts(output)) == len(parts(whole)) == num_parts(output)
+    assert not list(output.glob(".*")), "nothing half written is left"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_job_is_killed_at_random_moments_and_goes_on(
+    checkpoint: str, pool: Path, whole: Path, tmp_path: Path
+) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    output, total = tmp_path / "out", len(parts(whole))
+    before: dict[str, tuple[int, bytes]] = {}
+    for target in sorted(moments.sample(range(1, total), 3)):
+        process = start(checkpoint, pool, output, "scale.num_workers=0")
+        wait_for(lambda target=target: num_parts(output) >= target, process)  # type: ignore[misc]
+        kill_group(process)
+        after = parts(output)
+        assert {name: part for name, part in after.items() if name in before} == before, seed
+        before = after
+    process = start(checkpoint, pool, output, "scale.num_workers=0")
+    told, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, told
+    assert {name: part for name, part in parts(output).items() if name in before} == before, "not computed again"
+    check_same(output, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.ray
+def test_an_actor_is_killed_then_the_job_and_both_are_made_up_for(
+    checkpoint: str, pool: Path, whole: Path, tmp_path: Path
+) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    output, total = tmp_path / "out", len(parts(whole))
+    arguments = ("scale.num_workers=1", "scale.cpus_per_worker=0.5")
+    first, second = sorted(moments.sample(range(1, total // 2), 2))
+
+    process = start(checkpoint, pool, output, *arguments)
+    wait_for(lambda: num_parts(output) >= first, process)
+    actors = [pid for pid, title in descendants(process.pid).items() if "ray::MapWorker" in title]
+    assert actors, "the actor is not found"
+    for pid in actors:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: num_parts(output) >= second, process)
+    own = descendants(process.pid)
+    kill_group(process)
+    for pid in own:  # Ray's processes have groups of their own, and would end by themselves somewhat later
+        if (Path("/proc") / str(pid)).exists():
+            os.kill(pid, signal.SIGKILL)
+    before = parts(output)
+    assert len(before) >= second
+    assert len(before) < total, "it was killed too late to say anything"
+
+    process = start(checkpoint, pool, output, *arguments)
+    wait_for(lambda: num_parts(output) >= min(len(before) + 2, total), process)
+    tasks = [pid for pid, title in descendants(process.pid).items() if "ray::" in title and "Map" in title]
+    if tasks:
+        os.kill(moments.choice(tasks), signal.SIGKILL)
+    told, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, told
+    assert {name: part for name, part in parts(output).items() if name in before} == before, "not computed again"
+    check_same(output, whole)
