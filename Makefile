@@ -36,4 +36,5 @@ bench: install
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.step --compare
 	$(BIN)/python -m benchmarks.step --compare --weak-precision bfloat16
+	$(BIN)/python -m benchmarks.label
 	$(BIN)/python -m benchmarks.mistakes
