@@ -36,6 +36,7 @@ bench: install
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.step --compare
 	$(BIN)/python -m benchmarks.step --compare --weak-precision bfloat16
+	$(BIN)/python -m benchmarks.label
 	$(BIN)/python -m benchmarks.mistakes
 	$(BIN)/python -m benchmarks.pool_rates
 	$(BIN)/python -m benchmarks.pool
