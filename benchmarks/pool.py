@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 400_000], help="images in the pools")
     parser.add_argument("--rounds", type=int, default=3, help="of feed and plain loop, in turn")
     parser.add_argument("--steps", type=int, default=30, help="of WRN-28-2, for the time that a step waits")
+    parser.add_argument("--ahead", type=int, help="data.pool.windows_ahead of the feed")
     parser.add_argument("--folder", help="where the pools are written; default: a temporary one, removed again")
     parser.add_argument("--only", choices=["memory", "feed", "wait"], help="one of the three measurements")
     parser.add_argument("--train", help=argparse.SUPPRESS)  # a training run in a process of its own, as JSON
@@ -54,7 +55,7 @@ def main() -> None:
         folder = Path(options.folder or temporary)
         pools = [_write_pool(folder / str(size), size, options.images, options.image_column) for size in options.sizes]
         if options.only in (None, "feed"):
-            _compare_feed(pools[0], options.rounds)
+            _compare_feed(pools[0], options.rounds, options.ahead)
         if options.only in (None, "wait"):
             _measure_wait(pools[0], options.steps)
         if options.only in (None, "memory"):
@@ -157,7 +158,7 @@ def _labeled(pool: Path, path: Path) -> Path:
 # Feed: images/s of the windows as a worker takes them, beside a plain loop over the same files on the same cores.
 
 
-def _compare_feed(folder: Path, rounds: int) -> None:
+def _compare_feed(folder: Path, rounds: int, ahead: int | None) -> None:
     import ray
 
     from dpl_ray.ray_stream import read_windows
@@ -165,7 +166,7 @@ def _compare_feed(folder: Path, rounds: int) -> None:
     num_processes = os.cpu_count() or 1
     files = list_pool(open_location("data.unlabeled", str(folder)), image_column="image")
     pool = StreamedPool((files,), DecodeSettings(IMAGE_SIZE, 3), tuple("0123456789"))
-    windows = Windows(16, 7, 73, seed=0, ahead=4)
+    windows = Windows(16, 7, 73, seed=0, ahead=ahead)
     num_windows = len(pool) // windows.rows
     print(f"\nfeed: {num_windows * windows.rows} images of {IMAGE_SIZE}x{IMAGE_SIZE}, {num_processes} processes each")
     rates: dict[str, list[float]] = {"plain loop": [], "feed": [], "feed with its start": []}

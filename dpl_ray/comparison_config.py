@@ -7,6 +7,8 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import yaml
@@ -141,8 +143,8 @@ def shared_tree(config: Config) -> dict[str, Any]:
     # A run may change train.log_every, but cells may not differ in it: the last record, of which the tables have
     # coverage and precision, is of that many steps.
     for field in (*(set(FREE_FIELDS) - {"train.log_every"}), "train.seed", "train.baseline"):
-        section, _, name = field.partition(".")
-        tree[section].pop(name)
+        *sections, name = field.split(".")
+        reduce(getitem, sections, tree).pop(name)
     return tree
 
 

@@ -18,12 +18,44 @@ from dpl_ray.cluster import READER_CPUS
 from dpl_ray.data.stream import StreamedPool, WindowRows, Windows, read_window
 
 WINDOWS_PER_DATASET = 256  # a task each: the tasks of a data set are planned at once
+TASKS_PER_CPU = 3  # at once: as many run, the others wait for a CPU or for being taken
+LEAST_AHEAD = 2
 
 
 def read_windows(
     pool: StreamedPool, windows: Windows, numbers: range, rank: int, world_size: int
 ) -> Generator[WindowRows, None, None]:
-    """A `WindowReader`: as `read_here`, but tasks of Ray Data read and decode, `windows.ahead` in advance."""
+    """A `WindowReader`: as `read_here`, but tasks of Ray Data read and decode, `windows.ahead` in advance.
+
+    An actor plans the tasks and takes their results: in the training process, Ray Data's threads would take the
+    interpreter from the one that starts a GPU's kernels, at several times the time of a step (docs/scale.md).
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Reader)
+    reader = actor.remote(ray.put(pool), windows, numbers, rank, world_size)
+    try:
+        for _ in numbers:
+            yield ray.get(reader.next_window.remote())
+    finally:
+        ray.kill(reader)
+
+
+class _Reader:
+    """Runs the data sets of one training worker."""
+
+    def __init__(self, pool: StreamedPool, windows: Windows, numbers: range, rank: int, world_size: int) -> None:
+        self._windows = _iterate(pool, windows, numbers, rank, world_size)
+
+    def next_window(self) -> WindowRows:
+        return next(self._windows)
+
+
+def _iterate(
+    pool: StreamedPool, windows: Windows, numbers: range, rank: int, world_size: int
+) -> Generator[WindowRows, None, None]:
     import ray
     from ray.data import DataContext, ExecutionResources
 
@@ -31,19 +63,31 @@ def read_windows(
         logging.getLogger(logger).setLevel(logging.ERROR)
     pool_ref = ray.put(pool)
     share = windows.rows // world_size
+    # Ray Data counts a task's output twice, while it runs and when it is there.
+    bytes_ahead = 2 * share * pool.bytes_per_image() * (_ahead(pool, windows, world_size) + 1)
     read = partial(_read_task, pool_ref, windows, rank, world_size)
     for first in range(numbers.start, numbers.stop, WINDOWS_PER_DATASET):
         some = range(first, min(first + WINDOWS_PER_DATASET, numbers.stop))
         context = DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        # Ray Data counts a task's output twice, while it runs and when it is there.
-        bytes_ahead = 2 * (windows.ahead + 1) * share * pool.bytes_per_image()
         context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=bytes_ahead)
         with DataContext.current(context):
             dataset = ray.data.from_items([{"number": number} for number in some], override_num_blocks=len(some))
             dataset = dataset.map_batches(read, batch_size=1, num_cpus=READER_CPUS)
         yield from dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=1)
+
+
+def _ahead(pool: StreamedPool, windows: Windows, world_size: int) -> int:
+    """`windows.ahead`, or TASKS_PER_CPU for every CPU of the cluster in at most half of its object store."""
+    import ray
+
+    if windows.ahead is not None:
+        return windows.ahead
+    resources = ray.cluster_resources()
+    enough = TASKS_PER_CPU * resources.get("CPU", 1.0) / world_size
+    room = resources.get("object_store_memory", 0.0) / 2 / (2 * windows.rows * pool.bytes_per_image())
+    return max(LEAST_AHEAD, int(min(enough, room)))
 
 
 def _read_task(pool_ref: Any, windows: Windows, rank: int, world_size: int, rows: dict[str, np.ndarray]) -> WindowRows:

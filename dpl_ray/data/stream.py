@@ -106,7 +106,7 @@ class Windows:
     mu: int
     steps: int  # global batches in a window
     seed: int
-    ahead: int = 1  # windows that are read in advance; says nothing of what is in them
+    ahead: int | None = None  # windows read in advance where Ray reads; says nothing of what is in them
 
     @classmethod
     def from_config(cls, config: Config) -> Windows:
