@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -76,8 +77,11 @@ def check_readers(scale: ScaleConfig) -> None:
 
     if scale.num_workers == 0:
         return
-    connected = ray.is_initialized()
-    num_cpus = ray.cluster_resources().get("CPU", 0.0) if connected else float(os.cpu_count() or 1)
+    if ray.is_initialized():
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    else:
+        nodes = [{"CPU": float(os.cpu_count() or 1), "GPU": float(scale.num_workers)}]
+    num_cpus = sum(node.get("CPU", 0.0) for node in nodes)
     needed = scale.num_workers * scale.cpus_per_worker
     if needed + READER_CPUS > num_cpus:
         most = (num_cpus - READER_CPUS) / scale.num_workers
@@ -86,6 +90,24 @@ def check_readers(scale: ScaleConfig) -> None:
             f"{num_cpus - needed:g} of {num_cpus:g} CPUs, and reading a streamed pool takes {READER_CPUS:g}; "
             + (f"at most {most:g} CPUs a worker, or fewer workers, leave it" if most > 0 else "it takes more CPUs")
         )
+    if count_to_crowd_out(nodes, scale) <= scale.num_workers:
+        raise ValueError(
+            f"scale.cpus_per_worker={scale.cpus_per_worker:g} with scale.num_workers={scale.num_workers} may leave no "
+            f"node with {READER_CPUS:g} CPU, which reading a streamed pool takes; take fewer CPUs a worker, or fewer "
+            "workers"
+        )
+
+
+def count_to_crowd_out(nodes: list[dict[str, float]], scale: ScaleConfig) -> float:
+    """Fewest workers that, placed badly, leave no node a CPU to read with; infinite where none can."""
+    total = 0.0
+    for node in nodes:
+        spare = node.get("CPU", 0.0) - READER_CPUS
+        if spare < 0:
+            continue
+        wanted = int(spare / scale.cpus_per_worker + 1e-9) + 1
+        total += wanted if wanted <= count_places([node], scale) else math.inf
+    return total
 
 
 def check_cluster(scale: ScaleConfig) -> None:
@@ -164,6 +186,17 @@ def connect(scale: ScaleConfig) -> bool:
             ray.shutdown()
         raise
     return started
+
+
+def cause_line(failure: Any) -> str:
+    """The line of a failure's text, a traceback from another process, that names the exception."""
+    text = str(failure)
+    # Ray Data puts an exception of its own, with advice on retries, behind the one of the task.
+    cause, _, wrapper = text.rpartition("\n\nThe above exception was the direct cause of the following exception:\n")
+    if "UserCodeException: " in wrapper and cause:
+        text = cause
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else type(failure).__name__
 
 
 def _set_environment() -> None:

@@ -27,7 +27,7 @@ from dpl_ray.data.pool_files import list_pool
 from dpl_ray.labeling_config import LabelConfig
 from dpl_ray.labeling_console import LabelProgress, label_table
 from dpl_ray.labeling_figure import draw_summary
-from dpl_ray.labeling_ledger import Ledger
+from dpl_ray.labeling_ledger import SUMMARY_NAME, Ledger
 from dpl_ray.labeling_parts import NUM_BINS, Counts
 from dpl_ray.labeling_plan import rows_per_block
 from dpl_ray.labeling_ray import count_actors, count_on, label_on_ray
@@ -299,7 +299,7 @@ def _report(
         "images_per_second": rate,
         "code": describe_code(),
     }
-    places = ledger.report / "summary.json", ledger.report / "summary.png"
+    places = ledger.report / SUMMARY_NAME, ledger.report / "summary.png"
     places[0].write(json.dumps(summary, indent=1).encode())
     title = f"{ledger.name}: {counts.num_rows:,} images, {100 * share:.1f} % selected"
     places[1].write(draw_summary(counts, names, title))

@@ -32,6 +32,7 @@ from dpl_ray.run_folder import differences
 from dpl_ray.storage import Storage
 
 FORMAT = 1  # of the output
+SUMMARY_NAME = "summary.json"  # written when all is done: data.labels looks for it
 MAX_LISTED = 100_000  # rows of bad.csv
 _NUM_THREADS = 16  # that read and write small files: they wait for the storage
 
@@ -112,6 +113,8 @@ class Ledger:
         self.num_new = len(self.plan) - len(old) if self.resumed else 0
         self._remove_unfinished_writes()
         self._find_done()
+        if self.missing:  # the summary says that all is done
+            (self.report / SUMMARY_NAME).remove()
 
     def save_info(self) -> None:
         self._job.write(json.dumps(self.info, indent=1).encode())
@@ -142,11 +145,11 @@ class Ledger:
         return self.storage / "_ledger" / "manifests"
 
     def _whole_manifest(self, number: int) -> dict[str, Any] | None:
-        """The manifest of an input, unless it is missing or a part of it is."""
+        """The manifest of an input, unless it or a part of it is missing or not whole."""
         place = self.manifests / manifest_name(number)
         try:
             manifest: dict[str, Any] = json.loads(place.read())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # a machine that went down may have left an empty one
             return None
         sizes = {part["name"]: part["size"] for part in manifest["parts"]}
         return manifest if all(self._sizes.get(name) == size for name, size in sizes.items()) else None

@@ -58,7 +58,7 @@ def label_on_ray(
         results = _stream(labeler, blocks, settings, scale)
         yield from results
     except ray.exceptions.RayError as error:
-        raise WorkersFailedError(_cause(error)) from error
+        raise WorkersFailedError(cluster.cause_line(error)) from error
     finally:
         if results is not None:
             results.close()
@@ -165,9 +165,3 @@ def count_on(nodes: list[dict[str, float]], scale: ScaleConfig) -> int:
     """The same on nodes given by their resources."""
     free = [node | {"CPU": node.get("CPU", 0.0) - CPUS_PER_TASK} for node in nodes]
     return cluster.count_places(free, scale)
-
-
-def _cause(error: Exception) -> str:
-    """The last line of a traceback from another process, which names the exception."""
-    lines = [line.strip() for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -75,7 +75,7 @@ def _fit(config: Config, console: Console) -> FitResult:
     uses_unlabeled = config.policy["name"] != "supervised"
     splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled)
     check_network(config, splits)
-    if not isinstance(splits.unlabeled, ImageSet):
+    if uses_unlabeled and not isinstance(splits.unlabeled, ImageSet):
         check_readers(config.scale)
     folder = RunFolder(config, splits)
     console.print(_headline(config, splits, folder), highlight=False, soft_wrap=True)

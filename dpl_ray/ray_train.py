@@ -112,7 +112,6 @@ def _read(mailbox: Any, on_news: Callable[[Any], None]) -> None:
 def _first_cause(error: Exception) -> str:
     failures = getattr(error, "worker_failures", {})
     for rank, failure in sorted(failures.items()):
-        lines = str(failure).strip().splitlines()
-        if lines:
-            return f"worker {rank}: {lines[-1]}"
+        if str(failure).strip():
+            return f"worker {rank}: {cluster.cause_line(failure)}"
     return str(error).strip().splitlines()[0]

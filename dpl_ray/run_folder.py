@@ -137,12 +137,12 @@ class RunFolder:
             "mlflow_run_id": None,
             "result": None,
         }
+        self._bad: dict[str, str] = {}
         self.resumed = (self.storage / RUN_FILE).exists()
         if self.resumed:
             self._load()
         (self.storage / "config.yaml").write(to_yaml(config).encode())
         self.save_info()
-        self._bad: dict[str, str] = {}
         if splits.bad:
             self._add_bad(splits.bad)
 
@@ -156,6 +156,11 @@ class RunFolder:
         self.info |= info
         if (self.storage / "history.jsonl").exists():
             self.history = [json.loads(line) for line in (self.storage / "history.jsonl").read().splitlines()]
+        # Those of a streamed pool are found on the way: what is read again is not the whole list.
+        if (bad := self.storage / "bad_images.csv").exists():
+            self._bad = {
+                row["id"]: row["reason"] for row in csv.DictReader(io.StringIO(bad.read().decode(), newline=""))
+            }
 
     def add(self, record: Record) -> None:
         """Keep a record of metrics; now and then write all, so that a run that is killed loses little of them."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import http.server
+import math
 import socket
 from collections.abc import Iterator
 
 import pytest
 
 from dpl_ray import cluster
-from dpl_ray.cluster import checked_resources, count_places
+from dpl_ray.cluster import cause_line, checked_resources, count_places, count_to_crowd_out
 from dpl_ray.config import ScaleConfig
 from tests.builders import serving
 
@@ -35,6 +36,34 @@ def test_a_worker_fits_on_one_node_or_not_at_all(
     nodes: list[dict[str, float]], cpus: float, use_gpu: bool, places: int
 ) -> None:
     assert count_places(nodes, ScaleConfig(num_workers=1, cpus_per_worker=cpus, use_gpu=use_gpu)) == places
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "use_gpu", "fewest"),
+    [
+        ([{"CPU": 2.0}], 0.5, False, 3),
+        ([{"CPU": 2.0}, {"CPU": 2.0}], 1.5, False, 2),  # 1 of 4 CPUs is left, and no node has it
+        ([{"CPU": 4.0}, {"CPU": 4.0}], 1, False, 8),
+        ([{"CPU": 4.0}, {"CPU": 4.0}], 1.5, False, math.inf),  # two on a node leave it 1
+        ([{"CPU": 8.0}, {"CPU": 4.0, "GPU": 4.0}], 1, True, math.inf),
+        ([{"CPU": 4.0, "GPU": 4.0}], 1, True, 4),
+        ([{"CPU": 0.5}, {"GPU": 1.0}], 0.5, False, 0),
+    ],
+)
+def test_workers_that_would_leave_no_node_a_cpu_to_read_with_are_counted(
+    nodes: list[dict[str, float]], cpus: float, use_gpu: bool, fewest: float
+) -> None:
+    assert count_to_crowd_out(nodes, ScaleConfig(num_workers=1, cpus_per_worker=cpus, use_gpu=use_gpu)) == fewest
+
+
+def test_the_cause_of_a_failed_task_is_named() -> None:
+    traceback = 'ray::Task()\n  File "a.py", line 1\nOSError: the disk is gone\n'
+    chained = "\n\nThe above exception was the direct cause of the following exception:\n\nray::Task()\n"
+    advice = "ray.exceptions.UserCodeException: UDF failed.\nTo change retry attempts, configure it.\n"
+    for text in (traceback, traceback.strip() + chained + advice):
+        assert cause_line(RuntimeError(text)) == "OSError: the disk is gone"
+    assert cause_line(RuntimeError(traceback.strip() + chained + "TrainError: lost")) == "TrainError: lost"
+    assert cause_line(RuntimeError()) == "RuntimeError"
 
 
 def test_more_than_this_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

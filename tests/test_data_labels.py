@@ -14,6 +14,7 @@ from dpl_ray.config import DataConfig, parse_config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.labels import read_pseudo_labels
 from dpl_ray.data.sources import load_splits
+from dpl_ray.data.stream import StreamedPool
 from dpl_ray.provenance import describe_run
 from tests.label_outputs import write_labels
 from tests.test_sources import CLASSES, write_folder, write_parquet, write_pool
@@ -185,6 +186,18 @@ def test_pseudo_labels_alone(pool: Pool) -> None:
     splits = load(labels=labels, test=test)
     assert (len(splits.labeled), splits.num_pseudo_labeled, len(splits.test)) == (10, 10, 3)
     assert pseudo(splits) == {200 + row: row % 3 for row in range(10)}
+
+
+@pytest.mark.parametrize("name", ["parquet", "image_folder"])
+@pytest.mark.filterwarnings("ignore:data.test=null")
+def test_what_is_not_drawn_of_pseudo_labels_alone_goes_back_into_the_streamed_pool(pool: Pool, name: str) -> None:
+    labels = pool.write_all(set(range(10)))
+    given = {"labels": labels, "name": name, "num_labels_per_class": 1, "image_size": 4}
+    memory, streamed = (load(**given, pool={"mode": mode}) for mode in ("memory", "stream"))
+    assert pseudo(memory) == pseudo(streamed)
+    assert isinstance(streamed.unlabeled, StreamedPool)
+    rows, _ = streamed.unlabeled.read(0, len(streamed.unlabeled), seed=0)
+    assert sorted(row[0] for row in rows) == sorted(memory.unlabeled.ids.tolist())
 
 
 def test_the_pool_is_not_read_where_nothing_learns_from_it(pool: Pool) -> None:

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from dpl_ray.algorithm.pseudo_labels import entropy, pseudo_labels
+from dpl_ray.config import DataConfig
+from dpl_ray.data.labels import read_pseudo_labels
 from dpl_ray.labeling import TooManyBadError
 from dpl_ray.labeling_config import load_labeling
 from dpl_ray.labeling_ledger import LedgerError
@@ -139,6 +141,30 @@ def test_what_is_new_in_the_pool_is_added(checkpoint: str, pool: Path, tmp_path:
     new = rows(tmp_path / "out")
     assert {sample_id: new[sample_id] for sample_id in old} == old, "what is gone keeps its labels"
     assert summary(tmp_path / "out")["labeled_now"] == 9
+
+
+def test_an_output_that_goes_on_is_not_finished(
+    checkpoint: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(checkpoint, pool, tmp_path / "out")
+    assert read_pseudo_labels(DataConfig(name="image_folder", labels=str(tmp_path / "out"))).labels
+    write_images(pool, range(100, 103))
+    interrupt(monkeypatch, after=0)
+    with pytest.raises(KeyboardInterrupt):
+        label(checkpoint, pool, tmp_path / "out")
+    with pytest.raises(ValueError, match="is not finished"):
+        read_pseudo_labels(DataConfig(name="image_folder", labels=str(tmp_path / "out")))
+
+
+def test_a_damaged_manifest_is_made_again(checkpoint: str, pool: Path, tmp_path: Path) -> None:
+    label(checkpoint, pool, tmp_path / "out")
+    before = parts(tmp_path / "out")
+    manifest = next((tmp_path / "out" / "_ledger" / "manifests").iterdir())
+    whole = manifest.read_bytes()
+    manifest.write_bytes(b"")
+    label(checkpoint, pool, tmp_path / "out")
+    assert manifest.read_bytes() == whole
+    assert parts(tmp_path / "out") == before
 
 
 def test_what_vanishes_before_it_is_labelled_has_a_reason(
@@ -276,7 +302,7 @@ def test_other_refusals(checkpoint: str, pool: Path, tmp_path: Path) -> None:
         label(checkpoint, pool, tmp_path / "out", scale={"num_workers": 4096})
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"^pool=.*/texts: no image and no parquet file among 1 files, as a\.txt"):
+    with pytest.raises(ValueError, match=r"^pool=.*/texts: no image among 1 files \(\.txt\)"):
         label(checkpoint, tmp_path / "texts", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -102,6 +102,14 @@ def test_what_cannot_be_read_has_a_reason_and_costs_nothing_else(tmp_path: Path)
     assert len(kept) == 5
 
 
+def test_labels_that_are_no_text_cost_no_image(tmp_path: Path) -> None:
+    binary = pa.array([b"cat", b"\xff"])
+    labels = pa.StringArray.from_buffers(2, *binary.buffers()[1:])
+    pq.write_table(pa.table({"image": [png(0), png(1)], "label": labels}), tmp_path / "a.parquet")
+    rows = pool(tmp_path).read(0, 0, 2)
+    assert [row[1:] for row in rows] == [(png(0), None), (png(1), None)]
+
+
 def test_a_broken_row_group_costs_its_own_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_images(path, range(9), row_group_size=3)

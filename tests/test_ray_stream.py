@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import RayError
 from safetensors.torch import load_file
 
-from dpl_ray.cluster import check_readers
+from dpl_ray.cluster import cause_line, check_readers
 from dpl_ray.config import Config, ScaleConfig
 from dpl_ray.console import ProgressLine
 from dpl_ray.data.decode import DecodeSettings
@@ -38,6 +40,14 @@ def test_ray_data_reads_the_same_windows_in_the_same_order(
         assert expected.keys() == found.keys()
         for name, rows in expected.items():
             assert np.array_equal(rows, found[name]), name
+
+
+def test_what_fails_in_a_reading_task_is_named(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    pool = StreamedPool((list_files(tmp_path),), DecodeSettings(4, 3), ("0", "1"))
+    with pytest.raises(RayError) as error:
+        list(read_windows(pool, Windows(1, 2, 1, seed=0), range(1), 0, 1))
+    assert re.search(r"UnreadablePoolError: none of 2 images .* as .*a\.png \(not an image\)", cause_line(error.value))
 
 
 def config_for(folder: Path, num_workers: int) -> Config:

@@ -145,6 +145,14 @@ def test_where_and_how_may_differ(tmp_path: Path, override: str) -> None:
     assert parse_config(saved) == config(tmp_path, override), "the newest configuration is the one that is kept"
 
 
+def test_bad_images_that_were_found_on_the_way_stay_listed_when_the_run_goes_on(tmp_path: Path) -> None:
+    for number in range(2):
+        bad = BadImage(f"{number}, é.png", "truncated")
+        RunFolder(config(tmp_path), splits()).add(Record("dpl", 5, 10, 1.0, {"data/unreadable": 1.0}, (bad,)))
+    text = (tmp_path / "first" / "bad_images.csv").read_text()
+    assert text.splitlines() == ["id,reason", '"0, é.png",truncated', '"1, é.png",truncated']
+
+
 def test_bad_images_are_listed(tmp_path: Path) -> None:
     bad = (BadImage("a/1.png", "not an image"), BadImage('with "quotes", and comma.png', "truncated"))
     RunFolder(config(tmp_path), splits(bad=bad))

@@ -259,6 +259,16 @@ def test_a_streamed_run_that_is_broken_off_ends_as_one_that_is_not(
         assert files[0] == files[1]
 
 
+@pytest.mark.parametrize("policy", ["dpl", "supervised"])
+def test_room_to_read_with_is_asked_for_where_the_pool_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    asked = []
+    monkeypatch.setattr("dpl_ray.launch.check_readers", asked.append)
+    fit(digits_like(tmp_path, "stream").model_copy(update={"policy": {"name": policy}}))
+    assert bool(asked) == (policy == "dpl")
+
+
 def test_too_many_bad_images_stop_a_streamed_run_with_the_list(tmp_path: Path) -> None:
     config = digits_like(tmp_path, "stream", max_bad_fraction=0.02)
     table = pq.read_table(tmp_path / "pool.parquet").to_pydict()

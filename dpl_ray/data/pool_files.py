@@ -6,6 +6,7 @@ file, never anything a sample. Rows are called by (file, row); `sample_id` names
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
@@ -147,7 +148,10 @@ class PoolFiles:
         images = table.column(self.image_column)
         if pa.types.is_struct(images.type):
             images = pc.struct_field(images, "bytes")
-        labels = table.column(columns[1]).to_pylist() if len(columns) > 1 else [None] * len(table)
+        labels: list[Label] = [None] * len(table)
+        if len(columns) > 1:
+            with contextlib.suppress(UnicodeDecodeError):  # such labels are of no use, but their images are
+                labels = table.column(columns[1]).to_pylist()
         return list(zip(images.to_pylist(), map(as_label, labels), strict=True))
 
 

@@ -166,7 +166,10 @@ def _read_streamed(
     ids = np.array(listed.train.ids)
     pseudo_labels = listed.pseudo_labels(listed.train.ids)
     rest = unlabeled_rest(plan.unlabeled, pseudo_labels)
-    pool = streamed_pool(data, listed.class_names, listed.train, ids[rest].tolist(), files, listed.ids())
+    in_pool, others = ids[rest].tolist(), listed.ids()
+    if data.train is None:  # the labelled are images of data.unlabeled, and those whose label is not used go back there
+        in_pool, others = [], others.difference(in_pool)
+    pool = streamed_pool(data, listed.class_names, listed.train, in_pool, files, others)
     if uses_unlabeled:
         check_pool(len(pool), data, listed.name)
     chosen = np.setdiff1d(np.arange(len(ids)), rest)
