@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from dpl_ray.comparison_config import CompareConfig
     from dpl_ray.compose import load_config
     from dpl_ray.config import Config
+    from dpl_ray.labeling import LabelResult, label_pool
+    from dpl_ray.labeling_config import LabelConfig
     from dpl_ray.launch import FitResult, fit
     from dpl_ray.predictor import Predictor, load_checkpoint
 
@@ -22,10 +24,13 @@ __all__ = [
     "CompareResult",
     "Config",
     "FitResult",
+    "LabelConfig",
+    "LabelResult",
     "Predictor",
     "__version__",
     "compare",
     "fit",
+    "label_pool",
     "load_checkpoint",
     "load_config",
 ]
@@ -40,9 +45,12 @@ _HOME = {
     "CompareResult": "comparison",
     "Config": "config",
     "FitResult": "launch",
+    "LabelConfig": "labeling_config",
+    "LabelResult": "labeling",
     "Predictor": "predictor",
     "compare": "comparison",
     "fit": "launch",
+    "label_pool": "labeling",
     "load_checkpoint": "predictor",
     "load_config": "compose",
 }

@@ -50,10 +50,10 @@ def checked_resources(scale: ScaleConfig) -> Iterator[None]:
     address = cluster_address(scale)
     connected = False
     if scale.num_workers == 0:
-        if scale.use_gpu and not _count_gpus():
+        if scale.use_gpu and not count_gpus():
             raise ValueError("scale.use_gpu=true: this machine has no GPU; scale.use_gpu=false trains on CPUs")
     elif address is None:
-        _check(scale, float(os.cpu_count() or 1), _count_gpus() if scale.use_gpu else 0, "this machine")
+        _check(scale, float(os.cpu_count() or 1), count_gpus() if scale.use_gpu else 0, "this machine")
     else:
         _check_address(address, scale)
         connected = connect(scale)
@@ -126,7 +126,7 @@ def _check(scale: ScaleConfig, num_cpus: float, num_gpus: int, where: str) -> No
         )
 
 
-def _count_gpus() -> int:
+def count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()

@@ -16,7 +16,8 @@ from dpl_ray.config import Config
 from dpl_ray.evaluation import predict_probs
 from dpl_ray.models import Classifier
 from dpl_ray.storage import Storage
-from dpl_ray.training.checkpoint import ModelInfo, find_checkpoint, load_classifier
+from dpl_ray.training.checkpoint import load_classifier
+from dpl_ray.training.checkpoint_folder import ModelInfo, find_checkpoint
 
 
 class Predictor:

@@ -6,6 +6,7 @@ import copy
 import errno
 import os
 import posixpath
+import uuid
 from pathlib import Path
 
 from pyarrow import fs
@@ -66,9 +67,11 @@ class Storage:
             return stream.read()
 
     def write(self, data: bytes) -> None:
-        """Write a whole file, making its folders. On a local disk readers see the old file or the new one."""
-        self.filesystem.create_dir(posixpath.dirname(self.path), recursive=True)
-        temporary = f"{self.path}.part" if self.is_local else self.path
+        """Write a whole file, making its folders. Readers see the old file or the new one, whoever else writes it."""
+        folder = posixpath.dirname(self.path)
+        self.filesystem.create_dir(folder, recursive=True)
+        # Hidden, for what reads a folder of files; and no two writers share it, as those of a job that was killed may.
+        temporary = posixpath.join(folder, f".{self.name}.{uuid.uuid4().hex[:8]}") if self.is_local else self.path
         with self.filesystem.open_output_stream(temporary) as stream:
             stream.write(data)
         if self.is_local:

@@ -25,17 +25,22 @@ def run(
     *,
     load: Callable[[Sequence[str]], Any] = load_config,
     own: type[Section] | None = None,
+    only: type[Section] | None = None,
 ) -> int:
     """Run a job on what `load` makes of the arguments; returns the exit status.
 
     Args:
         own: fields of the job besides those of `Config`, for --help.
+        only: fields of the job, where it has none of `Config`.
 
     0: done; 2: a mistake in field, file or value; 1: the job failed; 130: interrupted.
     """
     console, errors = Console(), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if {"-h", "--help"} & set(arguments):
-        print_help(console, summary, _program(job), own)
+        if only:
+            print_fields(console, summary, _program(job), only)
+        else:
+            print_help(console, summary, _program(job), own)
         return 0
     warnings.showwarning = lambda message, *_args, **_kwargs: errors.print(f"warning: {_one_line(message)}")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -49,7 +54,8 @@ def run(
         errors.print(f"failed: {type(error).__name__}: {_one_line(error)}")
         return FAILED
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command with the same run.name goes on from the last checkpoint")
+        goes_on = "goes on" if only else "with the same run.name goes on from the last checkpoint"
+        errors.print(f"interrupted; the same command {goes_on}")
         return INTERRUPTED
     return 0
 
@@ -78,8 +84,22 @@ def print_help(
     for policy, parameters in describe_policies().items():
         title = f"policy={policy}: {options['policy'].get(policy, '')}"
         blocks[title] = [(f"{field}={default}", f"{meaning} ({kind})") for field, kind, default, meaning in parameters]
+    _print_blocks(console, summary, f"{program} [group=option ...] [field=value ...]", blocks)
+
+
+def print_fields(console: Console, summary: str, program: str, only: type[Section]) -> None:
+    """Every field of a job that has none of `Config`, with default, meaning and type."""
+    blocks: dict[str, list[tuple[str, str]]] = {}
+    for field, kind, default, meaning in describe_fields(only):
+        section = field.rpartition(".")[0]
+        title = f"{section}: {only.model_fields[section].description}" if section else "Fields"
+        blocks.setdefault(title, []).append((f"{field}={default}", f"{meaning} ({kind})"))
+    _print_blocks(console, summary, f"{program} field=value ...", blocks)
+
+
+def _print_blocks(console: Console, summary: str, usage: str, blocks: dict[str, list[tuple[str, str]]]) -> None:
     print_text(console, summary.partition(": `")[0].rstrip(".") + ".")
-    print_text(console, f"\nUsage: python -m {program} [group=option ...] [field=value ...]")
+    print_text(console, f"\nUsage: python -m {usage}")
     print_text(console, "\nEvery field is shown with its default, as field=default.")
     for title, rows in blocks.items():
         print_text(console, f"\n{title}", style="bold")
@@ -134,6 +154,7 @@ def main_guard(
     *,
     load: Callable[[Sequence[str]], Any] = load_config,
     own: type[Section] | None = None,
+    only: type[Section] | None = None,
 ) -> None:
     """Entry point of a module run with -m."""
-    sys.exit(run(job, sys.argv[1:], summary, load=load, own=own))
+    sys.exit(run(job, sys.argv[1:], summary, load=load, own=own, only=only))

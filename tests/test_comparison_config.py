@@ -190,7 +190,7 @@ def test_mistake(
         pytest.fail("a cell was started")
 
     monkeypatch.setattr(dpl_ray.comparison, "_run_on_ray", started)
-    monkeypatch.setattr(dpl_ray.cluster, "_count_gpus", lambda: 0)
+    monkeypatch.setattr(dpl_ray.cluster, "count_gpus", lambda: 0)
     monkeypatch.chdir(tmp_path)
     arguments, fragments = command(mistake, tmp_path)
     before = contents(tmp_path)

@@ -16,7 +16,14 @@ MODULES = {
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
 #: Those that know Ray, in any way.
-MAY_IMPORT_RAY = {"dpl_ray.cluster", "dpl_ray.ray_train", "dpl_ray.ray_stream", "dpl_ray.launch", "dpl_ray.comparison"}
+MAY_IMPORT_RAY = {
+    "dpl_ray.cluster",
+    "dpl_ray.ray_train",
+    "dpl_ray.ray_stream",
+    "dpl_ray.launch",
+    "dpl_ray.comparison",
+    "dpl_ray.labeling_ray",
+}
 #: What a part of the package may not import, by the longest prefix that fits.
 FORBIDDEN = {
     "dpl_ray.config": ("dpl_ray", "torch"),

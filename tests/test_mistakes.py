@@ -32,7 +32,7 @@ def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dpl_ray.launch, "run_workers", started)
     monkeypatch.setattr(dpl_ray.launch, "train_phases", started)
     # The answers about GPUs and clusters are those of a machine that has none.
-    monkeypatch.setattr(dpl_ray.cluster, "_count_gpus", lambda: 0)
+    monkeypatch.setattr(dpl_ray.cluster, "count_gpus", lambda: 0)
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
 

@@ -127,6 +127,13 @@ def list_infos(location: Location) -> list[fs.FileInfo]:
     return sorted(found, key=lambda info: info.path)
 
 
+def would_list(location: Location, path: str) -> bool:
+    """Whether a file at this path in the same file system would be one of `list_infos`."""
+    if path.startswith(location.path.rstrip("/") + "/"):
+        return True
+    return bool(re.search(r"[*?[]", location.path) and _glob_pattern(location).fullmatch(path))
+
+
 def _file_info(location: Location, path: str) -> fs.FileInfo:
     try:
         return location.filesystem.get_file_info(path)

@@ -17,34 +17,27 @@ import hashlib
 import io
 import json
 import pickle
-import re
-from dataclasses import dataclass
-from typing import Any
 
 import safetensors.torch
 import torch
-import yaml
 from torch import Tensor
 
-from dpl_ray.algorithm.policy import Policy
-from dpl_ray.config import Config, parse_config, to_yaml
+from dpl_ray.algorithm.policies import build_policy
+from dpl_ray.algorithm.policy import Policy, RunFacts
+from dpl_ray.config import Config, to_yaml
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.storage import Storage
+from dpl_ray.training.checkpoint_folder import (
+    MANIFEST,
+    ModelInfo,
+    list_checkpoints,
+    load_config_and_info,
+    read_file,
+)
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState
 
-MANIFEST = "manifest.json"
 MODULES = ("student", "teacher", "policy")
-LOOKS_LIKE = f"give a folder step-N that holds a {MANIFEST}, or the folder of a run, which holds such folders"
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What is needed to build and feed the model besides the configuration."""
-
-    class_names: tuple[str, ...]
-    channels: int
-    image_size: tuple[int, int]
 
 
 def save_checkpoint(
@@ -79,51 +72,20 @@ def save_checkpoint(
     return target
 
 
-def list_checkpoints(folder: Storage) -> list[Storage]:
-    """Finished checkpoints of a run, oldest first."""
-    names = sorted(name for name in folder.list() if re.fullmatch(r"step-\d+", name))
-    return [folder / name for name in names if (folder / name / MANIFEST).exists()]
-
-
-def find_checkpoint(path: Storage) -> Storage:
-    """The checkpoint that the path is, or the newest one in the folder of a run.
-
-    Raises:
-        ValueError: it is neither; naming the newest checkpoint in the folders below, if there is one.
-    """
-    if (path / MANIFEST).exists():
-        return path
-    if inside := list_checkpoints(path):
-        return inside[-1]
-    if not path.exists():
-        raise ValueError(f"checkpoint={path}: there is no such folder; {LOOKS_LIKE}")
-    below = [checkpoint for name in path.list() for checkpoint in list_checkpoints(path / name)[-1:]]
-    newest = max(below, key=lambda checkpoint: (checkpoint / MANIFEST).changed(), default=None)
-    where = f"; the newest one below is {newest}" if newest else ""
-    raise ValueError(f"checkpoint={path}: there is no finished checkpoint; {LOOKS_LIKE}{where}")
-
-
 def load_state(checkpoint: Storage, state: TrainState, workers: Workers) -> None:
     """Bring a freshly built state to where the checkpoint was written, by any number of workers."""
     device = state.student.classifier.weight.device
     for name in MODULES:
-        tensors = safetensors.torch.load(_read(checkpoint, f"{name}.safetensors"))
+        tensors = safetensors.torch.load(read_file(checkpoint, f"{name}.safetensors"))
         if name == "policy":
             tensors |= {key: tensors[key][workers.rank :: workers.world_size] for key in state.policy.sharded}
         getattr(state, name).load_state_dict(tensors)
     try:
-        trainer = torch.load(io.BytesIO(_read(checkpoint, "trainer.pt")), map_location=device, weights_only=True)
+        trainer = torch.load(io.BytesIO(read_file(checkpoint, "trainer.pt")), map_location=device, weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(f"checkpoint={checkpoint}: trainer.pt holds more than tensors, and is not loaded") from None
     state.optimizer.load_state_dict(trainer["optimizer"])
     state.step, state.seconds = trainer["step"], trainer.get("seconds", 0.0)
-
-
-def load_config_and_info(checkpoint: Storage) -> tuple[Config, ModelInfo]:
-    """The configuration and the model's description that a checkpoint was written with."""
-    config = parse_config(yaml.safe_load(_read(checkpoint, "config.yaml")))
-    info: dict[str, Any] = json.loads(_read(checkpoint, "model.json"))
-    return config, ModelInfo(tuple(info["class_names"]), info["channels"], tuple(info["image_size"]))
 
 
 def load_classifier(checkpoint: Storage, which: str = "teacher") -> tuple[Classifier, Config, ModelInfo]:
@@ -131,8 +93,21 @@ def load_classifier(checkpoint: Storage, which: str = "teacher") -> tuple[Classi
     config, info = load_config_and_info(checkpoint)
     # The weights come from the checkpoint: pretrained ones would be downloaded for nothing.
     model = build_model(config.model.model_copy(update={"weights": None}), info.channels, len(info.class_names))
-    model.load_state_dict(safetensors.torch.load(_read(checkpoint, f"{which}.safetensors")))
+    model.load_state_dict(safetensors.torch.load(read_file(checkpoint, f"{which}.safetensors")))
     return model.eval(), config, info
+
+
+def load_policy(checkpoint: Storage) -> Policy:
+    """The policy of a checkpoint with its state, whole (as of one worker), on the CPU, in evaluation mode."""
+    config, info = load_config_and_info(checkpoint)
+    tensors = safetensors.torch.load(read_file(checkpoint, "policy.safetensors"))
+    teacher = safetensors.torch.load(read_file(checkpoint, "teacher.safetensors"))
+    policy = build_policy(config.policy, teacher["classifier.weight"].shape[1], len(info.class_names))
+    # What has a row for every sample says how many there were.
+    pool_size = max((len(tensors[name]) for name in policy.sharded), default=0)
+    policy.join(RunFacts(pool_size, config.train.batch_size * config.train.mu))
+    policy.load_state_dict(tensors)
+    return policy.requires_grad_(False).eval()
 
 
 def _gather_shards(policy: Policy, workers: Workers) -> dict[str, Tensor]:
@@ -148,25 +123,3 @@ def _gather_shards(policy: Policy, workers: Workers) -> dict[str, Tensor]:
 
 def _encode(tensors: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-
-
-def _read(checkpoint: Storage, name: str) -> bytes:
-    """A file's bytes, checked against the manifest.
-
-    Raises:
-        ValueError: there is no finished checkpoint, or the file is not the one that was written.
-    """
-    if not (checkpoint / MANIFEST).exists():
-        raise ValueError(f"checkpoint={checkpoint}: there is no finished checkpoint (no {MANIFEST})")
-    try:
-        expected = json.loads((checkpoint / MANIFEST).read())["files"][name]
-        size, digest = expected["size"], expected["sha256"]
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(f"checkpoint={checkpoint}: {MANIFEST} is damaged, or says nothing of {name}") from None
-    data = (checkpoint / name).read() if (checkpoint / name).exists() else b""
-    if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
-        raise ValueError(
-            f"checkpoint={checkpoint}: {name} is damaged or missing ({len(data)} bytes, not {size}); "
-            "remove this folder to go on from the checkpoint before it"
-        )
-    return data

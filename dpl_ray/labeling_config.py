@@ -1,0 +1,111 @@
+"""What the labelling of a pool is made of: its fields, and the command line that sets them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from dpl_ray.config import ScaleConfig, Section, TrackingConfig, describe_fields, explain, suggest
+
+
+class LabelScaleConfig(Section):
+    """Where the pool is labelled, and with how many copies of the model."""
+
+    num_workers: int | None = Field(
+        None,
+        ge=0,
+        le=4096,
+        description="actors with the model; null: as many as the cluster carries; 0: in this process, without Ray",
+    )
+    cpus_per_worker: float = Field(
+        0.75, gt=0, description="CPUs that an actor reserves, rounded its threads; what it leaves reads and decodes"
+    )
+    use_gpu: bool = Field(False, description="one GPU an actor")
+    address: str | None = Field(
+        None, description="Ray cluster: auto, ray://host:port; null: RAY_ADDRESS, else start one here"
+    )
+
+    def with_workers(self, num_workers: int) -> ScaleConfig:
+        """The same as the checks of resources read it."""
+        return ScaleConfig(
+            num_workers=num_workers,
+            cpus_per_worker=self.cpus_per_worker,
+            use_gpu=self.use_gpu,
+            address=self.address,
+        )
+
+
+class LabelRunConfig(Section):
+    """Where MLflow's default store is."""
+
+    storage_path: str = Field("runs", min_length=1, description="folder of runs, in which MLflow's default store lies")
+
+
+class LabelConfig(Section):
+    """All fields of `python -m pipelines.label`."""
+
+    checkpoint: str = Field("", description="folder step-N, or of a run, whose newest checkpoint is taken; required")
+    pool: str = Field("", description="images to label: folder, glob, image or parquet files, s3:// too; required")
+    output: str = Field("", description="folder or s3:// of the labels; begun before, it goes on; required")
+    image_column: str | None = Field(
+        None, description="parquet column of encoded bytes or {bytes, path}; null: the one of training"
+    )
+    batch_size: int = Field(256, ge=1, description="images that pass through the model at once")
+    rows_per_part: int = Field(8192, ge=1, description="most rows of an output file, which is what a kill costs")
+    max_bad_fraction: float | None = Field(
+        None, ge=0, le=1, description="a larger share of unreadable images stops the job; null: the one of training"
+    )
+    scale: LabelScaleConfig = Field(LabelScaleConfig(), description="workers")
+    run: LabelRunConfig = Field(LabelRunConfig(), description="place of MLflow's store")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
+
+
+def load_labeling(overrides: Sequence[str] = ()) -> LabelConfig:
+    """The configuration that `python -m pipelines.label OVERRIDES` runs with.
+
+    Raises:
+        ValueError: naming the field, the value and what would be right.
+    """
+    kinds = {field: kind for field, kind, _, _ in describe_fields(LabelConfig)}
+    tree: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"{text}: says no field=value (write it without spaces around the =)")
+        if key not in kinds:
+            near = suggest(key, kinds) or "; known: " + ", ".join(kinds)
+            raise ValueError(f"{text}: there is no field {key}{near}")
+        *sections, name = key.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = _value(value, kinds[key])
+    return parse_labeling(tree)
+
+
+def parse_labeling(tree: dict[str, Any]) -> LabelConfig:
+    """Validate a nested dict; the first mistake is a `ValueError` naming field, value and what would be right."""
+    try:
+        config = LabelConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
+    for field in ("checkpoint", "pool", "output"):
+        if not getattr(config, field).strip():
+            raise ValueError(f"{field} is missing: give it, as {field}={_EXAMPLES[field]}")
+    return config
+
+
+_EXAMPLES = {"checkpoint": "runs/NAME", "pool": "/path/to/images", "output": "/path/to/labels"}
+
+
+def _value(text: str, kind: str) -> Any:
+    """Paths and names as they are typed, everything else as YAML has it."""
+    if "str" in kind.split("|"):
+        return None if text == "null" and "null" in kind.split("|") else text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

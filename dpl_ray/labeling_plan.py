@@ -1,0 +1,234 @@
+"""How the labelling of a pool is cut up: inputs, each with a manifest when it is done, and their blocks.
+
+An *input* is a parquet file, or a run of other files. A *block* is a run of rows of a parquet file (whole row groups
+where they are small enough), or a run of other files; its labels are one part of the output. Files, inputs and blocks
+keep their numbers: what is new in the pool is appended. What is held of the plan is a few numbers a file and a block.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import ipc
+
+from dpl_ray.data.decode import Payload
+from dpl_ray.data.files import Location, is_image, is_parquet, read_file
+from dpl_ray.data.pool_files import PoolFiles
+
+BLOCKS_PER_INPUT = 16  # of image files
+MAX_DECODED_BYTES = 64 * 2**20  # of a block
+MAX_UNNAMED_BYTES = 64 * 2**20  # a larger file that is not called as images are is not opened: it may be an archive
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Legend: F files, I inputs, K blocks."""
+
+    pool: PoolFiles  # in the order in which files came in; its spans are the blocks: first file, first row, rows
+    file_inputs: NDArray[np.int64]  # (F,) rising
+    block_inputs: NDArray[np.int64]  # (K,) rising
+
+    def __len__(self) -> int:
+        """Rows of the pool."""
+        return len(self.pool)
+
+    @property
+    def num_inputs(self) -> int:
+        return int(self.file_inputs[-1]) + 1 if len(self.file_inputs) else 0
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.block_inputs)
+
+    @cached_property
+    def _first_blocks(self) -> NDArray[np.int64]:
+        return np.searchsorted(self.block_inputs, np.arange(self.num_inputs + 1))
+
+    @cached_property
+    def _first_files(self) -> NDArray[np.int64]:
+        return np.searchsorted(self.file_inputs, np.arange(self.num_inputs + 1))
+
+    def blocks_of(self, number: int) -> range:
+        """The blocks of an input; an empty parquet file has none."""
+        return range(*self._first_blocks[number : number + 2].tolist())
+
+    def files_of(self, number: int) -> range:
+        return range(*self._first_files[number : number + 2].tolist())
+
+    def input_name(self, number: int) -> str:
+        files = self.files_of(number)
+        last = f" ... {self.pool.name(files[-1])}" if len(files) > 1 else ""
+        return self.pool.name(files[0]) + last
+
+    def input_of(self, block: int) -> int:
+        return int(self.block_inputs[block])
+
+    def num_rows(self, block: int) -> int:
+        return int(self.pool.spans[block, 2])
+
+    def part_name(self, block: int) -> str:
+        number = self.input_of(block)
+        return f"part-{number:06d}-{block - self._first_blocks[number]:05d}.parquet"
+
+    def read(self, block: int) -> list[tuple[str, Payload]]:
+        """Sample id and encoded image of each row of a block; nothing of an image file is read here."""
+        file, first, count = self.pool.spans[block].tolist()
+        if is_parquet(self.pool.paths[file].as_py()):
+            return [(sample_id, payload) for sample_id, payload, _ in self.pool.read(file, first, count)]
+        return [(self.pool.name(number), self._payload(number)) for number in range(file, file + count)]
+
+    def sample_ids(self, block: int) -> list[str]:
+        file, first, count = self.pool.spans[block].tolist()
+        if is_parquet(self.pool.paths[file].as_py()):
+            return [self.pool.sample_id(file, row) for row in range(first, first + count)]
+        return [self.pool.name(number) for number in range(file, file + count)]
+
+    def are_named(self, block: int) -> bool | list[bool]:
+        """Whether each row is called an image by its file's name; of a parquet file one answer for all rows."""
+        file, _, count = self.pool.spans[block].tolist()
+        paths = self.pool.paths[file : file + count].to_pylist()
+        return is_parquet(paths[0]) or [is_image(path) for path in paths]
+
+    def _payload(self, file: int) -> Payload:
+        path = self.pool.paths[file].as_py()
+        if not is_image(path) and self.pool.sizes[file] > MAX_UNNAMED_BYTES:
+            return None
+        return partial(read_file, self.pool.location.filesystem, path)
+
+    def to_bytes(self) -> bytes:
+        """One row a file, in Arrow's IPC format; a block stands at its first file."""
+        ends = np.searchsorted(self.pool.spans[:, 0], np.arange(len(self.pool.paths) + 1)).astype(np.int32)
+        table = pa.table(
+            {
+                "path": self.pool.paths,
+                "size": self.pool.sizes,
+                "num_rows": self.pool.num_rows,
+                "input": self.file_inputs,
+                "blocks": pa.ListArray.from_arrays(pa.array(ends), pa.array(self.pool.spans[:, 2])),
+            }
+        )
+        sink = io.BytesIO()
+        with ipc.new_file(sink, table.schema, options=ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(table)
+        return sink.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, location: Location, image_column: str) -> Plan:
+        table = ipc.open_file(pa.py_buffer(data)).read_all().combine_chunks()
+        if not len(table):
+            return empty_plan(location, image_column)
+        column = {name: table.column(name).chunk(0) for name in table.column_names}
+        inputs, blocks = column["input"].to_numpy(), column["blocks"]
+        counts = blocks.flatten().to_numpy()
+        files = np.repeat(np.arange(len(table)), blocks.value_lengths().to_numpy())
+        # Rows of a parquet file start at 0 and follow each other; a block of other files starts at its first.
+        starts = np.cumsum(counts) - counts
+        of_file = np.searchsorted(files, files)
+        firsts = starts - starts[of_file] if len(files) else starts
+        spans = np.stack([files, firsts, counts], axis=1).astype(np.int64).reshape(-1, 3)
+        pool = PoolFiles(
+            location, column["path"], column["size"].to_numpy(), column["num_rows"].to_numpy(), spans, image_column
+        )
+        return cls(pool, inputs, inputs[files])
+
+
+def empty_plan(location: Location, image_column: str) -> Plan:
+    nothing = np.zeros(0, np.int64)
+    pool = PoolFiles(location, pa.array([], pa.string()), nothing, nothing, nothing.reshape(0, 3), image_column)
+    return Plan(pool, nothing, nothing)
+
+
+def extend_plan(plan: Plan, listed: PoolFiles, max_rows: int) -> Plan:
+    """The plan with what is new in the pool; files that are gone stay.
+
+    Args:
+        max_rows: of a block.
+
+    Raises:
+        ValueError: a file has another size than when it was planned.
+    """
+    known = dict(zip(plan.pool.paths.to_pylist(), plan.pool.sizes.tolist(), strict=True))
+    paths, sizes = listed.paths.to_pylist(), listed.sizes.tolist()
+    new = []
+    for file, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        if path not in known:
+            new.append(file)
+        elif known[path] != size:
+            raise listed.location.error(
+                f"{listed.location.name(path)} has changed since it was planned ({known[path]:,} bytes then, {size:,} "
+                "now); take another output"
+            )
+    if not new:
+        return plan
+    rows = _rows_by_file(listed)
+    # Image files follow each other, so that a block of them is a range.
+    order = [file for file in new if is_parquet(paths[file])]
+    num_parquet = len(order)
+    order += [file for file in new if not is_parquet(paths[file])]
+    number, place = plan.num_inputs, len(plan.pool.paths)
+    inputs: list[int] = []
+    spans: list[tuple[int, int, int]] = []
+    block_inputs: list[int] = []
+    for file in order[:num_parquet]:
+        first = 0
+        for count in cut_rows(rows.get(file, []), max_rows):
+            spans.append((place + len(inputs), first, count))
+            block_inputs.append(number)
+            first += count
+        inputs.append(number)
+        number += 1
+    per_input = BLOCKS_PER_INPUT * max_rows
+    for start in range(num_parquet, len(order), per_input):
+        stop = min(start + per_input, len(order))
+        for first in range(start, stop, max_rows):
+            spans.append((place + first, 0, min(max_rows, stop - first)))
+            block_inputs.append(number)
+        inputs += [number] * (stop - start)
+        number += 1
+    taken = np.array(order, np.int64)
+    pool = replace(
+        plan.pool,
+        paths=pa.concat_arrays([plan.pool.paths, listed.paths.take(pa.array(taken))]),
+        sizes=np.concatenate([plan.pool.sizes, listed.sizes[taken]]),
+        num_rows=np.concatenate([plan.pool.num_rows, listed.num_rows[taken]]),
+        spans=np.concatenate([plan.pool.spans, np.array(spans, np.int64).reshape(-1, 3)]),
+    )
+    return Plan(
+        pool,
+        np.concatenate([plan.file_inputs, np.array(inputs, np.int64)]),
+        np.concatenate([plan.block_inputs, np.array(block_inputs, np.int64)]),
+    )
+
+
+def cut_rows(spans: list[int], max_rows: int) -> list[int]:
+    """Rows of each block: as many whole spans as are not too many together; a longer span in equal shares."""
+    blocks: list[int] = []
+    together = 0
+    for count in spans:
+        if together and together + count > max_rows:
+            blocks.append(together)
+            together = 0
+        if count <= max_rows:
+            together += count
+            continue
+        shares = math.ceil(count / max_rows)
+        blocks += [count * (share + 1) // shares - count * share // shares for share in range(shares)]
+    return [*blocks, together] if together else blocks
+
+
+def rows_per_block(wanted: int, image_shape: tuple[int, ...]) -> int:
+    """Rows of a block: those wanted, or as many as MAX_DECODED_BYTES holds of images of this shape."""
+    return max(1, min(wanted, MAX_DECODED_BYTES // math.prod(image_shape)))
+
+
+def _rows_by_file(listed: PoolFiles) -> dict[int, list[int]]:
+    rows: dict[int, list[int]] = {}
+    for file, _, count in listed.spans.tolist():
+        rows.setdefault(file, []).append(count)
+    return rows

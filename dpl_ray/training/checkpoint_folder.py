@@ -1,0 +1,82 @@
+"""The files of a checkpoint (dpl_ray/training/checkpoint.py says which): finding them, and reading them checked.
+
+Imports no torch, so that a wrong path is answered before it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from dpl_ray.config import Config, parse_config
+from dpl_ray.storage import Storage
+
+MANIFEST = "manifest.json"
+LOOKS_LIKE = f"give a folder step-N that holds a {MANIFEST}, or the folder of a run, which holds such folders"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is needed to build and feed the model besides the configuration."""
+
+    class_names: tuple[str, ...]
+    channels: int
+    image_size: tuple[int, int]
+
+
+def list_checkpoints(folder: Storage) -> list[Storage]:
+    """Finished checkpoints of a run, oldest first."""
+    names = sorted(name for name in folder.list() if re.fullmatch(r"step-\d+", name))
+    return [folder / name for name in names if (folder / name / MANIFEST).exists()]
+
+
+def find_checkpoint(path: Storage) -> Storage:
+    """The checkpoint that the path is, or the newest one in the folder of a run.
+
+    Raises:
+        ValueError: it is neither; naming the newest checkpoint in the folders below, if there is one.
+    """
+    if (path / MANIFEST).exists():
+        return path
+    if inside := list_checkpoints(path):
+        return inside[-1]
+    if not path.exists():
+        raise ValueError(f"checkpoint={path}: there is no such folder; {LOOKS_LIKE}")
+    below = [checkpoint for name in path.list() for checkpoint in list_checkpoints(path / name)[-1:]]
+    newest = max(below, key=lambda checkpoint: (checkpoint / MANIFEST).changed(), default=None)
+    where = f"; the newest one below is {newest}" if newest else ""
+    raise ValueError(f"checkpoint={path}: there is no finished checkpoint; {LOOKS_LIKE}{where}")
+
+
+def load_config_and_info(checkpoint: Storage) -> tuple[Config, ModelInfo]:
+    """The configuration and the model's description that a checkpoint was written with."""
+    config = parse_config(yaml.safe_load(read_file(checkpoint, "config.yaml")))
+    info: dict[str, Any] = json.loads(read_file(checkpoint, "model.json"))
+    return config, ModelInfo(tuple(info["class_names"]), info["channels"], tuple(info["image_size"]))
+
+
+def read_file(checkpoint: Storage, name: str) -> bytes:
+    """A file's bytes, checked against the manifest.
+
+    Raises:
+        ValueError: there is no finished checkpoint, or the file is not the one that was written.
+    """
+    if not (checkpoint / MANIFEST).exists():
+        raise ValueError(f"checkpoint={checkpoint}: there is no finished checkpoint (no {MANIFEST})")
+    try:
+        expected = json.loads((checkpoint / MANIFEST).read())["files"][name]
+        size, digest = expected["size"], expected["sha256"]
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"checkpoint={checkpoint}: {MANIFEST} is damaged, or says nothing of {name}") from None
+    data = (checkpoint / name).read() if (checkpoint / name).exists() else b""
+    if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError(
+            f"checkpoint={checkpoint}: {name} is damaged or missing ({len(data)} bytes, not {size}); "
+            "remove this folder to go on from the checkpoint before it"
+        )
+    return data
