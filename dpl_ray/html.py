@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,7 +81,7 @@ def grid(parts: Iterable[Html], size: Literal["wide", "small", "tiny"] = "wide")
     return element("div", *parts, class_=f"grid {size}")
 
 
-def facts(values: dict[str, object]) -> Html:
+def facts(values: Mapping[str, object]) -> Html:
     """Name and value, one pair below the other."""
     return element("dl", *(element("div", element("dt", key), element("dd", value)) for key, value in values.items()))
 

@@ -61,6 +61,8 @@ def _losses(axes: Any, lines: dict[str, Points]) -> None:
     curves(axes, lines)
     if any(value > 0 for points in lines.values() for _, value in points):
         axes.set_yscale("log", nonpositive="mask")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     axes.set_ylabel("loss (nats)")
 
 
