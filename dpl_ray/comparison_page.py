@@ -70,7 +70,9 @@ def _finding(rows: Sequence[Row], reference: str, num_seeds: int) -> str:
     ]
     parts += [f"not told apart from it: {', '.join(open_)}"] if open_ else []
     sentence = "; ".join(parts)
-    return sentence[0].upper() + sentence[1:] + "."
+    number = min(len(row.seeds) for row in told)
+    chance = f" Chance alone puts {number} differences on one side in {200 * 0.5**number:.2g} % of comparisons."
+    return sentence[0].upper() + sentence[1:] + "." + (chance if above or below else "")
 
 
 def _noise(num_seeds: int) -> str:

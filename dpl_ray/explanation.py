@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dpl_ray.algorithm.policy import Policy
 
-NUM_VIEWS = 5  # of each kind
+NUM_VIEWS = 6  # strong ones; of the weak ones one fewer, beside the image itself
 NUM_CLASSES = 5  # most likely ones that are listed
 
 
@@ -239,8 +239,9 @@ def _views(image: NDArray[np.uint8], config: Config) -> list[Any]:
     images = torch.from_numpy(np.repeat(image[None], NUM_VIEWS, axis=0))
     uniforms = np.random.default_rng(0).random((NUM_VIEWS, num_strong_uniforms(settings)), dtype=np.float32)
     columns = torch.from_numpy(uniforms)
-    parts: list[Any] = [paragraph("Weak views give the pseudo-label, strong views learn it. These are five of each.")]
-    for name, views in (("weak", weak(images, columns, settings)), ("strong", strong(images, columns, settings))):
+    parts: list[Any] = [paragraph("Weak views give the pseudo-label, strong views learn it.")]
+    views_weak, views_strong = weak(images, columns, settings)[:-1], strong(images, columns, settings)
+    for name, views in (("weak", views_weak), ("strong", views_strong)):
         pictures = [picture(encode_png(image), "the image as it is decoded", "as decoded")] if name == "weak" else []
         pictures += [
             picture(encode_png(view), f"{name} view {number}", f"{name} {number}")

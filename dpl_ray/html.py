@@ -221,7 +221,7 @@ th, td { padding: .34rem .9rem .34rem 0; text-align: left; vertical-align: top; 
 thead th { border-bottom: 1.5px solid var(--ink); font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 500; } .number { text-align: right; padding: .34rem .2rem .34rem 1.1rem; }
 td.number { white-space: nowrap; } figcaption code { display: block; }
-dl { margin: 1rem 0; } dl > div { display: grid; grid-template-columns: 11rem 1fr; gap: .2rem 1rem; padding: .34rem 0;
+dl { margin: 1rem 0; } dl > div { display: grid; grid-template-columns: 14rem 1fr; gap: .2rem 1rem; padding: .34rem 0;
   border-bottom: 1px solid var(--line); } dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
 footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--line); }

@@ -62,7 +62,12 @@ def curves(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], **styl
     axes.set_xlabel("training step")
     axes.margins(x=0.02)
     if len(drawn) > 1:
-        axes.legend()
+        legend_above(axes)
+
+
+def legend_above(axes: Any, num_columns: int = 2) -> None:
+    """A legend that hides nothing that is drawn."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=num_columns, borderaxespad=0.3)
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -58,9 +58,12 @@ def _shares(axes: Any, lines: dict[str, Points], label: str) -> None:
 
 
 def _losses(axes: Any, lines: dict[str, Points]) -> None:
+    from matplotlib.ticker import LogLocator
+
     curves(axes, lines)
     if any(value > 0 for points in lines.values() for _, value in points):
         axes.set_yscale("log", nonpositive="mask")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
     axes.set_ylabel("loss (nats)")
@@ -157,5 +160,5 @@ def _band(axes: Any, lines: dict[str, Points]) -> None:
         axes.fill_between([step for step, _ in over], [v for _, v in over], [v for _, v in under], color="0.85")
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("confidence")
-    if legend := axes.get_legend():
-        legend.remove()  # the sentence above the panels says it once
+    if len(axes.get_lines()) > 1:
+        axes.get_legend().remove()  # the sentence above the panels says it once

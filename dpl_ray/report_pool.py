@@ -20,7 +20,7 @@ from dpl_ray.data.decode import decode_many
 from dpl_ray.data.stream import StreamedPool
 from dpl_ray.html import MISSING, Section, figure, grid, note, paragraph, table
 from dpl_ray.labels import label_batch
-from dpl_ray.plots import draw
+from dpl_ray.plots import draw, legend_above
 from dpl_ray.storage import Storage
 from dpl_ray.training.checkpoint import load_classifier, load_policy
 from dpl_ray.training.metrics import HIGH_ENTROPY_CONFIDENCE
@@ -194,7 +194,7 @@ def _histogram(axes: Any, sample: PoolSample, policy: str) -> None:
         bottom += values
     _clip(bars, centres, bottom)
     bars.set_ylabel("images (by weight)")
-    bars.legend(loc="upper right")
+    legend_above(bars, 3)
     for mask, fixmatch, marker, face, name in (
         (above, True, "o", "0.25", "FixMatch's"),
         (~above, False, "^", "white", f"{policy}'s in addition"),
@@ -208,7 +208,7 @@ def _histogram(axes: Any, sample: PoolSample, policy: str) -> None:
     below.set_ylabel("precision (%)")
     below.set_xlabel(f"entropy (nats; {edges[-1]:.2f} is that of {sample.num_classes} equal probabilities)")
     if below.lines:
-        below.legend(loc="lower left" if np.mean(sample.entropy) > edges[-1] / 2 else "best", ncols=2)
+        legend_above(below)
 
 
 def _clip(axes: Any, centres: NDArray, totals: NDArray) -> None:

@@ -186,7 +186,6 @@ def _sample(test: ImageSet, found: Predictions, row: int, class_names: Sequence[
         encode_png(test.images[row]),
         f"Test image {test.ids[row]}: {text}",
         text,
-        element("br"),
         code(str(test.ids[row])),
     )
 
