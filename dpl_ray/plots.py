@@ -53,6 +53,8 @@ def draw(
 
 def curves(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], **style: Any) -> None:
     """One line for each name, of (step, value) pairs, told apart by its dashes; names without a point are left out."""
+    from matplotlib.ticker import MaxNLocator
+
     drawn = [(name, points) for name, points in lines.items() if points]
     for place, (name, points) in enumerate(drawn):
         steps, values = zip(*thinned(points), strict=True)
@@ -60,7 +62,8 @@ def curves(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], **styl
         look |= {"marker": "o", "markersize": 3} if len(steps) < 25 else {}
         axes.plot(steps, values, label=name, linewidth=1.4, **look | style)
     axes.set_xlabel("training step")
-    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    axes.set_xlim(left=0)
     if len(drawn) > 1:
         legend_above(axes)
 

@@ -71,7 +71,8 @@ def make_page(config: Config, splits: Splits, folder: RunFolder, outcomes: list[
     if main.phase != "supervised":
         from dpl_ray.report_pool import label_sample, pool_section
 
-        sections.append(pool_section(label_sample(main.checkpoint, splits), main.phase))
+        if sample := label_sample(main.checkpoint, splits):
+            sections.append(pool_section(sample, main.phase))
     if main.test is not None:
         ece = baseline.metrics.get("eval/ece") if baseline else None
         sections.append(calibration_section(splits.test, main.test, main.metrics["eval/ece"], ece))

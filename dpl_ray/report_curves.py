@@ -154,7 +154,9 @@ def _selection(lasts: list[list[float]], num_classes: int) -> tuple[list[int], s
 
 
 def _band(axes: Any, lines: dict[str, Points]) -> None:
-    curves(axes, lines, marker=None, color="0")
+    # A single record is a point; more are lines, which dots would hide in a drawing so small.
+    single = all(len(points) == 1 for points in lines.values())
+    curves(axes, lines, marker="o" if single else None, color="0")
     if len(lines) == 2:
         over, under = (thinned(points) for points in lines.values())
         axes.fill_between([step for step, _ in over], [v for _, v in over], [v for _, v in under], color="0.85")

@@ -27,6 +27,7 @@ from dpl_ray.training.metrics import HIGH_ENTROPY_CONFIDENCE
 from dpl_ray.verdict import wilson_interval
 
 MAX_IMAGES = 5000
+MAX_BYTES = 2**28  # of them, decoded
 MAX_SECONDS = 30.0  # of predicting: a large network on a small driver labels fewer images
 BATCH_SIZE = 250
 ROWS_PER_PIECE = 100  # that follow each other in a streamed pool's files
@@ -46,9 +47,14 @@ class PoolSample:
     targets: NDArray[np.int64]  # (N,) UNLABELED where unknown
 
 
-def label_sample(checkpoint: str, splits: Splits, max_seconds: float = MAX_SECONDS) -> PoolSample:
-    """Label at most MAX_IMAGES images of the pool on this machine's CPU, drawn at random with a fixed seed."""
-    images, targets = _draw(splits.unlabeled, MAX_IMAGES)
+def label_sample(checkpoint: str, splits: Splits, max_seconds: float = MAX_SECONDS) -> PoolSample | None:
+    """Label at most MAX_IMAGES images of the pool on this machine's CPU, drawn at random with a fixed seed.
+
+    None where not one image of a streamed pool can be read any more.
+    """
+    images, targets = _draw(splits.unlabeled, min(MAX_IMAGES, MAX_BYTES // splits.labeled.images[0].nbytes))
+    if not len(images):
+        return None
     student, _, _ = load_classifier(Storage(checkpoint), "student")
     policy = load_policy(Storage(checkpoint))
     student = student.to(memory_format=torch.channels_last)

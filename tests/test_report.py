@@ -180,9 +180,12 @@ def test_the_sample_is_the_same_every_time_and_ends_when_its_time_is_over(
     splits = tiny_splits()
     _, _, outcomes = finished(tmp_path, splits, train={"baseline": False})
     whole, again = (label_sample(outcomes[-1].checkpoint, splits) for _ in range(2))
+    assert whole is not None
+    assert again is not None
     assert (whole.labels == again.labels).all()
     assert len(whole.labels) == len(whole.weights) == 40
     first = label_sample(outcomes[-1].checkpoint, splits, max_seconds=0)
+    assert first is not None
     assert len(first.labels) == len(first.targets) == 8
     np.testing.assert_array_equal(first.targets, whole.targets[:8])
     np.testing.assert_allclose(first.confidence, whole.confidence[:8], atol=1e-6)
@@ -192,12 +195,16 @@ def test_a_streamed_pool_is_sampled_and_not_read_whole(tmp_path: Path, monkeypat
     write_images(tmp_path / "pool.parquet", range(400), row_group_size=40)
     files = list_pool(open_location("data.unlabeled", str(tmp_path)), image_column="image", label_column="label")
     pool = StreamedPool((files,), DecodeSettings(image_size=8, channels=3), ("0", "1", "2"))
-    _, _, outcomes = finished(tmp_path / "runs", tiny_splits(), train={"baseline": False})
+    config, made, outcomes = finished(tmp_path / "runs", tiny_splits(), train={"baseline": False})
     monkeypatch.setattr("dpl_ray.report_pool.MAX_IMAGES", 80)
     monkeypatch.setattr("dpl_ray.report_pool.ROWS_PER_PIECE", 10)
     found = label_sample(outcomes[-1].checkpoint, dataclasses.replace(tiny_splits(), unlabeled=pool))
+    assert found is not None
     assert (len(found.labels), found.pool_size) == (80, 400)
     assert set(found.targets) == {0, 1}
+    (tmp_path / "pool.parquet").unlink()
+    gone = make_page(config, dataclasses.replace(tiny_splits(), unlabeled=pool), made, outcomes)
+    assert [section.anchor for section in gone.sections] == [name for name in SECTIONS if name != "exploration"]
 
 
 def console_messages(folder: Path, text: str) -> tuple[str, str]:
