@@ -125,6 +125,7 @@ def compare(
         outputs = write_comparison(str(folder.storage), plan.reference, missing=failed)
         for file in (outputs.csv, outputs.markdown, outputs.page):
             tracker.log_file(file)
+        tracker.log_tag("report", str(outputs.page))
         status = "FAILED" if failed else "FINISHED"
     finally:
         tracker.finish(status)

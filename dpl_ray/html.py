@@ -220,7 +220,7 @@ caption { text-align: left; font-weight: 650; font-size: .95rem; padding-bottom:
 th, td { padding: .34rem .9rem .34rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 1.5px solid var(--ink); font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 500; } .number { text-align: right; padding: .34rem .2rem .34rem 1.1rem; }
-td.number { white-space: nowrap; } figcaption code { display: block; }
+td.number { white-space: nowrap; } .grid + h3 { margin-top: 1.8rem; } figcaption code { display: block; }
 dl { margin: 1rem 0; } dl > div { display: grid; grid-template-columns: 14rem 1fr; gap: .2rem 1rem; padding: .34rem 0;
   border-bottom: 1px solid var(--line); } dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
@@ -230,6 +230,7 @@ footer { color: var(--soft); font-size: .86rem; }
 @media (max-width: 600px) { body { padding: 1.4rem 1rem 3rem; } h1 { font-size: 1.5rem; }
   section { margin-top: 2.3rem; } .small, .numbers { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .tiny { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  table { font-size: .82rem; } .number { padding-left: .7rem; } th, td { padding-right: .5rem; }
   .banner { gap: .8rem; padding: 1rem; } .banner .headline { font-size: 1.1rem; }
   dl > div { grid-template-columns: 1fr; gap: 0; } }
 @media print { body { max-width: none; padding: 0; } nav { display: none; } figure, tr { break-inside: avoid; } }

@@ -33,7 +33,8 @@ def training_section(main: History, baseline: History | None, num_curve_images: 
     """Curves of accuracy and of loss."""
     phases = [main, *([baseline] if baseline else [])]
     accuracy = {f"{phase.phase}, test": phase.points("curve/accuracy", 100) for phase in phases}
-    accuracy |= {f"{phase.phase}, validation": phase.points("validation/accuracy", 100) for phase in phases}
+    validation = {f"{phase.phase}, validation": phase.points("validation/accuracy", 100) for phase in phases}
+    accuracy |= {name: points for name, points in validation.items() if len(points) > 1}
     losses = {f"labelled, {main.phase}": main.points("train/loss_labeled")}
     losses |= {f"labelled, {baseline.phase}": baseline.points("train/loss_labeled")} if baseline else {}
     for name in ("unlabeled", "auxiliary"):

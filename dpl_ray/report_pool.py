@@ -32,6 +32,7 @@ MAX_SECONDS = 30.0  # of predicting: a large network on a small driver labels fe
 BATCH_SIZE = 250
 ROWS_PER_PIECE = 100  # that follow each other in a streamed pool's files
 NUM_BINS = 24
+MIN_KNOWN = 5  # images with a known label of a bar whose precision is drawn
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,14 @@ def pool_section(sample: PoolSample, policy: str) -> Section:
         "gives every image a weight. Confidence and entropy are those that the policy reads, aligned where it aligns."
     )
     known = int((sample.targets >= 0).sum())
-    drawing = draw(lambda *axes: _histogram(axes, sample, policy), height=4.6, width=6.6, heights=(3, 2))
+    drawing = draw(lambda *axes: _histogram(axes, sample, policy), height=4.4, width=5.6, heights=(3, 2))
     caption = (
         "Images by entropy, stacked. Below: precision of the pseudo-labels in each bar, weighted as they are counted"
-        + (f" ({known:,} labels are known)." if known else ": the pool's labels are not known.")
+        + (
+            f", of bars with {MIN_KNOWN} known labels or more ({known:,} in all)."
+            if known
+            else ": the pool's labels are not known."
+        )
     )
     return Section(
         "exploration",
@@ -205,8 +210,9 @@ def _histogram(axes: Any, sample: PoolSample, policy: str) -> None:
         (above, True, "o", "0.25", "FixMatch's"),
         (~above, False, "^", "white", f"{policy}'s in addition"),
     ):
-        found = [part(sample, mask & (places == place), fixmatch=fixmatch).precision for place in range(NUM_BINS)]
-        drawn = [(x, 100 * value) for x, value in zip(centres, found, strict=True) if value is not None]
+        found = [part(sample, mask & (places == place), fixmatch=fixmatch) for place in range(NUM_BINS)]
+        shares = [bar.precision if bar.known.sum() >= MIN_KNOWN else None for bar in found]
+        drawn = [(x, 100 * share) for x, share in zip(centres, shares, strict=True) if share is not None]
         if drawn:
             below.plot(*zip(*drawn, strict=True), marker, color="0.1", markerfacecolor=face, markersize=5, label=name)
     below.set_ylim(-4, 104)

@@ -125,7 +125,9 @@ def confusion_section(
 
 def _recall(test: ImageSet, found: Predictions, baseline: Predictions | None, class_names: Sequence[str]) -> Html:
     rows = []
+    numbered = len(class_names) > MAX_NAMED  # as in the matrix
     for place, name in enumerate(class_names):
+        name = f"{place}: {name}" if numbered else name
         mine = test.targets == place
         if not mine.any():
             rows.append([name, "0", MISSING] + [MISSING, MISSING] * (baseline is not None))

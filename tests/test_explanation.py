@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 from pathlib import Path
@@ -12,10 +13,14 @@ from PIL import Image
 from rich.console import Console
 
 from dpl_ray import explain, fit, load_config
+from dpl_ray.data.decode import DecodeSettings
+from dpl_ray.data.files import open_location
+from dpl_ray.data.pool_files import list_pool
+from dpl_ray.data.stream import StreamedPool
 from dpl_ray.explanation_config import load_explaining
 from pipelines import cli
 from pipelines import explain as command
-from tests.builders import write_images
+from tests.builders import tiny_splits, write_images
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,22 @@ def test_the_same_image_from_a_file_and_from_parquet_has_the_same_weight(run: Pa
         assert (other.weight, other.confidence, other.heads) == (found[0].weight, found[0].confidence, found[0].heads)
     assert all((tmp_path / f"{number}.html").exists() for number in range(3))
     np.testing.assert_allclose(found[0].entropy, found[1].entropy)
+
+
+def test_an_index_of_a_streamed_pool_is_the_row_of_that_number(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, levels in (("a", range(30)), ("b", range(100, 150))):
+        write_images(tmp_path / f"{name}.parquet", levels, row_group_size=7)
+    files = list_pool(open_location("data.unlabeled", str(tmp_path)), image_column="image")
+    pool = StreamedPool((files,), DecodeSettings(image_size=8, channels=1), tuple(map(str, range(10))))
+    splits = dataclasses.replace(tiny_splits(10, channels=1), unlabeled=pool)
+    monkeypatch.setattr("dpl_ray.explanation.load_splits", lambda *_, **__: splits)
+    for index, (name, row) in {0: ("a", 0), 29: ("a", 29), 30: ("b", 0), 79: ("b", 49)}.items():
+        found = explain(run, index, output=tmp_path / "page.html")
+        assert found.sample == f"{tmp_path}/{name}.parquet:{row}"
+        same = explain(run, found.sample, output=tmp_path / "page.html")
+        assert (found.weight, found.confidence) == (same.weight, same.confidence)
 
 
 @pytest.mark.parametrize(
