@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dpl_ray.comparison_config import CompareConfig
     from dpl_ray.compose import load_config
     from dpl_ray.config import Config
+    from dpl_ray.explanation import Explanation, explain
     from dpl_ray.labeling import LabelResult, label_pool
     from dpl_ray.labeling_config import LabelConfig
     from dpl_ray.launch import FitResult, fit
@@ -25,6 +26,7 @@ __all__ = [
     "CompareConfig",
     "CompareResult",
     "Config",
+    "Explanation",
     "FitResult",
     "LabelConfig",
     "LabelResult",
@@ -33,6 +35,7 @@ __all__ = [
     "SelfTrainResult",
     "__version__",
     "compare",
+    "explain",
     "fit",
     "label_pool",
     "load_checkpoint",
@@ -49,6 +52,7 @@ _HOME = {
     "CompareConfig": "comparison_config",
     "CompareResult": "comparison",
     "Config": "config",
+    "Explanation": "explanation",
     "FitResult": "launch",
     "LabelConfig": "labeling_config",
     "LabelResult": "labeling",
@@ -56,6 +60,7 @@ _HOME = {
     "SelfTrainConfig": "self_training_config",
     "SelfTrainResult": "self_training",
     "compare": "comparison",
+    "explain": "explanation",
     "fit": "launch",
     "label_pool": "labeling",
     "load_checkpoint": "predictor",

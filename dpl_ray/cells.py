@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dpl_ray.config import Config, shown
+from dpl_ray.config import CURVE_POINTS, Config, shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.provenance import describe_run
 from dpl_ray.run_folder import RunFolder, check_run
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from dpl_ray.training.loop import Record
 
 CELL_FILE = "cell.json"
-CURVE_POINTS = 20
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class CompareResult:
     failed: dict[str, str]  # cell -> cause
     csv: str
     markdown: str
-    figure: str
+    report: str
     run_id: str | None  # of MLflow: the parent of the cells' runs
     tracking_uri: str | None
 
@@ -67,7 +67,7 @@ def compare(
     console: Console | None = None,
     command: str | None = None,
 ) -> CompareResult:
-    """Train policies x seeds, those cells that have not finished, and write tables and figure.
+    """Train policies x seeds, those cells that have not finished, and write tables and page.
 
     Args:
         config: of every cell; config.policy and train.baseline are not read, and train.seed is the first seed.
@@ -123,8 +123,9 @@ def compare(
         if len(failed) == len(plan.cells):
             raise CellsFailedError(describe_failed(failed))
         outputs = write_comparison(str(folder.storage), plan.reference, missing=failed)
-        for file in (outputs.csv, outputs.markdown, outputs.figure):
+        for file in (outputs.csv, outputs.markdown, outputs.page):
             tracker.log_file(file)
+        tracker.log_tag("report", str(outputs.page))
         status = "FAILED" if failed else "FINISHED"
     finally:
         tracker.finish(status)
@@ -136,7 +137,7 @@ def compare(
         failed=failed,
         csv=str(outputs.csv),
         markdown=str(outputs.markdown),
-        figure=str(outputs.figure),
+        report=str(outputs.page),
         run_id=tracker.run_id,
         tracking_uri=uri,
     )

@@ -1,8 +1,7 @@
-"""The figure of a comparison: accuracy, curves, and the use of the pool. Readable in black and white."""
+"""The figures of a comparison: accuracy, curves, and the use of the pool. Readable in black and white."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from dpl_ray.cells import CellResult
 from dpl_ray.comparison_table import Row
+from dpl_ray.plots import draw
 
 #: Column of a row -> (name, marker, filled): circles are of the whole pool, triangles of its high-entropy part.
 USES = {
@@ -21,22 +21,16 @@ USES = {
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "x", "P", "*", "<", ">")
 SPREAD = 0.25  # of the dots of a policy's seeds, in rows
-PNG_DPI = 110
 
 
-def draw_comparison(cells: Sequence[CellResult], rows: Sequence[Row], title: str) -> bytes:
-    """A PNG of three panels; the policies stand in the order of the rows."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, max(4.2, 1.8 + 0.42 * len(rows))), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1.15, 1])
-    _accuracies(left, cells, rows)
-    _curves(middle, cells, rows)
-    _uses(right, rows)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PNG_DPI)
-    return buffer.getvalue()
+def draw_comparison(cells: Sequence[CellResult], rows: Sequence[Row]) -> dict[str, bytes]:
+    """Title -> SVG; the policies stand in the order of the rows."""
+    height = max(3.6, 1.7 + 0.42 * len(rows))
+    return {
+        "Accuracy": draw(lambda axes: _accuracies(axes, cells, rows), height=height, width=5.6),
+        "How fast": draw(lambda axes: _curves(axes, cells, rows), height=height, width=5.6),
+        "Use of the pool": draw(lambda axes: _uses(axes, rows), height=height, width=5.6),
+    }
 
 
 def _accuracies(axes: Any, cells: Sequence[CellResult], rows: Sequence[Row]) -> None:

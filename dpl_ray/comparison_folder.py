@@ -1,9 +1,9 @@
-"""The folder of a comparison: whether it may go on, and the tables and the figure made of its finished cells.
+"""The folder of a comparison: whether it may go on, and the tables and the page made of its finished cells.
 
 <run.storage_path>/<run.name>/
   comparison.json  what all cells share, a digest of the data, the command, MLflow run ids
   <cell>/          dpl_ray/cells.py
-  comparison.csv   a row per cell          comparison.md  a row per policy          comparison.png
+  comparison.csv   a row per cell          comparison.md  a row per policy          comparison.html
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from dpl_ray.cells import Cell, CellResult, read_cells
-from dpl_ray.comparison_figure import draw_comparison
+from dpl_ray.comparison_page import make_page
 from dpl_ray.comparison_table import Row, make_rows, to_csv, to_markdown
 from dpl_ray.config import shown
 from dpl_ray.run_folder import COMPARISON_FILE, check_kind, check_same, differences, writable_folder
@@ -30,7 +30,7 @@ class Outputs:
     rows: list[Row]
     csv: Storage
     markdown: Storage
-    figure: Storage
+    page: Storage
 
 
 class ComparisonFolder:
@@ -112,7 +112,7 @@ class ComparisonFolder:
 
 
 def write_comparison(folder: str, reference: str, *, missing: Mapping[str, str] | None = None) -> Outputs:
-    """Write the tables and the figure of the cells that have finished.
+    """Write the tables and the page of the cells that have finished.
 
     Args:
         folder: of the comparison.
@@ -127,10 +127,11 @@ def write_comparison(folder: str, reference: str, *, missing: Mapping[str, str] 
         raise ValueError(f"{folder}: no cell of this comparison has finished")
     _check_policies(place.name, [found.cell for found in cells])
     rows = make_rows(cells, reference)
-    outputs = Outputs(rows, place / "comparison.csv", place / "comparison.md", place / "comparison.png")
+    outputs = Outputs(rows, place / "comparison.csv", place / "comparison.md", place / "comparison.html")
+    missing, described = missing or {}, _describe(place, cells)
     outputs.csv.write(to_csv(cells, reference).encode())
-    outputs.markdown.write(to_markdown(rows, reference, _header(place, cells, missing or {})).encode())
-    outputs.figure.write(draw_comparison(cells, rows, _title(place.name, cells)))
+    outputs.markdown.write(to_markdown(rows, reference, _header(place.name, described, missing)).encode())
+    outputs.page.write(make_page(place.name, cells, rows, reference, described, missing).render().encode())
     return outputs
 
 
@@ -148,11 +149,15 @@ def _check_policies(name: str, cells: Iterable[Cell]) -> None:
             )
 
 
-def _title(name: str, cells: Sequence[CellResult]) -> str:
-    return f"{name}: {_listed(cell.facts['data.num_labeled'] for cell in cells)} labels, {cells[0].steps:,} steps"
+def _header(name: str, described: Mapping[str, str], missing: Mapping[str, str]) -> list[str]:
+    """The lines above the table in Markdown."""
+    lines = [f"# {name}", ""]
+    for key, value in described.items():
+        lines += [f"    {value}", ""] if key == "command" else [f"- {key}: {value}"]
+    return lines + [f"- missing: {cell} ({' '.join(cause.split())})" for cell, cause in missing.items()]
 
 
-def _header(place: Storage, cells: Sequence[CellResult], missing: Mapping[str, str]) -> list[str]:
+def _describe(place: Storage, cells: Sequence[CellResult]) -> dict[str, str]:
     """What the table was measured with, as the cells say it."""
     info = place / COMPARISON_FILE
     command = json.loads(info.read())["command"] if info.exists() else None
@@ -161,20 +166,16 @@ def _header(place: Storage, cells: Sequence[CellResult], missing: Mapping[str, s
     train, data = config["train"], config["data"]["name"]
     facts = {key: _listed(cell.facts[key] for cell in cells) for key in first.facts}
     versions = [f"{key.removeprefix('version.')} {value}" for key, value in facts.items() if key.startswith("version.")]
-    lines = [
-        f"# {place.name}",
-        "",
-        *([f"    {command}", ""] if command else []),
-        f"- data: {data}, {facts['data.num_labeled']} labelled images of {facts['data.num_classes']} classes, "
+    return ({"command": command} if command else {}) | {
+        "data": f"{data}, {facts['data.num_labeled']} labelled images of {facts['data.num_classes']} classes, "
         f"{facts['data.num_unlabeled']} in the pool, {facts['data.num_test']} test; with a seed all policies have "
         "the same labelled images, initial weights and order of batches",
-        f"- training: {first.steps:,} steps of {train['batch_size']} labelled and {train['batch_size'] * train['mu']} "
-        f"unlabelled images, {train['precision']}, {config['model']['name']}",
-        f"- seeds: {_listed(str(cell.seed) for cell in cells)}",
-        f"- hardware: {facts['hardware']}; a cell on {facts['device']}",
-        f"- versions: {', '.join(versions)}; commit {facts['commit']}",
-    ]
-    return lines + [f"- missing: {name} ({' '.join(cause.split())})" for name, cause in missing.items()]
+        "training": f"{first.steps:,} steps of {train['batch_size']} labelled and "
+        f"{train['batch_size'] * train['mu']} unlabelled images, {train['precision']}, {config['model']['name']}",
+        "seeds": _listed(str(cell.seed) for cell in cells),
+        "hardware": f"{facts['hardware']}; a cell on {facts['device']}",
+        "versions": f"{', '.join(versions)}; commit {facts['commit']}",
+    }
 
 
 def _listed(values: Any) -> str:

@@ -29,6 +29,7 @@ DATA_NAMES = (
     "parquet",
 )
 STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")  # of pyarrow's file systems
+CURVE_POINTS = 20  # of train.curve_every, where nothing else is said
 BESIDE_RUNS = ("ray", "mlflow.db", "mlflow-artifacts")  # in run.storage_path, and no runs
 DataName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "parquet"]
 OperationName = Literal[
@@ -187,12 +188,9 @@ class TrainConfig(Section):
         None, ge=1, description="steps between evaluations on the validation split; null: at the end"
     )
     curve_every: int | None = Field(
-        None,
-        ge=1,
-        description="steps between scores of the teacher on a fixed part of the test split, to report speed and never "
-        "to choose by; null: none (a comparison: 20 in all)",
+        None, ge=1, description=f"steps between scores on a fixed part of the test split; null: {CURVE_POINTS} in all"
     )
-    curve_images: int = Field(2000, ge=1, description="most test images that such a score is made of")
+    curve_images: int = Field(2000, ge=0, description="most test images that such a score is made of; 0: no scores")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; there is always one at the end")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
 

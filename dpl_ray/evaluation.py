@@ -5,6 +5,8 @@ Legend: N images, C classes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +15,20 @@ from torch import Tensor
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.models import Classifier
 from dpl_ray.training.distributed import Workers
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of N images."""
+
+    labels: NDArray[np.int64]  # (N,) the most likely class
+    confidence: NDArray[np.float32]  # (N,) its probability
+
+    @classmethod
+    def from_probs(cls, probs: Tensor) -> Predictions:
+        """Of probabilities (N, C)."""
+        confidence, labels = probs.max(dim=1)
+        return cls(labels.numpy(), confidence.numpy())
 
 
 @torch.inference_mode()
@@ -55,8 +71,8 @@ def classification_metrics(probs: Tensor, targets: Tensor) -> dict[str, float]:
     }
 
 
-def evaluate_split(model: Classifier, split: ImageSet, workers: Workers | None = None) -> dict[str, float]:
-    """Metrics of a model on a labelled split, each worker predicting its share; the same dict on every worker.
+def predict_split(model: Classifier, split: ImageSet, workers: Workers | None = None) -> Tensor:
+    """(N, C) float32 probabilities of a split, each worker predicting its share; the same on every worker.
 
     The model becomes worker 0's: BatchNorm's running statistics are each worker's own until then.
     """
@@ -66,4 +82,9 @@ def evaluate_split(model: Classifier, split: ImageSet, workers: Workers | None =
     probs = torch.empty(len(split), mine.shape[1])
     for rank, rows in enumerate(workers.gather(mine.numpy())):
         probs[rank :: workers.world_size] = torch.from_numpy(rows)
-    return classification_metrics(probs, torch.from_numpy(split.targets))
+    return probs
+
+
+def evaluate_split(model: Classifier, split: ImageSet, workers: Workers | None = None) -> dict[str, float]:
+    """`classification_metrics` of a model on a labelled split, by all workers as in `predict_split`."""
+    return classification_metrics(predict_split(model, split, workers), torch.from_numpy(split.targets))

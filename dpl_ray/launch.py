@@ -22,7 +22,7 @@ from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.provenance import describe_config, describe_run
 from dpl_ray.ray_train import run_workers
-from dpl_ray.report import write_report
+from dpl_ray.report import REPORT_FILE, find_verdict, verdict_sentence, write_report
 from dpl_ray.run_folder import RunFolder, check_run
 from dpl_ray.storage import Storage
 from dpl_ray.tracking import MlflowTracker, NullTracker, Tracker, default_uri
@@ -42,6 +42,7 @@ class FitResult:
     baseline: dict[str, float] | None  # the same of the supervised baseline
     thresholds: dict[str, dict[str, float]]  # threshold -> class name -> value
     checkpoint: str
+    verdict: str | None  # whether the pool has helped, in a sentence; None without a baseline
     report: str
     run_id: str | None  # of MLflow
     tracking_uri: str | None
@@ -82,6 +83,8 @@ def _fit(config: Config, console: Console) -> FitResult:
     result = _result(folder, uri) if folder.finished else _train(config, splits, folder, uri, console)
     for table in result_table(config.policy["name"], result.metrics, result.baseline, result.thresholds):
         console.print(table)
+    if result.verdict:
+        console.print(result.verdict, highlight=False, soft_wrap=True)
     return result
 
 
@@ -106,14 +109,20 @@ def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, c
                     tracker.log({prefix + key: value for key, value in record.metrics.items()}, record.step)
 
             outcomes = _run(config, splits, folder, receive)
-        report = write_report(folder, splits.class_names, outcomes)
+        found = find_verdict(splits, outcomes)
+        verdict = verdict_sentence(found) if found else None
+        report = write_report(config, splits, folder, outcomes)
         tracker.log_file(report)
-        tracker.log_tag("checkpoint", outcomes[-1].checkpoint)
+        tags = {"checkpoint": outcomes[-1].checkpoint, "report": str(report)}
+        # What MLflow shows as the description of the run.
+        tags["mlflow.note.content"] = f"{verdict or 'No baseline'}. The page of the run is its artifact {REPORT_FILE}."
+        for key, value in tags.items():
+            tracker.log_tag(key, value)
         status = "FINISHED"
     finally:
         folder.save_history()
         tracker.finish(status)
-    folder.finish(outcomes, splits.class_names)
+    folder.finish(outcomes, splits.class_names, verdict)
     return _result(folder, uri)
 
 
@@ -126,7 +135,8 @@ def _result(folder: RunFolder, uri: str | None) -> FitResult:
         baseline=found["baseline"],
         thresholds=found["thresholds"],
         checkpoint=str(folder.storage / found["checkpoint"]),
-        report=str(folder.storage / "report.png"),
+        verdict=found.get("verdict"),
+        report=str(folder.storage / REPORT_FILE),
         run_id=folder.info["mlflow_run_id"] if uri else None,
         tracking_uri=uri,
     )

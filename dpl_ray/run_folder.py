@@ -6,7 +6,7 @@
   history.jsonl    every record of metrics
   bad_images.csv   images that could not be read, with the reason
   step-N/          checkpoints        baseline/step-N/  those of the supervised baseline
-  report.png       the figure
+  report.html      the page of a finished run
 """
 
 from __future__ import annotations
@@ -188,8 +188,12 @@ class RunFolder:
                 metrics |= {key: value for key, value in row["metrics"].items() if not key.startswith("threshold/")}
         return metrics
 
-    def finish(self, outcomes: list[Outcome], class_names: tuple[str, ...]) -> None:
-        """Keep what a finished run has measured, so that started again it has nothing to train."""
+    def finish(self, outcomes: list[Outcome], class_names: tuple[str, ...], verdict: str | None = None) -> None:
+        """Keep what a finished run has measured, so that started again it has nothing to train.
+
+        Args:
+            verdict: whether the pool has helped, in a sentence.
+        """
         # Phases that were finished before have trained nothing this time: what they measured is in the history.
         metrics = [self.last_metrics(outcome.phase) | outcome.metrics for outcome in outcomes]
         main = outcomes[-1]
@@ -200,6 +204,7 @@ class RunFolder:
                 name: dict(zip(class_names, values, strict=True)) for name, values in main.thresholds.items()
             },
             "checkpoint": Storage(main.checkpoint).name,
+            "verdict": verdict,
         }
         self.save_info()
 

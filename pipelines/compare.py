@@ -19,7 +19,7 @@ def job(loaded: tuple[Config, CompareConfig], console: Console) -> None:
     config, options = loaded
     command = shlex.join(["python", "-m", "pipelines.compare", *sys.argv[1:]])
     result = compare(config, options, console=console, command=command)
-    paths = {"cells": result.csv, "table": result.markdown, "figure": result.figure, "MLflow run": result.run_id}
+    paths = {"cells": result.csv, "table": result.markdown, "report": result.report, "MLflow run": result.run_id}
     for label, value in paths.items():
         console.print(f"{label:<11} {value}", highlight=False, soft_wrap=True)
     if result.run_id:

@@ -81,7 +81,7 @@ def test_every_policy_is_trained_with_every_seed(tmp_path: Path) -> None:
     ]
     assert result.failed == {}
     assert all(0 <= row.accuracy <= 1 for row in result.rows)
-    assert Path(result.figure).read_bytes().startswith(b"\x89PNG")
+    assert Path(result.report).read_text().startswith("<!doctype html>")
     assert {(row["policy"], row["seed"]) for row in measured(result)} == {
         (policy, seed) for policy in ("dpl", "fixmatch") for seed in ("0", "1")
     }
@@ -330,7 +330,7 @@ def test_mlflow_has_a_parent_with_a_child_for_every_cell_and_no_child_twice(tmp_
     assert (parent.data.tags["seeds"], parent.data.params["compare.seeds"]) == ("0, 1, 2", "2")
     assert parent.data.params["train.num_steps"] == "6"
     files = {file.path for file in client.list_artifacts(first.run_id)}
-    assert files == {"comparison.csv", "comparison.md", "comparison.png"}
+    assert files == {"comparison.csv", "comparison.md", "comparison.html"}
     by_cell = {cell.cell.name: cell for cell in read_cells(str(tmp_path / "first"))}
     for child in children:
         cell = by_cell[child.info.run_name]

@@ -223,7 +223,7 @@ def test_the_command_says_where_its_results_are(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sys, "argv", ["compare", *arguments])
     output = io.StringIO()
     compare.job(load_comparison(arguments), Console(file=output, width=200))
-    for name in ("comparison.csv", "comparison.md", "comparison.png"):
+    for name in ("comparison.csv", "comparison.md", "comparison.html"):
         assert f"{tmp_path}/c/{name}" in output.getvalue()
     text = (tmp_path / "c" / "comparison.md").read_text()
     assert "python -m pipelines.compare 'policies=[supervised]' reference=supervised seeds=1" in text

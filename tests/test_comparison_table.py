@@ -6,7 +6,6 @@ import csv
 import io
 import math
 import statistics
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from dpl_ray.cells import CellResult
 from dpl_ray.comparison_console import comparison_tables
-from dpl_ray.comparison_figure import draw_comparison
+from dpl_ray.comparison_page import make_page
 from dpl_ray.comparison_table import (
     MISSING,
     NUM_DRAWS,
@@ -193,7 +192,15 @@ def test_the_console_shows_every_policy_and_number() -> None:
 
 
 @pytest.mark.parametrize("num_policies", [1, 10])
-def test_the_figure_is_drawn_of_any_number_of_policies(num_policies: int, tmp_path: Path) -> None:
+def test_the_page_is_made_of_any_number_of_policies(num_policies: int) -> None:
     found = [cell(f"p{index}", seed, 0.5 + index / 30, (0.3, 0.4)) for index in range(num_policies) for seed in (0, 1)]
-    image = draw_comparison(found, make_rows(found, "p0"), "title")
-    assert image.startswith(b"\x89PNG")
+    described, missing = {"command": "compare <x>", "data": "digits"}, {"p0-seed-2": "the node is gone"}
+    made = make_page("first", found, make_rows(found, "p0"), "p0", described, missing)
+    text = made.render()
+    assert [section.anchor for section in made.sections] == ["result", "missing", "figures", "noise", "comparison"]
+    assert text.count("data:image/svg+xml") == 3
+    for words in (*(f"p{index}" for index in range(num_policies)), "the node is gone", "compare &lt;x&gt;", "digits"):
+        assert words in text
+    above = ", ".join(f"p{index}" for index in reversed(range(1, num_policies)))
+    finding = f"Above p0, with all of the 95 % interval: {above}. Chance alone puts 2 differences on one side in 50 %"
+    assert (finding if num_policies > 1 else "no difference to p0 has an interval") in text

@@ -40,7 +40,7 @@ def points(records: list[Record]) -> list[tuple[int, float, float]]:
 
 
 def test_the_weights_are_the_same_bit_for_bit_with_and_without(tmp_path: Path) -> None:
-    without, records = run(tmp_path / "without")
+    without, records = run(tmp_path / "without", curve_images=0)
     assert points(records) == []
     for every in (1, 4):
         outcome, _ = run(tmp_path / f"every{every}", curve_every=every, curve_images=7)
@@ -108,7 +108,15 @@ def test_evaluation_is_not_training_time(tmp_path: Path, monkeypatch: pytest.Mon
     assert [(step, seconds) for step, _, seconds in points(records)] == [(3, 3), (6, 6), (9, 9)]
     assert outcome.training_seconds == 9
     assert outcome.metrics["time/step"] == 1, "of the window of all 9 steps, with two points of the curve in it"
-    assert now == 509, "nine steps, three points, and the last evaluations of validation and test split"
+    assert now == 409, "nine steps, three points, and the last evaluation of the validation split"
+
+
+def test_where_nothing_is_said_the_curve_has_twenty_points(tmp_path: Path) -> None:
+    outcome, records = run(tmp_path, num_steps=40)
+    assert [step for step, _, _ in points(records)] == list(range(2, 41, 2))
+    assert outcome.test is not None
+    right = outcome.test.labels == tiny_splits().test.targets
+    assert outcome.metrics["eval/accuracy"] == pytest.approx(right.mean())
 
 
 def test_a_data_set_without_test_images_has_no_curve(tmp_path: Path) -> None:

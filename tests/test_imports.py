@@ -34,6 +34,8 @@ FORBIDDEN = {
         "dpl_ray.tracking",
         "dpl_ray.console",
         "dpl_ray.report",
+        "dpl_ray.html",
+        "dpl_ray.plots",
         "dpl_ray.ray_train",
     ),
     "dpl_ray": ("pipelines", "tests", "benchmarks"),

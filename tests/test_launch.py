@@ -36,11 +36,14 @@ def test_every_policy_runs_from_the_configuration_to_the_report(tmp_path: Path, 
     assert 0 <= result.metrics["eval/accuracy"] <= 1
     assert (result.baseline is None) == (policy == "supervised")
     assert ("over-confident" in output) == (policy == "dpl")
-    assert Path(result.report).read_bytes().startswith(b"\x89PNG")
+    assert Path(result.report).read_text().startswith("<!doctype html>")
+    assert (result.verdict or "") in output
+    assert (result.verdict is None) == (policy == "supervised")
     assert (Path(result.checkpoint) / "manifest.json").exists()
     assert result.run_id is None
     rows = [json.loads(line) for line in (tmp_path / "tiny" / "history.jsonl").read_text().splitlines()]
-    assert {row["step"] for row in rows if row["phase"] == policy} == {2, 4}
+    records = [row for row in rows if "train/loss_labeled" in row["metrics"]]
+    assert {row["step"] for row in records if row["phase"] == policy} == {2, 4}
 
 
 def test_a_finished_run_that_is_started_again_shows_what_it_had_measured(
@@ -223,5 +226,5 @@ def test_the_command_ends_with_the_paths_and_writes_nothing_else(
     output, errors = capsys.readouterr()
     assert errors == ""
     run_id = json.loads((tmp_path / "tiny" / "run.json").read_text())["mlflow_run_id"]
-    for text in (f"{tmp_path}/tiny/step-00000004", f"{tmp_path}/tiny/report.png", run_id):
+    for text in (f"{tmp_path}/tiny/step-00000004", f"{tmp_path}/tiny/report.html", run_id):
         assert text in output

@@ -86,6 +86,6 @@ def test_a_live_server_has_parameters_metrics_files_and_the_checkpoint(server: s
     for key in ("eval/accuracy", "train/loss_labeled", "pseudo/coverage"):
         assert run.data.metrics[key] == pytest.approx(result.metrics[key])
     # Fetched through the server, as those see them who have not got the run's folder.
-    for name in ("report.png", "config.yaml"):
+    for name in ("report.html", "config.yaml"):
         fetched = Path(client.download_artifacts(result.run_id, name, str(tmp_path)))
         assert fetched.read_bytes() == (tmp_path / "runs" / "tiny" / name).read_bytes()

@@ -57,7 +57,7 @@ def test_two_workers_learn_digits(whole: FitResult) -> None:
     assert set(whole.thresholds) == {"over", "under"}
     for name in map(str, range(10)):
         assert 0 < whole.thresholds["under"][name] <= whole.thresholds["over"][name] <= 1
-    assert Path(whole.report).read_bytes().startswith(b"\x89PNG")
+    assert Path(whole.report).read_text().startswith("<!doctype html>")
     probs = load_checkpoint(whole.checkpoint).predict(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
     assert probs.sum(dim=1).tolist() == pytest.approx([1, 1])
 
@@ -80,7 +80,9 @@ def test_mlflow_has_configuration_metrics_thresholds_and_files(whole: FitResult)
         for name in range(10):
             history = client.get_metric_history(whole.run_id, f"threshold/{state}/{name}")
             assert sorted(point.step for point in history) == list(range(10, NUM_STEPS + 1, 10))
-    assert {file.path for file in client.list_artifacts(whole.run_id)} >= {"report.png", "config.yaml"}
+    assert {file.path for file in client.list_artifacts(whole.run_id)} >= {"report.html", "config.yaml"}
+    assert run.data.tags["report"] == whole.report
+    assert run.data.tags["mlflow.note.content"].startswith(str(whole.verdict))
 
 
 def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(

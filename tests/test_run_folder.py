@@ -85,13 +85,14 @@ def test_the_same_name_goes_on(tmp_path: Path) -> None:
     assert len((tmp_path / "first" / "history.jsonl").read_text().splitlines()) == 3
     # The loop has told of the last step only what it had evaluated; the rest it measured before it was interrupted.
     again.finish(
-        [Outcome("dpl", {"eval/accuracy": 0.9}, {"over": [0.5, 0.6]}, "/x/step-00000015", 1.0, 1.0)], ("x", "y")
+        [Outcome("dpl", {"eval/accuracy": 0.9}, {"over": [0.5, 0.6]}, "/x/step-00000015", 1.0, 1.0)], ("x", "y"), "told"
     )
     assert json.loads((tmp_path / "first" / "run.json").read_text())["result"] == {
         "metrics": {"train/loss_labeled": 0.5, "eval/accuracy": 0.9},
         "baseline": None,
         "thresholds": {"over": {"x": 0.5, "y": 0.6}},
         "checkpoint": "step-00000015",
+        "verdict": "told",
     }
     assert not again.finished, "there is no such checkpoint"
 

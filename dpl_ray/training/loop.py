@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from dpl_ray.algorithm.policies import POLICIES
-from dpl_ray.config import Config
+from dpl_ray.config import CURVE_POINTS, Config
 from dpl_ray.data.batches import BatchFeed, view_settings
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.data.pool import layer_seed
 from dpl_ray.data.stream import PoolStream, StreamedPool, WindowReader, Windows, read_here
-from dpl_ray.evaluation import evaluate_split
+from dpl_ray.evaluation import Predictions, classification_metrics, evaluate_split, predict_split
 from dpl_ray.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, list_checkpoints, load_state, save_checkpoint
 from dpl_ray.training.distributed import Workers
@@ -50,6 +50,7 @@ class Outcome:
     checkpoint: str
     seconds: float  # of this call
     training_seconds: float  # in steps alone, of all calls that trained
+    test: Predictions | None = None  # of the last teacher on the test split; None where there is none
 
 
 def train(
@@ -94,7 +95,8 @@ def train(
         world_size=workers.world_size,
     )
     curve_split = _curve_split(splits.test, train_config.curve_images)
-    curve_every = train_config.curve_every if len(curve_split) else None
+    every = train_config.curve_every or max(1, train_config.num_steps // CURVE_POINTS)
+    curve_every = every if len(curve_split) else None
     window = _Window(workers, record, phase, train_config.num_steps, info.class_names)
     began = time.perf_counter()
     unreadable = _Unreadable(config, pool, workers, window)
@@ -124,10 +126,14 @@ def train(
             if _due(state.step, train_config.checkpoint_every) or last:
                 save_checkpoint(folder, state, config, info, workers, keep=train_config.keep_checkpoints)
     scores: dict[str, float] = {}
-    for name, split in (("validation", splits.validation), ("eval", splits.test)):
-        if len(split):
-            found = evaluate_split(state.teacher, split, workers)
-            scores |= {key.replace("eval/", f"{name}/"): value for key, value in found.items()}
+    if len(splits.validation):
+        found = evaluate_split(state.teacher, splits.validation, workers)
+        scores |= {key.replace("eval/", "validation/"): value for key, value in found.items()}
+    test = None
+    if len(splits.test):
+        probs = predict_split(state.teacher, splits.test, workers)
+        scores |= classification_metrics(probs, torch.from_numpy(splits.test.targets))
+        test = Predictions.from_probs(probs)
     window.tell(state.step, scores)
     return Outcome(
         phase=phase,
@@ -136,6 +142,7 @@ def train(
         checkpoint=str(folder / f"step-{state.step:08d}"),
         seconds=time.perf_counter() - began,
         training_seconds=state.seconds,
+        test=test,
     )
 
 

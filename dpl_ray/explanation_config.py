@@ -1,0 +1,43 @@
+"""The fields of `python -m pipelines.explain`, and the command line that sets them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from dpl_ray.config import Section, suggest
+
+
+class ExplainConfig(Section):
+    """All fields of `python -m pipelines.explain`."""
+
+    checkpoint: str = Field("", description="folder step-N, or of a run, whose newest checkpoint is taken; required")
+    sample: str = Field(
+        "", description="an image file, file.parquet:row, or the index of an image in the pool of the run; required"
+    )
+    image_column: str | None = Field(None, description="parquet column of the images; null: the one of training")
+    output: str | None = Field(
+        None, description="file of the page; null: explanation-SAMPLE.html in the folder that holds the checkpoint"
+    )
+
+
+def load_explaining(overrides: Sequence[str] = ()) -> ExplainConfig:
+    """The configuration that `python -m pipelines.explain OVERRIDES` runs with.
+
+    Raises:
+        ValueError: naming the field, the value and what would be right.
+    """
+    given: dict[str, str | None] = {}
+    for text in overrides:
+        field, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"{text}: says no field=value (write it without spaces around the =)")
+        if field not in ExplainConfig.model_fields:
+            near = suggest(field, ExplainConfig.model_fields) or "; known: " + ", ".join(ExplainConfig.model_fields)
+            raise ValueError(f"{text}: there is no field {field}{near}")
+        given[field] = None if value == "null" else value
+    for field, example in (("checkpoint", "runs/NAME"), ("sample", "image.png")):
+        if not (given.get(field) or "").strip():
+            raise ValueError(f"{field} is missing: give it, as {field}={example}")
+    return ExplainConfig.model_validate(given)

@@ -1,0 +1,80 @@
+"""Drawings for pages: one look for all of them, as SVG; readable in black and white."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+LINES = ("-", "--", ":", "-.")
+MAX_POINTS = 300  # of a curve that is drawn: more are not seen, and cost kilobytes
+_STYLE = {
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "0.35",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "hatch.linewidth": 0.6,
+    "svg.hashsalt": "dpl_ray",  # the same drawing is the same file
+}
+
+
+def draw(
+    plot: Callable[..., None],
+    *,
+    width: float = 5.2,
+    height: float = 3.3,
+    heights: Sequence[float] = (1,),
+) -> bytes:
+    """An SVG that `plot(axes, ...)` fills.
+
+    Args:
+        width, height: in inches, with letters of 9.5 points.
+        heights: of the axes that stand below each other on one horizontal axis.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        drawing = Figure(figsize=(width, height), layout="constrained")
+        axes = drawing.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
+        plot(*axes[:, 0])
+        buffer = io.BytesIO()
+        drawing.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    return buffer.getvalue()
+
+
+def curves(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], **style: Any) -> None:
+    """One line for each name, of (step, value) pairs, told apart by its dashes; names without a point are left out."""
+    from matplotlib.ticker import MaxNLocator
+
+    drawn = [(name, points) for name, points in lines.items() if points]
+    for place, (name, points) in enumerate(drawn):
+        steps, values = zip(*thinned(points), strict=True)
+        look: dict[str, Any] = {"linestyle": LINES[place % len(LINES)], "color": ("0", "0.4")[place % 2]}
+        look |= {"marker": "o", "markersize": 3} if len(steps) < 25 else {}
+        axes.plot(steps, values, label=name, linewidth=1.4, **look | style)
+    axes.set_xlabel("training step")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    axes.set_xlim(left=0)
+    if len(drawn) > 1:
+        legend_above(axes)
+
+
+def legend_above(axes: Any, num_columns: int = 2) -> None:
+    """A legend that hides nothing that is drawn."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=num_columns, borderaxespad=0.3)
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MAX_POINTS of them, the first and the last one among them."""
+    if len(points) <= MAX_POINTS:
+        return list(points)
+    return [points[place] for place in np.linspace(0, len(points) - 1, MAX_POINTS).round().astype(int)]

@@ -1,0 +1,167 @@
+"""What a report draws of the records of a run: accuracy, losses, use of the pool, thresholds of the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dpl_ray.html import Section, figure, folded, grid, note, paragraph, table
+from dpl_ray.plots import curves, draw, thinned
+
+MAX_PANELS = 12  # classes whose thresholds are drawn
+MAX_ROWS = 20  # classes of a table that is not folded
+
+Points = list[tuple[float, float]]
+
+
+class History:
+    """The metrics of one phase, by step; what was told twice, before and after an interruption, as it was told last."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]], phase: str) -> None:
+        by_step: dict[int, dict[str, float]] = {}
+        for row in rows:
+            if row["phase"] == phase:
+                by_step.setdefault(row["step"], {}).update(row["metrics"])
+        self.phase, self._rows = phase, sorted(by_step.items())
+
+    def points(self, key: str, scale: float = 1.0) -> Points:
+        """(step, value) of a metric."""
+        return [(step, scale * metrics[key]) for step, metrics in self._rows if key in metrics]
+
+
+def training_section(main: History, baseline: History | None, num_curve_images: int, num_test: int) -> Section:
+    """Curves of accuracy and of loss."""
+    phases = [main, *([baseline] if baseline else [])]
+    accuracy = {f"{phase.phase}, test": phase.points("curve/accuracy", 100) for phase in phases}
+    validation = {f"{phase.phase}, validation": phase.points("validation/accuracy", 100) for phase in phases}
+    accuracy |= {name: points for name, points in validation.items() if len(points) > 1}
+    losses = {f"labelled, {main.phase}": main.points("train/loss_labeled")}
+    losses |= {f"labelled, {baseline.phase}": baseline.points("train/loss_labeled")} if baseline else {}
+    for name in ("unlabeled", "auxiliary"):
+        points = main.points(f"train/loss_{name}")
+        shown = {"unlabeled": "unlabelled", "auxiliary": "policy's own"}[name]
+        losses |= {f"{shown}, {main.phase}": points} if any(value for _, value in points) else {}
+    parts = []
+    if any(accuracy.values()):
+        part = "the whole" if num_curve_images >= num_test else f"a fixed part ({num_curve_images:,} images) of the"
+        caption = f"Last teacher at that step, on {part} test split of {num_test:,}. It chooses nothing."
+        parts.append(figure(draw(lambda axes: _shares(axes, accuracy, "accuracy (%)")), "Accuracy", caption))
+    else:
+        parts.append(note("There is no curve of accuracy: the run has no test images for it, or too few steps."))
+    caption = "Mean since the record before. Logarithmic; a loss of zero is not drawn."
+    parts.append(figure(draw(lambda axes: _losses(axes, losses)), "Loss", caption))
+    return Section("training", "Training", grid(parts))
+
+
+def _shares(axes: Any, lines: dict[str, Points], label: str) -> None:
+    curves(axes, lines)
+    axes.set_ylabel(label)
+
+
+def _losses(axes: Any, lines: dict[str, Points]) -> None:
+    from matplotlib.ticker import LogLocator
+
+    curves(axes, lines)
+    if any(value > 0 for points in lines.values() for _, value in points):
+        axes.set_yscale("log", nonpositive="mask")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    axes.set_ylabel("loss (nats)")
+
+
+def pseudo_section(main: History) -> Section:
+    """Coverage and precision of the pseudo-labels over time."""
+    coverage = {
+        "coverage (mean weight)": main.points("pseudo/coverage", 100),
+        "of it below confidence 0.95": main.points("pseudo/high_entropy_share", 100),
+    }
+    precision = {
+        "all": main.points("pseudo/precision", 100),
+        "confidence below 0.95": main.points("pseudo/high_entropy_precision", 100),
+    }
+    parts = [
+        figure(
+            draw(lambda axes: _percent(axes, coverage, "share (%)")),
+            "Coverage of the pool",
+            "How much of the unlabelled batches counts, and how much of that FixMatch's threshold would leave out.",
+        )
+    ]
+    if any(precision.values()):
+        caption = "Weighted share of pseudo-labels that are right, where the pool's labels are known; training never "
+        caption += "reads them."
+        drawing = draw(lambda axes: _percent(axes, precision, "precision (%)"))
+        parts.append(figure(drawing, "Precision of the pseudo-labels", caption))
+    else:
+        parts.append(note("The pool's labels are not known, so the precision of its pseudo-labels is not either."))
+    return Section("pseudo-labels", "Pseudo-labels over time", grid(parts))
+
+
+def _percent(axes: Any, lines: dict[str, Points], label: str) -> None:
+    _shares(axes, lines, label)
+    axes.set_ylim(-2, 102)
+
+
+def thresholds_section(main: History, class_names: Sequence[str], thresholds: dict[str, list[float]]) -> Section:
+    """The thresholds of the classes over time, the band between two of them, and the last ones as a table.
+
+    Args:
+        thresholds: the last ones, (C,) each.
+    """
+    names = {name: f"{name}-confident" if name in ("over", "under") else name for name in thresholds}
+    lasts = list(thresholds.values())
+    same = all(len(set(values)) == 1 for values in lasts)
+    shown, which = _selection(lasts, len(class_names))
+    if same:
+        shown, which = [0], "All classes have the same threshold."
+    panels = []
+    for place in shown:
+        lines = {label: main.points(f"threshold/{name}/{class_names[place]}") for name, label in names.items()}
+        width, height = (5.2, 3.3) if same else (2.6, 2.1)
+        title = "All classes" if same else class_names[place]
+        panels.append(figure(draw(lambda axes, lines=lines: _band(axes, lines), width=width, height=height), title))
+    parts = [paragraph(which, _says(thresholds)), grid(panels, "wide" if same else "small")]
+    columns = ["class", *names.values(), *(["band between them"] if len(lasts) == 2 else [])]
+    rows = [
+        [name, *(f"{value:.3f}" for value in values), *([f"{values[0] - values[1]:.3f}"] if len(values) == 2 else [])]
+        for name, values in zip(class_names, zip(*lasts, strict=True), strict=True)
+    ]
+    if not same:
+        made = table("Thresholds at the last step (confidence)", columns, rows)
+        parts.append(made if len(rows) <= MAX_ROWS else folded(f"Thresholds of all {len(rows)} classes", made))
+    return Section("thresholds", "Thresholds of the classes", *parts)
+
+
+def _says(thresholds: dict[str, list[float]]) -> str:
+    if list(thresholds) == ["over", "under"]:
+        return (
+            " Solid: the over-confident threshold, from which on a sample counts fully. Dashed: the under-confident "
+            "one. The grey band between them is the room in which samples of high entropy are explored."
+        )
+    return " A sample of that class counts from this confidence on."
+
+
+def _selection(lasts: list[list[float]], num_classes: int) -> tuple[list[int], str]:
+    """The classes that are drawn, and the sentence that says which they are."""
+    if num_classes <= MAX_PANELS:
+        return list(range(num_classes)), "All classes are drawn."
+    widths = [values[0] - values[-1] if len(values) == 2 else values[0] for values in zip(*lasts, strict=True)]
+    order = sorted(range(num_classes), key=lambda place: (-widths[place], place))
+    half = MAX_PANELS // 2
+    what = ("widest", "narrowest", "band") if len(lasts) == 2 else ("highest", "lowest", "threshold")
+    sentence = f"Of {num_classes} classes {MAX_PANELS} are drawn: the {half} with the {what[0]} {what[2]} at the last "
+    sentence += f"step, then the {half} with the {what[1]}; the table below has all."
+    return order[:half] + order[-half:], sentence
+
+
+def _band(axes: Any, lines: dict[str, Points]) -> None:
+    # A single record is a point; more are lines, which dots would hide in a drawing so small.
+    single = all(len(points) == 1 for points in lines.values())
+    curves(axes, lines, marker="o" if single else None, color="0")
+    if len(lines) == 2:
+        over, under = (thinned(points) for points in lines.values())
+        axes.fill_between([step for step, _ in over], [v for _, v in over], [v for _, v in under], color="0.85")
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("confidence")
+    if len(axes.get_lines()) > 1:
+        axes.get_legend().remove()  # the sentence above the panels says it once
