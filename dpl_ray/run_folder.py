@@ -25,7 +25,7 @@ import pyarrow as pa
 import yaml
 
 from dpl_ray.config import Config, to_yaml
-from dpl_ray.data.dataset import BadImage, Splits
+from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.file_systems import one_line
 from dpl_ray.storage import Storage
 
@@ -45,6 +45,7 @@ FREE_FIELDS = (
     "train.checkpoint_every",
     "data.root",
     "data.download",
+    "data.max_bad_fraction",
     "data.pool.memory_share",
     "data.pool.windows_ahead",
 )
@@ -141,6 +142,8 @@ class RunFolder:
         self.resumed = (self.storage / RUN_FILE).exists()
         if self.resumed:
             self._load()
+        if not isinstance(splits.unlabeled, ImageSet):
+            self._check_bad(config.data.max_bad_fraction, len(splits.unlabeled))
         (self.storage / "config.yaml").write(to_yaml(config).encode())
         self.save_info()
         if splits.bad:
@@ -161,6 +164,15 @@ class RunFolder:
             self._bad = {
                 row["id"]: row["reason"] for row in csv.DictReader(io.StringIO(bad.read().decode(), newline=""))
             }
+
+    def _check_bad(self, limit: float, pool_size: int) -> None:
+        """Refuse a run that has stopped for its unreadable images already: it would meet them again later."""
+        if len(self._bad) > limit * pool_size and not self.finished:
+            raise ValueError(
+                f"data.max_bad_fraction={limit}: run.name={self.name} has found {len(self._bad)} images that cannot be "
+                f"read, of a pool of {pool_size} (bad_images.csv); raise the limit to go on, or repair or remove them "
+                "and take another run.name"
+            )
 
     def add(self, record: Record) -> None:
         """Keep a record of metrics; now and then write all, so that a run that is killed loses little of them."""

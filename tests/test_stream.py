@@ -219,6 +219,17 @@ def test_a_folder_and_a_csv_are_streamed_too(tmp_path: Path) -> None:
         assert (np.array(levels(window["images"])) % 2 == window["targets"]).all()
 
 
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_a_pool_of_images_and_parquet_is_both(tmp_path: Path, mode: str) -> None:
+    config = digits_like(tmp_path, mode, unlabeled=str(tmp_path / "mixed"))
+    (tmp_path / "mixed").mkdir()
+    write_images(tmp_path / "mixed" / "a.parquet", range(10))
+    (tmp_path / "mixed" / "b.png").write_bytes(png(20))
+    pool = load_splits(config.data, seed=0).unlabeled
+    rest = load_splits(config.data.model_copy(update={"unlabeled": None}), seed=0).unlabeled
+    assert len(pool) == len(rest) + 11
+
+
 def test_auto_streams_what_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = 140 * 3 * 8 * 8
     config = digits_like(tmp_path, "auto")
@@ -280,6 +291,12 @@ def test_too_many_bad_images_stop_a_streamed_run_with_the_list(tmp_path: Path) -
     assert listed[0] == "id,reason"
     assert all(line.endswith(",not an image") for line in listed[1:])
     assert len(listed) > 2
+    with pytest.raises(
+        ValueError, match=r"data.max_bad_fraction=0.02: run.name=stream has found \d images .* to go on"
+    ):
+        fit(config)
+    free = config.data.model_copy(update={"max_bad_fraction": 0.1})
+    assert fit(config.model_copy(update={"data": free})).metrics["data/unreadable"] == 7
 
 
 def test_streaming_needs_files_and_a_size(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -58,6 +58,15 @@ class Records:
     labels: list[Label]
     read: Callable[[], Iterator[Payload]]
     class_names: tuple[str, ...] | None = None  # where the files carry them
+
+    def beside(self, other: Records) -> Records:
+        """Both, one after the other."""
+        return replace(
+            self,
+            ids=self.ids + other.ids,
+            labels=self.labels + other.labels,
+            read=lambda: chain(self.read(), other.read()),
+        )
 
     def without(self, excluded: set[str]) -> Records:
         """The records whose ids are not among these."""

@@ -230,10 +230,12 @@ def _records(data: DataConfig, field_name: str, given: str) -> Records:
         raise location.error("holds parquet files, which data=parquet reads")
     if labeled and data.name == "parquet" and not has_parquet:
         raise location.error("holds no parquet file (.parquet, .pq); image files take data=image_folder")
-    if has_parquet and (not has_images or (labeled and data.name == "parquet")):
-        return read_parquet(
-            location, paths, image_column=data.image_column, label_column=data.label_column, need_labels=labeled
+    if has_parquet and (not has_images or not labeled or data.name == "parquet"):
+        image_column, label_column = data.image_column, data.label_column
+        tables = read_parquet(
+            location, paths, image_column=image_column, label_column=label_column, need_labels=labeled
         )
+        return tables if labeled or not has_images else tables.beside(read_folder(location, paths, labeled=False))
     if paths == [location.path] and labeled:
         if location.path.lower().endswith(".csv"):
             return read_csv(location)
