@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.evaluation import Predictions
 from dpl_ray.html import MISSING, Html, Section, code, element, figure, folded, grid, paragraph, picture, table
 from dpl_ray.plots import draw
 from dpl_ray.verdict import wilson_interval
+
+if TYPE_CHECKING:
+    from dpl_ray.evaluation import Predictions
 
 NUM_BINS = 15  # those of eval/ece
 NUM_PICTURES = 12  # of each sheet
