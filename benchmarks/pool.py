@@ -53,7 +53,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.folder or temporary)
-        pools = [_write_pool(folder / str(size), size, options.images, options.image_column) for size in options.sizes]
+        pools = [write_pool(folder / str(size), size, options.images, options.image_column) for size in options.sizes]
         if options.only in (None, "feed"):
             _compare_feed(pools[0], options.rounds, options.ahead)
         if options.only in (None, "wait"):
@@ -85,7 +85,7 @@ def encoded_digits() -> list[bytes]:
     return encoded
 
 
-def _write_pool(folder: Path, size: int, images: str | None, column: str) -> Path:
+def write_pool(folder: Path, size: int, images: str | None, column: str) -> Path:
     """Parquet files of `size` images; what is there already is taken as it is."""
     if folder.is_dir():
         return folder
