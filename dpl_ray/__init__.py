@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dpl_ray.labeling_config import LabelConfig
     from dpl_ray.launch import FitResult, fit
     from dpl_ray.predictor import Predictor, load_checkpoint
+    from dpl_ray.search import SearchResult, search
+    from dpl_ray.search_config import SearchConfig
     from dpl_ray.self_training import SelfTrainResult, self_train
     from dpl_ray.self_training_config import SelfTrainConfig
 
@@ -29,6 +31,8 @@ __all__ = [
     "LabelConfig",
     "LabelResult",
     "Predictor",
+    "SearchConfig",
+    "SearchResult",
     "SelfTrainConfig",
     "SelfTrainResult",
     "__version__",
@@ -37,6 +41,7 @@ __all__ = [
     "label_pool",
     "load_checkpoint",
     "load_config",
+    "search",
     "self_train",
 ]
 
@@ -53,6 +58,8 @@ _HOME = {
     "LabelConfig": "labeling_config",
     "LabelResult": "labeling",
     "Predictor": "predictor",
+    "SearchConfig": "search_config",
+    "SearchResult": "search",
     "SelfTrainConfig": "self_training_config",
     "SelfTrainResult": "self_training",
     "compare": "comparison",
@@ -60,6 +67,7 @@ _HOME = {
     "label_pool": "labeling",
     "load_checkpoint": "predictor",
     "load_config": "compose",
+    "search": "search",
     "self_train": "self_training",
 }
 

@@ -35,8 +35,14 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 COMPARISON_FILE = "comparison.json"  # of a comparison's folder, which is no run's
 SELF_TRAINING_FILE = "self_train.json"  # of the folder of a self-training's rounds
+SEARCH_FILE = "search.json"  # of the folder of a search's trials
 #: File -> what a folder is, that holds it.
-KINDS = {RUN_FILE: "a training run", COMPARISON_FILE: "a comparison", SELF_TRAINING_FILE: "a self-training"}
+KINDS = {
+    RUN_FILE: "a training run",
+    COMPARISON_FILE: "a comparison",
+    SELF_TRAINING_FILE: "a self-training",
+    SEARCH_FILE: "a search",
+}
 #: Sections that may differ when a run goes on: they change where and how, not what is computed.
 FREE_SECTIONS = ("scale", "run", "tracking")
 FREE_FIELDS = (
