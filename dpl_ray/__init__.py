@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from dpl_ray.labeling_config import LabelConfig
     from dpl_ray.launch import FitResult, fit
     from dpl_ray.predictor import Predictor, load_checkpoint
-    from dpl_ray.search import SearchResult, search
-    from dpl_ray.search_config import SearchConfig
     from dpl_ray.self_training import SelfTrainResult, self_train
     from dpl_ray.self_training_config import SelfTrainConfig
+    from dpl_ray.tuning import SearchResult, search
+    from dpl_ray.tuning_config import SearchConfig
 
 __all__ = [
     "CompareConfig",
@@ -58,8 +58,8 @@ _HOME = {
     "LabelConfig": "labeling_config",
     "LabelResult": "labeling",
     "Predictor": "predictor",
-    "SearchConfig": "search_config",
-    "SearchResult": "search",
+    "SearchConfig": "tuning_config",
+    "SearchResult": "tuning",
     "SelfTrainConfig": "self_training_config",
     "SelfTrainResult": "self_training",
     "compare": "comparison",
@@ -67,7 +67,7 @@ _HOME = {
     "label_pool": "labeling",
     "load_checkpoint": "predictor",
     "load_config": "compose",
-    "search": "search",
+    "search": "tuning",
     "self_train": "self_training",
 }
 

@@ -58,6 +58,23 @@ SECONDS_BETWEEN_SAVES = 10.0
 MAX_BAD_LISTED = 100_000  # images in bad_images.csv, which is in memory
 
 
+def bound_tree(config: Config, *, keep: Collection[str] = (), drop: Collection[str] = ()) -> dict[str, Any]:
+    """The configuration without what may differ when something of it goes on.
+
+    Args:
+        keep: fields of FREE_FIELDS that may not differ here.
+        drop: dotted fields or sections that may, besides.
+    """
+    tree = config.model_dump(mode="json", exclude=set(FREE_SECTIONS))
+    for field in (set(FREE_FIELDS) - set(keep)) | set(drop):
+        *path, name = field.split(".")
+        section = tree
+        for part in path:
+            section = section[part]
+        del section[name]
+    return tree
+
+
 def writable_folder(path: str, name: str | None) -> Storage:
     """The folder of a run, which may not be there yet; writes nothing.
 

@@ -23,8 +23,8 @@ from dpl_ray.config import Config
 from dpl_ray.data.dataset import Splits, empty_like
 from dpl_ray.provenance import describe_run
 from dpl_ray.run_folder import RunFolder, check_run
-from dpl_ray.search_space import with_values
 from dpl_ray.storage import Storage
+from dpl_ray.tuning_space import with_values
 
 TRIAL_FILE, RESULT_FILE = "trial.json", "result.json"
 OBJECTIVE = "validation/accuracy"

@@ -22,15 +22,16 @@ from ray.tune.search import Searcher
 from dpl_ray import cluster
 from dpl_ray.config import Config
 from dpl_ray.data.dataset import Splits
-from dpl_ray.search_config import SearchConfig
-from dpl_ray.search_space import Space, draw_values
 from dpl_ray.storage import Storage
 from dpl_ray.trials import Trial, TrialResult, read_history, read_reports, read_trials, run_trial
+from dpl_ray.tuning_config import SearchConfig
+from dpl_ray.tuning_space import Space, draw_values
 
 STEP, ACCURACY = "step", "accuracy"
 TUNE_FOLDER = "tune"  # of what Tune writes while it runs
 ERROR_FILE = "error.txt"
-#: Tune's own loggers and printing, its answer to Ctrl-C and its change of folder are not wanted; a trial may end without a report.
+#: Tune's loggers and printing, its answer to Ctrl-C and its change of folder are not wanted; a trial that diverges may
+#: end without a report.
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -153,12 +154,8 @@ class LedgerSearcher(Searcher):
 
     def _tell(self, result: TrialResult) -> None:
         """Tell Optuna of a trial that it has not proposed in this process."""
-        if result.accuracy is not None and _within(result.values, self.space):
+        if result.accuracy is not None:
             self.proposer.add_evaluated_point(result.values, result.accuracy)
-
-
-def _within(values: dict[str, Any], space: Space) -> bool:
-    return values.keys() == space.keys()
 
 
 def _optuna(space: Space, random_trials: int, seed: int) -> Any:

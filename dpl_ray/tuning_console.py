@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dpl_ray.search_space import Space
-from dpl_ray.search_table import COLUMNS, rows
 from dpl_ray.trials import Trial, TrialResult
+from dpl_ray.tuning_space import Space
+from dpl_ray.tuning_table import COLUMNS, rows
 
 SECONDS_BETWEEN_LINES = 30.0
 

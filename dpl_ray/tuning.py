@@ -1,6 +1,6 @@
 """Search over fields of the configuration: trials of one process each, chosen by accuracy on held-out labelled images.
 
-The folder of the search is all its state (dpl_ray/search_folder.py, dpl_ray/trials.py), so that an interrupted one goes
+The folder of the search is all its state (dpl_ray/tuning_folder.py, dpl_ray/trials.py), so that an interrupted one goes
 on: trials that have ended stay, those that ran go on from their checkpoints.
 """
 
@@ -17,12 +17,12 @@ from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.launch import check_network, check_storage, start_tracker, tracking_uri
 from dpl_ray.provenance import describe_code, describe_config
-from dpl_ray.search_config import SearchConfig, describe_options, resolve, search_name, search_tree
-from dpl_ray.search_console import TrialsProgress, search_table
-from dpl_ray.search_folder import SearchFolder
-from dpl_ray.search_space import Space, with_values
 from dpl_ray.tracking import ChildRun, Tracker
 from dpl_ray.trials import Trial, TrialResult, read_history, trial_config, without_test
+from dpl_ray.tuning_config import SearchConfig, describe_options, resolve, search_name, search_tree
+from dpl_ray.tuning_console import TrialsProgress, search_table
+from dpl_ray.tuning_folder import SearchFolder
+from dpl_ray.tuning_space import Space, with_values
 
 
 class SearchFailedError(RuntimeError):
@@ -150,7 +150,7 @@ def _run(
     ended: list[TrialResult],
     listener: _Listener,
 ) -> None:
-    from dpl_ray.search_ray import LedgerSearcher, make_scheduler, run_here, run_on_ray
+    from dpl_ray.tuning_ray import LedgerSearcher, make_scheduler, run_here, run_on_ray
 
     searcher = LedgerSearcher(folder.storage, space, options, config.train.seed, listener, ended)
     if not searcher.num_left:
@@ -192,7 +192,7 @@ def _check_room(config: Config, options: SearchConfig) -> None:
     with cluster.checked_resources(scale):
         if not scale.num_workers:
             return
-        from dpl_ray.search_ray import check_places, connected_nodes
+        from dpl_ray.tuning_ray import check_places, connected_nodes
 
         if cluster.cluster_address(scale):
             check_places(connected_nodes(), config, options, "the cluster")

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpl_ray.config import shown
-from dpl_ray.search_space import Domain, Space
 from dpl_ray.trials import TrialResult
+from dpl_ray.tuning_space import Domain, Space
 
 PNG_DPI = 110
 COLUMNS = 4
+SPREAD, GOLDEN = 0.4, 0.618034  # of the trials of one choice; multiples of the latter fall far from each other
 #: State -> marker, filled.
 MARKERS = {"finished": ("o", True), "stopped": ("v", False)}
 
@@ -50,7 +51,7 @@ def _panel(axes: Any, ranked: Sequence[TrialResult], field: str, domain: Domain)
     for state, (marker, filled) in MARKERS.items():
         found = [result for result in ranked if result.state == state]
         axes.plot(
-            [_position(result.values[field], domain) for result in found],
+            [_position(result, field, domain) for result in found],
             [_percent(result) for result in found],
             linestyle="none",
             marker=marker,
@@ -60,8 +61,14 @@ def _panel(axes: Any, ranked: Sequence[TrialResult], field: str, domain: Domain)
             label=f"{state} (its last accuracy)" if state == "stopped" else state,
         )
     if ranked:
-        position = _position(ranked[0].values[field], domain)
-        axes.plot([position], [_percent(ranked[0])], "*", markersize=15, color="black", label="best")
+        axes.plot(
+            [_position(ranked[0], field, domain)],
+            [_percent(ranked[0])],
+            "*",
+            markersize=15,
+            color="black",
+            label="best",
+        )
     axes.set_xlabel(field)
     axes.grid(color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -73,8 +80,11 @@ def _panel(axes: Any, ranked: Sequence[TrialResult], field: str, domain: Domain)
         axes.set_xlim(domain.values[0] / 1.1, domain.values[1] * 1.1)
 
 
-def _position(value: Any, domain: Domain) -> float:
-    return float(domain.values.index(value)) if domain.kind == "choice" else float(value)
+def _position(result: TrialResult, field: str, domain: Domain) -> float:
+    """Where choices are, a little beside them, the same in every panel: trials of one value may have one accuracy."""
+    value = result.values[field]
+    beside = SPREAD * ((result.number * GOLDEN) % 1 - 0.5)
+    return domain.values.index(value) + beside if domain.kind == "choice" else float(value)
 
 
 def _percent(result: TrialResult) -> float:

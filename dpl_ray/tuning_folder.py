@@ -16,10 +16,10 @@ from typing import Any
 
 from dpl_ray.config import Config, to_yaml
 from dpl_ray.run_folder import SEARCH_FILE, check_kind, check_same, writable_folder
-from dpl_ray.search_figure import draw_search
-from dpl_ray.search_space import Space, with_values
-from dpl_ray.search_table import to_csv, to_markdown
 from dpl_ray.trials import TrialResult, read_trials
+from dpl_ray.tuning_figure import draw_search
+from dpl_ray.tuning_space import Space, with_values
+from dpl_ray.tuning_table import to_csv, to_markdown
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SearchFolder:
     def __init__(self, storage_path: str, name: str, tree: dict[str, Any]) -> None:
         """
         Args:
-            tree: what may not change, as search_config.search_tree says it.
+            tree: what may not change, as tuning_config.search_tree says it.
 
         Raises:
             ValueError: it cannot be written, or something else of this name exists, or a search with another

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpl_ray.config import shown
-from dpl_ray.search_space import Space
 from dpl_ray.trials import TrialResult
+from dpl_ray.tuning_space import Space
 
 MISSING = "-"
 COLUMNS = ("trial", "accuracy, %", "step", "state")

@@ -15,8 +15,8 @@ from yaml import YAMLError
 
 from dpl_ray.compose import CONF_FOLDER, list_groups, load_config, parse_override
 from dpl_ray.config import Config, Section, explain, shown, suggest
-from dpl_ray.run_folder import FREE_FIELDS, FREE_SECTIONS
-from dpl_ray.search_space import Space, check_space, parse_space
+from dpl_ray.run_folder import bound_tree
+from dpl_ray.tuning_space import Space, check_space, parse_space
 
 GROUPS = ("tune", "space")  # of conf/, and no groups of a training run
 NUM_EVALUATIONS = 10  # of a trial, where train.evaluate_every does not say it
@@ -24,19 +24,15 @@ NUM_EVALUATIONS = 10  # of a trial, where train.evaluate_every does not say it
 DEFAULTS = ("scale.num_workers=1", "data.pool.mode=memory", "data.validation_fraction=0.5")
 
 
-def default_space() -> dict[str, Any]:
-    """The schedules of policy=dpl."""
-    return _read("space=schedules", "space")
-
-
 class SearchConfig(Section):
     """A search's own fields, set without a section: `num_trials=20`."""
 
     searcher: Literal["random", "optuna"] = Field("random", description="who proposes the values of a trial")
     scheduler: Literal["none", "asha"] = Field("none", description="asha stops trials that are behind the others")
-    space: dict[str, Any] = Field(
-        default_factory=default_space,
-        description="fields and their values: space=NAME of the group, or space.train.mu={choice:[3,7]}, or =null",
+    space: dict[str, Any] | None = Field(
+        None,
+        description="fields and their values: space=NAME of the group; space.train.mu={choice:[3,7]} sets one, "
+        "space.train.mu=null leaves it out; null: schedules",
     )
     num_trials: int = Field(12, ge=1, description="trials in all, those of an interrupted search counted")
     random_trials: int = Field(5, ge=1, description="optuna: trials drawn at random before TPE proposes")
@@ -78,7 +74,7 @@ def load_search(overrides: Sequence[str] = ()) -> tuple[Config, SearchConfig]:
     if isinstance(values.get("space"), str):
         values["space"] = _read(f"space={values['space']}", "space")
     if fields:
-        values["space"] = _merged(values.get("space", default_space()), fields)
+        values["space"] = _merged(values.get("space") or _default_space(), fields)
     try:
         options = SearchConfig.model_validate(values)
     except ValidationError as error:
@@ -108,6 +104,10 @@ def _read(text: str, group: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"{text}: the file holds no fields; the files of conf/{group} show what it takes")
     return {str(key): value for key, value in tree.items()}
+
+
+def _default_space() -> dict[str, Any]:
+    return _read("space=schedules", "space")
 
 
 def _merged(space: Any, fields: dict[str, Any]) -> Any:
@@ -155,7 +155,7 @@ def resolve(config: Config, options: SearchConfig) -> tuple[Config, SearchConfig
         raise ValueError(
             f"{field}={grace}: must be below train.num_steps={num_steps}, for asha to stop a trial before its end"
         )
-    space = parse_space(options.space)
+    space = parse_space(_default_space() if options.space is None else options.space)
     # What is for reports on the test split, or beside the policy, has no place in a trial.
     train = {"evaluate_every": every, "curve_every": None, "baseline": False}
     config = config.model_copy(update={"train": config.train.model_copy(update=train)})
@@ -165,12 +165,7 @@ def resolve(config: Config, options: SearchConfig) -> tuple[Config, SearchConfig
 
 def search_tree(config: Config, options: SearchConfig, space: Space) -> dict[str, Any]:
     """What may not change when a search goes on, besides where and how: of resolved configurations."""
-    tree = config.model_dump(mode="json", exclude=set(FREE_SECTIONS))
-    for field in FREE_FIELDS:
-        section, _, name = field.partition(".")
-        if "." not in name:
-            tree[section].pop(name)
-    tree["data"].pop("pool")
+    tree = bound_tree(config)
     tree["search"] = options.model_dump(
         mode="json", include={"searcher", "scheduler", "random_trials", "grace_steps", "reduction_factor"}
     )
