@@ -108,6 +108,7 @@ class LedgerSearcher(Searcher):
         if trial.number == self.next_number:
             self.next_number += 1
             trial.save(self.storage)
+        (self.storage / trial.name / ERROR_FILE).remove()
         self.running[trial_id] = trial
         self.listener.on_start(trial)
         return {"number": trial.number, "values": trial.values}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dpl_ray.compose import load_config
+from dpl_ray.config import to_yaml
 from dpl_ray.tuning_config import load_search
 from dpl_ray.tuning_ray import check_places
 from tests.test_labeling_kill import descendants, wait_for
@@ -68,6 +70,23 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(tmp_path: Path) -> No
     result, _ = run(tmp_path, *longer)
     assert scores(result) == scores(whole)
     assert (folder / "trial-0000" / "result.json").read_bytes() == first
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_that_fails_is_told_of_and_run_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "first" / "trial-0001" / "config.yaml"
+    other.parent.mkdir(parents=True)
+    other.write_text(to_yaml(load_config(["data=digits", "policy=fixmatch"])))
+    result, output = run(tmp_path, *ON_RAY, "cpus_per_trial=0.5")
+    assert list(result.failed) == ["trial-0001"]
+    assert "trial 1 failed: ValueError: run.name=trial-0001: this run exists with " in output
+    assert "Traceback" not in "".join(capfd.readouterr())
+    other.unlink()
+    again, _ = run(tmp_path, *ON_RAY, "cpus_per_trial=0.5")
+    assert (again.failed, len(again.trials)) == ({}, 3)
+    assert not (other.parent / "error.txt").exists()
 
 
 def test_trials_are_counted_by_node() -> None:
