@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Callable
 from itertools import count
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -120,7 +121,8 @@ class LedgerSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self.running.pop(trial_id)
         ended = TrialResult.load(self.storage, trial.name)
-        if ended is None and not error:
+        cause = file.read().decode() if (file := self.storage / trial.name / ERROR_FILE).exists() else ""
+        if ended is None and not cause and not error:
             assert result is not None
             ended = self._stopped(trial, result[STEP])
             ended.save(self.storage)
@@ -129,11 +131,7 @@ class LedgerSearcher(Searcher):
             self.proposer.on_trial_complete(trial_id, {ACCURACY: accuracy}, error=accuracy is None)
         elif self.proposer and ended:
             self._tell(ended)
-        cause = ""
-        if ended is None:
-            file = self.storage / trial.name / ERROR_FILE
-            cause = file.read().decode() if file.exists() else "its process died"
-        self.listener.on_end(trial, ended, cause)
+        self.listener.on_end(trial, ended, "" if ended else cause or "its process died")
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, for Tune, which pickles whom it works with: console, tracker and threads stay here."""
@@ -227,17 +225,11 @@ def _run_one(
         if scheduler.on_trial_result(None, stub, last) == TrialScheduler.STOP:
             raise TrialStoppedError
 
-    failed = False
-    try:
-        run_trial(config, trial, splits, folder, report)
-    except TrialStoppedError:
-        pass
-    except Exception as error:  # whatever ends a trial must not end the others
-        _write_error(folder, trial, error)
-        failed = True
+    with contextlib.suppress(TrialStoppedError):
+        _run_noting_errors(config, trial, splits, folder, report)
     with contextlib.suppress(KeyError):
         scheduler.on_trial_remove(None, stub)
-    searcher.on_trial_complete(stub.trial_id, last, error=failed)
+    searcher.on_trial_complete(stub.trial_id, last)
 
 
 def run_on_ray(
@@ -259,8 +251,8 @@ def run_on_ray(
     started = cluster.connect(config.scale.model_copy(update={"num_workers": 0}))
     import ray
 
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a process that dies is told of in a line of our own
     if config.scale.threads_per_worker is None:
         threads = {"threads_per_worker": max(1, int(options.cpus_per_trial))}
         config = config.model_copy(update={"scale": config.scale.model_copy(update=threads)})
@@ -298,17 +290,23 @@ def run_on_ray(
 
 
 def _trainable(proposal: dict[str, Any], config: Config, splits: Splits, folder: str) -> None:
-    trial = Trial(**proposal)
+    def report(step: int, accuracy: float) -> None:
+        tune.report({STEP: step, ACCURACY: accuracy})
+
+    _run_noting_errors(config, Trial(**proposal), splits, folder, report)
+
+
+def _run_noting_errors(
+    config: Config, trial: Trial, splits: Splits, folder: str, report: Callable[[int, float], None]
+) -> None:
+    """Run the trial; what ends it must not end the others, nor this process, and is left in its folder."""
     try:
-        run_trial(config, trial, splits, folder, lambda step, accuracy: tune.report({STEP: step, ACCURACY: accuracy}))
-    except Exception as error:
-        _write_error(folder, trial, error)
+        run_trial(config, trial, splits, folder, report)
+    except TrialStoppedError:
         raise
-
-
-def _write_error(folder: str, trial: Trial, error: Exception) -> None:
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    (Storage(folder) / trial.name / ERROR_FILE).write(f"{type(error).__name__}: {first_line}".encode())
+    except Exception as error:
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        (Storage(folder) / trial.name / ERROR_FILE).write(f"{type(error).__name__}: {first_line}".encode())
 
 
 def _delete(place: Storage) -> None:
