@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dpl_ray.predictor import Predictor, load_checkpoint
     from dpl_ray.self_training import SelfTrainResult, self_train
     from dpl_ray.self_training_config import SelfTrainConfig
+    from dpl_ray.tuning import SearchResult, search
+    from dpl_ray.tuning_config import SearchConfig
 
 __all__ = [
     "CompareConfig",
@@ -31,6 +33,8 @@ __all__ = [
     "LabelConfig",
     "LabelResult",
     "Predictor",
+    "SearchConfig",
+    "SearchResult",
     "SelfTrainConfig",
     "SelfTrainResult",
     "__version__",
@@ -40,6 +44,7 @@ __all__ = [
     "label_pool",
     "load_checkpoint",
     "load_config",
+    "search",
     "self_train",
 ]
 
@@ -57,6 +62,8 @@ _HOME = {
     "LabelConfig": "labeling_config",
     "LabelResult": "labeling",
     "Predictor": "predictor",
+    "SearchConfig": "tuning_config",
+    "SearchResult": "tuning",
     "SelfTrainConfig": "self_training_config",
     "SelfTrainResult": "self_training",
     "compare": "comparison",
@@ -65,6 +72,7 @@ _HOME = {
     "label_pool": "labeling",
     "load_checkpoint": "predictor",
     "load_config": "compose",
+    "search": "tuning",
     "self_train": "self_training",
 }
 

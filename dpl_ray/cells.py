@@ -23,6 +23,7 @@ from dpl_ray.run_folder import RunFolder, check_run
 from dpl_ray.storage import Storage
 
 if TYPE_CHECKING:
+    from dpl_ray.training.distributed import Workers
     from dpl_ray.training.loop import Record
 
 CELL_FILE = "cell.json"
@@ -120,12 +121,7 @@ def run_cell(
         return finished
     import torch
 
-    from dpl_ray.training.distributed import Workers
     from dpl_ray.training.loop import train
-
-    if config.scale.threads_per_worker:
-        torch.set_num_threads(config.scale.threads_per_worker)
-    device = torch.device("cuda" if config.scale.use_gpu else "cpu")
 
     def receive(record: Record) -> None:
         tell(record)
@@ -135,7 +131,7 @@ def run_cell(
             # The loop saves a checkpoint after this: no point of the curve is lost that would not be told again.
             run.save_history()
 
-    outcome = train(config, splits, Workers(device=device), run.storage, receive)
+    outcome = train(config, splits, one_worker(config), run.storage, receive)
     run.save_history()
     result = CellResult(
         label=cell.label,
@@ -152,6 +148,17 @@ def run_cell(
     )
     result.save(run.storage)
     return result
+
+
+def one_worker(config: Config) -> Workers:
+    """This process, with the device and the threads of the configuration."""
+    import torch
+
+    from dpl_ray.training.distributed import Workers
+
+    if config.scale.threads_per_worker:
+        torch.set_num_threads(config.scale.threads_per_worker)
+    return Workers(device=torch.device("cuda" if config.scale.use_gpu else "cpu"))
 
 
 def read_cells(folder: str) -> list[CellResult]:

@@ -7,8 +7,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
 from typing import Any
 
 import yaml
@@ -17,7 +15,7 @@ from pydantic import Field, ValidationError
 from dpl_ray.cells import Cell, policy_label
 from dpl_ray.compose import check_policy, list_groups, load_config, policy_file
 from dpl_ray.config import Config, Section, explain, suggest
-from dpl_ray.run_folder import FREE_FIELDS, FREE_SECTIONS
+from dpl_ray.run_folder import bound_tree
 
 
 class CompareConfig(Section):
@@ -139,13 +137,9 @@ def comparison_name(config: Config) -> str:
 
 def shared_tree(config: Config) -> dict[str, Any]:
     """What all cells of a comparison have in common and none may change: neither policy and seed, nor where and how."""
-    tree = config.model_dump(mode="json", exclude=set(FREE_SECTIONS) | {"policy"})
     # A run may change train.log_every, but cells may not differ in it: the last record, of which the tables have
     # coverage and precision, is of that many steps.
-    for field in (*(set(FREE_FIELDS) - {"train.log_every"}), "train.seed", "train.baseline"):
-        *sections, name = field.split(".")
-        reduce(getitem, sections, tree).pop(name)
-    return tree
+    return bound_tree(config, keep=("train.log_every",), drop=("policy", "train.seed", "train.baseline"))
 
 
 def _check_override(text: str) -> None:

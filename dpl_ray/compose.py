@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+import pyarrow as pa
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -23,6 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, ValidationError, create_model
 
 from dpl_ray.config import Config, describe_fields, explain, parse_config, shown, suggest
+from dpl_ray.file_systems import one_line
+from dpl_ray.storage import Storage
 
 CONF_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 
@@ -31,18 +34,26 @@ def load_config(overrides: Sequence[str] = (), *, in_cells: bool = False) -> Con
     """The configuration that `python -m pipelines.train OVERRIDES` runs with.
 
     Args:
-        overrides: as on the command line: `["data=cifar10", "policy=fixmatch", "train.num_steps=500"]`.
+        overrides: as on the command line: `["data=cifar10", "policy=fixmatch", "train.num_steps=500"]`. One of them may
+            be `config=FILE`: a whole configuration as `to_yaml` writes it, which takes the place of conf/.
         in_cells: as `parse_config` has it.
 
     Raises:
         ValueError: naming the field, the value and what would be right.
     """
-    _check_overrides(overrides)
-    ConfigStore.instance().store(name="schema", node=Config().model_dump(mode="json"))
+    files = [text.partition("=")[2] for text in overrides if text.startswith("config=")]
+    overrides = [text for text in overrides if not text.startswith("config=")]
+    if len(files) > 1:
+        raise ValueError(f"config={files[1]}: config={files[0]} is there already; one file is the whole configuration")
+    given = _read_config(files[0]) if files else None
+    _check_overrides(overrides, given)
+    node, start = (Config(), "schema") if given is None else (given, "given")
+    ConfigStore.instance().store(name=start, node=node.model_dump(mode="json"))
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
-            tree: Any = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+            start = "config" if given is None else start
+            tree: Any = OmegaConf.to_container(compose(start, overrides=list(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"{getattr(error, 'full_key', None) or ' '.join(overrides)}: {first_line}") from None
@@ -50,12 +61,32 @@ def load_config(overrides: Sequence[str] = (), *, in_cells: bool = False) -> Con
     return config.model_copy(update={"policy": check_policy(config.policy)})
 
 
-def list_groups() -> dict[str, dict[str, str]]:
-    """Group -> option -> the comment that its YAML file opens with."""
+def _read_config(path: str) -> Config:
+    """A whole configuration from a file.
+
+    Raises:
+        ValueError: it cannot be read, or is no configuration.
+    """
+    try:
+        tree = yaml.safe_load(Storage(path).read())
+    except (OSError, ValueError, pa.ArrowException, yaml.YAMLError) as error:
+        raise ValueError(f"config={path}: cannot be read ({one_line(error)}); give a YAML file") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"config={path}: holds no configuration; give a YAML file as config.yaml of a run's folder")
+    try:
+        return parse_config(tree)
+    except ValueError as error:
+        raise ValueError(f"config={path}: {error}") from None
+
+
+def list_groups(names: Iterable[str] | None = None) -> dict[str, dict[str, str]]:
+    """Group -> option -> the comment that its YAML file opens with; of a training run's groups, or of these."""
     groups: dict[str, dict[str, str]] = {}
-    for path in sorted(CONF_FOLDER.glob("*/*.yaml")):
-        comments = [line for line in path.read_text().splitlines() if line.startswith("#") and "@package" not in line]
-        groups.setdefault(path.parent.name, {})[path.stem] = comments[0].lstrip("# ") if comments else ""
+    for name in sorted(default_options() if names is None else names):
+        for path in sorted((CONF_FOLDER / name).glob("*.yaml")):
+            lines = path.read_text().splitlines()
+            comments = [line for line in lines if line.startswith("#") and "@package" not in line]
+            groups.setdefault(name, {})[path.stem] = comments[0].lstrip("# ") if comments else ""
     return groups
 
 
@@ -130,11 +161,15 @@ def _policy_row(name: str, parameter: tuple[Any, Any]) -> tuple[str, str, str, s
     return f"policy.{name}", kind.__name__, yaml.safe_dump(default).removesuffix("...\n").strip(), meaning
 
 
-def _check_overrides(overrides: Sequence[str]) -> None:
+def _check_overrides(overrides: Sequence[str], given: Config | None) -> None:
+    """
+    Args:
+        given: a whole configuration that they change; None: they change that of conf/.
+    """
     groups = list_groups()
     known = [row[0] for row in describe_fields()]
-    parsed = [(text, _parse_override(text, groups, known)) for text in overrides]
-    policy = "dpl"
+    parsed = [(text, parse_override(text, groups, known)) for text in overrides]
+    policy = str(given.policy["name"]) if given else "dpl"
     for text, override in parsed:
         key = override.key_or_group
         if override.is_sweep_override():
@@ -144,6 +179,8 @@ def _check_overrides(overrides: Sequence[str]) -> None:
             )
         if key in groups:
             _check_group(text, override, groups[key])
+            if given:
+                raise ValueError(f"{text}: config=FILE has chosen every group; set single fields beside it")
             if key == "policy":
                 policy = str(override.value())
     for text, override in parsed:
@@ -197,7 +234,12 @@ def policy_file(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load((CONF_FOLDER / "policy" / f"{name}.yaml").read_text()))
 
 
-def _parse_override(text: str, groups: dict[str, dict[str, str]], known: list[str]) -> Override:
+def parse_override(text: str, groups: dict[str, dict[str, str]], known: list[str]) -> Override:
+    """field=value in Hydra's grammar.
+
+    Raises:
+        ValueError: it says none, or cannot be read.
+    """
     if re.match(r"--?\w", text):
         raise ValueError(f"{text}: there is no such option; fields are set as field=value, --help lists them")
     key, equals, value = text.partition("=")

@@ -35,8 +35,14 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 COMPARISON_FILE = "comparison.json"  # of a comparison's folder, which is no run's
 SELF_TRAINING_FILE = "self_train.json"  # of the folder of a self-training's rounds
+SEARCH_FILE = "search.json"  # of the folder of a search's trials
 #: File -> what a folder is, that holds it.
-KINDS = {RUN_FILE: "a training run", COMPARISON_FILE: "a comparison", SELF_TRAINING_FILE: "a self-training"}
+KINDS = {
+    RUN_FILE: "a training run",
+    COMPARISON_FILE: "a comparison",
+    SELF_TRAINING_FILE: "a self-training",
+    SEARCH_FILE: "a search",
+}
 #: Sections that may differ when a run goes on: they change where and how, not what is computed.
 FREE_SECTIONS = ("scale", "run", "tracking")
 FREE_FIELDS = (
@@ -51,6 +57,23 @@ FREE_FIELDS = (
 )
 SECONDS_BETWEEN_SAVES = 10.0
 MAX_BAD_LISTED = 100_000  # images in bad_images.csv, which is in memory
+
+
+def bound_tree(config: Config, *, keep: Collection[str] = (), drop: Collection[str] = ()) -> dict[str, Any]:
+    """The configuration without what may differ when something of it goes on.
+
+    Args:
+        keep: fields of FREE_FIELDS that may not differ here.
+        drop: dotted fields or sections that may, besides.
+    """
+    tree = config.model_dump(mode="json", exclude=set(FREE_SECTIONS))
+    for field in (set(FREE_FIELDS) - set(keep)) | set(drop):
+        *path, name = field.split(".")
+        section = tree
+        for part in path:
+            section = section[part]
+        del section[name]
+    return tree
 
 
 def writable_folder(path: str, name: str | None) -> Storage:

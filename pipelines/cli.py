@@ -25,12 +25,14 @@ def run(
     *,
     load: Callable[[Sequence[str]], Any] = load_config,
     own: type[Section] | None = None,
+    own_groups: Sequence[str] = (),
     only: type[Section] | None = None,
 ) -> int:
     """Run a job on what `load` makes of the arguments; returns the exit status.
 
     Args:
         own: fields of the job besides those of `Config`, for --help.
+        own_groups: groups of conf/ that are the job's alone, for --help.
         only: fields of the job, where it has none of `Config`.
 
     0: done; 2: a mistake in field, file or value; 1: the job failed; 130: interrupted.
@@ -40,7 +42,7 @@ def run(
         if only:
             print_fields(console, summary, _program(job), only)
         else:
-            print_help(console, summary, _program(job), own)
+            print_help(console, summary, _program(job), own, own_groups)
         return 0
     warnings.showwarning = lambda message, *_args, **_kwargs: errors.print(f"warning: {_one_line(message)}")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -61,7 +63,11 @@ def run(
 
 
 def print_help(
-    console: Console, summary: str, program: str = "pipelines.train", own: type[Section] | None = None
+    console: Console,
+    summary: str,
+    program: str = "pipelines.train",
+    own: type[Section] | None = None,
+    own_groups: Sequence[str] = (),
 ) -> None:
     """Groups with their options, then every field with default, meaning and type."""
     options = list_groups()
@@ -70,6 +76,10 @@ def print_help(
         blocks["Fields of this command"] = [
             (f"{field}={default}", f"{meaning} ({kind})") for field, kind, default, meaning in describe_fields(own)
         ]
+    for group in own_groups:
+        blocks[f"Group of this command: {group}"] = [
+            (f"{group}={option}", meaning) for option, meaning in list_groups([group])[group].items()
+        ]
     blocks |= {
         "Groups: what is chosen whole, and what an option sets": [
             (f"{group}={option}", meaning + _sets(group, option))
@@ -77,6 +87,9 @@ def print_help(
             for option, meaning in choices.items()
         ]
     }
+    blocks["Instead of the groups"] = [
+        ("config=FILE", "a whole configuration, as config.yaml of a run or best.yaml of a search")
+    ]
     for field, kind, default, meaning in describe_fields():
         section = field.partition(".")[0]
         title = f"{section}: {Config.model_fields[section].description}"
@@ -154,7 +167,8 @@ def main_guard(
     *,
     load: Callable[[Sequence[str]], Any] = load_config,
     own: type[Section] | None = None,
+    own_groups: Sequence[str] = (),
     only: type[Section] | None = None,
 ) -> None:
     """Entry point of a module run with -m."""
-    sys.exit(run(job, sys.argv[1:], summary, load=load, own=own, only=only))
+    sys.exit(run(job, sys.argv[1:], summary, load=load, own=own, own_groups=own_groups, only=only))

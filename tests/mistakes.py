@@ -6,7 +6,6 @@ Read by test_mistakes.py, which demands the answers, and by `python -m benchmark
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,14 +268,6 @@ MISTAKES = (
         "stream_of_sizes",
         images("data.pool.mode=stream", "data.image_size=null"),
         ("data.pool.mode=stream, which takes images of one size", "data.image_size=32"),
-    ),
-    Mistake(
-        "no_cpu_to_read_with",
-        images("data.pool.mode=stream", "data.image_size=8", f"scale.cpus_per_worker={(os.cpu_count() or 1) / 2}"),
-        (
-            f"scale.cpus_per_worker={(os.cpu_count() or 1) / 2:g} with scale.num_workers=2 leaves 0 of",
-            "or fewer workers",
-        ),
     ),
     # Images and labels
     Mistake(

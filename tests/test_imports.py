@@ -23,6 +23,7 @@ MAY_IMPORT_RAY = {
     "dpl_ray.launch",
     "dpl_ray.comparison",
     "dpl_ray.labeling_ray",
+    "dpl_ray.tuning_ray",
 }
 #: What a part of the package may not import, by the longest prefix that fits.
 FORBIDDEN = {

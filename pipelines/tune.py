@@ -1,0 +1,41 @@
+"""Search for the best values of fields of the configuration: `python -m pipelines.tune --help`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from rich.console import Console
+
+from dpl_ray.config import Config
+from dpl_ray.tuning_config import GROUPS, SearchConfig, load_search
+from pipelines.cli import main_guard
+
+
+def job(loaded: tuple[Config, SearchConfig], console: Console) -> None:
+    """A search, its table and its paths."""
+    from dpl_ray.tuning import SearchFailedError, describe_failed, search
+
+    config, options = loaded
+    command = shlex.join(["python", "-m", "pipelines.tune", *sys.argv[1:]])
+    result = search(config, options, console=console, command=command)
+    paths = {
+        "best": result.best,
+        "trials": result.csv,
+        "table": result.markdown,
+        "figure": result.figure,
+        "MLflow run": result.run_id,
+    }
+    for label, value in paths.items():
+        console.print(f"{label:<11} {value}", highlight=False, soft_wrap=True)
+    console.print(f"train it: python -m pipelines.train config={result.best}", highlight=False, soft_wrap=True)
+    if result.run_id:
+        console.print(
+            f"look at it: mlflow ui --backend-store-uri {result.tracking_uri}", highlight=False, soft_wrap=True
+        )
+    if result.failed:
+        raise SearchFailedError(describe_failed(result.failed))
+
+
+if __name__ == "__main__":
+    main_guard(job, __doc__, load=load_search, own=SearchConfig, own_groups=GROUPS)

@@ -1,0 +1,101 @@
+"""Searches with Ray Tune: what it runs is what this process would run, and its driver may be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from dpl_ray.compose import load_config
+from dpl_ray.config import to_yaml
+from dpl_ray.tuning_config import load_search
+from dpl_ray.tuning_ray import check_places
+from tests.test_labeling_kill import descendants, wait_for
+from tests.test_tuning import overrides_for, run, scores, start
+
+ON_RAY = ("scale.num_workers=1", "scale.threads_per_worker=1")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_tune_runs_what_this_process_would_run(tmp_path: Path) -> None:
+    alone, _ = run(tmp_path / "here")
+    result, output = run(tmp_path, *ON_RAY, "cpus_per_trial=0.5")
+    assert scores(result) == scores(alone)
+    assert result.failed == {}
+    assert "3 of 3 trials ended" in output
+    assert not (tmp_path / "first" / "tune").exists(), "what Tune pickles is not kept"
+    assert run(tmp_path, *ON_RAY)[0].trials == result.trials, "nothing is left to be run"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_after_another_with_asha_and_optuna_and_a_trial_that_diverges(tmp_path: Path) -> None:
+    space = ("space={optim:{learning_rate:{choice:[0.01,0.02,1e30]}}}", "num_trials=6")
+    options = ("tune=asha_optuna", "max_concurrent=1", "random_trials=3", "cpus_per_trial=1")
+    result, _ = run(tmp_path, *ON_RAY, *space, *options)
+    assert [each.number for each in sorted(result.trials, key=lambda each: each.number)] == list(range(6))
+    for each in result.trials:
+        assert (each.state == "diverged") == (each.values["optim.learning_rate"] == 1e30)
+    assert "diverged" in {each.state for each in result.trials}
+    assert result.trials[0].state == "finished"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_driver_is_killed_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    longer = ("train.num_steps=60", "train.evaluate_every=10", "train.log_every=10", "num_trials=4")
+    options = (*longer, *ON_RAY, "max_concurrent=1")
+    whole, _ = run(tmp_path / "whole", *longer, "scale.threads_per_worker=1")
+    folder = tmp_path / "first"
+    process = start(tmp_path, *options)
+    wait_for(lambda: len(list(folder.glob("trial-0001/step-*/manifest.json"))) > 0, process)
+    first = (folder / "trial-0000" / "result.json").read_bytes()
+    own = descendants(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    for pid in own:  # Ray's processes would end by themselves somewhat later
+        if (Path("/proc") / str(pid)).exists():
+            os.kill(pid, signal.SIGKILL)
+    assert not (folder / "trial-0003" / "result.json").exists(), "it was killed too late to say anything"
+    again = start(tmp_path, *options)
+    printed, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, printed
+    assert "first goes on, " in printed
+    result, _ = run(tmp_path, *longer)
+    assert scores(result) == scores(whole)
+    assert (folder / "trial-0000" / "result.json").read_bytes() == first
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_that_fails_is_told_of_and_run_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "first" / "trial-0001" / "config.yaml"
+    other.parent.mkdir(parents=True)
+    other.write_text(to_yaml(load_config(["data=digits", "policy=fixmatch"])))
+    result, output = run(tmp_path, *ON_RAY, "cpus_per_trial=0.5")
+    assert list(result.failed) == ["trial-0001"]
+    assert "trial 1 failed: ValueError: run.name=trial-0001: this run exists with " in output
+    assert "Traceback" not in "".join(capfd.readouterr())
+    other.unlink()
+    again, _ = run(tmp_path, *ON_RAY, "cpus_per_trial=0.5")
+    assert (again.failed, len(again.trials)) == ({}, 3)
+    assert not (other.parent / "error.txt").exists()
+
+
+def test_trials_are_counted_by_node() -> None:
+    config, options = load_search(overrides_for(Path("/"), "scale.num_workers=1", "cpus_per_trial=2"))
+    assert check_places([{"CPU": 3.0}, {"CPU": 4.0}], config, options, "the cluster") == 3
+    assert check_places([{"CPU": 0.3}], config, options.model_copy(update={"cpus_per_trial": 0.1}), "it") == 3
+    with pytest.raises(ValueError, match=r"cpus_per_trial=2: no node of the cluster has that many CPUs; at most 1\.5"):
+        check_places([{"CPU": 1.5}, {"CPU": 1.0}], config, options, "the cluster")
+    with pytest.raises(ValueError, match=r"max_concurrent=4: with cpus_per_trial=2 the cluster has room for 3"):
+        check_places([{"CPU": 7.0}], config, options.model_copy(update={"max_concurrent": 4}), "the cluster")
+    gpu = config.model_copy(update={"scale": config.scale.model_copy(update={"use_gpu": True})})
+    assert check_places([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}], gpu, options, "the cluster") == 4
