@@ -105,6 +105,7 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
     listed = list_pool(source.location, image_column=source.image_column, every_file=True)
     if not len(listed):
         raise source.location.error("the parquet files have no rows")
+    listed.check_image_column("image_column")
     side = source.settings.image_size
     assert side is not None
     ledger.begin(listed, rows_per_block(config.rows_per_part, (source.settings.channels, side, side)))
@@ -300,10 +301,10 @@ def _report(
         "code": describe_code(),
     }
     places = ledger.report / SUMMARY_NAME, ledger.report / "summary.png"
-    places[0].write(json.dumps(summary, indent=1).encode())
     title = f"{ledger.name}: {counts.num_rows:,} images, {100 * share:.1f} % selected"
     places[1].write(draw_summary(counts, names, title))
     bad = ledger.write_bad()
+    places[0].write(json.dumps(summary, indent=1).encode())  # the last: it says that all is done
     metrics = {
         "label/rows": counts.num_rows,
         "label/selected": counts.num_selected,

@@ -69,6 +69,8 @@ class Ledger:
         if job is not None:
             self.info |= json.loads(job)
             self._check_identity(output, identity)
+        elif (self.storage / "run.json").exists():
+            raise ValueError(f"output={output}: is the folder of a run; give an empty folder")
         elif found := sorted(name for name in self._sizes if name.endswith((".parquet", ".pq"))):
             raise ValueError(
                 f"output={output}: holds {found[0]} already, which no labelling has begun; give an empty folder"

@@ -117,6 +117,18 @@ def test_a_streamed_pool_gives_the_same(tmp_path: Path, uses_unlabeled: bool, fo
         assert len(streamed.unlabeled) == len(memory.unlabeled)
 
 
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_what_the_labels_call_unreadable_is_not_in_the_pool(tmp_path: Path, mode: str) -> None:
+    """Where all others are selected, nothing is left: told before anything starts."""
+    train, pool = write_folder(tmp_path / "train"), write_pool(tmp_path / "pool", 4)
+    ids = sorted(map(str, pool.rglob("*.png")))
+    rows = [(path, number % 3, 0.5, True) for number, path in enumerate(ids)]
+    rows[1:2] = [(ids[1], None, None, False)]
+    labels = write_labels(tmp_path / "labels", rows, class_names=CLASSES, pool=pool)
+    with pytest.raises(ValueError, match="the whole pool is trained on with pseudo-labels"):
+        load(train=train, unlabeled=pool, labels=labels, image_size=4, pool={"mode": mode})
+
+
 def test_equal_confidence_is_decided_by_the_ids(pool: Pool) -> None:
     rows = [(row, 0, 0.5, True) for row in (7, 3, 5, 1)]
     for order in (rows, rows[::-1]):

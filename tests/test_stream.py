@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -297,6 +298,28 @@ def test_too_many_bad_images_stop_a_streamed_run_with_the_list(tmp_path: Path) -
         fit(config)
     free = config.data.model_copy(update={"max_bad_fraction": 0.1})
     assert fit(config.model_copy(update={"data": free})).metrics["data/unreadable"] == 7
+
+
+def test_a_bad_image_is_counted_once_however_often_it_is_read(tmp_path: Path) -> None:
+    """A window of 8,192 rows takes this pool many times."""
+    config = digits_like(tmp_path, "stream", unlabeled=str(tmp_path / "pool"), pool={"mode": "stream"})
+    (tmp_path / "pool").mkdir()
+    for number in range(60):
+        (tmp_path / "pool" / f"{number}.png").write_bytes(png(number) if number else b"no image")
+    assert fit(config).metrics["data/unreadable"] == 1
+    listed = (tmp_path / "runs" / "stream" / "bad_images.csv").read_text().splitlines()
+    assert listed == ["id,reason", f"{tmp_path / 'pool' / '0.png'},not an image"]
+
+
+def test_a_column_that_no_file_has_is_refused_and_one_that_some_have_not(tmp_path: Path) -> None:
+    data = digits_like(tmp_path, "stream", unlabeled=str(tmp_path / "pool")).data
+    (tmp_path / "pool").mkdir()
+    pq.write_table(pa.table({"picture": [png(1)]}), tmp_path / "pool" / "a.parquet")
+    with pytest.raises(ValueError, match=r"data.image_column=image: .*a.parquet has no such column but picture"):
+        load_splits(data, seed=0)
+    write_images(tmp_path / "pool" / "b.parquet", [2])
+    rest = load_splits(data.model_copy(update={"unlabeled": None}), seed=0).unlabeled
+    assert len(load_splits(data, seed=0).unlabeled) == len(rest) + 2
 
 
 def test_streaming_needs_files_and_a_size(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class PseudoLabels:
     class_names: tuple[str, ...]
     pool: str  # that was labelled
     labels: dict[str, int]  # sample id -> class index
+    unreadable: frozenset[str] = frozenset()  # ids: known to be of no use, so that they are not taken into the pool
 
     def of(self, ids: Iterable[str]) -> NDArray[np.int64]:
         """(N,) pseudo-label of each id, UNLABELED where it has none."""
@@ -99,9 +100,13 @@ def read_pseudo_labels(data: DataConfig) -> PseudoLabels:
         raise location.error(f"{NO_OUTPUT} (no parquet file in it)")
     try:
         table = _read_selected(location, parts, data, len(class_names))
+        bad = ds.dataset(parts, filesystem=location.filesystem, format="parquet").to_table(
+            columns=["sample_id"], filter=pc.field("error").is_valid()
+        )
     except (pa.ArrowException, OSError, KeyError) as error:
         raise location.error(f"{NO_OUTPUT} ({one_line(error)})") from None
-    return PseudoLabels(location, class_names, job["pool"], _to_labels(location, table, class_names))
+    labels = _to_labels(location, table, class_names)
+    return PseudoLabels(location, class_names, job["pool"], labels, frozenset(bad.column("sample_id").to_pylist()))
 
 
 def part_files(location: Location, files: Iterable[str]) -> list[str]:

@@ -38,7 +38,7 @@ def read_parquet(
         name = location.name(path)
         with _open_parquet(location, path) as file:
             schema = file.schema_arrow
-            _check_image_column(name, schema, image_column)
+            check_image_column(name, schema, image_column)
             num_rows = file.metadata.num_rows
             ids += [f"{name}:{row}" for row in range(num_rows)]
             if need_labels and label_column is not None:
@@ -66,15 +66,16 @@ def _guarded(location: Location, path: str, read: Callable[[], T]) -> T:
         raise location.error(f"{location.name(path)} is not a readable parquet file ({one_line(error)})") from None
 
 
-def _check_image_column(name: str, schema: pa.Schema, column: str) -> None:
+def check_image_column(name: str, schema: pa.Schema, column: str, field: str = "data.image_column") -> None:
+    """`ValueError` unless the column of this file holds encoded images."""
     if image_column_error(schema, column) is None:
         return
     if column not in schema.names:
         present = ", ".join(f"{field.name}: {_short_type(field.type)}" for field in schema)
         near = suggest(column, schema.names) or "; choose the one of the images"
-        raise ValueError(f"data.image_column={column}: {name} has no such column but {present}{near}")
+        raise ValueError(f"{field}={column}: {name} has no such column but {present}{near}")
     raise ValueError(
-        f"data.image_column={column}: {name} has {_short_type(schema.field(column).type)} there; "
+        f"{field}={column}: {name} has {_short_type(schema.field(column).type)} there; "
         "images are encoded bytes (binary) or a struct of bytes and path"
     )
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
 from dpl_ray.data.files import Label, Location, as_label, is_image, is_parquet, list_infos, no_image, read_file
-from dpl_ray.data.parquet import has_labels, image_column_error
+from dpl_ray.data.parquet import check_image_column, has_labels, image_column_error
 
 ROWS_PER_SPAN = 1024  # least rows of a span of whole row groups: what is read in one go
 NOT_PARQUET = "not a readable parquet file"
@@ -68,6 +68,22 @@ class PoolFiles:
             digest.update(path.as_py().encode(errors="surrogateescape") + b"\0")
         digest.update(self.sizes.tobytes() + self.spans.tobytes())
         return digest.hexdigest()
+
+    def check_image_column(self, field: str) -> None:
+        """`ValueError` naming the field where no parquet file has the column; one that lacks it costs its own rows."""
+        first: tuple[str, pa.Schema] | None = None
+        for file, path in enumerate(self.paths.to_pylist()):
+            if not is_parquet(path):
+                continue
+            try:
+                schema = pq.read_schema(path, filesystem=self.location.filesystem)
+            except (pa.ArrowException, OSError):
+                continue
+            if image_column_error(schema, self.image_column) is None:
+                return
+            first = first or (self.name(file), schema)
+        if first and all(map(is_parquet, self.paths.to_pylist())):
+            check_image_column(*first, self.image_column, field)
 
     def where(self, belongs: Callable[[int], bool]) -> PoolFiles:
         """The pool less the files that do not belong to it."""

@@ -88,7 +88,8 @@ class _Labeled:
 
     def ids(self) -> set[str]:
         """Those that are not taken from data.unlabeled."""
-        return {sample_id for part in (self.train, self.test, self.selected) if part for sample_id in part.ids}
+        ids = {sample_id for part in (self.train, self.test, self.selected) if part for sample_id in part.ids}
+        return ids | (self.labels.unreadable if self.labels else frozenset())
 
     def pseudo_labels(self, ids: Iterable[str]) -> NDArray[np.int64] | None:
         """(N,) of images of data.train, where they are not labelled; None where no such ones are used."""

@@ -214,7 +214,7 @@ class PoolStream:
             num_steps: none will be asked for from this one on.
         """
         self.windows, self.rank, self.world_size = windows, rank, world_size
-        self.pool_size, self.num_read = len(pool), 0
+        self.pool_size = len(pool)
         self._bad: list[BadImage] = []
         self._next = first_step // windows.steps
         self._last = -(-num_steps // windows.steps)
@@ -243,7 +243,6 @@ class PoolStream:
         if self._rows is not None:
             found = zip(self._rows["bad"], self._rows["reasons"], strict=True)
             self._bad += [BadImage(str(name), str(reason)) for name, reason in found if reason]
-            self.num_read += len(self._rows["ids"])
 
     def take_bad(self) -> list[BadImage]:
         """Images that could not be read, those found since the last call."""

@@ -78,7 +78,9 @@ def list_unlabeled(data: DataConfig) -> PoolFiles:
     """The files of data.unlabeled."""
     assert data.unlabeled is not None, "asked for where it is given"
     location = open_location("data.unlabeled", data.unlabeled)
-    return list_pool(location, image_column=data.image_column, label_column=data.label_column)
+    files = list_pool(location, image_column=data.image_column, label_column=data.label_column)
+    files.check_image_column("data.image_column")
+    return files
 
 
 def _rest_of(data: DataConfig, train: Records, rest: set[str], class_names: tuple[str, ...]) -> PoolFiles:

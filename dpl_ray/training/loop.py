@@ -239,23 +239,21 @@ class _Unreadable:
     def __init__(self, config: Config, pool: ImageSet | PoolStream | None, workers: Workers, window: _Window) -> None:
         self.stream = pool if isinstance(pool, PoolStream) else None
         self.limit, self.workers, self.window = config.data.max_bad_fraction, workers, window
-        self.num_read, self.num_bad = 0, 0
+        self.known: set[str] = set()  # at most data.max_bad_fraction of the pool, or the run has stopped
 
     def check(self, step: int) -> None:
-        """`ValueError`, on every worker, where they are more than data.max_bad_fraction of it."""
+        """`ValueError`, on every worker, where they are more than data.max_bad_fraction of the pool."""
         if self.stream is None:
             return
-        found = self.workers.gather((self.stream.num_read, self.stream.take_bad()))
-        bad = tuple(image for _, images in found for image in images)
-        self.num_read = sum(number for number, _ in found)
-        self.num_bad += len(bad)
-        size = max(self.num_read, self.stream.pool_size)
-        if bad:
-            first_pass = self.num_read <= self.stream.pool_size
-            self.window.tell(step, {"data/unreadable": float(self.num_bad)}, bad if first_pass else ())
-        if self.num_bad > self.limit * size:
-            listed = ", ".join(f"{image.id} ({image.reason})" for image in bad[:3])
+        found = [image for images in self.workers.gather(self.stream.take_bad()) for image in images]
+        new = {image.id: image for image in found if image.id not in self.known}
+        self.known |= new.keys()
+        if new:
+            self.window.tell(step, {"data/unreadable": float(len(self.known))}, tuple(new.values()))
+        if len(self.known) > self.limit * self.stream.pool_size:
+            listed = ", ".join(f"{image.id} ({image.reason})" for image in found[:3])
             raise ValueError(
-                f"data.max_bad_fraction={self.limit}: {self.num_bad} of {size} images of the pool cannot be read, as "
-                f"{listed}; bad_images.csv has those found so far; repair or remove them, or raise the limit"
+                f"data.max_bad_fraction={self.limit}: {len(self.known)} of {self.stream.pool_size} images of the pool "
+                f"cannot be read, as {listed}; bad_images.csv has those found so far; repair or remove them, or raise "
+                "the limit"
             )
