@@ -19,7 +19,9 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 SECONDS_TO_ANSWER = 2.0
-READER_CPUS = 1.0  # that a task which reads and decodes a streamed pool reserves
+READER_CPUS = (
+    0.5  # that a task which reads and decodes a streamed pool reserves; two a CPU, since tasks wait in between
+)
 CLIENT_PORT = 10001  # of ray://
 #: Scheme of an address -> a call that its service knows: for ray:// the client server, else the control service.
 FIRST_CALLS = {"": "/ray.rpc.NodeInfoGcsService/GetClusterId", "ray": "/ray.rpc.RayletDriver/ClusterInfo"}

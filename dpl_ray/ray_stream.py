@@ -91,7 +91,8 @@ def _ahead(pool: StreamedPool, windows: Windows, world_size: int) -> int:
 
 
 def _read_task(pool_ref: Any, windows: Windows, rank: int, world_size: int, rows: dict[str, np.ndarray]) -> WindowRows:
-    return read_window(_pool(pool_ref), windows, int(rows["number"][0]), rank, world_size)
+    # One thread for the one CPU: more would wait for each other at the interpreter's lock, at a sixth of the rate.
+    return read_window(_pool(pool_ref), windows, int(rows["number"][0]), rank, world_size, num_threads=1)
 
 
 @lru_cache(maxsize=1)

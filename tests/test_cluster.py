@@ -41,16 +41,16 @@ def test_a_worker_fits_on_one_node_or_not_at_all(
 @pytest.mark.parametrize(
     ("nodes", "cpus", "use_gpu", "fewest"),
     [
-        ([{"CPU": 2.0}], 0.5, False, 3),
-        ([{"CPU": 2.0}, {"CPU": 2.0}], 1.5, False, 2),  # 1 of 4 CPUs is left, and no node has it
+        ([{"CPU": 2.0}], 0.5, False, 4),
+        ([{"CPU": 2.0}, {"CPU": 2.0}], 1.7, False, 2),  # 0.6 of 4 CPUs are left, and no node has them
         ([{"CPU": 4.0}, {"CPU": 4.0}], 1, False, 8),
         ([{"CPU": 4.0}, {"CPU": 4.0}], 1.5, False, math.inf),  # two on a node leave it 1
         ([{"CPU": 8.0}, {"CPU": 4.0, "GPU": 4.0}], 1, True, math.inf),
         ([{"CPU": 4.0, "GPU": 4.0}], 1, True, 4),
-        ([{"CPU": 0.5}, {"GPU": 1.0}], 0.5, False, 0),
+        ([{"CPU": 0.4}, {"GPU": 1.0}], 0.5, False, 0),
     ],
 )
-def test_workers_that_would_leave_no_node_a_cpu_to_read_with_are_counted(
+def test_workers_that_would_leave_no_node_room_to_read_with_are_counted(
     nodes: list[dict[str, float]], cpus: float, use_gpu: bool, fewest: float
 ) -> None:
     assert count_to_crowd_out(nodes, ScaleConfig(num_workers=1, cpus_per_worker=cpus, use_gpu=use_gpu)) == fewest

@@ -98,6 +98,6 @@ def test_a_streamed_run_whose_worker_is_killed_ends_as_one_in_a_single_process(
 
 def test_workers_that_leave_no_cpu_to_read_with_are_refused(ray_cluster: None) -> None:
     check_readers(ScaleConfig(num_workers=2, cpus_per_worker=1.5))
-    message = r"scale\.cpus_per_worker=1 with scale\.num_workers=4 leaves 0 of 4 CPUs, .* at most 0\.75 CPUs a worker"
+    message = r"scale\.cpus_per_worker=1 with scale\.num_workers=4 leaves 0 of 4 CPUs, .* at most 0\.875 CPUs a worker"
     with pytest.raises(ValueError, match=message):
         check_readers(ScaleConfig(num_workers=4, cpus_per_worker=1))

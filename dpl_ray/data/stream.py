@@ -146,15 +146,23 @@ class WindowRows(TypedDict):
     reasons: NDArray[np.str_]  # (R,)
 
 
-def read_window(pool: StreamedPool, windows: Windows, number: int, rank: int, world_size: int) -> WindowRows:
+def read_window(
+    pool: StreamedPool, windows: Windows, number: int, rank: int, world_size: int, *, num_threads: int | None = None
+) -> WindowRows:
     """Read and decode a worker's share of a window.
+
+    Args:
+        num_threads: that decode what is read already (of parquet files); files are always read by several.
 
     Raises:
         UnreadablePoolError: there is no readable image in it, nor in the windows that follow.
     """
     size = windows.rows // world_size
     rows, ids = pool.read(number * windows.rows + rank * size, size, windows.seed)
-    images, kept, bad = decode_many([row[:2] for row in rows], pool.settings)
+    waits = any(callable(payload) for _, payload, _ in rows)
+    images, kept, bad = decode_many(
+        [row[:2] for row in rows], pool.settings, num_threads=None if waits else num_threads
+    )
     targets = label_indices([row[2] for row in rows], pool.class_names)
     reasons = np.full(size, "", dtype=object)
     names = reasons.copy()
