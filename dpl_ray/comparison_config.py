@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from dpl_ray.cells import Cell, policy_label
 from dpl_ray.compose import check_policy, list_groups, load_config, policy_file
-from dpl_ray.config import Config, Section, explain, suggest
+from dpl_ray.config import Config, Section, suggest
+from dpl_ray.own_fields import as_yaml, refuse_near_miss, validated
 from dpl_ray.run_folder import bound_tree
 
 
@@ -61,10 +62,7 @@ def load_comparison(overrides: Sequence[str] = ()) -> tuple[Config, CompareConfi
     for text in rest:
         _check_override(text)
     values = {key: _value(key, text) for key, _, text in (text.partition("=") for text in own)}
-    try:
-        compare = CompareConfig.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(explain(error)) from None
+    compare = validated(CompareConfig, values)
     return load_config(["scale.num_workers=1", "data.pool.mode=memory", *rest], in_cells=True), compare
 
 
@@ -153,23 +151,14 @@ def _check_override(text: str) -> None:
         raise ValueError(f"{text}: a comparison's baseline is the policy supervised, as 'policies=[supervised,dpl]'")
     if key == "data.pool" or key.startswith("data.pool."):
         raise ValueError(f"{text}: a comparison keeps the pool in memory, for all cells of a machine")
-    if (
-        "=" in text
-        and "." not in key
-        and key not in Config.model_fields
-        and (near := suggest(key, CompareConfig.model_fields))
-    ):
-        raise ValueError(f"{text}: there is no field {key}{near}")
+    refuse_near_miss(text, CompareConfig.model_fields)
 
 
 def _value(key: str, text: str) -> Any:
     if key == "reference":
         return text
     if key != "policies":
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
-            return text
+        return as_yaml(text)
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return text  # which pydantic refuses, naming the form

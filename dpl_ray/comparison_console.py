@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -13,11 +12,12 @@ from rich.text import Text
 
 from dpl_ray.cells import Cell, CellResult
 from dpl_ray.comparison_table import Row, shown_label, tables
+from dpl_ray.console import LiveProgress
 
 SECONDS_BETWEEN_LINES = 30.0
 
 
-class CellsProgress:
+class CellsProgress(LiveProgress):
     """Cells done, running and left; a bar of training steps where the output is a terminal."""
 
     def __init__(self, console: Console, cells: Sequence[Cell], num_steps: int, num_finished: int) -> None:
@@ -34,17 +34,6 @@ class CellsProgress:
         self._began: float | None = None  # when the first cell told of a step: Ray's start is no measure of the rest
         self._progress = Progress(BarColumn(bar_width=30), TextColumn("{task.description}"), console=console)
         self._task = self._progress.add_task(self._state(), total=max(1, len(cells) * num_steps))
-
-    def __enter__(self) -> CellsProgress:
-        if self.console.is_terminal and not self.console.quiet:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.console.is_terminal and not self.console.quiet:
-            self._progress.stop()
 
     def show(self, cell: str, step: int) -> None:
         """A running cell has come to a step."""

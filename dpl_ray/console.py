@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -17,7 +17,25 @@ SECONDS_BETWEEN_LINES = 5.0
 COLUMNS_OF_ALL = 120
 
 
-class ProgressLine:
+class LiveProgress:
+    """Shows the bar of a subclass while its block runs, where the output is a terminal."""
+
+    console: Console
+    _progress: Progress
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal and not self.console.quiet:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal and not self.console.quiet:
+            self._progress.stop()
+
+
+class ProgressLine(LiveProgress):
     """A bar with images/s and time left; plain lines now and then where the output is no terminal."""
 
     def __init__(self, console: Console) -> None:
@@ -37,17 +55,6 @@ class ProgressLine:
         self._news: dict[str, str] = {}
         self._last_line = 0.0
         self._began: dict[str, tuple[float, int]] = {}
-
-    def __enter__(self) -> ProgressLine:
-        if self.console.is_terminal:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.console.is_terminal:
-            self._progress.stop()
 
     def show(self, record: Record) -> None:
         """Move the line to what a record says."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from dpl_ray.config import Section, suggest
+from dpl_ray.config import Section
+from dpl_ray.own_fields import load_section
 
 
 class ExplainConfig(Section):
@@ -28,16 +29,4 @@ def load_explaining(overrides: Sequence[str] = ()) -> ExplainConfig:
     Raises:
         ValueError: naming the field, the value and what would be right.
     """
-    given: dict[str, str | None] = {}
-    for text in overrides:
-        field, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"{text}: says no field=value (write it without spaces around the =)")
-        if field not in ExplainConfig.model_fields:
-            near = suggest(field, ExplainConfig.model_fields) or "; known: " + ", ".join(ExplainConfig.model_fields)
-            raise ValueError(f"{text}: there is no field {field}{near}")
-        given[field] = None if value == "null" else value
-    for field, example in (("checkpoint", "runs/NAME"), ("sample", "image.png")):
-        if not (given.get(field) or "").strip():
-            raise ValueError(f"{field} is missing: give it, as {field}={example}")
-    return ExplainConfig.model_validate(given)
+    return load_section(ExplainConfig, overrides, {"checkpoint": "runs/NAME", "sample": "image.png"})

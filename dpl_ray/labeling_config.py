@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from dpl_ray.config import ScaleConfig, Section, TrackingConfig, describe_fields, explain, suggest
+from dpl_ray.config import ScaleConfig, Section, TrackingConfig
+from dpl_ray.own_fields import complete, load_section
 
 
 class LabelScaleConfig(Section):
@@ -63,49 +63,18 @@ class LabelConfig(Section):
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
 
+REQUIRED = {"checkpoint": "runs/NAME", "pool": "/path/to/images", "output": "/path/to/labels"}
+
+
 def load_labeling(overrides: Sequence[str] = ()) -> LabelConfig:
     """The configuration that `python -m pipelines.label OVERRIDES` runs with.
 
     Raises:
         ValueError: naming the field, the value and what would be right.
     """
-    kinds = {field: kind for field, kind, _, _ in describe_fields(LabelConfig)}
-    tree: dict[str, Any] = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"{text}: says no field=value (write it without spaces around the =)")
-        if key not in kinds:
-            near = suggest(key, kinds) or "; known: " + ", ".join(kinds)
-            raise ValueError(f"{text}: there is no field {key}{near}")
-        *sections, name = key.split(".")
-        place = tree
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = _value(value, kinds[key])
-    return parse_labeling(tree)
+    return load_section(LabelConfig, overrides, REQUIRED)
 
 
 def parse_labeling(tree: dict[str, Any]) -> LabelConfig:
     """Validate a nested dict; the first mistake is a `ValueError` naming field, value and what would be right."""
-    try:
-        config = LabelConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ValueError(explain(error)) from None
-    for field in ("checkpoint", "pool", "output"):
-        if not getattr(config, field).strip():
-            raise ValueError(f"{field} is missing: give it, as {field}={_EXAMPLES[field]}")
-    return config
-
-
-_EXAMPLES = {"checkpoint": "runs/NAME", "pool": "/path/to/images", "output": "/path/to/labels"}
-
-
-def _value(text: str, kind: str) -> Any:
-    """Paths and names as they are typed, everything else as YAML has it."""
-    if "str" in kind.split("|"):
-        return None if text == "null" and "null" in kind.split("|") else text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    return complete(LabelConfig, tree, REQUIRED)

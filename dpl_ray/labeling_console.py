@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from dpl_ray.console import LiveProgress
 from dpl_ray.labeling_parts import Counts
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
-class LabelProgress:
+class LabelProgress(LiveProgress):
     """Images done, images/s and time left; a bar on a terminal, plain lines now and then elsewhere."""
 
     def __init__(self, console: Console, num_rows: int, num_done: int) -> None:
@@ -31,17 +31,6 @@ class LabelProgress:
             BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("images  {task.description}"), console=console
         )
         self._task = self._progress.add_task("", total=num_rows, completed=num_done)
-
-    def __enter__(self) -> LabelProgress:
-        if self.console.is_terminal and not self.console.quiet:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.console.is_terminal and not self.console.quiet:
-            self._progress.stop()
 
     def add(self, num_rows: int) -> None:
         """So many rows more are done."""

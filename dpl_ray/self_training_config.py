@@ -7,11 +7,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from dpl_ray.compose import load_config
-from dpl_ray.config import Config, Section, explain, suggest
+from dpl_ray.config import Config, Section
+from dpl_ray.own_fields import as_yaml, refuse_near_miss, validated
 from dpl_ray.provenance import describe_config
 from dpl_ray.run_folder import FREE_FIELDS, FREE_SECTIONS
 
@@ -26,7 +26,7 @@ class SelfTrainConfig(Section):
         0.01, ge=0, le=1, description="stop when a smaller share of the pool's pseudo-labels changed in a round"
     )
     checkpoint: str | None = Field(
-        None, description="model of round 0: folder step-N, or of a run; null: round 0 trains one on the labels alone"
+        None, description="model of round 0: folder step-N, or of a run; null: round 0 trains one"
     )
 
 
@@ -39,14 +39,9 @@ def load_self_training(overrides: Sequence[str] = ()) -> tuple[Config, SelfTrain
     own = [text for text in overrides if "=" in text and text.partition("=")[0] in SelfTrainConfig.model_fields]
     rest = [text for text in overrides if text not in own]
     for text in rest:
-        key = text.partition("=")[0]
-        if "." not in key and key not in Config.model_fields and (near := suggest(key, SelfTrainConfig.model_fields)):
-            raise ValueError(f"{text}: there is no field {key}{near}")
+        refuse_near_miss(text, SelfTrainConfig.model_fields)
     values = {key: _value(key, text) for key, _, text in (text.partition("=") for text in own)}
-    try:
-        options = SelfTrainConfig.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(explain(error)) from None
+    options = validated(SelfTrainConfig, values)
     config = load_config(rest)
     check_self_training(config)
     return config, options
@@ -90,7 +85,4 @@ def self_training_name(config: Config, options: SelfTrainConfig) -> str:
 def _value(key: str, text: str) -> Any:
     if key == "checkpoint":
         return None if text in ("", "null") else text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    return as_yaml(text)

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, ValidationError
+from pydantic import Field
 from yaml import YAMLError
 
 from dpl_ray.compose import CONF_FOLDER, list_groups, load_config, parse_override
-from dpl_ray.config import Config, Section, explain, shown, suggest
+from dpl_ray.config import Config, Section, shown, suggest
+from dpl_ray.own_fields import refuse_near_miss, validated
 from dpl_ray.run_folder import bound_tree
 from dpl_ray.tuning_space import Space, check_space, parse_space
 
@@ -75,10 +76,7 @@ def load_search(overrides: Sequence[str] = ()) -> tuple[Config, SearchConfig]:
         values["space"] = _read(f"space={values['space']}", "space")
     if fields:
         values["space"] = _merged(values.get("space") or _default_space(), fields)
-    try:
-        options = SearchConfig.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(explain(error)) from None
+    options = validated(SearchConfig, values)
     defaults = () if any(text.startswith("config=") for text in rest) else DEFAULTS
     return load_config([*defaults, *rest], in_cells=True), options
 
@@ -122,13 +120,7 @@ def _check_override(text: str) -> None:
         raise ValueError(f"{text}: a search has no baseline; train its best.yaml with it")
     if key == "data.pool" or key.startswith("data.pool."):
         raise ValueError(f"{text}: a search keeps the pool in memory, for all trials of a machine")
-    if (
-        "=" in text
-        and "." not in key
-        and key not in Config.model_fields
-        and (near := suggest(key, [*SearchConfig.model_fields, "tune"]))
-    ):
-        raise ValueError(f"{text}: there is no field {key}{near}")
+    refuse_near_miss(text, [*SearchConfig.model_fields, "tune"])
 
 
 def resolve(config: Config, options: SearchConfig) -> tuple[Config, SearchConfig, Space]:

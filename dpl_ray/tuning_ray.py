@@ -141,7 +141,8 @@ class LedgerSearcher(Searcher):
         """Nothing: the folder of the search is the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError
+        """Never called, since Tune restores nothing here; it has to be there."""
+        raise NotImplementedError("a search goes on from its folder")
 
     def _stopped(self, trial: Trial, step: int) -> TrialResult:
         history = read_history(self.storage, trial.name)

@@ -157,6 +157,18 @@ def _program(job: Callable[[Any, Console], None]) -> str:
     return spec.name if spec else job.__module__
 
 
+def print_results(
+    console: Console, places: dict[str, str | None], run_id: str | None, tracking_uri: str | None
+) -> None:
+    """Where the results of a job are; what there is none of is left out."""
+    for label, value in (places | {"MLflow run": run_id}).items():
+        if value:
+            console.print(f"{label:<11} {value}", highlight=False, markup=False, soft_wrap=True)
+    if run_id:
+        command = f"look at it: mlflow ui --backend-store-uri {tracking_uri}"
+        console.print(command, highlight=False, markup=False, soft_wrap=True)
+
+
 def _one_line(error: object) -> str:
     return " ".join(str(error).split("\n"))
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dpl_ray.comparison_config import CompareConfig, load_comparison
 from dpl_ray.config import Config
-from pipelines.cli import main_guard
+from pipelines.cli import main_guard, print_results
 
 
 def job(loaded: tuple[Config, CompareConfig], console: Console) -> None:
@@ -19,13 +19,8 @@ def job(loaded: tuple[Config, CompareConfig], console: Console) -> None:
     config, options = loaded
     command = shlex.join(["python", "-m", "pipelines.compare", *sys.argv[1:]])
     result = compare(config, options, console=console, command=command)
-    paths = {"cells": result.csv, "table": result.markdown, "report": result.report, "MLflow run": result.run_id}
-    for label, value in paths.items():
-        console.print(f"{label:<11} {value}", highlight=False, soft_wrap=True)
-    if result.run_id:
-        console.print(
-            f"look at it: mlflow ui --backend-store-uri {result.tracking_uri}", highlight=False, soft_wrap=True
-        )
+    places: dict[str, str | None] = {"cells": result.csv, "table": result.markdown, "report": result.report}
+    print_results(console, places, result.run_id, result.tracking_uri)
     if result.failed:
         raise CellsFailedError(describe_failed(result.failed))
 

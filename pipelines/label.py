@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpl_ray.labeling_config import LabelConfig, load_labeling
-from pipelines.cli import main_guard
+from pipelines.cli import main_guard, print_results
 
 
 def job(config: LabelConfig, console: Console) -> None:
@@ -13,20 +13,13 @@ def job(config: LabelConfig, console: Console) -> None:
     from dpl_ray.labeling import label_pool
 
     result = label_pool(config, console=console)
-    paths = {
+    places: dict[str, str | None] = {
         "labels": result.output,
         "summary": result.summary,
         "figure": result.figure,
         "unreadable": result.bad,
-        "MLflow run": result.run_id,
     }
-    for label, value in paths.items():
-        if value:
-            console.print(f"{label:<11} {value}", highlight=False, soft_wrap=True)
-    if result.run_id:
-        console.print(
-            f"look at it: mlflow ui --backend-store-uri {result.tracking_uri}", highlight=False, soft_wrap=True
-        )
+    print_results(console, places, result.run_id, result.tracking_uri)
 
 
 if __name__ == "__main__":

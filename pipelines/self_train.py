@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dpl_ray.config import Config
 from dpl_ray.self_training_config import SelfTrainConfig, load_self_training
-from pipelines.cli import main_guard
+from pipelines.cli import main_guard, print_results
 
 
 def job(loaded: tuple[Config, SelfTrainConfig], console: Console) -> None:
@@ -19,19 +19,13 @@ def job(loaded: tuple[Config, SelfTrainConfig], console: Console) -> None:
     config, options = loaded
     command = shlex.join(["python", "-m", "pipelines.self_train", *sys.argv[1:]])
     result = self_train(config, options, console=console, command=command)
-    paths = {
+    places: dict[str, str | None] = {
         "checkpoint": result.checkpoint,
         "labels": result.labels,
         "rounds": result.csv,
         "figure": result.figure,
-        "MLflow run": result.run_id,
     }
-    for label, value in paths.items():
-        console.print(f"{label:<11} {value}", highlight=False, soft_wrap=True)
-    if result.run_id:
-        console.print(
-            f"look at it: mlflow ui --backend-store-uri {result.tracking_uri}", highlight=False, soft_wrap=True
-        )
+    print_results(console, places, result.run_id, result.tracking_uri)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpl_ray.config import Config
-from pipelines.cli import main_guard
+from pipelines.cli import main_guard, print_results
 
 
 def job(config: Config, console: Console) -> None:
@@ -13,12 +13,8 @@ def job(config: Config, console: Console) -> None:
     from dpl_ray.launch import fit
 
     result = fit(config, console=console)
-    for label, value in (("checkpoint", result.checkpoint), ("MLflow run", result.run_id), ("report", result.report)):
-        console.print(f"{label:<11} {value}", highlight=False, soft_wrap=True)
-    if result.run_id:
-        console.print(
-            f"look at it: mlflow ui --backend-store-uri {result.tracking_uri}", highlight=False, soft_wrap=True
-        )
+    places: dict[str, str | None] = {"checkpoint": result.checkpoint, "report": result.report}
+    print_results(console, places, result.run_id, result.tracking_uri)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dpl_ray.config import Config
 from dpl_ray.tuning_config import GROUPS, SearchConfig, load_search
-from pipelines.cli import main_guard
+from pipelines.cli import main_guard, print_results
 
 
 def job(loaded: tuple[Config, SearchConfig], console: Console) -> None:
@@ -19,20 +19,14 @@ def job(loaded: tuple[Config, SearchConfig], console: Console) -> None:
     config, options = loaded
     command = shlex.join(["python", "-m", "pipelines.tune", *sys.argv[1:]])
     result = search(config, options, console=console, command=command)
-    paths = {
+    places: dict[str, str | None] = {
         "best": result.best,
         "trials": result.csv,
         "table": result.markdown,
         "figure": result.figure,
-        "MLflow run": result.run_id,
     }
-    for label, value in paths.items():
-        console.print(f"{label:<11} {value}", highlight=False, soft_wrap=True)
+    print_results(console, places, result.run_id, result.tracking_uri)
     console.print(f"train it: python -m pipelines.train config={result.best}", highlight=False, soft_wrap=True)
-    if result.run_id:
-        console.print(
-            f"look at it: mlflow ui --backend-store-uri {result.tracking_uri}", highlight=False, soft_wrap=True
-        )
     if result.failed:
         raise SearchFailedError(describe_failed(result.failed))
 
