@@ -35,7 +35,8 @@ def read_windows(
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Reader)
-    reader = actor.remote(ray.put(pool), windows, numbers, rank, world_size)
+    # In a list, so that the actor gets the reference, and the index of the pool is in the object store once.
+    reader = actor.remote([ray.put(pool)], windows, numbers, rank, world_size)
     try:
         for _ in numbers:
             yield ray.get(reader.next_window.remote())
@@ -46,22 +47,22 @@ def read_windows(
 class _Reader:
     """Runs the data sets of one training worker."""
 
-    def __init__(self, pool: StreamedPool, windows: Windows, numbers: range, rank: int, world_size: int) -> None:
-        self._windows = _iterate(pool, windows, numbers, rank, world_size)
+    def __init__(self, pool_refs: list[Any], windows: Windows, numbers: range, rank: int, world_size: int) -> None:
+        self._windows = _iterate(pool_refs[0], windows, numbers, rank, world_size)
 
     def next_window(self) -> WindowRows:
         return next(self._windows)
 
 
 def _iterate(
-    pool: StreamedPool, windows: Windows, numbers: range, rank: int, world_size: int
+    pool_ref: Any, windows: Windows, numbers: range, rank: int, world_size: int
 ) -> Generator[WindowRows, None, None]:
     import ray
     from ray.data import DataContext, ExecutionResources
 
     for logger in ("ray", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    pool_ref = ray.put(pool)
+    pool = ray.get(pool_ref)
     share = windows.rows // world_size
     # Ray Data counts a task's output twice, while it runs and when it is there.
     bytes_ahead = 2 * share * pool.bytes_per_image() * (_ahead(pool, windows, world_size) + 1)
