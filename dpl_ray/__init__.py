@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dpl_ray.predictor import Predictor, load_checkpoint
     from dpl_ray.self_training import SelfTrainResult, self_train
     from dpl_ray.self_training_config import SelfTrainConfig
+    from dpl_ray.tracking.sync import SyncResult, sync_tracking
     from dpl_ray.tuning import SearchResult, search
     from dpl_ray.tuning_config import SearchConfig
 
@@ -37,6 +38,7 @@ __all__ = [
     "SearchResult",
     "SelfTrainConfig",
     "SelfTrainResult",
+    "SyncResult",
     "__version__",
     "compare",
     "explain",
@@ -46,6 +48,7 @@ __all__ = [
     "load_config",
     "search",
     "self_train",
+    "sync_tracking",
 ]
 
 try:
@@ -66,6 +69,7 @@ _HOME = {
     "SearchResult": "tuning",
     "SelfTrainConfig": "self_training_config",
     "SelfTrainResult": "self_training",
+    "SyncResult": "tracking.sync",
     "compare": "comparison",
     "explain": "explanation",
     "fit": "launch",
@@ -74,6 +78,7 @@ _HOME = {
     "load_config": "compose",
     "search": "tuning",
     "self_train": "self_training",
+    "sync_tracking": "tracking.sync",
 }
 
 

@@ -27,9 +27,12 @@ from dpl_ray.comparison_table import Row
 from dpl_ray.config import Config, shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.launch import check_network, check_storage, start_tracker, tracking_uri
+from dpl_ray.history import merge_records
+from dpl_ray.launch import check_network, check_storage
 from dpl_ray.provenance import describe_code, describe_config
-from dpl_ray.tracking import ChildRun, Tracker
+from dpl_ray.run_folder import COMPARISON_FILE
+from dpl_ray.tracking.journal import Journal
+from dpl_ray.tracking.tracker import Tracker, start_tracker, tracking_uri
 
 if TYPE_CHECKING:
     from dpl_ray.training.loop import Record
@@ -123,8 +126,9 @@ def compare(
         if len(failed) == len(plan.cells):
             raise CellsFailedError(describe_failed(failed))
         outputs = write_comparison(str(folder.storage), plan.reference, missing=failed)
-        for file in (outputs.csv, outputs.markdown, outputs.page):
-            tracker.log_file(file)
+        for file in (outputs.csv, outputs.markdown):
+            tracker.log_file(file.name)
+        tracker.log_page(outputs.page.name)
         tracker.log_tag("report", str(outputs.page))
         status = "FAILED" if failed else "FINISHED"
     finally:
@@ -323,7 +327,9 @@ def _start_tracker(
     """The parent run; the same one when a comparison goes on."""
     params = describe_config(config.model_copy(update={"policy": {}}))
     params |= {f"compare.{field}": shown(value) for field, value in options.model_dump(mode="json").items()}
-    tracker = start_tracker(config, uri, folder, params=params, tags=describe_code(), files=[])
+    tags = describe_code() | {"data.fingerprint": folder.info["data"]}
+    tracker = start_tracker(config, uri, Journal(folder.storage), name=folder.name, params=params, tags=tags)
+    tracker.log_file(COMPARISON_FILE)
     # Tags too, because a comparison that goes on may have more of them, and MLflow's params cannot be changed.
     for key, value in (("policies", plan.labels), ("seeds", plan.seeds), ("reference", [plan.reference])):
         tracker.log_tag(key, ", ".join(map(str, value)))
@@ -332,26 +338,14 @@ def _start_tracker(
 
 def _record(tracker: Tracker, folder: ComparisonFolder, config: Config, cell: Cell, result: CellResult) -> None:
     """A child run of the cell, unless it has one."""
-    if cell.name in folder.info["mlflow_children"]:
+    if tracker.has_child(cell.name):
         return
-
-    def remember(run_id: str) -> None:
-        folder.info["mlflow_children"][cell.name] = run_id
-        folder.save_info()
-
-    history = (folder.storage / cell.name / "history.jsonl").read()
-    # What was told twice, before and after an interruption, counts as it was told last.
-    by_step: dict[int, dict[str, float]] = {}
-    for row in map(json.loads, history.splitlines()):
-        by_step.setdefault(row["step"], {}).update(row["metrics"])
+    rows = map(json.loads, (folder.storage / cell.name / "history.jsonl").read().splitlines())
     tracker.log_child(
-        ChildRun(
-            name=cell.name,
-            params=describe_config(cell_config(config, cell, str(folder.storage))),
-            tags=result.facts | {"label": cell.label, "checkpoint": result.checkpoint},
-            history=sorted(by_step.items()),
-            on_recorded=remember,
-        )
+        cell.name,
+        params=describe_config(cell_config(config, cell, str(folder.storage))),
+        tags=result.facts | {"label": cell.label, "checkpoint": result.checkpoint},
+        history=merge_records((row["step"], row["metrics"]) for row in rows),
     )
 
 

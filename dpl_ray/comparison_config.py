@@ -151,6 +151,8 @@ def _check_override(text: str) -> None:
         raise ValueError(f"{text}: a comparison's baseline is the policy supervised, as 'policies=[supervised,dpl]'")
     if key == "data.pool" or key.startswith("data.pool."):
         raise ValueError(f"{text}: a comparison keeps the pool in memory, for all cells of a machine")
+    if key.partition(".")[0] == "registry":
+        raise ValueError(f"{text}: a comparison has no final model; pipelines.train registers the one that it trains")
     refuse_near_miss(text, CompareConfig.model_fields)
 
 

@@ -1,7 +1,7 @@
 """The folder of a comparison: whether it may go on, and the tables and the page made of its finished cells.
 
 <run.storage_path>/<run.name>/
-  comparison.json  what all cells share, a digest of the data, the command, MLflow run ids
+  comparison.json  what all cells share, a digest of the data, the command
   <cell>/          dpl_ray/cells.py
   comparison.csv   a row per cell          comparison.md  a row per policy          comparison.html
 """
@@ -51,8 +51,6 @@ class ComparisonFolder:
             "command": None,
             "config": shared,
             "data": None,
-            "mlflow_run_id": None,
-            "mlflow_children": {},
         }
         self.resumed = (self.storage / COMPARISON_FILE).exists()
         if self.resumed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -233,6 +234,15 @@ class TrackingConfig(Section):
     experiment: str = Field("dpl_ray", min_length=1, description="MLflow experiment")
 
 
+class RegistryConfig(Section):
+    """MLflow's model registry."""
+
+    name: str | None = Field(
+        None, pattern=r"^[^/:]+$", description="registered model that the final model becomes a version of"
+    )
+    alias: str = Field("candidate", pattern=r"^[A-Za-z0-9_-]+$", description="alias that this version gets")
+
+
 class Config(Section):
     """Everything a training run is made of."""
 
@@ -244,6 +254,7 @@ class Config(Section):
     scale: ScaleConfig = Field(ScaleConfig(), description="workers")
     run: RunConfig = Field(RunConfig(), description="name and place")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
+    registry: RegistryConfig = Field(RegistryConfig(), description="MLflow's model registry")
 
 
 def parse_config(tree: dict[str, Any], *, in_cells: bool = False) -> Config:
@@ -291,6 +302,13 @@ def _check_across(config: Config) -> None:
             f"train.evaluate_every={config.train.evaluate_every}: there is no validation split to evaluate on; set its "
             "share, as data.validation_fraction=0.1"
         )
+    registry = config.registry
+    if registry.name and not config.tracking.enabled:
+        raise ValueError(
+            f"registry.name={registry.name}: the registry is MLflow's, and tracking.enabled=false records nothing there"
+        )
+    if registry.alias == "latest" or re.fullmatch(r"v\d+", registry.alias):
+        raise ValueError(f"registry.alias={registry.alias}: MLflow keeps latest, v1, v2, ... for itself; take another")
     if config.run.name in BESIDE_RUNS:
         raise ValueError(f"run.name={config.run.name}: something else of this name lies beside the runs; take another")
     scheme, separator, _ = config.run.storage_path.partition("://")

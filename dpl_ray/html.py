@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -69,6 +70,18 @@ def figure(svg: bytes, title: str, *caption: object) -> Html:
     """A drawing with its title above and, where there is one, its caption below."""
     below = element("figcaption", *caption) if caption else ""
     return element("figure", element("h3", title), image(svg, "svg+xml", title), below)
+
+
+def drawings(page: str) -> dict[str, bytes]:
+    """File name without ending -> SVG, of the figures of a page that was made here: section and title."""
+    found, section = {}, ""
+    pattern = r'<section id="([^"]*)"|<img alt="([^"]*)" src="data:image/svg\+xml;base64,([^"]*)"'
+    for anchor, title, svg in re.findall(pattern, page):
+        section = anchor or section
+        if svg:
+            name = re.sub(r"[^a-z0-9]+", "-", f"{section} {html.unescape(title)}".lower())
+            found[name.strip("-")] = base64.b64decode(svg)
+    return found
 
 
 def picture(png: bytes, description: str, *caption: object) -> Html:

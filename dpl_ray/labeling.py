@@ -31,10 +31,10 @@ from dpl_ray.labeling_ledger import SUMMARY_NAME, Ledger
 from dpl_ray.labeling_parts import NUM_BINS, Counts
 from dpl_ray.labeling_plan import rows_per_block
 from dpl_ray.labeling_ray import count_actors, count_on, label_on_ray
-from dpl_ray.launch import start_tracker, tracking_uri
 from dpl_ray.provenance import describe_code
 from dpl_ray.storage import Storage
-from dpl_ray.tracking import Tracker
+from dpl_ray.tracking.journal import Journal
+from dpl_ray.tracking.tracker import Tracker, start_tracker, tracking_uri
 from dpl_ray.training.checkpoint_folder import MANIFEST, ModelInfo, find_checkpoint, load_config_and_info
 
 
@@ -316,7 +316,7 @@ def _report(
     metrics |= {f"label/class/{name}": counts.selected[index] for index, name in enumerate(names)}
     tracker.log({key: float(value) for key, value in metrics.items()}, 0)
     for file in (*places, *filter(None, [bad])):
-        tracker.log_file(file)
+        tracker.log_file(f"{ledger.report.name}/{file.name}")
     return LabelResult(
         output=str(ledger.storage),
         num_rows=counts.num_rows,
@@ -334,7 +334,9 @@ def _report(
 def _start_tracker(config: LabelConfig, source: _Source, uri: str | None, ledger: Ledger) -> Tracker:
     """The MLflow run of this output; the same one when the labelling goes on."""
     params = {key: str(value) for key, value in config.model_dump(mode="json", exclude={"tracking"}).items()}
-    return start_tracker(_tracking_config(config, source), uri, ledger, params=params, tags=describe_code(), files=[])
+    journal = Journal(ledger.storage, "_ledger/")
+    tags = describe_code() | {"data.fingerprint": ledger.plan.pool.fingerprint(), "checkpoint": str(source.checkpoint)}
+    return start_tracker(_tracking_config(config, source), uri, journal, name=ledger.name, params=params, tags=tags)
 
 
 def _headline(ledger: Ledger, num_workers: int) -> str:

@@ -2,7 +2,7 @@
 
 <output>/
   part-000000-00000.parquet   labels of one block: input, block of the input
-  _ledger/job.json            what the labels depend on, MLflow run id
+  _ledger/job.json            what the labels depend on
   _ledger/plan.arrow          files and blocks (dpl_ray/labeling_plan.py)
   _ledger/manifests/          000000.json: an input whose parts are all there, with its counts
   _report/                    summary.json, summary.png, bad.csv
@@ -64,7 +64,7 @@ class Ledger:
             ) from None
         self.name, self.num_classes = self.storage.name, num_classes
         identity = {"format": FORMAT} | json.loads(json.dumps(identity))
-        self.info: dict[str, Any] = {"identity": identity, "mlflow_run_id": None}
+        self.info: dict[str, Any] = {"identity": identity}
         self.resumed = job is not None
         if job is not None:
             self.info |= json.loads(job)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -20,12 +20,15 @@ from dpl_ray.config import Config
 from dpl_ray.console import ProgressLine, result_table
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
+from dpl_ray.history import TABLE_FILE, threshold_table
 from dpl_ray.provenance import describe_config, describe_run
 from dpl_ray.ray_train import run_workers
 from dpl_ray.report import REPORT_FILE, find_verdict, verdict_sentence, write_report
-from dpl_ray.run_folder import RunFolder, check_run
+from dpl_ray.report_curves import History
+from dpl_ray.run_folder import MODEL_FOLDER, RunFolder, check_run
 from dpl_ray.storage import Storage
-from dpl_ray.tracking import MlflowTracker, NullTracker, Tracker, default_uri
+from dpl_ray.tracking.journal import Journal
+from dpl_ray.tracking.tracker import Tracker, start_tracker, tracking_uri
 
 if TYPE_CHECKING:
     from dpl_ray.data.stream import WindowReader
@@ -44,6 +47,8 @@ class FitResult:
     checkpoint: str
     verdict: str | None  # whether the pool has helped, in a sentence; None without a baseline
     report: str
+    model: str | None  # folder of the last teacher in MLflow's format; None where nothing was recorded
+    registered: str | None  # models:/NAME/VERSION, where registry.name is set
     run_id: str | None  # of MLflow
     tracking_uri: str | None
 
@@ -89,14 +94,10 @@ def _fit(config: Config, console: Console) -> FitResult:
 
 
 def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, console: Console) -> FitResult:
-    tracker = start_tracker(
-        config,
-        uri,
-        folder,
-        params=describe_config(config),
-        tags=describe_run(splits),
-        files=[folder.storage / "config.yaml"],
-    )
+    journal = Journal(folder.storage)
+    params, tags = describe_config(config), describe_run(splits)
+    tracker = start_tracker(config, uri, journal, name=folder.name, params=params, tags=tags)
+    tracker.log_file("config.yaml")
     status = "FAILED"
     try:
         with ProgressLine(console) as line:
@@ -111,13 +112,7 @@ def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, c
             outcomes = _run(config, splits, folder, receive)
         found = find_verdict(splits, outcomes)
         verdict = verdict_sentence(found) if found else None
-        report = write_report(config, splits, folder, outcomes)
-        tracker.log_file(report)
-        tags = {"checkpoint": outcomes[-1].checkpoint, "report": str(report)}
-        # What MLflow shows as the description of the run.
-        tags["mlflow.note.content"] = f"{verdict or 'No baseline'}. The page of the run is its artifact {REPORT_FILE}."
-        for key, value in tags.items():
-            tracker.log_tag(key, value)
+        _record_outcome(config, splits, folder, outcomes, verdict, tracker)
         status = "FINISHED"
     finally:
         folder.save_history()
@@ -126,9 +121,29 @@ def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, c
     return _result(folder, uri)
 
 
+def _record_outcome(
+    config: Config, splits: Splits, folder: RunFolder, outcomes: list[Outcome], verdict: str | None, tracker: Tracker
+) -> None:
+    """Page, table of thresholds and model: written into the folder, and told to MLflow."""
+    from dpl_ray.tracking.exported_model import record_model
+
+    main = outcomes[-1]
+    report = write_report(config, splits, folder, outcomes)
+    tracker.log_page(report.name)
+    if table := threshold_table(History(folder.history, main.phase).records):
+        (folder.storage / TABLE_FILE).write(table)
+        tracker.log_table(TABLE_FILE)
+    record_model(tracker, config.registry, Storage(main.checkpoint), folder.storage)
+    # The note is what MLflow shows as the description of the run.
+    note = f"{verdict or 'No baseline'}. The page of the run is its artifact {REPORT_FILE}."
+    for key, value in {"checkpoint": main.checkpoint, "report": str(report), "mlflow.note.content": note}.items():
+        tracker.log_tag(key, value)
+
+
 def _result(folder: RunFolder, uri: str | None) -> FitResult:
     """Of a finished run, of this time or of another."""
-    found = folder.info["result"]
+    found, journal = folder.info["result"], Journal(folder.storage)
+    has_model = (folder.storage / MODEL_FOLDER / "MLmodel").exists()
     return FitResult(
         name=folder.name,
         metrics=found["metrics"],
@@ -137,7 +152,9 @@ def _result(folder: RunFolder, uri: str | None) -> FitResult:
         checkpoint=str(folder.storage / found["checkpoint"]),
         verdict=found.get("verdict"),
         report=str(folder.storage / REPORT_FILE),
-        run_id=folder.info["mlflow_run_id"] if uri else None,
+        model=str(folder.storage / MODEL_FOLDER) if has_model else None,
+        registered=journal.registered if uri else None,
+        run_id=journal.run_id if uri else None,
         tracking_uri=uri,
     )
 
@@ -231,55 +248,6 @@ def _train_on_worker(
     except (NonFiniteLossError, ValueError) as error:
         # Returned, not raised: another attempt would only meet it again.
         return error
-
-
-def tracking_uri(config: Config) -> str | None:
-    """Where MLflow's records go; None where there are to be none."""
-    if not config.tracking.enabled:
-        return None
-    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return uri or default_uri(config.run.storage_path)[0]
-
-
-class TrackedFolder(Protocol):
-    """The folder of a run or of a comparison, which keeps the id of its MLflow run."""
-
-    name: str
-    storage: Storage
-    info: dict[str, Any]
-
-    def save_info(self) -> None: ...
-
-
-def start_tracker(
-    config: Config,
-    uri: str | None,
-    folder: TrackedFolder,
-    *,
-    params: dict[str, str],
-    tags: dict[str, str],
-    files: list[Storage],
-) -> Tracker:
-    """The folder's MLflow run, new or the one that it knows; what records nothing where `uri` is None."""
-    if uri is None:
-        return NullTracker()
-
-    def remember(run_id: str) -> None:
-        folder.info["mlflow_run_id"] = run_id
-        folder.save_info()
-
-    own_store = uri.startswith("sqlite:") and not config.tracking.uri
-    return MlflowTracker(
-        uri=uri,
-        experiment=config.tracking.experiment,
-        artifact_location=default_uri(config.run.storage_path)[1] if own_store else None,
-        run_name=folder.name,
-        params=params,
-        tags=tags | {"dpl_ray.folder": str(folder.storage)},
-        files=files,
-        run_id=folder.info["mlflow_run_id"],
-        on_start=remember,
-    )
 
 
 def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:

@@ -12,6 +12,7 @@ from dpl_ray.report_curves import History, pseudo_section, thresholds_section, t
 from dpl_ray.report_test import calibration_section, confusion_section, pictures_section
 from dpl_ray.run_folder import RunFolder
 from dpl_ray.storage import Storage
+from dpl_ray.tracking.journal import Journal
 from dpl_ray.verdict import Verdict, compare_paired
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _run_section(config: Config, folder: RunFolder, main: Outcome) -> Section:
     )
     values: dict[str, object] = {
         "checkpoint": code(main.checkpoint),
-        "MLflow run": code(folder.info["mlflow_run_id"] or "none"),
+        "MLflow run": code(Journal(folder.storage).run_id or "none"),
         "training": f"{main.training_seconds:,.0f} s in steps of {main.phase}",
         "hardware": f"{described['hardware']} (of the driver)",
         "commit": described["commit"],

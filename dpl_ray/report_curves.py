@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dpl_ray.history import merge_records
 from dpl_ray.html import Section, figure, folded, grid, note, paragraph, table
 from dpl_ray.plots import curves, draw, thinned
 
@@ -15,18 +16,15 @@ Points = list[tuple[float, float]]
 
 
 class History:
-    """The metrics of one phase, by step; what was told twice, before and after an interruption, as it was told last."""
+    """The metrics of one phase, by step."""
 
     def __init__(self, rows: Iterable[dict[str, Any]], phase: str) -> None:
-        by_step: dict[int, dict[str, float]] = {}
-        for row in rows:
-            if row["phase"] == phase:
-                by_step.setdefault(row["step"], {}).update(row["metrics"])
-        self.phase, self._rows = phase, sorted(by_step.items())
+        self.phase = phase
+        self.records = merge_records((row["step"], row["metrics"]) for row in rows if row["phase"] == phase)
 
     def points(self, key: str, scale: float = 1.0) -> Points:
         """(step, value) of a metric."""
-        return [(step, scale * metrics[key]) for step, metrics in self._rows if key in metrics]
+        return [(step, scale * metrics[key]) for step, metrics in self.records if key in metrics]
 
 
 def training_section(main: History, baseline: History | None, num_curve_images: int, num_test: int) -> Section:

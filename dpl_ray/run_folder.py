@@ -2,11 +2,12 @@
 
 <run.storage_path>/<run.name>/
   config.yaml      resolved configuration
-  run.json         data fingerprint, MLflow run id, and what a finished run has measured
+  run.json         data fingerprint, and what a finished run has measured
   history.jsonl    every record of metrics
   bad_images.csv   images that could not be read, with the reason
   step-N/          checkpoints        baseline/step-N/  those of the supervised baseline
-  report.html      the page of a finished run
+  report.html      the page of a finished run           thresholds.json   class-wise thresholds over time
+  tracking*.json   what MLflow knows (dpl_ray/tracking/journal.py)         model/   the last teacher in MLflow's format
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from dpl_ray.training.loop import Outcome, Record
 
 RUN_FILE = "run.json"
+MODEL_FOLDER = "model"  # the final model in MLflow's format
 COMPARISON_FILE = "comparison.json"  # of a comparison's folder, which is no run's
 SELF_TRAINING_FILE = "self_train.json"  # of the folder of a self-training's rounds
 SEARCH_FILE = "search.json"  # of the folder of a search's trials
@@ -44,7 +46,7 @@ KINDS = {
     SEARCH_FILE: "a search",
 }
 #: Sections that may differ when a run goes on: they change where and how, not what is computed.
-FREE_SECTIONS = ("scale", "run", "tracking")
+FREE_SECTIONS = ("scale", "run", "tracking", "registry")
 FREE_FIELDS = (
     "train.keep_checkpoints",
     "train.log_every",
@@ -158,7 +160,6 @@ class RunFolder:
         self.info: dict[str, Any] = {
             "fingerprint": splits.fingerprint(),
             "num_pseudo_labeled": splits.num_pseudo_labeled,
-            "mlflow_run_id": None,
             "result": None,
         }
         self._bad: dict[str, str] = {}

@@ -10,27 +10,28 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 
 from dpl_ray.cluster import checked_resources
 from dpl_ray.compose import check_policy
-from dpl_ray.config import Config, TrackingConfig, shown
+from dpl_ray.config import Config, RegistryConfig, TrackingConfig, shown
 from dpl_ray.data.label_counts import LabelCounts, count_labels
 from dpl_ray.data.sources import load_splits
 from dpl_ray.data.split import EmptyPoolError
 from dpl_ray.data.streamed import list_unlabeled
+from dpl_ray.history import Records, merge_records
 from dpl_ray.labeling import label_pool
 from dpl_ray.labeling_config import LabelConfig, LabelScaleConfig
-from dpl_ray.launch import FitResult, check_storage, fit, start_tracker, tracking_uri
+from dpl_ray.launch import FitResult, check_storage, fit
 from dpl_ray.provenance import describe_code, describe_config
-from dpl_ray.run_folder import RUN_FILE
+from dpl_ray.run_folder import MODEL_FOLDER, RUN_FILE
 from dpl_ray.self_training_config import SelfTrainConfig, check_self_training
 from dpl_ray.self_training_folder import Round, SelfTrainFolder, stop_reason
 from dpl_ray.self_training_report import draw_rounds, rounds_csv, rounds_table
 from dpl_ray.storage import Storage
-from dpl_ray.tracking import ChildRun, Tracker
+from dpl_ray.tracking.journal import Journal
+from dpl_ray.tracking.tracker import Tracker, start_tracker, tracking_uri
 
 TRAINING, LABELS = "training", "labels"  # folders of a round
 
@@ -46,6 +47,8 @@ class SelfTrainResult:
     labels: str  # output of the last round
     csv: str
     figure: str
+    model: str | None  # folder of the last student's teacher in MLflow's format; None where nothing was recorded
+    registered: str | None  # models:/NAME/VERSION, where registry.name is set
     run_id: str | None  # of MLflow: the parent of the rounds' runs
     tracking_uri: str | None
 
@@ -79,7 +82,7 @@ def self_train(
     if reason and folder.info["finished"] == reason:
         console.print(f"{folder.name} had finished: {reason}; another run.name starts anew", highlight=False)
         console.print(rounds_table(folder.rounds))
-        return _result(folder, reason, uri, folder.info["mlflow_run_id"])
+        return _result(folder, reason, uri)
     given = _check_first(config, options) if not folder.rounds else None
     folder.begin(command)
     console.print(_headline(folder, options), highlight=False, soft_wrap=True)
@@ -97,16 +100,19 @@ def self_train(
         (folder.storage / "self_train.csv").write(rounds_csv(folder.rounds).encode())
         (folder.storage / "self_train.png").write(draw_rounds(folder.rounds, folder.name))
         for name in ("self_train.csv", "self_train.png", "self_train.json"):
-            tracker.log_file(folder.storage / name)
+            tracker.log_file(name)
         tracker.log_tag("stopped", reason)
         tracker.log_tag("checkpoint", folder.rounds[-1].checkpoint)
+        from dpl_ray.tracking.exported_model import record_model
+
+        record_model(tracker, config.registry, Storage(folder.rounds[-1].checkpoint), folder.storage)
         status = "FINISHED"
     finally:
         tracker.finish(status)
     folder.finish(reason)
     console.print(rounds_table(folder.rounds))
     console.print(f"stopped: {reason}", highlight=False, soft_wrap=True)
-    return _result(folder, reason, uri, tracker.run_id)
+    return _result(folder, reason, uri)
 
 
 def round_config(config: Config, folder: SelfTrainFolder, number: int) -> Config:
@@ -121,7 +127,8 @@ def round_config(config: Config, folder: SelfTrainFolder, number: int) -> Config
         data = data.model_copy(update={"labels_per_class": None})
     run = config.run.model_copy(update={"storage_path": str(folder.round_storage(number)), "name": TRAINING})
     tracking = config.tracking.model_copy(update={"enabled": False})
-    return config.model_copy(update={"data": data, "train": train, "policy": policy, "run": run, "tracking": tracking})
+    sections = {"data": data, "train": train, "run": run, "tracking": tracking, "registry": RegistryConfig()}
+    return config.model_copy(update=sections | {"policy": policy})
 
 
 def _run_round(
@@ -244,45 +251,42 @@ def _check_first(config: Config, options: SelfTrainConfig) -> tuple[str, dict[st
 def _start_tracker(config: Config, options: SelfTrainConfig, uri: str | None, folder: SelfTrainFolder) -> Tracker:
     params = describe_config(config)
     params |= {f"self_train.{field}": shown(value) for field, value in options.model_dump(mode="json").items()}
-    return start_tracker(config, uri, folder, params=params, tags=describe_code(), files=[])
+    journal = Journal(folder.storage)
+    return start_tracker(config, uri, journal, name=folder.name, params=params, tags=describe_code())
 
 
 def _record(tracker: Tracker, folder: SelfTrainFolder, config: Config, finished: Round) -> None:
     """The numbers of a round, and a child run of its training; nothing of a round that MLflow has."""
-    key = str(finished.number)
-    if key in folder.info["mlflow_children"]:
+    name = f"{folder.name}/round-{finished.number}"
+    if tracker.has_child(name):
         return
-
-    def remember(run_id: str) -> None:
-        folder.info["mlflow_children"][key] = run_id
-        folder.save_info()
-
     counts = {
         f"round/{name}": float(getattr(finished, name))
         for name in ("num_pseudo_labeled", "num_samples", "num_unreadable", "num_selected")
     }
     trained = round_config(config, folder, finished.number)
     tracker.log(finished.metrics | counts, finished.number)
+    tags = {"round": str(finished.number), "checkpoint": finished.checkpoint, "labels": finished.labels}
+    training = folder.round_storage(finished.number) / TRAINING
+    if (training / RUN_FILE).exists():
+        tags["data.fingerprint"] = json.loads((training / RUN_FILE).read())["fingerprint"]
+        # The data of all rounds are those that the first training read, and what was made of them.
+        if finished.number == 0 or not (folder.round_storage(finished.number - 1) / TRAINING / RUN_FILE).exists():
+            tracker.log_tag("data.fingerprint", tags["data.fingerprint"])
     tracker.log_child(
-        ChildRun(
-            name=f"{folder.name}/round-{finished.number}",
-            params=describe_config(trained),
-            tags={"round": key, "checkpoint": finished.checkpoint, "labels": finished.labels},
-            history=_history(folder.round_storage(finished.number) / TRAINING, trained.policy["name"]),
-            on_recorded=remember,
-        )
+        name, params=describe_config(trained), tags=tags, history=_history(training, trained.policy["name"])
     )
 
 
-def _history(training: Storage, policy: str) -> list[tuple[int, dict[str, float]]]:
-    """(step, metrics) of a training, under the keys of a run of its own; none where a checkpoint was given."""
+def _history(training: Storage, policy: str) -> Records:
+    """Records of a training, under the keys of a run of its own; none where a checkpoint was given."""
     file = training / "history.jsonl"
-    by_step: dict[int, dict[str, float]] = {}
-    for row in map(json.loads, file.read().splitlines() if file.exists() else ()):
-        prefix = "" if row["phase"] == policy else "baseline/"
-        # What was told twice, before and after an interruption, counts as it was told last.
-        by_step.setdefault(row["step"], {}).update({prefix + key: value for key, value in row["metrics"].items()})
-    return sorted(by_step.items())
+    rows = map(json.loads, file.read().splitlines() if file.exists() else ())
+    return merge_records((row["step"], _prefixed(row["metrics"], row["phase"], policy)) for row in rows)
+
+
+def _prefixed(metrics: dict[str, float], phase: str, policy: str) -> dict[str, float]:
+    return metrics if phase == policy else {f"baseline/{key}": value for key, value in metrics.items()}
 
 
 def _headline(folder: SelfTrainFolder, options: SelfTrainConfig) -> str:
@@ -293,8 +297,9 @@ def _headline(folder: SelfTrainFolder, options: SelfTrainConfig) -> str:
     )
 
 
-def _result(folder: SelfTrainFolder, reason: str, uri: str | None, run_id: Any) -> SelfTrainResult:
-    last = folder.rounds[-1]
+def _result(folder: SelfTrainFolder, reason: str, uri: str | None) -> SelfTrainResult:
+    last, journal = folder.rounds[-1], Journal(folder.storage)
+    has_model = (folder.storage / MODEL_FOLDER / "MLmodel").exists()
     return SelfTrainResult(
         name=folder.name,
         rounds=folder.rounds,
@@ -303,6 +308,8 @@ def _result(folder: SelfTrainFolder, reason: str, uri: str | None, run_id: Any) 
         labels=last.labels,
         csv=str(folder.storage / "self_train.csv"),
         figure=str(folder.storage / "self_train.png"),
-        run_id=run_id if uri else None,
+        model=str(folder.storage / MODEL_FOLDER) if has_model else None,
+        registered=journal.registered if uri else None,
+        run_id=journal.run_id if uri else None,
         tracking_uri=uri,
     )

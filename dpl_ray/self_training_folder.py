@@ -1,7 +1,7 @@
 """The folder of self-training: its rounds, what each has come to, and whether there is another one to do.
 
 <run.storage_path>/<run.name>/
-  self_train.json  configuration, the numbers of each finished round, MLflow run ids
+  self_train.json  configuration, the numbers of each finished round
   round-0/training/  the training run, as pipelines.train writes it     round-0/labels/  the pool's labels
   round-1/...
   self_train.csv   a row per round          self_train.png  the figure
@@ -55,8 +55,6 @@ class SelfTrainFolder:
         self.info: dict[str, Any] = {
             "command": None,
             "config": tree,
-            "mlflow_run_id": None,
-            "mlflow_children": {},
             "rounds": [],
             "without_pool": [],  # rounds whose student had no unlabelled image left, and so learned without the policy
             "finished": None,  # why it has ended, once all is written

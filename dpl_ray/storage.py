@@ -82,6 +82,19 @@ class Storage:
                 Path(temporary).unlink(missing_ok=True)
             raise
 
+    def append(self, data: bytes) -> None:
+        """Write at the end of a file, new or old. In a bucket, which cannot, the file is read and written anew."""
+        if not self.is_local:
+            self.write((self.read() if self.exists() else b"") + data)
+            return
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(self.path).open("ab") as stream:
+            stream.write(data)
+
+    def rename(self, new: Storage) -> None:
+        """Give this file another place on the same file system."""
+        self.filesystem.move(self.path, new.path)
+
     def make(self) -> bool:
         """Make this folder; false where it is there already. In a bucket, where there are no folders, it only looks."""
         if not self.is_local:

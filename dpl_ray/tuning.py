@@ -15,9 +15,12 @@ from dpl_ray import cluster
 from dpl_ray.config import Config
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.launch import check_network, check_storage, start_tracker, tracking_uri
+from dpl_ray.history import merge_records
+from dpl_ray.launch import check_network, check_storage
 from dpl_ray.provenance import describe_code, describe_config
-from dpl_ray.tracking import ChildRun, Tracker
+from dpl_ray.run_folder import SEARCH_FILE
+from dpl_ray.tracking.journal import Journal
+from dpl_ray.tracking.tracker import Tracker, start_tracker, tracking_uri
 from dpl_ray.trials import Trial, TrialResult, read_history, trial_config, without_test
 from dpl_ray.tuning_config import SearchConfig, describe_options, resolve, search_name, search_tree
 from dpl_ray.tuning_console import TrialsProgress, search_table
@@ -81,7 +84,9 @@ def search(
     ended = folder.ended()
     console.print(_headline(config, options, space, splits, folder, len(ended)), highlight=False, soft_wrap=True)
     params = describe_config(config) | describe_options(options, space)
-    tracker = start_tracker(config, uri, folder, params=params, tags=describe_code(), files=[])
+    tags = describe_code() | {"data.fingerprint": folder.info["data"]}
+    tracker = start_tracker(config, uri, Journal(folder.storage), name=folder.name, params=params, tags=tags)
+    tracker.log_file(SEARCH_FILE)
     status = "FAILED"
     try:
         for result in ended:
@@ -94,7 +99,7 @@ def search(
             raise SearchFailedError(describe_failed(causes))
         outputs = folder.write(config, space, ranked)
         for path in (outputs.best, outputs.csv, outputs.markdown, outputs.figure):
-            tracker.log_file(folder.storage / path.rpartition("/")[2].partition("?")[0])
+            tracker.log_file(path.rpartition("/")[2].partition("?")[0])
         tracker.log_tag("best", ranked[0].trial.name)
         tracker.log({"validation/accuracy": ranked[0].accuracy or 0.0}, 0)
         status = "FAILED" if listener.failed else "FINISHED"
@@ -205,26 +210,14 @@ def _check_room(config: Config, options: SearchConfig) -> None:
 def _record(tracker: Tracker, folder: SearchFolder, config: Config, result: TrialResult) -> None:
     """A child run of the trial, unless it has one."""
     name = result.trial.name
-    if name in folder.info["mlflow_children"]:
+    if tracker.has_child(name):
         return
-
-    def remember(run_id: str) -> None:
-        folder.info["mlflow_children"][name] = run_id
-        folder.save_info()
-
-    # What was told twice, before and after an interruption, counts as it was told last.
-    by_step: dict[int, dict[str, float]] = {}
-    for row in read_history(folder.storage, name):
-        by_step.setdefault(row["step"], {}).update(row["metrics"])
     tags = {"state": result.state, "checkpoint": result.checkpoint or "", "cause": result.cause}
     tracker.log_child(
-        ChildRun(
-            name=name,
-            params=describe_config(trial_config(config, result.trial, str(folder.storage))),
-            tags=result.facts | {key: value for key, value in tags.items() if value},
-            history=sorted(by_step.items()),
-            on_recorded=remember,
-        )
+        name,
+        params=describe_config(trial_config(config, result.trial, str(folder.storage))),
+        tags=result.facts | {key: value for key, value in tags.items() if value},
+        history=merge_records((row["step"], row["metrics"]) for row in read_history(folder.storage, name)),
     )
 
 

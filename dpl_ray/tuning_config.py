@@ -120,6 +120,8 @@ def _check_override(text: str) -> None:
         raise ValueError(f"{text}: a search has no baseline; train its best.yaml with it")
     if key == "data.pool" or key.startswith("data.pool."):
         raise ValueError(f"{text}: a search keeps the pool in memory, for all trials of a machine")
+    if key.partition(".")[0] == "registry":
+        raise ValueError(f"{text}: a search has no final model; train its best.yaml with registry.name=...")
     refuse_near_miss(text, [*SearchConfig.model_fields, "tune"])
 
 

@@ -1,7 +1,7 @@
 """The folder of a search: whether it may go on, and what is made of the trials that have ended.
 
 <run.storage_path>/<run.name>/
-  search.json   configuration, digest of the data, the command, MLflow run ids
+  search.json   configuration, digest of the data, the command
   trial-0007/   dpl_ray/trials.py
   best.yaml     the configuration of the best trial, for `python -m pipelines.train config=best.yaml`
   trials.csv    a row per trial          search.md   the best of them          search.png   accuracy by searched field
@@ -50,8 +50,6 @@ class SearchFolder:
             "command": None,
             "config": tree,
             "data": None,
-            "mlflow_run_id": None,
-            "mlflow_children": {},
         }
         self.resumed = (self.storage / SEARCH_FILE).exists()
         if self.resumed:

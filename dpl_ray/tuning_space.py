@@ -25,7 +25,7 @@ from dpl_ray.config import Config, describe_fields, parse_config, shown, suggest
 KINDS = ("choice", "uniform", "loguniform", "randint")
 INSIDE = 0.381966  # where, between low and high, a value is tried that is no round number
 #: What trials share, or what a search itself sets.
-FIXED_SECTIONS = ("data", "scale", "run", "tracking")
+FIXED_SECTIONS = ("data", "scale", "run", "tracking", "registry")
 FIXED_FIELDS = (
     "train.seed",
     "train.num_steps",

@@ -24,6 +24,8 @@ def job(loaded: tuple[Config, SelfTrainConfig], console: Console) -> None:
         "labels": result.labels,
         "rounds": result.csv,
         "figure": result.figure,
+        "model": result.model,
+        "registered": result.registered,
     }
     print_results(console, places, result.run_id, result.tracking_uri)
 

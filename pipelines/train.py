@@ -13,7 +13,8 @@ def job(config: Config, console: Console) -> None:
     from dpl_ray.launch import fit
 
     result = fit(config, console=console)
-    places: dict[str, str | None] = {"checkpoint": result.checkpoint, "report": result.report}
+    places = {"checkpoint": result.checkpoint, "report": result.report, "model": result.model}
+    places["registered"] = result.registered
     print_results(console, places, result.run_id, result.tracking_uri)
 
 

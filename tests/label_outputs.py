@@ -43,8 +43,7 @@ def write_labels(
     (output / "_ledger").mkdir(exist_ok=True)
     pq.write_table(pa.table({"row": [1]}), output / "_ledger" / "part-00000.parquet")
     identity = {"class_names": list(class_names), "pool": str(pool), "checkpoint": "0"}
-    job = {"identity": identity, "mlflow_run_id": None}
-    (output / "_ledger" / "job.json").write_text(json.dumps(job))
+    (output / "_ledger" / "job.json").write_text(json.dumps({"identity": identity}))
     if finished:
         (output / "_report").mkdir(exist_ok=True)
         (output / "_report" / "summary.json").write_text("{}")

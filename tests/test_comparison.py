@@ -330,26 +330,32 @@ def test_mlflow_has_a_parent_with_a_child_for_every_cell_and_no_child_twice(tmp_
     assert (parent.data.tags["seeds"], parent.data.params["compare.seeds"]) == ("0, 1, 2", "2")
     assert parent.data.params["train.num_steps"] == "6"
     files = {file.path for file in client.list_artifacts(first.run_id)}
-    assert files == {"comparison.csv", "comparison.md", "comparison.html"}
+    assert files == {"comparison.csv", "comparison.json", "comparison.md", "comparison.html", "figures"}
+    assert (
+        parent.data.tags["data.fingerprint"] == json.loads((tmp_path / "first" / "comparison.json").read_text())["data"]
+    )
     by_cell = {cell.cell.name: cell for cell in read_cells(str(tmp_path / "first"))}
     for child in children:
         cell = by_cell[child.info.run_name]
         assert (child.info.status, child.data.tags["label"]) == ("FINISHED", cell.label)
         assert (child.data.params["policy.name"], child.data.params["train.seed"]) == (cell.label, str(cell.seed))
         assert child.data.metrics["eval/accuracy"] == cell.metrics["eval/accuracy"]
+        files = {file.path for file in client.list_artifacts(child.info.run_id)}
+        assert files == ({"thresholds.json"} if cell.label == "dpl" else set())
         curve = client.get_metric_history(child.info.run_id, "curve/accuracy")
         assert sorted((point.step, point.value) for point in curve) == [point[:2] for point in cell.curve]
 
 
-def test_a_tracking_server_that_is_down_costs_a_warning_and_its_children_come_later(tmp_path: Path) -> None:
+def test_what_a_server_that_is_down_was_not_sent_goes_to_the_one_that_is_there_next_time(tmp_path: Path) -> None:
     one = CompareConfig(policies=("supervised",), seeds=1, reference="supervised")
-    with pytest.warns(UserWarning, match=r"MLflow at http://127.0.0.1:9: .* were not recorded there"):
+    with pytest.warns(UserWarning, match=r"MLflow at http://127.0.0.1:9: .*sync_tracking run="):
         down, _ = run(tmp_path, "tracking.enabled=true", "tracking.uri=http://127.0.0.1:9", options=one)
     assert (down.run_id, down.failed) == (None, {})
     up, _ = run(tmp_path, "tracking.enabled=true", options=one)
-    info = json.loads((tmp_path / "first" / "comparison.json").read_text())
-    assert info["mlflow_run_id"] == up.run_id
-    assert set(info["mlflow_children"]) == {"supervised-seed-0"}
+    known = json.loads((tmp_path / "first" / "tracking.json").read_text())
+    assert known["run_id"] == up.run_id
+    assert set(known["children"]) == {"supervised-seed-0"}
+    assert not list((tmp_path / "first").glob("tracking-*"))
 
 
 # On Ray

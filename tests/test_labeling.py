@@ -365,4 +365,5 @@ def test_an_mlflow_run_has_numbers_and_files(checkpoint: str, pool: Path, tmp_pa
     assert run.data.metrics["label/class/ant"] == summary(tmp_path / "out")["classes"]["ant"]["selected"]
     assert run.data.params["checkpoint"] == checkpoint
     assert {file.path for file in client.list_artifacts(result.run_id)} == {"summary.json", "summary.png"}
+    assert len(run.data.tags["data.fingerprint"]) == 32
     assert label(checkpoint, pool, tmp_path / "out", **fields).run_id == result.run_id

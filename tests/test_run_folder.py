@@ -36,7 +36,6 @@ def test_a_new_run(tmp_path: Path) -> None:
     assert json.loads((folder / "run.json").read_text()) == {
         "fingerprint": splits().fingerprint(),
         "num_pseudo_labeled": 0,
-        "mlflow_run_id": None,
         "result": None,
     }
 
@@ -64,14 +63,11 @@ def test_runs_without_a_name_that_start_together_get_folders_of_their_own(
 
 def test_the_same_name_goes_on(tmp_path: Path) -> None:
     first = RunFolder(config(tmp_path), splits())
-    first.info["mlflow_run_id"] = "abc"
-    first.save_info()
     first.add(Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5, "threshold/over/x": 0.5}))
     first.add(Record("dpl", 10, 10, 100.0, {"train/loss_labeled": 0.5}))
     first.save_history()
     again = RunFolder(config(tmp_path), splits())
     assert again.resumed
-    assert again.info["mlflow_run_id"] == "abc"
     assert again.history == first.history
     assert again.history[0] == {
         "phase": "dpl",

@@ -267,8 +267,8 @@ def test_round_0_with_a_checkpoint_that_is_given(data: Path, tmp_path: Path) -> 
 def test_mlflow_has_one_run_with_a_step_a_round_and_a_child_for_each(data: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    first, _ = run(data, tmp_path, "rounds=1", "tracking.enabled=true")
-    more, _ = run(data, tmp_path, "rounds=2", "tracking.enabled=true")
+    first, _ = run(data, tmp_path, "rounds=1", "tracking.enabled=true", "registry.name=digits")
+    more, _ = run(data, tmp_path, "rounds=2", "tracking.enabled=true", "registry.name=digits")
     assert first.run_id == more.run_id is not None
     client = MlflowClient(tracking_uri=first.tracking_uri)
     runs = client.search_runs([client.get_experiment_by_name("dpl_ray").experiment_id])
@@ -292,6 +292,12 @@ def test_mlflow_has_one_run_with_a_step_a_round_and_a_child_for_each(data: Path,
         "self_train.png",
         "self_train.json",
     }
+    assert parent.data.tags["data.fingerprint"] == children["loop/round-0"].data.tags["data.fingerprint"]
+    # Its model is the last student, a version of it for each time that the loop came to an end.
+    assert more.registered == "models:/digits/2"
+    assert client.get_model_version_by_alias("digits", "candidate").run_id == more.run_id
+    described = yaml.safe_load((Path(str(more.model)) / "MLmodel").read_text())
+    assert described["metadata"] == {"class_names": [str(name) for name in range(10)], "checkpoint": more.checkpoint}
 
 
 # Mistakes

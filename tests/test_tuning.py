@@ -288,6 +288,7 @@ def test_mlflow_has_the_search_and_its_trials(tmp_path: Path) -> None:
     assert parent.data.params["search.scheduler"] == "asha"
     assert parent.data.params["search.space.train.mu"] == "{choice: [1,2]}"
     assert parent.data.tags["best"] == result.trials[0].trial.name
+    assert parent.data.tags["data.fingerprint"] == json.loads((tmp_path / "first" / "search.json").read_text())["data"]
     assert {file.path for file in client.list_artifacts(result.run_id)} >= {"best.yaml", "trials.csv", "search.png"}
     children = client.search_runs(
         [parent.info.experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{result.run_id}'"
@@ -299,6 +300,7 @@ def test_mlflow_has_the_search_and_its_trials(tmp_path: Path) -> None:
         assert child.data.metrics["validation/accuracy"] == trial.accuracy
         assert float(child.data.params["optim.learning_rate"]) == trial.values["optim.learning_rate"]
         assert child.data.tags["state"] == trial.state
+        assert [file.path for file in client.list_artifacts(child.info.run_id)] == ["thresholds.json"]
 
 
 # Killed

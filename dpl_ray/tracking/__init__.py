@@ -1,0 +1,1 @@
+"""MLflow: what is recorded of a run, off the training path, and sent later where a server was down."""

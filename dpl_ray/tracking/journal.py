@@ -1,0 +1,85 @@
+"""What MLflow knows of a run, and what it is still to be told: small files in the folder of the run.
+
+tracking.json           server, run id, ids of children and models
+tracking-unsent.jsonl   entries that could not be sent, one a line, in order (dpl_ray/tracking/sender.py says which)
+tracking-sending.jsonl  those that are being sent later: another process may go on writing the file above meanwhile
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dpl_ray.storage import Storage
+
+Entry = dict[str, Any]
+STATE_FILE, UNSENT_FILE, SENDING_FILE = "tracking.json", "tracking-unsent.jsonl", "tracking-sending.jsonl"
+
+
+class Journal:
+    """The tracking files in a folder. One process writes them, and `sync_tracking` may take what is unsent."""
+
+    def __init__(self, folder: Storage, prefix: str = "") -> None:
+        """
+        Args:
+            folder: of the run; files that entries name are relative to it.
+            prefix: of the file names, as `_ledger/`, where the folder itself is to hold nothing else.
+        """
+        self.folder = folder
+        self._state, self._unsent, self._sending = (
+            folder / (prefix + name) for name in (STATE_FILE, UNSENT_FILE, SENDING_FILE)
+        )
+        found: dict[str, Any] = json.loads(self._state.read()) if self._state.exists() else {}
+        self.uri: str | None = found.get("uri")
+        self.run_id: str | None = found.get("run_id")
+        self.models: dict[str, str] = found.get("models", {})  # uuid of an exported model -> its id there
+        self.registered: str | None = found.get("registered")  # models:/NAME/VERSION
+        self.children: dict[str, str] = found.get("children", {})  # name -> run id of those that are there whole
+
+    def forget(self, uri: str) -> None:
+        """There is nothing at this server yet."""
+        self.uri, self.run_id, self.registered, self.models, self.children = uri, None, None, {}, {}
+
+    def save(self) -> None:
+        """Write what is known."""
+        names = ("uri", "run_id", "registered", "models", "children")
+        self._state.write(json.dumps({name: getattr(self, name) for name in names}, indent=1).encode())
+
+    @property
+    def has_unsent(self) -> bool:
+        return self._unsent.exists() or self._sending.exists()
+
+    def keep(self, entries: list[Entry]) -> None:
+        """Write down what was not sent."""
+        if entries:
+            self._unsent.append(_lines(entries))
+
+    def take(self) -> list[Entry]:
+        """What is to be sent next; `put_back` says what is left of it, and then there may be more to take."""
+        if not self._sending.exists():
+            if not self._unsent.exists():
+                return []
+            self._unsent.rename(self._sending)
+        return _entries(self._sending.read())
+
+    def put_back(self, entries: list[Entry]) -> None:
+        """What was taken and not sent."""
+        if entries:
+            self._sending.write(_lines(entries))
+        else:
+            self._sending.remove()
+
+
+def _lines(entries: list[Entry]) -> bytes:
+    """After a line end, because a process that was killed may have left half a line before it."""
+    return "".join(f"\n{json.dumps(entry)}" for entry in entries).encode() + b"\n"
+
+
+def _entries(data: bytes) -> list[Entry]:
+    found = []
+    for line in filter(None, data.decode(errors="replace").split("\n")):
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # half a line
+            continue
+    return found

@@ -1,0 +1,236 @@
+"""Sends entries to MLflow. What is sent a second time, because nobody knows whether it arrived, is there once.
+
+An entry is a dict of JSON values with a `kind`:
+
+start    uri, experiment, artifact_location, run_name, params, tags
+metrics  values (key -> value), step, time (ms)
+tag      key, value
+file     file, relative to the run's folder
+page     file: an HTML page; its drawings are artifacts besides, in figures/
+table    file: MLflow's table format, which its user interface shows as one
+child    name, params, tags, history ([step, values] pairs), time
+model    folder, step, registry (null, or name and alias)
+finish   status, time
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpl_ray.history import TABLE_FILE, threshold_table
+from dpl_ray.html import drawings
+from dpl_ray.storage import Storage
+from dpl_ray.tracking.journal import Entry, Journal
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+MAX_BATCH = 1000  # metrics that MLflow takes in one call
+MAX_PARAM = 6000  # characters of a value
+
+
+class Sender:
+    """A client of one server, for one run."""
+
+    def __init__(self, uri: str, journal: Journal) -> None:
+        # Ten attempts over minutes are MLflow's default, and a line of migrations on stderr is Alembic's.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        import mlflow
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._client = mlflow.MlflowClient(tracking_uri=uri)
+        self._uri, self._journal, self._folder = uri, journal, journal.folder
+
+    def send(self, entries: list[Entry]) -> None:
+        """Send entries in order, taking each off the list once it is there, so that the list is what is left.
+
+        Raises whatever MLflow's client, a server or a database driver does.
+        """
+        while entries:
+            metrics = list(takewhile(lambda entry: entry["kind"] == "metrics", entries))
+            if metrics:
+                self._log_metrics(self._journal.run_id, metrics)
+            else:
+                send: Callable[[Entry], object] = getattr(self, "_send_" + entries[0]["kind"])
+                send(entries[0])
+            del entries[: len(metrics) or 1]
+
+    def _send_start(self, entry: Entry) -> None:
+        """Go on with the run that is known, or create one."""
+        from mlflow.entities import Param, RunTag
+
+        journal = self._journal
+        if journal.uri != self._uri or not self._has(journal.run_id):
+            journal.forget(self._uri)
+        if journal.run_id:
+            self._client.set_terminated(journal.run_id, "RUNNING")
+            return
+        experiment = self._client.get_experiment_by_name(entry["experiment"])
+        place = entry["artifact_location"]
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment(entry["experiment"], artifact_location=place)
+        )
+        journal.run_id = self._client.create_run(experiment_id, run_name=entry["run_name"]).info.run_id
+        journal.save()
+        params = [Param(key, value[:MAX_PARAM]) for key, value in entry["params"].items()]
+        tags = [RunTag(key, value) for key, value in entry["tags"].items()]
+        self._client.log_batch(journal.run_id, params=params, tags=tags)
+
+    def _has(self, run_id: str | None) -> bool:
+        """Whether the run is there; it may have been deleted for good."""
+        from mlflow.exceptions import MlflowException
+
+        if run_id is None:
+            return False
+        try:
+            self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
+
+    def _log_metrics(self, run_id: str | None, entries: list[Entry]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(metric_key(key), value, entry["time"], entry["step"])
+            for entry in entries
+            for key, value in entry["values"].items()
+        ]
+        for start in range(0, len(metrics), MAX_BATCH):
+            self._client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
+
+    def _send_tag(self, entry: Entry) -> None:
+        self._client.set_tag(self._journal.run_id, entry["key"], entry["value"])
+
+    def _send_file(self, entry: Entry) -> bytes:
+        file = self._folder / entry["file"]
+        if not file.exists():  # removed since: all else is to be sent nevertheless
+            return b""
+        data = file.read()
+        self._log_bytes(self._journal.run_id, file.name, data)
+        return data
+
+    def _send_page(self, entry: Entry) -> None:
+        page = self._send_file(entry)
+        for name, svg in drawings(page.decode()).items():
+            self._log_bytes(self._journal.run_id, f"{name}.svg", svg, "figures")
+
+    def _send_table(self, entry: Entry) -> None:
+        if self._send_file(entry):
+            self._tag_table(self._journal.run_id, entry["file"])
+
+    def _tag_table(self, run_id: str | None, name: str) -> None:
+        """So that `MlflowClient.load_table` and the user interface find it; `log_table` would add to an older one."""
+        self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": name, "type": "table"}]))
+
+    def _log_bytes(self, run_id: str | None, name: str, data: bytes, below: str | None = None) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / name
+            copy.write_bytes(data)
+            self._client.log_artifact(run_id, str(copy), below)
+
+    def _send_child(self, entry: Entry) -> None:
+        from mlflow.entities import Param, RunTag
+
+        journal, name = self._journal, entry["name"]
+        if name in journal.children:
+            return
+        experiment_id = self._client.get_run(journal.run_id).info.experiment_id
+        # One that was begun when the server went is gone on with.
+        query = f"tags.`mlflow.parentRunId` = '{journal.run_id}' AND attributes.run_name = \"{name}\""
+        if found := self._client.search_runs([experiment_id], query, max_results=1):
+            run_id = found[0].info.run_id
+        else:
+            tags = {"mlflow.parentRunId": journal.run_id}
+            run_id = self._client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+        params = [Param(key, value[:MAX_PARAM]) for key, value in entry["params"].items()]
+        self._client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in entry["tags"].items()])
+        self._log_metrics(
+            run_id, [{"values": values, "step": step, "time": entry["time"]} for step, values in entry["history"]]
+        )
+        if table := threshold_table(entry["history"]):
+            self._log_bytes(run_id, TABLE_FILE, table)
+            self._tag_table(run_id, TABLE_FILE)
+        self._client.set_terminated(run_id, "FINISHED", end_time=entry["time"])
+        journal.children[name] = run_id
+        journal.save()
+
+    def _send_model(self, entry: Entry) -> None:
+        """As a logged model of the run, and as a version of a registered one where it has a registry."""
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model
+
+        journal = self._journal
+        if not (self._folder / entry["folder"]).exists():
+            return
+        run = self._client.get_run(journal.run_id)
+        with tempfile.TemporaryDirectory() as copy:
+            _download(self._folder / entry["folder"], Path(copy))
+            described = Model.load(copy)
+            if described.model_uuid not in journal.models:
+                made = self._client.create_logged_model(run.info.experiment_id, "model", source_run_id=journal.run_id)
+                journal.models[described.model_uuid] = made.model_id
+                journal.save()
+            model_id = journal.models[described.model_uuid]
+            described.run_id, described.model_id = journal.run_id, model_id
+            described.save(str(Path(copy) / "MLmodel"))
+            self._client.log_model_artifacts(model_id, copy)
+        model = self._client.finalize_logged_model(model_id, "READY")
+        known = run.outputs.model_outputs if run.outputs else []
+        if model_id not in [output.model_id for output in known]:
+            self._client.log_outputs(journal.run_id, [LoggedModelOutput(model_id, step=entry["step"])])
+        if entry["registry"]:
+            self._register(model, **entry["registry"])
+
+    def _register(self, model: LoggedModel, name: str, alias: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        # Not models:/ID, which the client looks up at another server than its own.
+        place, run_id = model.artifact_location, self._journal.run_id
+        found = self._client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
+        version = next((version for version in found if version.source == place), None)
+        if version is None:
+            version = self._client.create_model_version(name, place, run_id, model_id=model.model_id)
+        self._client.set_registered_model_alias(name, alias, version.version)
+        self._journal.registered = f"models:/{name}/{version.version}"
+        self._journal.save()
+
+    def _send_finish(self, entry: Entry) -> None:
+        self._client.set_terminated(self._journal.run_id, entry["status"], end_time=entry["time"])
+
+
+def metric_key(key: str) -> str:
+    """A key as MLflow takes it: letters, digits, and _ - . : / and space."""
+    return re.sub(r"[^\w\-. :/]", "_", key)
+
+
+def _download(folder: Storage, copy: Path) -> None:
+    """A folder of files and of folders of files."""
+    for name in folder.list():
+        if inside := (folder / name).list():
+            (copy / name).mkdir()
+            for file in inside:
+                (copy / name / file).write_bytes((folder / name / file).read())
+        else:
+            (copy / name).write_bytes((folder / name).read())

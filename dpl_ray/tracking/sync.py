@@ -1,0 +1,104 @@
+"""Sending MLflow what a run could not, later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from dpl_ray.config import Section
+from dpl_ray.own_fields import load_section
+from dpl_ray.storage import Storage
+from dpl_ray.tracking.journal import Journal
+from dpl_ray.tracking.sender import Sender
+from dpl_ray.tracking.tracker import first_line
+
+PREFIXES = ("", "_ledger/")  # of the files of a run, of a comparison ...; of a labelling's output
+
+
+class SyncConfig(Section):
+    """All fields of `python -m pipelines.sync_tracking`."""
+
+    run: str = Field(
+        "",
+        description="folder of a run, comparison, search, self-training or labelling, or one of such folders; required",
+    )
+    uri: str | None = Field(None, description="where the server is now; null: where it was")
+
+
+class NotSentError(RuntimeError):
+    """The server has not taken all of it; what is left is kept."""
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """What `sync_tracking` has sent."""
+
+    num_entries: dict[str, int]  # folder -> entries, of those that had any
+    run_ids: dict[str, str | None]  # folder -> run id
+    uri: str | None  # of the last folder
+
+
+def load_syncing(overrides: Sequence[str] = ()) -> SyncConfig:
+    """The configuration that `python -m pipelines.sync_tracking OVERRIDES` runs with.
+
+    Raises:
+        ValueError: naming the field, the value and what would be right.
+    """
+    return load_section(SyncConfig, overrides, {"run": "runs/NAME"})
+
+
+def sync_tracking(run: str, uri: str | None = None) -> SyncResult:
+    """Send what could not be sent when a run recorded itself; nothing of it is there twice.
+
+    A run that goes on meanwhile may go on; what it adds later takes another call.
+
+    Args:
+        run: its folder, or a folder of such folders.
+        uri: where the server is now, with all that it had; None: where it was.
+
+    Raises:
+        ValueError: there is no such folder.
+        NotSentError: the server has not taken all of it; the same call goes on.
+    """
+    folder = Storage(run)
+    if not folder.exists():
+        raise ValueError(f"run={run}: there is no such folder; give that of a run, as runs/NAME")
+    found = [journal for place in (folder, *map(folder.__truediv__, folder.list())) for journal in _unsent(place)]
+    counts: dict[str, int] = {}
+    for journal in found:
+        counts[str(journal.folder)] = _send(journal, uri)
+    return SyncResult(
+        num_entries=counts,
+        run_ids={str(journal.folder): journal.run_id for journal in found},
+        uri=uri or (found[-1].uri if found else None),
+    )
+
+
+def _unsent(folder: Storage) -> list[Journal]:
+    journals = [Journal(folder, prefix) for prefix in PREFIXES]
+    return [journal for journal in journals if journal.has_unsent]
+
+
+def _send(journal: Journal, uri: str | None) -> int:
+    """Number of entries that were sent."""
+    sender, count = None, 0
+    while entries := journal.take():
+        where = uri or next((entry["uri"] for entry in entries if entry["kind"] == "start"), journal.uri)
+        assert where is not None, "a journal begins with the start of its run, or with the run"
+        num_entries = len(entries)
+        if uri and journal.run_id:
+            journal.uri = uri  # the same server at another address
+        try:
+            sender = sender or Sender(where, journal)
+            sender.send(entries)
+        except Exception as error:  # whatever a client, a server or a driver raises
+            raise NotSentError(
+                f"MLflow at {where}: {first_line(error)}; {len(entries)} entries of {journal.folder} are left, and the "
+                "same command sends them"
+            ) from error
+        finally:
+            journal.put_back(entries)
+            count += num_entries - len(entries)
+    return count

@@ -1,0 +1,24 @@
+"""Send MLflow what a run could not while the server was down: `python -m pipelines.sync_tracking --help`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from dpl_ray.tracking.sync import SyncConfig, load_syncing
+from pipelines.cli import main_guard
+
+
+def job(config: SyncConfig, console: Console) -> None:
+    """How much was sent of which folder, and where it can be looked at."""
+    from dpl_ray.tracking.sync import sync_tracking
+
+    result = sync_tracking(config.run, config.uri)
+    for folder, count in result.num_entries.items():
+        text = f"{folder}: {count:,} entries sent to run {result.run_ids[folder]}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    if not result.num_entries:
+        console.print(f"{config.run}: nothing is left to send", highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main_guard(job, __doc__, load=load_syncing, only=SyncConfig)
