@@ -19,7 +19,7 @@ from dpl_ray.launch import check_network, check_storage, start_tracker, tracking
 from dpl_ray.provenance import describe_code, describe_config
 from dpl_ray.tracking import ChildRun, Tracker
 from dpl_ray.trials import Trial, TrialResult, read_history, trial_config, without_test
-from dpl_ray.tuning_config import SearchConfig, describe_options, resolve, search_name, search_tree
+from dpl_ray.tuning_config import SearchConfig, describe_options, how_searched, resolve, search_name, search_tree
 from dpl_ray.tuning_console import TrialsProgress, search_table
 from dpl_ray.tuning_folder import SearchFolder
 from dpl_ray.tuning_space import Space, with_values
@@ -39,7 +39,7 @@ class SearchResult:
     best: str  # path of best.yaml
     csv: str
     markdown: str
-    figure: str
+    report: str
     run_id: str | None  # of MLflow: the parent of the trials' runs
     tracking_uri: str | None
 
@@ -51,7 +51,7 @@ def search(
     console: Console | None = None,
     command: str | None = None,
 ) -> SearchResult:
-    """Run the trials that have not ended, and write best.yaml, tables and figure.
+    """Run the trials that have not ended, and write best.yaml, tables and page.
 
     Args:
         config: of every trial, but for the searched fields. scale.num_workers=0 runs the trials one after another in
@@ -92,10 +92,11 @@ def search(
         if not any(result.accuracy is not None for result in ranked):
             causes = listener.failed | {result.trial.name: result.cause for result in ranked}
             raise SearchFailedError(describe_failed(causes))
-        outputs = folder.write(config, space, ranked)
-        for path in (outputs.best, outputs.csv, outputs.markdown, outputs.figure):
+        outputs = folder.write(config, options, space, ranked, listener.failed)
+        for path in (outputs.best, outputs.csv, outputs.markdown, outputs.page):
             tracker.log_file(folder.storage / path.rpartition("/")[2].partition("?")[0])
         tracker.log_tag("best", ranked[0].trial.name)
+        tracker.log_tag("report", outputs.page)
         tracker.log({"validation/accuracy": ranked[0].accuracy or 0.0}, 0)
         status = "FAILED" if listener.failed else "FINISHED"
     finally:
@@ -108,7 +109,7 @@ def search(
         best=outputs.best,
         csv=outputs.csv,
         markdown=outputs.markdown,
-        figure=outputs.figure,
+        report=outputs.page,
         run_id=tracker.run_id,
         tracking_uri=uri,
     )
@@ -233,10 +234,8 @@ def _headline(
 ) -> str:
     goes_on = f"goes on, {num_ended} of them ended before" if folder.resumed else "starts"
     ray_starts = config.scale.num_workers and not cluster.cluster_address(config.scale)
-    by = {"random": "drawn at random", "optuna": "proposed by Optuna"}[options.searcher]
-    stopped = ", the worse stopped by ASHA" if options.scheduler == "asha" else ""
     return (
-        f"{folder.name} {goes_on}: {options.num_trials} trials over {len(space)} fields, {by}{stopped}; "
+        f"{folder.name} {goes_on}: {options.num_trials} trials over {len(space)} fields, {how_searched(options)}; "
         f"{config.train.num_steps:,} steps each, on {len(splits.labeled)} labelled images of {len(splits.class_names)} "
         f"classes and {len(splits.unlabeled)} in the pool; chosen by accuracy on {len(splits.validation)} held-out "
         f"labelled images (one image is {100 / len(splits.validation):.1f} points)"
