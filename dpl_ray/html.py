@@ -89,7 +89,7 @@ def picture(png: bytes, description: str, *caption: object) -> Html:
     return element("figure", image(png, "png", description, class_="pixels"), element("figcaption", *caption))
 
 
-def grid(parts: Iterable[Html], size: Literal["wide", "small", "tiny"] = "wide") -> Html:
+def grid(parts: Iterable[Html], size: Literal["wide", "medium", "small", "tiny"] = "wide") -> Html:
     """Figures beside each other, as many as there is room for."""
     return element("div", *parts, class_=f"grid {size}")
 
@@ -202,7 +202,7 @@ nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.3rem; margin: 1.2rem 0 0; 
 a { color: var(--accent); text-underline-offset: .18em; text-decoration-thickness: 1px; }
 section { margin-top: 3rem; scroll-margin-top: 1rem; }
 h2 { margin: 0 0 .8rem; font-size: 1.3rem; line-height: 1.3; }
-h3 { margin: 0 0 .4rem; font-size: .95rem; line-height: 1.35; }
+h3 { margin: 0 0 .4rem; font-size: .95rem; line-height: 1.35; overflow-wrap: anywhere; }
 p { margin: .6rem 0; max-width: 48rem; }
 .note, figcaption { color: var(--soft); font-size: .86rem; line-height: 1.45; }
 code { font: .9em ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
@@ -221,10 +221,11 @@ pre { margin: 0; padding: 1rem; overflow-x: auto; background: var(--shade); font
 .numbers .of { font-size: .8rem; color: var(--soft); }
 .grid { display: grid; gap: 1.8rem 2rem; margin: 1rem 0; }
 .wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); }
+.medium { grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); }
 .small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 11.5rem), 1fr)); gap: 1rem 1.2rem; }
 .tiny { grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 1.1rem .9rem; }
 figure { margin: 0; min-width: 0; } figure img { display: block; width: 100%; height: auto; }
-.wide > figure { max-width: 40rem; } .small h3 { margin: 0; font-size: .85rem; overflow-wrap: anywhere; }
+.wide > figure { max-width: 40rem; } .small h3 { margin: 0; font-size: .85rem; }
 figcaption { margin-top: .4rem; } .tiny figcaption { font-size: .78rem; overflow-wrap: anywhere; }
 .pixels { image-rendering: pixelated; border: 1px solid var(--line); background: var(--shade); }
 .scroll { overflow-x: auto; margin: 1rem 0; }
@@ -235,7 +236,8 @@ thead th { border-bottom: 1.5px solid var(--ink); font-weight: 600; vertical-ali
 tbody th { font-weight: 500; } .number { text-align: right; padding: .34rem .2rem .34rem 1.1rem; }
 td.number { white-space: nowrap; } .grid + h3 { margin-top: 1.8rem; } figcaption code { display: block; }
 dl { margin: 1rem 0; } dl > div { display: grid; grid-template-columns: 14rem 1fr; gap: .2rem 1rem; padding: .34rem 0;
-  border-bottom: 1px solid var(--line); } dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+  border-bottom: 1px solid var(--line); } dt { color: var(--soft); } dd { margin: 0; }
+dt, dd { overflow-wrap: anywhere; min-width: 0; }
 details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
 footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 footer { color: var(--soft); font-size: .86rem; }

@@ -54,7 +54,7 @@ class TrialResult:
     values: dict[str, Any]
     state: Literal["finished", "stopped", "diverged"]  # trained to its end, by the scheduler, a loss that is not finite
     reports: list[tuple[int, float]]  # step, accuracy of the teacher on the held-out labelled images
-    seconds: float = 0.0  # in training steps
+    seconds: float = 0.0  # in training steps; up to its last evaluation where it has not come to its end
     metrics: dict[str, float] = field(default_factory=dict)  # of the last record, never of the test split
     checkpoint: str | None = None
     cause: str = ""  # why it diverged
@@ -154,6 +154,7 @@ def run_trial(
 
     def result(state: Literal["finished", "diverged"], **more: Any) -> TrialResult:
         run.save_history()
+        more = {"seconds": recorded_seconds(run.history)} | more
         found = TrialResult(trial.number, trial.values, state, read_reports(run.history), facts=_facts(splits), **more)
         found.save(Storage(folder))
         return found
@@ -173,6 +174,11 @@ def read_reports(history: list[dict[str, Any]]) -> list[tuple[int, float]]:
     """(step, accuracy) by step; what was told twice counts as it was told last."""
     found = {row["step"]: row["metrics"][OBJECTIVE] for row in history if OBJECTIVE in row["metrics"]}
     return sorted(found.items())
+
+
+def recorded_seconds(history: list[dict[str, Any]]) -> float:
+    """In training steps up to the last evaluation: of a trial that has not come to its end."""
+    return max((row["metrics"].get("time/training", 0.0) for row in history), default=0.0)
 
 
 def read_history(folder: Storage, name: str) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from dpl_ray.run_folder import SEARCH_FILE
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.tracker import Tracker, start_tracker, tracking_uri
 from dpl_ray.trials import Trial, TrialResult, read_history, trial_config, without_test
-from dpl_ray.tuning_config import SearchConfig, describe_options, resolve, search_name, search_tree
+from dpl_ray.tuning_config import SearchConfig, describe_options, how_searched, resolve, search_name, search_tree
 from dpl_ray.tuning_console import TrialsProgress, search_table
 from dpl_ray.tuning_folder import SearchFolder
 from dpl_ray.tuning_space import Space, with_values
@@ -42,7 +42,7 @@ class SearchResult:
     best: str  # path of best.yaml
     csv: str
     markdown: str
-    figure: str
+    report: str
     run_id: str | None  # of MLflow: the parent of the trials' runs
     tracking_uri: str | None
 
@@ -54,7 +54,7 @@ def search(
     console: Console | None = None,
     command: str | None = None,
 ) -> SearchResult:
-    """Run the trials that have not ended, and write best.yaml, tables and figure.
+    """Run the trials that have not ended, and write best.yaml, tables and page.
 
     Args:
         config: of every trial, but for the searched fields. scale.num_workers=0 runs the trials one after another in
@@ -97,10 +97,12 @@ def search(
         if not any(result.accuracy is not None for result in ranked):
             causes = listener.failed | {result.trial.name: result.cause for result in ranked}
             raise SearchFailedError(describe_failed(causes))
-        outputs = folder.write(config, space, ranked)
-        for path in (outputs.best, outputs.csv, outputs.markdown, outputs.figure):
-            tracker.log_file(path.rpartition("/")[2].partition("?")[0])
+        outputs = folder.write(config, options, space, ranked, listener.failed)
+        for file in (outputs.best, outputs.csv, outputs.markdown):
+            tracker.log_file(file.name)
+        tracker.log_page(outputs.page.name)
         tracker.log_tag("best", ranked[0].trial.name)
+        tracker.log_tag("report", str(outputs.page))
         tracker.log({"validation/accuracy": ranked[0].accuracy or 0.0}, 0)
         status = "FAILED" if listener.failed else "FINISHED"
     finally:
@@ -110,10 +112,10 @@ def search(
         name=folder.name,
         trials=ranked,
         failed=listener.failed,
-        best=outputs.best,
-        csv=outputs.csv,
-        markdown=outputs.markdown,
-        figure=outputs.figure,
+        best=str(outputs.best),
+        csv=str(outputs.csv),
+        markdown=str(outputs.markdown),
+        report=str(outputs.page),
         run_id=tracker.run_id,
         tracking_uri=uri,
     )
@@ -226,10 +228,8 @@ def _headline(
 ) -> str:
     goes_on = f"goes on, {num_ended} of them ended before" if folder.resumed else "starts"
     ray_starts = config.scale.num_workers and not cluster.cluster_address(config.scale)
-    by = {"random": "drawn at random", "optuna": "proposed by Optuna"}[options.searcher]
-    stopped = ", the worse stopped by ASHA" if options.scheduler == "asha" else ""
     return (
-        f"{folder.name} {goes_on}: {options.num_trials} trials over {len(space)} fields, {by}{stopped}; "
+        f"{folder.name} {goes_on}: {options.num_trials} trials over {len(space)} fields, {how_searched(options)}; "
         f"{config.train.num_steps:,} steps each, on {len(splits.labeled)} labelled images of {len(splits.class_names)} "
         f"classes and {len(splits.unlabeled)} in the pool; chosen by accuracy on {len(splits.validation)} held-out "
         f"labelled images (one image is {100 / len(splits.validation):.1f} points)"

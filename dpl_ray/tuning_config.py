@@ -180,6 +180,12 @@ def search_name(config: Config, tree: dict[str, Any]) -> str:
     return f"{config.data.name}-search-{digest}"
 
 
+def how_searched(options: SearchConfig) -> str:
+    """Who proposes the trials and who stops them, in words."""
+    by = {"random": "drawn at random", "optuna": "proposed by Optuna"}[options.searcher]
+    return by + (", the worse stopped by ASHA" if options.scheduler == "asha" else "")
+
+
 def describe_options(options: SearchConfig, space: Space) -> dict[str, str]:
     """The search's own fields as flat `search.field` -> text."""
     fields = options.model_dump(mode="json", exclude={"space"})

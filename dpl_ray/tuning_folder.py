@@ -4,32 +4,35 @@
   search.json   configuration, digest of the data, the command
   trial-0007/   dpl_ray/trials.py
   best.yaml     the configuration of the best trial, for `python -m pipelines.train config=best.yaml`
-  trials.csv    a row per trial          search.md   the best of them          search.png   accuracy by searched field
+  trials.csv    a row per trial          search.md   the best of them          search.html
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dpl_ray.config import Config, to_yaml
 from dpl_ray.run_folder import SEARCH_FILE, check_kind, check_same, writable_folder
+from dpl_ray.storage import Storage
+from dpl_ray.tracking.journal import Journal
 from dpl_ray.trials import TrialResult, read_trials
-from dpl_ray.tuning_figure import draw_search
+from dpl_ray.tuning_config import SearchConfig, how_searched
+from dpl_ray.tuning_page import make_page
 from dpl_ray.tuning_space import Space, with_values
-from dpl_ray.tuning_table import to_csv, to_markdown
+from dpl_ray.tuning_table import describe, to_csv, to_markdown
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What a search has written."""
 
-    best: str
-    csv: str
-    markdown: str
-    figure: str
+    best: Storage
+    csv: Storage
+    markdown: Storage
+    page: Storage
 
 
 class SearchFolder:
@@ -78,11 +81,19 @@ class SearchFolder:
         found = [TrialResult.load(self.storage, trial.name) for trial in read_trials(self.storage)]
         return [result for result in found if result]
 
-    def write(self, config: Config, space: Space, ranked: Sequence[TrialResult]) -> Outputs:
+    def write(
+        self,
+        config: Config,
+        options: SearchConfig,
+        space: Space,
+        ranked: Sequence[TrialResult],
+        failed: Mapping[str, str],
+    ) -> Outputs:
         """
         Args:
             config: of the search.
-            ranked: results, the best first.
+            ranked: results, the best first; that one has an accuracy.
+            failed: name of a trial that has not ended -> why.
         """
         place = self.storage
         best = with_values(config, ranked[0].values)
@@ -93,18 +104,19 @@ class SearchFolder:
                 "train": best.train.model_copy(update={"baseline": True}),
             }
         )
-        accuracy = ranked[0].accuracy
         header = (
-            f"# {ranked[0].trial.name} of {self.name}"
-            + (f": accuracy {accuracy:.4f} on held-out labelled images" if accuracy is not None else "")
-            + f"\n# python -m pipelines.train config={place / 'best.yaml'}\n"
+            f"# {ranked[0].trial.name} of {self.name}: accuracy {ranked[0].accuracy:.4f} on held-out labelled images\n"
+            f"# python -m pipelines.train config={place / 'best.yaml'}\n"
         )
         (place / "best.yaml").write((header + to_yaml(best)).encode())
         (place / "trials.csv").write(to_csv(ranked, space).encode())
-        (place / "search.md").write(to_markdown(ranked, space, self.name, self.info["command"]).encode())
-        (place / "search.png").write(draw_search(ranked, space, self.name))
-        names = ("best.yaml", "trials.csv", "search.md", "search.png")
-        return Outputs(*(str(place / name) for name in names))
+        searched = how_searched(options)
+        described = describe(ranked, config, searched, self.info["command"], Journal(place).run_id)
+        (place / "search.md").write(to_markdown(ranked, space, self.name, described).encode())
+        page = make_page(self.name, ranked, space, str(place / "best.yaml"), searched, described, failed)
+        (place / "search.html").write(page.render().encode())
+        names = ("best.yaml", "trials.csv", "search.md", "search.html")
+        return Outputs(*(place / name for name in names))
 
     def save_info(self) -> None:
         (self.storage / SEARCH_FILE).write(json.dumps(self.info, indent=1).encode())

@@ -24,7 +24,7 @@ from dpl_ray import cluster
 from dpl_ray.config import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.storage import Storage
-from dpl_ray.trials import Trial, TrialResult, read_history, read_reports, read_trials, run_trial
+from dpl_ray.trials import Trial, TrialResult, read_history, read_reports, read_trials, recorded_seconds, run_trial
 from dpl_ray.tuning_config import SearchConfig
 from dpl_ray.tuning_space import Space, draw_values
 
@@ -150,7 +150,8 @@ class LedgerSearcher(Searcher):
         metrics: dict[str, float] = {}
         for row in history:
             metrics |= {key: value for key, value in row["metrics"].items() if not key.startswith("threshold/")}
-        return TrialResult(trial.number, trial.values, "stopped", reports, metrics=metrics)
+        seconds = recorded_seconds(history)
+        return TrialResult(trial.number, trial.values, "stopped", reports, seconds, metrics)
 
     def _tell(self, result: TrialResult) -> None:
         """Tell Optuna of a trial that it has not proposed in this process."""

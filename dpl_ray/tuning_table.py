@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from dpl_ray.config import shown
+from dpl_ray.config import Config, shown
 from dpl_ray.trials import TrialResult
-from dpl_ray.tuning_space import Space
+from dpl_ray.tuning_space import Domain, Space
 
 MISSING = "-"
-COLUMNS = ("trial", "accuracy, %", "step", "state")
+COLUMNS = ("trial", "accuracy, %", "step", "state", "seconds")
 MAX_ROWS = 20  # of the Markdown table and the console's; trials.csv has all
 
 
@@ -42,32 +43,67 @@ def rows(ranked: Sequence[TrialResult], space: Space) -> list[list[str]]:
             MISSING if result.accuracy is None else f"{100 * result.accuracy:.1f}",
             str(result.steps),
             result.state,
-            *(_short(result.values.get(field, MISSING)) for field in space),
+            f"{result.seconds:,.1f}" if result.seconds else MISSING,
+            *(short(result.values[field], domain) for field, domain in space.items()),
         ]
         for result in ranked[:MAX_ROWS]
     ]
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else shown(value)
+def short(value: Any, domain: Domain) -> str:
+    """A value to be read: what was drawn from a range in as many digits as tell a hundredth of it."""
+    if domain.kind == "uniform":
+        low, high = domain.values
+        return f"{value:.{max(0, 2 - math.floor(math.log10(high - low)))}f}"
+    return f"{value:.3g}" if domain.kind == "loguniform" else shown(value)
 
 
-def to_markdown(ranked: Sequence[TrialResult], space: Space, name: str, command: str | None) -> str:
-    """What was searched, with what it was measured, and the best trials."""
-    facts = next((result.facts for result in ranked if result.facts), {})
-    versions = [f"{key.removeprefix('version.')} {value}" for key, value in facts.items() if "version." in key]
+def describe(
+    ranked: Sequence[TrialResult], config: Config, searched: str, command: str | None, run_id: str | None
+) -> dict[str, str]:
+    """Name -> value of what was searched, and what it was measured with.
+
+    Args:
+        searched: who has proposed and stopped, as tuning_config.how_searched says it.
+        run_id: of MLflow.
+    """
     states = [result.state for result in ranked]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    lines = [f"# {name}", "", *([f"    {command}", ""] if command else [])]
-    lines.append(f"- trials: {len(ranked)} ({counted})")
-    if facts:
-        lines += [
-            f"- data: {facts['data.num_labeled']} labelled images of {facts['data.num_classes']} classes, "
-            f"{facts['data.num_unlabeled']} in the pool; accuracy is of the teacher on {facts['data.num_validation']} "
-            f"held-out labelled images, so that one image more is {100 / int(facts['data.num_validation']):.1f} points",
-            f"- hardware: {facts['hardware']}",
-            f"- versions: {', '.join(versions)}; commit {facts['commit']}",
+    train = config.train
+    described = {"command": command} if command else {}
+    described |= {
+        "trials": f"{len(ranked)} ({counted}), {searched}",
+        "training": f"{train.num_steps:,} steps of {train.batch_size} labelled images, {config.policy['name']}, "
+        f"{config.model.name}, {train.precision}; where a field was searched, with its value",
+    }
+    kept = [result.facts for result in ranked if result.facts]  # what was stopped has left none
+    if kept:
+        first = kept[0]
+        versions = [
+            f"{key.removeprefix('version.')} {_listed(kept, key)}" for key in first if key.startswith("version.")
         ]
+        described |= {
+            "data": f"{config.data.name}, {first['data.num_labeled']} labelled images of {first['data.num_classes']} "
+            f"classes, {first['data.num_unlabeled']} in the pool; accuracy is of the teacher on "
+            f"{first['data.num_validation']} held-out labelled images, so that one image more is "
+            f"{100 / int(first['data.num_validation']):.1f} points",
+            "fingerprint of the data": first["data.fingerprint"],
+            "hardware": _listed(kept, "hardware"),
+            "versions": f"{', '.join(versions)}; commit {_listed(kept, 'commit')}",
+        }
+    return described | ({"MLflow run": run_id} if run_id else {})
+
+
+def _listed(kept: Sequence[dict[str, str]], key: str) -> str:
+    """Of all trials, since a search may go on elsewhere."""
+    return ", ".join(dict.fromkeys(facts[key] for facts in kept))
+
+
+def to_markdown(ranked: Sequence[TrialResult], space: Space, name: str, described: dict[str, str]) -> str:
+    """What was searched, with what it was measured, and the best trials."""
+    lines = [f"# {name}", ""]
+    for key, value in described.items():
+        lines += [f"    {value}", ""] if key == "command" else [f"- {key}: {value}"]
     titles = [*COLUMNS, *space]
     lines += ["", "| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     lines += ["| " + " | ".join(row) + " |" for row in rows(ranked, space)]

@@ -23,7 +23,7 @@ def job(loaded: tuple[Config, SearchConfig], console: Console) -> None:
         "best": result.best,
         "trials": result.csv,
         "table": result.markdown,
-        "figure": result.figure,
+        "report": result.report,
     }
     print_results(console, places, result.run_id, result.tracking_uri)
     console.print(f"train it: python -m pipelines.train config={result.best}", highlight=False, soft_wrap=True)

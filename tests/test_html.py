@@ -26,7 +26,7 @@ from dpl_ray.html import (
     table,
 )
 
-VOID = ("meta", "link", "img", "br")
+VOID = ("meta", "link", "img", "br", "wbr")
 
 
 class Outline(HTMLParser):

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpl_ray import comparison_page
+from dpl_ray.comparison_table import make_rows
 from dpl_ray.config import Config
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
 from dpl_ray.data.decode import DecodeSettings
@@ -31,7 +33,9 @@ from dpl_ray.run_folder import RunFolder
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.loop import Outcome
 from tests.builders import tiny_config, tiny_set, tiny_splits, write_images
+from tests.test_comparison_table import cell
 from tests.test_html import Outline
+from tests.test_tuning_page import page_of_a_search
 
 CHROMIUM = shutil.which("chromium")
 SECTIONS = ["verdict", "training", "pseudo-labels", "thresholds", "exploration", "calibration", "confusions"]
@@ -217,14 +221,35 @@ def console_messages(folder: Path, text: str) -> tuple[str, str]:
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 
-@pytest.mark.skipif(CHROMIUM is None or "CI" in os.environ, reason="needs a browser, and is not for CI")
-def test_a_browser_shows_every_section_and_has_nothing_to_complain_of(tmp_path: Path) -> None:
-    text, _, _ = page(tmp_path / "runs", tiny_splits())
+BROWSER = pytest.mark.skipif(CHROMIUM is None or "CI" in os.environ, reason="needs a browser, and is not for CI")
+
+
+def page_of(kind: str, folder: Path) -> tuple[str, list[str], int]:
+    """The file, the anchors of its sections, and how many pictures it has at least."""
+    if kind == "run":
+        text, _, sections = page(folder, tiny_splits())
+        return text, sections, 21
+    if kind == "search":
+        built = page_of_a_search()
+        return built.render(), [section.anchor for section in built.sections], 7
+    cells = [cell(policy, seed, 0.5, (0.3, 0.4)) for policy in ("dpl", "fixmatch") for seed in (0, 1)]
+    built = comparison_page.make_page("first", cells, make_rows(cells, "dpl"), "dpl", {}, {})
+    return built.render(), [section.anchor for section in built.sections], 3
+
+
+@BROWSER
+@pytest.mark.parametrize("kind", ["run", "comparison", "search"])
+def test_a_browser_shows_every_section_and_has_nothing_to_complain_of(tmp_path: Path, kind: str) -> None:
+    text, sections, num_pictures = page_of(kind, tmp_path / "runs")
     shown, complaints = console_messages(tmp_path, text)
     assert complaints == ""
-    found = Outline(shown)
-    assert set(SECTIONS) <= set(found.ids)
-    assert shown.count("<img") == text.count("<img") > 20
+    assert set(sections) <= set(Outline(shown).ids)
+    assert len(sections) > 3
+    assert shown.count("<img") == text.count("<img") >= num_pictures
+
+
+@BROWSER
+def test_what_a_page_complains_of_is_seen(tmp_path: Path) -> None:
     spoiled = Page("x", "x", [Section("x", "x", paragraph("x"))]).render().replace('href="data:,"', 'href="//a/b.png"')
     _, complaints = console_messages(tmp_path, spoiled.replace("<h1>", '<img alt="" src="http://127.0.0.1:9/x"><h1>'))
-    assert "Content Security Policy" in complaints, "what a page complains of is seen here"
+    assert "Content Security Policy" in complaints

@@ -21,7 +21,7 @@ from dpl_ray.config import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.storage import Storage
 from dpl_ray.training import loop
-from dpl_ray.trials import Trial, TrialResult, read_history, run_trial
+from dpl_ray.trials import Trial, TrialResult, read_history, recorded_seconds, run_trial
 from dpl_ray.tuning import SearchFailedError
 from dpl_ray.tuning_config import load_search
 from tests.test_labeling_kill import wait_for
@@ -92,7 +92,12 @@ def test_every_trial_is_trained_and_the_best_is_the_first(tmp_path: Path) -> Non
     assert [float(row["optim.learning_rate"]) for row in rows] == [
         each.values["optim.learning_rate"] for each in result.trials
     ]
-    assert Path(result.figure).read_bytes().startswith(b"\x89PNG")
+    page = Path(result.report).read_text()
+    assert f"Trial {result.trials[0].number} is the best of 3: {100 * accuracies[0]:.1f} % of 20 held-out" in page
+    assert page.count("data:image/svg+xml") == 5 + 3, "a panel of every field, curves, the best so far, seconds"
+    for each in result.trials:
+        history = read_history(Storage(f"{tmp_path}/first"), each.trial.name)
+        assert 0 < recorded_seconds(history) <= each.seconds
     assert "20 held-out labelled images, so that one image more is 5.0 points" in Path(result.markdown).read_text()
     assert "on 20 held-out labelled images (one image is 5.0 points)" in output
     assert (result.failed, result.run_id) == ({}, None)
@@ -131,6 +136,7 @@ def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipelines.tune", *overrides_for(tmp_path, "num_trials=2")]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"train it: python -m pipelines.train config={tmp_path}/first/best.yaml" in found.stdout
+    assert f"report      {tmp_path}/first/search.html" in found.stdout
     assert "    python -m pipelines.tune train.num_steps=6" in (tmp_path / "first" / "search.md").read_text()
     best = f"config={tmp_path}/first/best.yaml"
     train = [sys.executable, "-m", "pipelines.train", best, "scale.num_workers=0"]
@@ -236,7 +242,7 @@ def test_nothing_that_is_read_again_can_execute_code(tmp_path: Path, told: Any) 
     told(lambda trial: [0.5, 0.5, 0.5])
     run(tmp_path)
     kinds = {path.suffix for path in (tmp_path / "first").rglob("*") if path.is_file()}
-    assert kinds <= {".json", ".jsonl", ".yaml", ".csv", ".md", ".png"}
+    assert kinds <= {".json", ".jsonl", ".yaml", ".csv", ".md", ".html"}
 
 
 # What goes wrong
@@ -264,6 +270,7 @@ def test_a_trial_that_fails_leaves_the_others_and_is_run_again(tmp_path: Path, m
         result, output = run(tmp_path)
         assert result.failed == {"trial-0001": "OSError: no space left"}
         assert "trial 1 failed: OSError: no space left" in output
+        assert "<dt>trial 1, failed</dt><dd>OSError: no space left</dd>" in Path(result.report).read_text()
         assert len(result.trials) == 2
     again, _ = run(tmp_path)
     assert (again.failed, len(again.trials)) == ({}, 3)
@@ -288,8 +295,11 @@ def test_mlflow_has_the_search_and_its_trials(tmp_path: Path) -> None:
     assert parent.data.params["search.scheduler"] == "asha"
     assert parent.data.params["search.space.train.mu"] == "{choice: [1,2]}"
     assert parent.data.tags["best"] == result.trials[0].trial.name
-    assert parent.data.tags["data.fingerprint"] == json.loads((tmp_path / "first" / "search.json").read_text())["data"]
-    assert {file.path for file in client.list_artifacts(result.run_id)} >= {"best.yaml", "trials.csv", "search.png"}
+    info = json.loads((tmp_path / "first" / "search.json").read_text())
+    assert parent.data.tags["data.fingerprint"] == info["data"]
+    assert parent.data.tags["report"] == result.report
+    files = {file.path for file in client.list_artifacts(result.run_id)}
+    assert files == {"best.yaml", "figures", "search.html", "search.json", "search.md", "trials.csv"}
     children = client.search_runs(
         [parent.info.experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{result.run_id}'"
     )

@@ -115,10 +115,9 @@ def train(
                 window.close(state.step, state.policy.thresholds())
                 unreadable.check(state.step)
             if _due(state.step, train_config.evaluate_every) and len(splits.validation):
-                metrics = evaluate_split(state.teacher, splits.validation, workers)
-                window.tell(
-                    state.step, {f"validation/{key.removeprefix('eval/')}": value for key, value in metrics.items()}
-                )
+                found = evaluate_split(state.teacher, splits.validation, workers)
+                metrics = {f"validation/{key.removeprefix('eval/')}": value for key, value in found.items()}
+                window.tell(state.step, metrics | {"time/training": state.seconds})
             if curve_every and (_due(state.step, curve_every) or last):
                 with window.paused():
                     accuracy = evaluate_split(state.teacher, curve_split, workers)["eval/accuracy"]
