@@ -1,0 +1,149 @@
+"""What recording in MLflow costs a training: 100 classes' thresholds, told every 50 steps.
+
+    python -m benchmarks.tracking                          the default store, SQLite
+    python -m benchmarks.tracking --uri http://host:5000   a server
+
+One training in this process, of noise images (WRN-28-2, dpl, B=16, mu=7). Every other record is told to MLflow, so that
+windows of 50 steps with and without its work alternate: the work for a record falls into the window after it. Besides,
+the CPU seconds of MLflow's thread are counted: what the steps would take longer if there were a single core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import dpl_ray.tracking.tracker
+from benchmarks.environment import environment_line
+from dpl_ray.config import Config, parse_config
+from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
+from dpl_ray.storage import Storage
+from dpl_ray.tracking.journal import Entry, Journal
+from dpl_ray.tracking.sender import Sender
+from dpl_ray.tracking.tracker import Tracker, default_uri, start_tracker
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.loop import Record, train
+
+
+def noise(arguments: argparse.Namespace) -> Splits:
+    random = np.random.default_rng(0)
+
+    def images(count: int, targets: np.ndarray) -> ImageSet:
+        pixels = random.integers(0, 256, (count, 3, arguments.size, arguments.size), dtype=np.uint8)
+        return ImageSet(pixels, targets.astype(np.int64), np.arange(count).astype(str))
+
+    classes = np.arange(arguments.classes)
+    return Splits(
+        class_names=tuple(f"class-{number}" for number in classes),
+        labeled=images(len(classes), classes),
+        unlabeled=images(2000, np.full(2000, UNLABELED)),
+        validation=images(0, classes[:0]),
+        test=images(0, classes[:0]),
+        bad=(),
+    )
+
+
+class Meter:
+    """Tells MLflow every other record, and takes the time of the windows."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self.steps: dict[bool, list[float]] = {True: [], False: []}  # whether a record was told before -> seconds
+        self.calls: list[float] = []  # seconds that the training itself is held up
+        self.num_metrics = 0
+        self._is_warm, self._was_told = False, False
+
+    def __call__(self, record: Record) -> None:
+        if "time/step" not in record.metrics:
+            return
+        if self._is_warm:
+            self.steps[self._was_told].append(record.metrics["time/step"])
+        self._is_warm, self._was_told = True, not self._was_told
+        if self._was_told:
+            began = time.perf_counter()
+            self.tracker.log(record.metrics, record.step)
+            self.calls.append(time.perf_counter() - began)
+            self.num_metrics = len(record.metrics)
+
+
+class TimedSender(Sender):
+    """Counts the CPU seconds of its thread, start and end of the run aside."""
+
+    seconds = 0.0
+
+    def send(self, entries: list[Entry]) -> None:
+        began, are_metrics = time.thread_time(), {entry["kind"] for entry in entries} == {"metrics"}
+        super().send(entries)
+        if are_metrics:
+            TimedSender.seconds += time.thread_time() - began
+
+
+def measure(config: Config, arguments: argparse.Namespace, folder: Path) -> Meter:
+    uri = arguments.uri or default_uri(str(folder))[0]
+    tracker = start_tracker(config, uri, Journal(Storage(str(folder))), name="benchmark", params={}, tags={})
+    deadline = time.monotonic() + 120
+    while tracker.run_id is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    meter = Meter(tracker)
+    train(config, noise(arguments), Workers(), Storage(str(folder / "checkpoints")), meter)
+    tracker.finish("FINISHED")
+    return meter
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--uri", help="of a server; default: SQLite in a temporary folder")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--windows", type=int, default=16, help="of --log-every steps, half of them with MLflow's work")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--width", type=int, default=2)
+    arguments = parser.parse_args()
+    config = parse_config(
+        {
+            "model": {"width": arguments.width},
+            "train": {
+                "batch_size": arguments.batch_size,
+                "num_steps": arguments.log_every * (arguments.windows + 2),
+                "log_every": arguments.log_every,
+                "checkpoint_every": 10**6,
+                "curve_every": 10**6,
+                "baseline": False,
+            },
+            "scale": {"num_workers": 0},
+            "tracking": {"uri": arguments.uri},
+        }
+    )
+    torch.set_num_threads(os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as folder:
+        dpl_ray.tracking.tracker.Sender = TimedSender  # type: ignore[misc]
+        meter = measure(config, arguments, Path(folder))
+    told, untold = meter.steps[True], meter.steps[False]
+    pairs = [with_work / without - 1 for with_work, without in zip(told, untold, strict=False)]
+    window = statistics.median(untold) * arguments.log_every
+    seconds = TimedSender.seconds / len(meter.calls) + statistics.mean(meter.calls)
+    title = f"{meter.num_metrics} metrics every {arguments.log_every} steps, WRN-28-{arguments.width}"
+    table = Table("", "", title=title, title_justify="left", show_header=False)
+    for name, found in {"step without MLflow, median (range)": untold, "step with MLflow": told}.items():
+        table.add_row(name, f"{statistics.median(found):.4f} s ({min(found):.4f} to {max(found):.4f})")
+    spread = f"{statistics.median(pairs):+.2%} ({min(pairs):+.2%} to {max(pairs):+.2%})"
+    table.add_row("difference of neighbouring windows", spread)
+    table.add_row("CPU time of a record", f"{seconds:.4f} s")
+    table.add_row("of the steps between two records", f"{seconds / window:.2%}")
+    console = Console()
+    console.print(table)
+    console.print(environment_line(), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
