@@ -39,4 +39,5 @@ bench: install
 	$(BIN)/python -m benchmarks.label
 	$(BIN)/python -m benchmarks.mistakes
 	$(BIN)/python -m benchmarks.pool_rates
+	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.pool
