@@ -22,13 +22,13 @@ NUM_STEPS, LOG_EVERY = 6, 2
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def server(tmp_path: Path, mlflow_store: None) -> Iterator[str]:
     """The address of `mlflow server`, with SQLite and its artifacts below tmp_path."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
-    command += [f"--backend-store-uri=sqlite:///{tmp_path}/server.db", f"--artifacts-destination={tmp_path}/artifacts"]
+    command += [f"--backend-store-uri=sqlite:///{tmp_path}/mlflow.db", f"--artifacts-destination={tmp_path}/artifacts"]
     log = tmp_path / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(
