@@ -314,6 +314,7 @@ def test_the_progress_of_a_log_file_has_no_control_characters(tmp_path: Path) ->
     assert len(re.findall(r"seed \d: accuracy .* %, 6 steps in \d+ s; \d of 4 cells done, \d running, ", output)) == 4
 
 
+@pytest.mark.usefixtures("mlflow_store")
 def test_mlflow_has_a_parent_with_a_child_for_every_cell_and_no_child_twice(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -346,6 +347,7 @@ def test_mlflow_has_a_parent_with_a_child_for_every_cell_and_no_child_twice(tmp_
         assert sorted((point.step, point.value) for point in curve) == [point[:2] for point in cell.curve]
 
 
+@pytest.mark.usefixtures("mlflow_store")
 def test_what_a_server_that_is_down_was_not_sent_goes_to_the_one_that_is_there_next_time(tmp_path: Path) -> None:
     one = CompareConfig(policies=("supervised",), seeds=1, reference="supervised")
     with pytest.warns(UserWarning, match=r"MLflow at http://127.0.0.1:9: .*sync_tracking run="):

@@ -353,10 +353,11 @@ def test_help_and_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert errors[1:] == ["interrupted; the same command goes on"]
 
 
+@pytest.mark.usefixtures("mlflow_store")
 def test_an_mlflow_run_has_numbers_and_files(checkpoint: str, pool: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    fields = {"run": {"storage_path": str(tmp_path / "runs")}, "tracking": {"enabled": True}}
+    fields = {"run": {"storage_path": str(tmp_path)}, "tracking": {"enabled": True}}
     result = label(checkpoint, pool, tmp_path / "out", **fields)
     client = MlflowClient(tracking_uri=result.tracking_uri)
     run = client.get_run(result.run_id)

@@ -46,6 +46,7 @@ def test_every_policy_runs_from_the_configuration_to_the_report(tmp_path: Path, 
     assert {row["step"] for row in records if row["phase"] == policy} == {2, 4}
 
 
+@pytest.mark.usefixtures("mlflow_store")
 def test_a_finished_run_that_is_started_again_shows_what_it_had_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +118,7 @@ def test_validation_is_measured_on_the_way_and_the_test_split_once(tmp_path: Pat
     assert [row["step"] for row in main if "eval/accuracy" in row["metrics"]] == [4]
 
 
+@pytest.mark.usefixtures("mlflow_store")
 def test_mlflow_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
@@ -133,6 +135,7 @@ def test_mlflow_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert artifact_uri.startswith(f"file://{tmp_path}"), "artifacts lie beside the runs, not in the working directory"
 
 
+@pytest.mark.usefixtures("mlflow_store")
 def test_what_lies_beside_the_runs_can_be_no_run(tmp_path: Path) -> None:
     run(tmp_path, "tracking.enabled=true")
     assert {path.name for path in tmp_path.iterdir()} - {"tiny"} <= set(BESIDE_RUNS)
@@ -141,6 +144,7 @@ def test_what_lies_beside_the_runs_can_be_no_run(tmp_path: Path) -> None:
             run(tmp_path, f"run.name={name}")
 
 
+@pytest.mark.usefixtures("mlflow_store")
 def test_a_run_that_fails_says_so_to_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
@@ -211,6 +215,7 @@ def test_a_checkpoint_is_loaded_from_a_path_object(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "tiny").class_names == tuple(map(str, range(10)))
 
 
+@pytest.mark.usefixtures("mlflow_store")
 def test_the_command_ends_with_the_paths_and_writes_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,9 +75,9 @@ def is_healthy(address: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, empty_mlflow_database: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    (folder / "mlflow.db").write_bytes(empty_mlflow_database.read_bytes())
+    (folder / "mlflow.db").write_bytes(mlflow_template.read_bytes())
     running = Server(folder)
     yield running
     running.kill()

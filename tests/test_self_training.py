@@ -264,6 +264,7 @@ def test_round_0_with_a_checkpoint_that_is_given(data: Path, tmp_path: Path) -> 
     assert load_checkpoint(result.checkpoint).class_names == tuple(map(str, range(10)))
 
 
+@pytest.mark.usefixtures("mlflow_store")
 def test_mlflow_has_one_run_with_a_step_a_round_and_a_child_for_each(data: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 

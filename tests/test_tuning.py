@@ -285,6 +285,7 @@ def test_a_search_without_a_result_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("mlflow_store")
 def test_mlflow_has_the_search_and_its_trials(tmp_path: Path) -> None:
     import mlflow
 
