@@ -165,8 +165,9 @@ def print_results(
         if value:
             console.print(f"{label:<11} {value}", highlight=False, markup=False, soft_wrap=True)
     if run_id:
-        command = f"look at it: mlflow ui --backend-store-uri {tracking_uri}"
-        console.print(command, highlight=False, markup=False, soft_wrap=True)
+        is_server = (tracking_uri or "").startswith(("http://", "https://"))
+        where = tracking_uri if is_server else f"mlflow ui --backend-store-uri {tracking_uri}"
+        console.print(f"look at it: {where}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _one_line(error: object) -> str:

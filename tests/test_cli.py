@@ -127,3 +127,15 @@ def test_help_names_the_program_that_was_run(monkeypatch: pytest.MonkeyPatch) ->
     job = failing(ValueError())
     job.__module__ = "a_main"
     assert cli._program(job) == "pipelines.label"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("sqlite:////runs/mlflow.db", "look at it: mlflow ui --backend-store-uri sqlite:////runs/mlflow.db"),
+        ("http://mlflow.example:5000", "look at it: http://mlflow.example:5000"),
+    ],
+)
+def test_results_end_with_where_to_look_at_them(uri: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.print_results(Console(), {"checkpoint": "runs/a", "registered": None}, "0123", uri)
+    assert capsys.readouterr().out.splitlines() == ["checkpoint  runs/a", "MLflow run  0123", shown]
