@@ -103,8 +103,6 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
         raise ValueError(f"output={config.output}: lies in the pool, which would grow by its own labels; take another")
     num_workers = _count_workers(config)
     listed = list_pool(source.location, image_column=source.image_column, every_file=True)
-    if not len(listed):
-        raise source.location.error("the parquet files have no rows")
     listed.check_image_column("image_column")
     side = source.settings.image_size
     assert side is not None

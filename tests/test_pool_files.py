@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpl_ray.data import pool_files
 from dpl_ray.data.decode import DecodeSettings, decode_many
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool_files import ROWS_PER_SPAN, PoolFiles, _merge, list_pool
@@ -110,18 +112,102 @@ def test_labels_that_are_no_text_cost_no_image(tmp_path: Path) -> None:
     assert [row[1:] for row in rows] == [(png(0), None), (png(1), None)]
 
 
-def test_a_broken_row_group_costs_its_own_rows(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
+def write_broken_group(path: Path) -> None:
+    """Nine rows; the row group of the three in the middle cannot be read."""
     write_images(path, range(9), row_group_size=3)
     start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
     content = bytearray(path.read_bytes())
     content[start : start + 40] = bytes(40)
     path.write_bytes(content)
+
+
+def test_a_broken_row_group_costs_its_own_rows(tmp_path: Path) -> None:
+    write_broken_group(tmp_path / "a.parquet")
     files = pool(tmp_path)
     rows = [row[:2] for span in files.spans.tolist() for row in files.read(*span)]
     _, kept, bad = decode_many(rows, DecodeSettings())
     assert kept == [0, 1, 2, 6, 7, 8]
     assert {image.reason for image in bad} == {"file cannot be read"}
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_page_that_breaks_costs_no_row_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    """Ten rows of a page each in one row group, of which row 6 has a broken header, read two by two."""
+    path, options = tmp_path / "a.parquet", {"use_dictionary": False, "compression": "none"}
+    table = pa.table({"image": [png(level) for level in range(10)], "label": [0] * 10})
+    pq.write_table(table, path, data_page_size=1, write_batch_size=1, **options)
+    content = bytearray(path.read_bytes())
+    start = content.index(png(6)) - 20
+    content[start : start + 16] = b"\xff" * 16
+    path.write_bytes(content)
+    monkeypatch.setattr("dpl_ray.data.pool_files._BATCH_ROWS", 2)
+    rows = pool(tmp_path).read(0, first, 10 - first)
+    assert [row[0] for row in rows] == [f"{path}:{row}" for row in range(first, 10)]
+    _, kept, bad = decode_many([row[:2] for row in rows], DecodeSettings())
+    assert [first + position for position in kept] == list(range(first, 6))
+    assert {image.reason for image in bad} == {"file cannot be read"}
+
+
+@pytest.mark.parametrize("rows_per_batch", [1, 4, 1000])
+def test_all_rows_are_those_of_the_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_batch: int) -> None:
+    monkeypatch.setattr("dpl_ray.data.pool_files._BATCH_ROWS", rows_per_batch)
+    write_images(tmp_path / "a.parquet", range(10), row_group_size=6)
+    (tmp_path / "b.png").write_bytes(png(10))
+    cells = [{"bytes": png(level), "path": "x"} for level in range(11, 14)] + [None, {"bytes": None, "path": "y"}]
+    pq.write_table(pa.table({"image": cells, "label": ["1", "", None, "0", "-1"]}), tmp_path / "c.parquet")
+    write_images(tmp_path / "d.parquet", [7])
+    files = pool(tmp_path)
+    a, c, d = (tmp_path / f"{name}.parquet" for name in "acd")
+    left = files.without({f"{a}:{row}" for row in (0, 4, 5, 6)} | {f"{c}:1", f"{d}:0"})
+    for some in (files, left):
+        expected = [row for span in some.spans.tolist() for row in some.read(*span)]
+        found = list(some.read_all())
+        assert [(row[0], row[2]) for row in found] == [(row[0], row[2]) for row in expected]
+        assert [payload for _, payload, _ in found if not callable(payload)] == [
+            payload for _, payload, _ in expected if not callable(payload)
+        ]
+    assert [row[0].rpartition("/")[2] for row in left.read_all()] == [
+        *(f"a.parquet:{row}" for row in (1, 2, 3, 7, 8, 9)), "b.png", *(f"c.parquet:{row}" for row in (0, 2, 3, 4)),
+    ]  # fmt: skip
+    assert [row[2] for row in left.read_all()][-4:] == ["1", None, "0", None]
+    assert [row[1] for row in left.read_all()][-4:] == [png(11), png(13), None, None]
+
+
+def test_a_file_is_opened_once_and_not_read_to_its_end_before_its_rows_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a row group of 40 rows, those that are taken are read, and no more than a batch beyond."""
+    monkeypatch.setattr("dpl_ray.data.pool_files._BATCH_ROWS", 5)
+    write_images(tmp_path / "a.parquet", range(40))
+    opened, made = [], []
+    parquet_file, rows_of = pq.ParquetFile, pool_files._rows_of
+
+    def opening(path: str, **options: object) -> pq.ParquetFile:
+        opened.append(path)
+        return parquet_file(path, **options)
+
+    def making(batch: pa.RecordBatch, columns: list[str]) -> list:
+        made.append(len(batch))
+        return rows_of(batch, columns)
+
+    monkeypatch.setattr(pool_files, "_rows_of", making)
+    files = pool(tmp_path).without({f"{tmp_path / 'a.parquet'}:{row}" for row in range(1, 40, 2)})
+    monkeypatch.setattr(pq, "ParquetFile", opening)
+    rows = files.read_all()
+    for _ in range(4):
+        next(rows)
+    assert made == [5, 5]
+    assert len(list(rows)) == 16
+    assert made == [*[5] * 7, 4]
+    assert opened == [str(tmp_path / "a.parquet")]
+
+
+def test_parquet_files_without_a_row_are_an_error(tmp_path: Path) -> None:
+    write_images(tmp_path / "a.parquet", [])
+    with pytest.raises(ValueError, match=r"^data.unlabeled=.*: the parquet files have no rows"):
+        pool(tmp_path)
+    write_images(tmp_path / "b.parquet", [1])
+    assert len(pool(tmp_path)) == 1
 
 
 def test_every_file_counts_where_it_is_asked_for(tmp_path: Path) -> None:

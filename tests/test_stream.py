@@ -311,15 +311,17 @@ def test_a_bad_image_is_counted_once_however_often_it_is_read(tmp_path: Path) ->
     assert listed == ["id,reason", f"{tmp_path / 'pool' / '0.png'},not an image"]
 
 
-def test_a_column_that_no_file_has_is_refused_and_one_that_some_have_not(tmp_path: Path) -> None:
-    data = digits_like(tmp_path, "stream", unlabeled=str(tmp_path / "pool")).data
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_a_column_that_no_file_has_is_refused_and_one_that_some_have_not(tmp_path: Path, mode: str) -> None:
+    data = digits_like(tmp_path, mode, unlabeled=str(tmp_path / "pool")).data
     (tmp_path / "pool").mkdir()
     pq.write_table(pa.table({"picture": [png(1)]}), tmp_path / "pool" / "a.parquet")
     with pytest.raises(ValueError, match=r"data.image_column=image: .*a.parquet has no such column but picture"):
         load_splits(data, seed=0)
     write_images(tmp_path / "pool" / "b.parquet", [2])
     rest = load_splits(data.model_copy(update={"unlabeled": None}), seed=0).unlabeled
-    assert len(load_splits(data, seed=0).unlabeled) == len(rest) + 2
+    splits = load_splits(data, seed=0)
+    assert len(splits.unlabeled) + len(splits.bad) == len(rest) + 2
 
 
 def test_streaming_needs_files_and_a_size(tmp_path: Path) -> None:

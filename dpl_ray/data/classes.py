@@ -65,13 +65,12 @@ def _is_integer(label: Label) -> bool:
     return isinstance(label, int) or (label is not None and re.fullmatch(r"[+-]?\d+", label) is not None)
 
 
-def find_targets(records: Records, class_names: tuple[str, ...], *, strict: bool = True) -> NDArray[np.int64]:
-    """Class index of each record; a label outside the classes is an error, or UNLABELED where not `strict`."""
+def find_targets(records: Records, class_names: tuple[str, ...]) -> NDArray[np.int64]:
+    """Class index of each record, UNLABELED where it has no label; a label outside the classes is an error."""
     targets = label_indices(records.labels, class_names)
-    if strict:
-        for position in np.flatnonzero(targets == UNLABELED).tolist():
-            if (label := records.labels[position]) is not None:
-                raise records.location.error(_outside(label, records.ids[position], class_names))
+    for position in np.flatnonzero(targets == UNLABELED).tolist():
+        if (label := records.labels[position]) is not None:
+            raise records.location.error(_outside(label, records.ids[position], class_names))
     return targets
 
 

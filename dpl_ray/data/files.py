@@ -1,6 +1,7 @@
 """The user's own files, on any file system of pyarrow, as encoded images with labels.
 
-A folder, a glob or a CSV becomes `Records` here, parquet files in `parquet.py`. Everything that can be told
+A folder, a glob or a CSV becomes `Records` here, parquet files in `parquet.py`; images without labels are listed by
+`pool_files.py`. Everything that can be told
 without decoding an image is checked: paths, columns, label types.
 """
 
@@ -13,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, compress
+from itertools import compress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -58,15 +59,6 @@ class Records:
     labels: list[Label]
     read: Callable[[], Iterator[Payload]]
     class_names: tuple[str, ...] | None = None  # where the files carry them
-
-    def beside(self, other: Records) -> Records:
-        """Both, one after the other."""
-        return replace(
-            self,
-            ids=self.ids + other.ids,
-            labels=self.labels + other.labels,
-            read=lambda: chain(self.read(), other.read()),
-        )
 
     def without(self, excluded: set[str]) -> Records:
         """The records whose ids are not among these."""
@@ -188,28 +180,27 @@ def is_image(path: str) -> bool:
     return path.lower().endswith(IMAGE_EXTENSIONS)
 
 
-def read_folder(location: Location, paths: list[str], *, labeled: bool) -> Records:
-    """Image files; the label is the subfolder (of a folder) or the parent folder (of a glob), if `labeled`."""
+def read_folder(location: Location, paths: list[str]) -> Records:
+    """Image files; the label is the subfolder (of a folder) or the parent folder (of a glob)."""
     images = [path for path in paths if is_image(path)]
     if not images:
         raise no_image(location, paths)
-    labels: list[Label] = [None] * len(images)
     class_names: tuple[str, ...] | None = None
-    if labeled:
-        below = len(location.path.rstrip("/")) + 1
-        is_folder = all(path.startswith(location.path.rstrip("/") + "/") for path in paths)
-        if is_folder:
-            # Every subfolder is a class, also one without an image: that is a mistake to answer, not to pass over.
-            class_names = tuple(sorted(_subfolders(location)))
-            if not class_names:
-                raise location.error(
-                    f"{len(images)} images lie in it, but no subfolder per class; make one for each class, or give a "
-                    "CSV of path,label (images without labels belong to data.unlabeled)"
-                )
-            images = [path for path in images if "/" in path[below:]]
-            labels = [path[below:].split("/", 1)[0] for path in images]
-        else:
-            labels = [posixpath.basename(posixpath.dirname(path)) for path in images]
+    below = len(location.path.rstrip("/")) + 1
+    is_folder = all(path.startswith(location.path.rstrip("/") + "/") for path in paths)
+    labels: list[Label]
+    if is_folder:
+        # Every subfolder is a class, also one without an image: that is a mistake to answer, not to pass over.
+        class_names = tuple(sorted(_subfolders(location)))
+        if not class_names:
+            raise location.error(
+                f"{len(images)} images lie in it, but no subfolder per class; make one for each class, or give a "
+                "CSV of path,label (images without labels belong to data.unlabeled)"
+            )
+        images = [path for path in images if "/" in path[below:]]
+        labels = [path[below:].split("/", 1)[0] for path in images]
+    else:
+        labels = [posixpath.basename(posixpath.dirname(path)) for path in images]
     return Records(
         location, [location.name(path) for path in images], labels, partial(_readers, location, images), class_names
     )

@@ -22,12 +22,10 @@ from dpl_ray.file_systems import one_line
 T = TypeVar("T")
 
 
-def read_parquet(
-    location: Location, paths: list[str], *, image_column: str, label_column: str | None, need_labels: bool
-) -> Records:
-    """Parquet files with a column of encoded bytes or {bytes, path} structs, and one of labels.
+def read_parquet(location: Location, paths: list[str], *, image_column: str, label_column: str | None) -> Records:
+    """Parquet files with a column of encoded bytes or {bytes, path} structs, and one of labels unless that is None.
 
-    Labels are read where `need_labels` (a missing or odd column is an error), and else where there are any.
+    A file that cannot be read is an error, as is a missing or odd column: nobody could say which labels are lost.
     Class names come from Hugging Face's metadata, else from class_names.txt beside the files.
     """
     paths = [path for path in paths if is_parquet(path)]
@@ -41,11 +39,10 @@ def read_parquet(
             check_image_column(name, schema, image_column)
             num_rows = file.metadata.num_rows
             ids += [f"{name}:{row}" for row in range(num_rows)]
-            if need_labels and label_column is not None:
-                _check_label_column(name, schema, label_column)
-            if label_column is None or not has_labels(schema, label_column):
+            if label_column is None:
                 labels += [None] * num_rows
                 continue
+            _check_label_column(name, schema, label_column)
             column = _guarded(location, path, partial(file.read, columns=[label_column]))
             labels += [as_label(label) for label in column.column(0).to_pylist()]
             class_names = class_names or _hugging_face_names(schema, label_column)

@@ -1,4 +1,4 @@
-"""The files of a pool as they were listed, and reading rows of them: what streaming and labelling have in common.
+"""The files of a pool as they were listed, and reading rows of them: into memory, streamed or to be labelled.
 
 A pool is image files, each of one row, and parquet files of many. What is held of it is a name and a few numbers a
 file, never anything a sample. Rows are called by (file, row); `sample_id` names them.
@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress, groupby, repeat
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -25,12 +27,14 @@ from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
 from dpl_ray.data.files import Label, Location, as_label, is_image, is_parquet, list_infos, no_image, read_file
 from dpl_ray.data.parquet import check_image_column, has_labels, image_column_error
 
-ROWS_PER_SPAN = 1024  # least rows of a span of whole row groups: what is read in one go
+ROWS_PER_SPAN = 1024  # least rows of a span of whole row groups
+_BATCH_ROWS = 1024  # of a row group that are decompressed at a time: it may be a whole file
 NOT_PARQUET = "not a readable parquet file"
 _NUM_THREADS = 32  # that read footers: they wait for files
 
-Rows = list[tuple[str, Payload, Label]]
-"""Sample id, encoded image and label of each row."""
+Row = tuple[str, Payload, Label]
+"""Sample id, encoded image and label."""
+Rows = list[Row]
 
 
 @dataclass(frozen=True)
@@ -119,56 +123,85 @@ class PoolFiles:
         """Rows first .. first + count - 1 of a file, encoded. What cannot be read is a payload that raises.
 
         Image files are opened by their payloads, parquet files here, one row group after the other: a broken one
-        costs its own rows.
+        costs its own rows, from the break on.
         """
+        return list(self._read(file, first, count))
+
+    def read_all(self) -> Iterator[Row]:
+        """Every row of the pool, in order. A file is opened once, and a batch of its rows is held at a time."""
+        for file, group in groupby(self.spans.tolist(), itemgetter(0)):
+            spans = [(first, first + count) for _, first, count in group]
+            first, end = spans[0][0], spans[-1][1]
+            belongs = np.zeros(end - first, bool)
+            for start, stop in spans:
+                belongs[start - first : stop - first] = True
+            yield from compress(self._read(file, first, end - first), belongs)
+
+    def _read(self, file: int, first: int, count: int) -> Iterator[Row]:
         path = self.paths[file].as_py()
         if not is_parquet(path):
             label = None if self.labels is None else as_label(int(self.labels[file]))
-            return [(self.name(file), partial(read_file, self.location.filesystem, path), label)]
-        ids = [self.sample_id(file, row) for row in range(first, first + count)]
-        payloads: list[tuple[Payload, Label]] = []
+            yield self.name(file), partial(read_file, self.location.filesystem, path), label
+            return
+        for row, (payload, label) in enumerate(self._read_parquet(path, first, count), start=first):
+            yield self.sample_id(file, row), payload, label
+
+    def _read_parquet(self, path: str, first: int, count: int) -> Iterator[tuple[Payload, Label]]:
+        num_read, reason = 0, MISSING
         try:
             with pq.ParquetFile(path, filesystem=self.location.filesystem) as opened:
-                payloads = self._read_parquet(opened, first, count)
+                for batch in self._batches(opened, first, count):
+                    yield from batch
+                    num_read += len(batch)
         except FileNotFoundError:
-            payloads = [(_failing(MISSING), None)] * count
+            pass
         except (pa.ArrowException, OSError):
-            payloads = [(_failing(NOT_PARQUET), None)] * count
-        # A file that has become shorter since it was listed.
-        payloads += [(_failing(MISSING), None)] * (count - len(payloads))
-        return [(sample_id, *payload) for sample_id, payload in zip(ids, payloads, strict=True)]
+            reason = NOT_PARQUET
+        # Also the end of a file that has become shorter since it was listed.
+        yield from repeat((_failing(reason), None), count - num_read)
 
-    def _read_parquet(self, opened: pq.ParquetFile, first: int, count: int) -> list[tuple[Payload, Label]]:
+    def _batches(self, opened: pq.ParquetFile, first: int, count: int) -> Iterator[list[tuple[Payload, Label]]]:
         schema = opened.schema_arrow
         if (problem := image_column_error(schema, self.image_column)) is not None:
-            return [(_failing(problem), None)] * count
+            yield [(_failing(problem), None)] * count
+            return
         columns = [self.image_column]
         if self.label_column is not None and has_labels(schema, self.label_column):
             columns.append(self.label_column)
-        found: list[tuple[Payload, Label]] = []
         end = 0
         for group in range(opened.metadata.num_row_groups):
             start, end = end, end + opened.metadata.row_group(group).num_rows
             skip, stop = max(first - start, 0), min(first + count, end) - start
             if skip < stop:
-                found += self._read_group(opened, group, columns, skip, stop)
-        return found
+                yield from _read_group(opened, group, columns, skip, stop)
 
-    def _read_group(
-        self, opened: pq.ParquetFile, group: int, columns: list[str], skip: int, stop: int
-    ) -> list[tuple[Payload, Label]]:
-        try:
-            table = opened.read_row_group(group, columns=columns).slice(skip, stop - skip)
-        except (pa.ArrowException, OSError):
-            return [(_failing(UNREADABLE), None)] * (stop - skip)
-        images = table.column(self.image_column)
-        if pa.types.is_struct(images.type):
-            images = pc.struct_field(images, "bytes")
-        labels: list[Label] = [None] * len(table)
-        if len(columns) > 1:
-            with contextlib.suppress(UnicodeDecodeError):  # such labels are of no use, but their images are
-                labels = table.column(columns[1]).to_pylist()
-        return list(zip(images.to_pylist(), map(as_label, labels), strict=True))
+
+def _read_group(
+    opened: pq.ParquetFile, group: int, columns: list[str], skip: int, stop: int
+) -> Iterator[list[tuple[Payload, Label]]]:
+    """Rows skip .. stop - 1 of a row group; `columns` are that of the images and, where there is one, of the labels."""
+    row, end = skip, 0
+    with contextlib.suppress(pa.ArrowException, OSError):
+        for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
+            start, end = end, end + len(batch)
+            if row < end:
+                found = _rows_of(batch.slice(row - start, stop - row), columns)
+                row += len(found)
+                yield found
+            if row == stop:
+                return
+    yield [(_failing(UNREADABLE), None)] * (stop - row)
+
+
+def _rows_of(batch: pa.RecordBatch, columns: list[str]) -> list[tuple[Payload, Label]]:
+    images = batch.column(columns[0])
+    if pa.types.is_struct(images.type):
+        images = pc.struct_field(images, "bytes")
+    labels: list[Label] = [None] * len(batch)
+    if len(columns) > 1:
+        with contextlib.suppress(UnicodeDecodeError):  # such labels are of no use, but their images are
+            labels = batch.column(columns[1]).to_pylist()
+    return list(zip(images.to_pylist(), map(as_label, labels), strict=True))
 
 
 def list_pool(
@@ -180,7 +213,8 @@ def list_pool(
         every_file: files count whatever they are called: what is no image is found when it is decoded.
 
     Raises:
-        ValueError: there is no such place, or no file in it that is called as images or parquet files are.
+        ValueError: there is no such place, or no file in it that is called as images or parquet files are, or they
+            are parquet files without a row.
     """
     infos = list_infos(location)
     called_so = [info for info in infos if is_image(info.path) or is_parquet(info.path)]
@@ -190,6 +224,8 @@ def list_pool(
     with ThreadPoolExecutor(_NUM_THREADS) as executor:
         groups = list(executor.map(partial(_row_groups, location), [info.path for info in infos]))
     spans = [(file, *span) for file, rows in enumerate(groups) for span in _merge(rows)]
+    if not spans:
+        raise location.error("the parquet files have no rows")
     return PoolFiles(
         location,
         pa.array([info.path for info in infos], pa.string()),

@@ -1,23 +1,24 @@
 """From the configuration to decoded and split images.
 
-Follow `load_splits`: a standard data set (`standard.py`) or the user's files (`files.py` and `parquet.py`, decoded
-by `decode.py`) become a `Source`, which `split.py` splits.
+Follow `load_splits`: a standard data set (`standard.py`) or the user's files (`files.py` and `parquet.py`, those of
+data.unlabeled `pool_files.py`, decoded by `decode.py`) become a `Source`, which `split.py` splits.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpl_ray.config import DataConfig
-from dpl_ray.data.classes import check_class_names, find_class_names, find_targets, find_test_targets
+from dpl_ray.data.classes import check_class_names, find_class_names, find_targets, find_test_targets, label_indices
 from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
-from dpl_ray.data.decode import DecodeSettings, decode_many
+from dpl_ray.data.decode import DecodeSettings, Payload, decode_many
 from dpl_ray.data.files import (
+    Label,
     Records,
     is_image,
     is_parquet,
@@ -63,13 +64,10 @@ def load_splits(
     if labels and data.unlabeled is None:
         data = data.model_copy(update={"unlabeled": labels.pool})
     listed = _list_labeled(data, labels)
-    lists_unlabeled = reads_unlabeled and data.unlabeled is not None
-    if data.pool.mode != "memory":
-        files = list_unlabeled(data) if lists_unlabeled else None
-        if should_stream(data, listed.train, len(listed.train.ids) + (len(files) if files else 0)):
-            return _read_streamed(data, listed, files, seed=seed, uses_unlabeled=uses_unlabeled)
-    pool = _records(data, "data.unlabeled", data.unlabeled) if lists_unlabeled and data.unlabeled else None
-    source = _read_own(data, listed, pool, seed=seed, uses_unlabeled=uses_unlabeled)
+    files = list_unlabeled(data) if reads_unlabeled and data.unlabeled is not None else None
+    if should_stream(data, listed.train, len(listed.train.ids) + (len(files) if files else 0)):
+        return _read_streamed(data, listed, files, seed=seed, uses_unlabeled=uses_unlabeled)
+    source = _read_own(data, listed, files, seed=seed, uses_unlabeled=uses_unlabeled)
     return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
 
 
@@ -126,24 +124,27 @@ def _plan(data: DataConfig, listed: _Labeled, targets: NDArray[np.int64], seed: 
     return plan_split(targets, listed.class_names, data, seed=seed, hold_out_test=alone, name=listed.name, hint=hint)
 
 
-def _read_own(data: DataConfig, listed: _Labeled, pool: Records | None, *, seed: int, uses_unlabeled: bool) -> Source:
+def _read_own(
+    data: DataConfig, listed: _Labeled, files: PoolFiles | None, *, seed: int, uses_unlabeled: bool
+) -> Source:
     """Everything decoded, in memory."""
     train, test, selected = listed.train, listed.test, listed.selected
     # A folder of everything beside a CSV of the labelled ones is usual, and right.
-    pool = pool.without(listed.ids()) if pool else None
+    pool = files.without(listed.ids()) if files else None
 
     def check(targets: NDArray[np.int64], pseudo_labels: NDArray[np.int64] | None, hint: str = "") -> None:
         rest = unlabeled_rest(_plan(data, listed, targets, seed, hint).unlabeled, pseudo_labels)
         if uses_unlabeled:
-            check_pool(len(rest) + (len(pool.ids) if pool else 0), data, listed.name)
+            check_pool(len(rest) + (len(pool) if pool else 0), data, listed.name)
 
     check(listed.targets, listed.pseudo_labels(train.ids))
-    reader = _Reader(data, sum(len(records.ids) for records in (train, test, pool, selected) if records))
+    num_listed = sum(len(records.ids) for records in (train, test, selected) if records)
+    reader = _Reader(data, num_listed + (len(pool) if pool else 0))
     train_set = reader.read(train, listed.targets)
     pseudo_labels = listed.pseudo_labels(train_set.ids)
     check(train_set.targets, pseudo_labels, _hint(reader.bad))
     test_set = _read_test(reader, listed)
-    pool_set = reader.read(pool, find_targets(pool, listed.class_names, strict=False)) if pool else None
+    pool_set = reader.read_pool(pool, listed.class_names) if pool else None
     selected_set = _read_selected(reader, listed)
     _check_shapes(train_set, test_set, pool_set, selected_set)
     return Source(
@@ -222,38 +223,50 @@ def _read_test(reader: _Reader, listed: _Labeled) -> ImageSet | None:
 
 
 def _records(data: DataConfig, field_name: str, given: str) -> Records:
-    """List what one of the three fields names, by what is found there."""
+    """List what data.train or data.test names, by what is found there."""
     location = open_location(field_name, given)
-    labeled = field_name != "data.unlabeled"
     paths = list_files(location)
     has_images, has_parquet = any(map(is_image, paths)), any(map(is_parquet, paths))
-    if labeled and data.name == "image_folder" and has_parquet and not has_images:
+    if data.name == "image_folder" and has_parquet and not has_images:
         raise location.error("holds parquet files, which data=parquet reads")
-    if labeled and data.name == "parquet" and not has_parquet:
+    if data.name == "parquet" and not has_parquet:
         raise location.error("holds no parquet file (.parquet, .pq); image files take data=image_folder")
-    if has_parquet and (not has_images or not labeled or data.name == "parquet"):
-        image_column, label_column = data.image_column, data.label_column
-        tables = read_parquet(
-            location, paths, image_column=image_column, label_column=label_column, need_labels=labeled
-        )
-        return tables if labeled or not has_images else tables.beside(read_folder(location, paths, labeled=False))
-    if paths == [location.path] and labeled:
+    if data.name == "parquet":
+        return read_parquet(location, paths, image_column=data.image_column, label_column=data.label_column)
+    if paths == [location.path]:
         if location.path.lower().endswith(".csv"):
             return read_csv(location)
         raise location.error("is one file; it takes a folder with a subfolder per class, or a CSV of path,label")
-    return read_folder(location, paths, labeled=labeled)
+    return read_folder(location, paths)
 
 
 @dataclass
 class _Reader:
-    """Decodes records and collects the bad images; too many of them among all stop the run."""
+    """Decodes images and collects the bad images; too many of them among all stop the run."""
 
     data: DataConfig
-    num_images: int  # in all records of the run
+    num_images: int  # of the run, listed
     bad: list[BadImage] = field(default_factory=list)
 
     def read(self, records: Records, targets: NDArray[np.int64]) -> ImageSet:
-        items = zip(records.ids, records.read(), strict=True)
+        images, kept = self._decode(zip(records.ids, records.read(), strict=True))
+        return ImageSet(images, targets[kept], np.array(records.ids, np.str_)[kept])
+
+    def read_pool(self, pool: PoolFiles, class_names: tuple[str, ...]) -> ImageSet:
+        """The targets are those of the pool's label column, where it is there and says a class."""
+        ids: list[str] = []
+        labels: list[Label] = []
+
+        def items() -> Iterator[tuple[str, Payload]]:
+            for sample_id, payload, label in pool.read_all():
+                ids.append(sample_id)
+                labels.append(label)
+                yield sample_id, payload
+
+        images, kept = self._decode(items())
+        return ImageSet(images, label_indices(labels, class_names)[kept], np.array(ids, np.str_)[kept])
+
+    def _decode(self, items: Iterable[tuple[str, Payload]]) -> tuple[NDArray[np.uint8], list[int]]:
         images, kept, bad = decode_many(items, DecodeSettings.from_config(self.data))
         self.bad += bad
         share = len(self.bad) / max(1, self.num_images)
@@ -262,8 +275,7 @@ class _Reader:
                 f"data.max_bad_fraction={self.data.max_bad_fraction}: {len(self.bad)} of {self.num_images} images "
                 f"cannot be read ({share:.1%}), as {_reasons(self.bad)}; repair or remove them, or raise the limit"
             )
-        ids = np.array(records.ids, dtype=np.str_) if records.ids else np.empty(0, np.str_)
-        return ImageSet(images, targets[kept], ids[kept])
+        return images, kept
 
 
 def _hint(bad: list[BadImage]) -> str:

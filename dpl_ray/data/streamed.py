@@ -1,4 +1,4 @@
-"""Whether a pool is streamed, and the files that it is then read from."""
+"""Whether a pool is streamed, and the files that it is read from."""
 
 from __future__ import annotations
 
@@ -75,7 +75,11 @@ def streamed_pool(
 
 
 def list_unlabeled(data: DataConfig) -> PoolFiles:
-    """The files of data.unlabeled."""
+    """The files of data.unlabeled, in memory or streamed.
+
+    Raises:
+        ValueError: there is nothing to read, or no file has the column of the images.
+    """
     assert data.unlabeled is not None, "asked for where it is given"
     location = open_location("data.unlabeled", data.unlabeled)
     files = list_pool(location, image_column=data.image_column, label_column=data.label_column)
