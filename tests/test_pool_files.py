@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpl_ray.data import pool_files
@@ -73,6 +73,41 @@ def test_without_leaves_out_single_rows(tmp_path: Path) -> None:
     assert len(left) == 3
     assert files.without({"elsewhere.png:3"}) is files
     assert left.fingerprint() != files.fingerprint()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 29)), min_size=1, max_size=3))
+def test_what_is_left_out_is_gone_from_every_span_and_no_other_row(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[set[int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("pool")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dpl_ray.data.pool_files.ROWS_PER_SPAN", 5)
+        write_images(folder / "a.parquet", range(30), row_group_size=4)
+        left = pool(folder)
+    rows = [row[:2] for row in left.read_all()]
+    for gone in steps:
+        ids = {f"{folder / 'a.parquet'}:{row}" for row in gone}
+        left = left.without(ids)
+        rows = [row for row in rows if row[0] not in ids]
+        assert [row[:2] for row in left.read_all()] == rows
+        by_span = [row[:2] for span in left.spans.tolist() for row in left.read(*span)]
+        assert by_span == rows
+        for file, first, count in left.spans.tolist():
+            parts = [row[:2] for place in range(first, first + count) for row in left.read(file, place, 1)]
+            assert parts == [row[:2] for row in left.read(file, first, count)]
+        assert len(left) == len(rows)
+        assert left.rows(ids) == {}
+        assert all(left.rows({sample_id}) for sample_id, _ in rows)
+
+
+def test_leaving_rows_out_does_not_cut_spans(tmp_path: Path) -> None:
+    """A span that is read as one stays one: else a pool of which half is labelled is read row by row."""
+    write_images(tmp_path / "a.parquet", range(40))
+    files = pool(tmp_path)
+    half = files.without({f"{tmp_path / 'a.parquet'}:{row}" for row in range(0, 40, 2)})
+    assert len(half.spans) == len(files.spans) == 1
+    assert len(half) == 20
 
 
 def test_what_cannot_be_read_has_a_reason_and_costs_nothing_else(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Of the output, only the ids and labels of the selected samples are held; their i
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from dpl_ray.config import DataConfig
 from dpl_ray.data.dataset import UNLABELED
 from dpl_ray.data.decode import Payload
 from dpl_ray.data.files import Location, Records, is_parquet, list_files, open_location, read_file
-from dpl_ray.data.pool_files import PoolFiles, between, list_pool
+from dpl_ray.data.pool_files import PoolFiles, list_pool
 from dpl_ray.data.streamed import bytes_per_image, memory_size
 from dpl_ray.file_systems import one_line
 
@@ -180,10 +181,15 @@ def _each(rows: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
 def _payloads(pool: PoolFiles, rows: dict[int, list[int]]) -> Iterator[Payload]:
     """The encoded images of these rows of each file; what lies between two of one span is read and left."""
     for file, first, count in pool.spans.tolist():
-        if wanted := between(rows.get(file, []), first, first + count):
+        if wanted := _between(rows.get(file, []), first, first + count):
             found = pool.read(file, wanted[0], wanted[-1] - wanted[0] + 1)
             for row in wanted:
                 yield found[row - wanted[0]][1]
+
+
+def _between(ascending: list[int], first: int, end: int) -> list[int]:
+    """Those of first .. end - 1."""
+    return ascending[bisect_left(ascending, first) : bisect_left(ascending, end)]
 
 
 def _check_memory(num_images: int, image_bytes: int, location: Location) -> None:

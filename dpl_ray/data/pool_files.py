@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import compress, groupby, repeat
 from operator import itemgetter
@@ -41,17 +40,20 @@ Rows = list[Row]
 class PoolFiles:
     """Files of a pool, in the order of their names, and the spans of their rows that belong to the pool.
 
-    A parquet file whose footer cannot be read counts as one row, which cannot be read.
+    A parquet file whose footer cannot be read counts as one row, which cannot be read. Rows that are left out are not
+    counted: row 3 of a file without its row 1 is row 2 of those left. So a span stays one, and is read in one go,
+    however many of its rows are left out.
     """
 
     location: Location
     paths: pa.StringArray  # (F,) in the location's file system
     sizes: NDArray[np.int64]  # (F,) bytes
     num_rows: NDArray[np.int64]  # (F,)
-    spans: NDArray[np.int64]  # (S, 3) file, first row, number of rows; of a parquet file, whole row groups
+    spans: NDArray[np.int64]  # (S, 3) file, first row, number of rows, of those left; of a parquet file, row groups
     image_column: str = "image"
     label_column: str | None = None
     labels: NDArray[np.int64] | None = None  # (F,) class index of image files where it is known, else -1
+    left_out: Mapping[int, NDArray[np.int64]] = field(default_factory=dict)  # file -> its rows, ascending
 
     def __len__(self) -> int:
         """Rows of the pool."""
@@ -71,6 +73,8 @@ class PoolFiles:
         for path in self.paths:
             digest.update(path.as_py().encode(errors="surrogateescape") + b"\0")
         digest.update(self.sizes.tobytes() + self.spans.tobytes())
+        for file in sorted(self.left_out):
+            digest.update(self.left_out[file].tobytes())
         return digest.hexdigest()
 
     def check_image_column(self, field: str) -> None:
@@ -95,29 +99,39 @@ class PoolFiles:
         return replace(self, spans=self.spans[keep[self.spans[:, 0]]])
 
     def rows(self, ids: Collection[str]) -> dict[int, list[int]]:
-        """File -> rows, ascending, of the samples of these ids; ids that are not in the pool are passed over."""
+        """File -> rows in it, ascending, of the samples of these ids; ids that are not in the pool are passed over."""
         found = _rows_by_file(set(ids), {self.name(file): file for file in range(len(self.paths))})
-        found = {file: sorted(rows) for file, rows in found.items()}
         inside: dict[int, list[int]] = {}
         for file, first, count in self.spans[np.isin(self.spans[:, 0], list(found))].tolist():
-            if rows := between(found[file], first, first + count):
+            if rows := sorted(found[file].intersection(self._rows_in_file(file, first, count).tolist())):
                 inside.setdefault(file, []).extend(rows)
         return inside
 
     def without(self, ids: Collection[str]) -> PoolFiles:
         """The pool less the samples of these ids; ids of others are passed over."""
-        rows = self.rows(ids)
-        if not rows:
+        gone = {file: np.array(rows) for file, rows in self.rows(ids).items()}
+        if not gone:
             return self
-        kept = []
+        before = {file: self.left_out.get(file, np.empty(0, np.int64)) for file in gone}
+        left_out = {**self.left_out, **{file: np.union1d(before[file], rows) for file, rows in gone.items()}}
+        spans = []
         for file, first, count in self.spans.tolist():
-            start = first
-            for row in between(rows.get(file, []), first, first + count):
-                kept.append((file, start, row - start))
-                start = row + 1
-            kept.append((file, start, first + count - start))
-        spans = np.array([span for span in kept if span[2]], np.int64).reshape(-1, 3)
-        return replace(self, spans=spans)
+            if file in gone:
+                rows = self._rows_in_file(file, first, count)
+                first = int(rows[0] - np.searchsorted(left_out[file], rows[0]))
+                count -= int(np.isin(rows, gone[file]).sum())
+            spans.append((file, first, count))
+        kept = np.array([span for span in spans if span[2]], np.int64).reshape(-1, 3)
+        return replace(self, spans=kept, left_out=left_out)
+
+    def _rows_in_file(self, file: int, first: int, count: int) -> NDArray[np.int64]:
+        """(count,) which rows of the file these are, of those left."""
+        rows = np.arange(first, first + count)
+        left_out = self.left_out.get(file)
+        if left_out is None:
+            return rows
+        # So many are left before each that is left out: a row is moved by those that this number does not exceed.
+        return rows + np.searchsorted(left_out - np.arange(len(left_out)), rows, side="right")
 
     def read(self, file: int, first: int, count: int) -> Rows:
         """Rows first .. first + count - 1 of a file, encoded. What cannot be read is a payload that raises.
@@ -125,25 +139,23 @@ class PoolFiles:
         Image files are opened by their payloads, parquet files here, one row group after the other: a broken one
         costs its own rows, from the break on.
         """
-        return list(self._read(file, first, count))
+        return list(self._read(file, self._rows_in_file(file, first, count)))
 
     def read_all(self) -> Iterator[Row]:
         """Every row of the pool, in order. A file is opened once, and a batch of its rows is held at a time."""
-        for file, group in groupby(self.spans.tolist(), itemgetter(0)):
-            spans = [(first, first + count) for _, first, count in group]
-            first, end = spans[0][0], spans[-1][1]
-            belongs = np.zeros(end - first, bool)
-            for start, stop in spans:
-                belongs[start - first : stop - first] = True
-            yield from compress(self._read(file, first, end - first), belongs)
+        for file, spans in groupby(self.spans.tolist(), itemgetter(0)):
+            yield from self._read(file, np.concatenate([self._rows_in_file(*span) for span in spans]))
 
-    def _read(self, file: int, first: int, count: int) -> Iterator[Row]:
+    def _read(self, file: int, rows: NDArray[np.int64]) -> Iterator[Row]:
+        """These rows of the file, which ascend."""
         path = self.paths[file].as_py()
         if not is_parquet(path):
             label = None if self.labels is None else as_label(int(self.labels[file]))
             yield self.name(file), partial(read_file, self.location.filesystem, path), label
             return
-        for row, (payload, label) in enumerate(self._read_parquet(path, first, count), start=first):
+        first, end = int(rows[0]), int(rows[-1]) + 1
+        found = enumerate(self._read_parquet(path, first, end - first), start=first)
+        for row, (payload, label) in compress(found, np.isin(np.arange(first, end), rows)):
             yield self.sample_id(file, row), payload, label
 
     def _read_parquet(self, path: str, first: int, count: int) -> Iterator[tuple[Payload, Label]]:
@@ -258,13 +270,8 @@ def _merge(row_groups: list[int]) -> Iterator[tuple[int, int]]:
             first, count = first + count, 0
 
 
-def between(ascending: list[int], first: int, end: int) -> list[int]:
-    """Those of first .. end - 1."""
-    return ascending[bisect_left(ascending, first) : bisect_left(ascending, end)]
-
-
-def _rows_by_file(ids: set[str], files: dict[str, int]) -> dict[int, list[int]]:
-    rows: dict[int, list[int]] = {}
+def _rows_by_file(ids: set[str], files: dict[str, int]) -> dict[int, set[int]]:
+    rows: dict[int, set[int]] = {}
     for sample_id in ids:
         name, row = sample_id, 0
         if sample_id not in files:
@@ -273,7 +280,7 @@ def _rows_by_file(ids: set[str], files: dict[str, int]) -> dict[int, list[int]]:
                 continue
             row = int(number)
         if name in files:
-            rows.setdefault(files[name], []).append(row)
+            rows.setdefault(files[name], set()).add(row)
     return rows
 
 
