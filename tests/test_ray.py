@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from itertools import pairwise
@@ -161,6 +162,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             ports.append(str(probe.getsockname()[1]))
     port, dashboard_port, client_port, agent_port = ports
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    env["RAY_TMPDIR"] = tempfile.mkdtemp(dir=os.environ["RAY_TMPDIR"])
+    env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody has to be moved to another node at the end
     command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", "--disable-usage-stats"]
     # Every cluster of a machine needs an agent's port of its own, or no job can be submitted to it.
