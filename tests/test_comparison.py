@@ -31,6 +31,7 @@ from pipelines import cli
 from pipelines import compare as command
 from tests.builders import tiny_config, tiny_feed, tiny_splits
 
+pytestmark = pytest.mark.usefixtures("unrendered")
 TWO = CompareConfig(policies=("dpl", "fixmatch"), seeds=2)
 NAMES = {f"{policy}-seed-{seed}" for policy in ("dpl", "fixmatch") for seed in (0, 1)}
 FIXED = ("train.num_steps=6", "train.log_every=2", "train.checkpoint_every=2", "train.curve_every=2")
@@ -73,6 +74,7 @@ def measured(result: CompareResult) -> list[dict[str, str]]:
 # What is run
 
 
+@pytest.mark.rendered
 def test_every_policy_is_trained_with_every_seed(tmp_path: Path) -> None:
     result, output = run(tmp_path)
     assert [(row.label, row.seeds) for row in sorted(result.rows, key=lambda row: row.label)] == [
@@ -163,6 +165,7 @@ def test_a_cell_that_fails_is_reported_and_goes_on_from_its_checkpoint(
     assert "missing" not in Path(mended.markdown).read_text()
 
 
+@pytest.mark.rendered
 def test_the_command_fails_when_a_cell_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

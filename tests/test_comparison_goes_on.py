@@ -17,6 +17,8 @@ from dpl_ray.data.sources import load_splits
 from tests.mistakes import png, write, write_folder, write_pool
 from tests.test_comparison import TWO, config_for, run
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 def folder_of_images(root: Path) -> tuple[str, ...]:
     """Three classes and a pool of their own, and the fields that read them."""

@@ -25,6 +25,8 @@ from pipelines import cli
 from tests.labeling import CLASSES, label, make_checkpoint, parts, picture, png, rows, summary, write_images
 from tests.labeling import write_parquet as parquet
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -73,6 +75,7 @@ def test_the_output_is_a_dataset_of_its_parts(checkpoint: str, pool: Path, tmp_p
     assert {path.name.split("-")[0] for path in (tmp_path / "out").iterdir()} == kinds
 
 
+@pytest.mark.rendered
 def test_the_summary_counts_what_the_parts_hold(checkpoint: str, pool: Path, tmp_path: Path) -> None:
     (pool / "broken.png").write_bytes(png(1)[:60])
     (pool / "README.txt").write_text("about this pool")
@@ -353,6 +356,7 @@ def test_help_and_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert errors[1:] == ["interrupted; the same command goes on"]
 
 
+@pytest.mark.rendered
 @pytest.mark.usefixtures("mlflow_store")
 def test_an_mlflow_run_has_numbers_and_files(checkpoint: str, pool: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient

@@ -19,6 +19,8 @@ from dpl_ray.run_folder import RunFolder
 from dpl_ray.training.loop import Record
 from pipelines import cli, train
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 def run(folder: Path, *overrides: str) -> tuple[FitResult, str]:
     """A tiny run on digits and what it prints."""
@@ -29,6 +31,7 @@ def run(folder: Path, *overrides: str) -> tuple[FitResult, str]:
     return result, output.getvalue()
 
 
+@pytest.mark.rendered
 @pytest.mark.parametrize("policy", ["dpl", "fixmatch", "supervised"])
 def test_every_policy_runs_from_the_configuration_to_the_report(tmp_path: Path, policy: str) -> None:
     result, output = run(tmp_path, f"policy={policy}")
@@ -215,6 +218,7 @@ def test_a_checkpoint_is_loaded_from_a_path_object(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "tiny").class_names == tuple(map(str, range(10)))
 
 
+@pytest.mark.rendered
 @pytest.mark.usefixtures("mlflow_store")
 def test_the_command_ends_with_the_paths_and_writes_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

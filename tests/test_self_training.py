@@ -31,6 +31,7 @@ from pipelines import self_train as command
 from tests.label_outputs import write_digits
 from tests.mistakes import images, plain, write
 
+pytestmark = pytest.mark.usefixtures("unrendered")
 ROOT = Path(__file__).parent.parent
 POOL_SIZE, NUM_LABELED = 130, 60
 SECONDS_TO_WAIT = 120
@@ -84,6 +85,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         monkeypatch.setattr(dpl_ray.self_training, name, lambda *_, **__: pytest.fail("there is nothing to do"))
 
 
+@pytest.mark.rendered
 def test_a_whole_loop(data: Path, tmp_path: Path) -> None:
     result, output = run(data, tmp_path, "rounds=2", "data.labels_per_class=3")
     assert [each.number for each in result.rounds] == [0, 1, 2]

@@ -26,6 +26,7 @@ from dpl_ray.tuning import SearchFailedError
 from dpl_ray.tuning_config import load_search
 from tests.test_labeling_kill import wait_for
 
+pytestmark = pytest.mark.usefixtures("unrendered")
 ROOT = Path(__file__).parent.parent
 FIXED = ("train.num_steps=6", "train.log_every=2", "train.evaluate_every=2", "num_trials=3")
 SMALL = ("model.width=1", "train.batch_size=4", "run.name=first", "tracking.enabled=false", "scale.num_workers=0")
@@ -81,6 +82,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trial], list[fl
 # What is run
 
 
+@pytest.mark.rendered
 def test_every_trial_is_trained_and_the_best_is_the_first(tmp_path: Path) -> None:
     result, output = run(tmp_path)
     assert [each.number for each in sorted(result.trials, key=lambda each: each.number)] == [0, 1, 2]
@@ -248,6 +250,7 @@ def test_nothing_that_is_read_again_can_execute_code(tmp_path: Path, told: Any) 
 # What goes wrong
 
 
+@pytest.mark.rendered
 def test_a_trial_that_diverges_is_a_bad_one_and_is_not_run_again(tmp_path: Path) -> None:
     space = ("space={optim:{learning_rate:{choice:[0.01,1e30]}}}", "num_trials=6")
     result, output = run(tmp_path, *space)
