@@ -21,6 +21,7 @@ from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import NonFiniteLossError, train_step
 from tests.builders import tiny_config, tiny_feed, tiny_splits
+from tests.processes import SERVER
 
 NUM_STEPS = 20
 NUM_CLASSES = 4
@@ -169,7 +170,9 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(worker, (world_size, port, str(folder)), nprocs=world_size)
+    mp.start_processes(
+        worker, (world_size, port, str(folder)), nprocs=world_size, start_method=SERVER.get_start_method()
+    )
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 

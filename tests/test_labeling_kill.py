@@ -5,19 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.labeling import label, make_checkpoint, parts, rows, summary, write_images, write_parquet
+from tests.processes import Command, descendants
 
-ROOT = Path(__file__).parent.parent
 NUM_IMAGES, NUM_ROWS = 150, 250
-SECONDS = 300.0  # for what is waited for to happen, on a machine that others use too
 
 
 @pytest.fixture(scope="module")
@@ -42,52 +37,13 @@ def whole(checkpoint: str, pool: Path, tmp_path_factory: pytest.TempPathFactory)
     return output
 
 
-def start(checkpoint: str, pool: Path, output: Path, *more: str) -> subprocess.Popen[str]:
-    """The command, in a process group of its own."""
-    command = [sys.executable, "-m", "pipelines.label", f"checkpoint={checkpoint}", f"pool={pool}", f"output={output}"]
-    command += ["rows_per_part=5", "batch_size=3", "tracking.enabled=false", *more]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Until the condition holds, or the process has ended."""
-    deadline = time.monotonic() + SECONDS
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < deadline, "it does not get there"
-        time.sleep(0.005)
+def start(checkpoint: str, pool: Path, output: Path, *more: str) -> Command:
+    fields = [f"checkpoint={checkpoint}", f"pool={pool}", f"output={output}", "rows_per_part=5", "batch_size=3"]
+    return Command("pipelines.label", [*fields, "tracking.enabled=false", *more], output.parent / "printed")
 
 
 def num_parts(output: Path) -> int:
     return len(list(output.glob("part-*.parquet"))) if output.exists() else 0
-
-
-def kill_group(process: subprocess.Popen[str]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Process id -> title, of what a process has started, and what that has started."""
-    found = {}
-    parents: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-            parents.setdefault(parent, []).append(int(folder.name))
-    left = [pid]
-    while left:
-        for child in parents.get(left.pop(), ()):
-            left.append(child)
-            try:
-                found[child] = (Path("/proc") / str(child) / "cmdline").read_text().replace("\0", " ")
-            except OSError:
-                continue
-    return found
 
 
 def check_same(output: Path, whole: Path) -> None:
@@ -117,14 +73,14 @@ def test_the_job_is_killed_at_random_moments_and_goes_on(
     before: dict[str, tuple[int, bytes]] = {}
     for target in sorted(moments.sample(range(1, total), 3)):
         process = start(checkpoint, pool, output, "scale.num_workers=0")
-        wait_for(lambda target=target: num_parts(output) >= target, process)  # type: ignore[misc]
-        kill_group(process)
+        process.wait_for(lambda target=target: num_parts(output) >= target)  # type: ignore[misc]
+        process.kill()
         after = parts(output)
         assert {name: part for name, part in after.items() if name in before} == before, seed
         before = after
     process = start(checkpoint, pool, output, "scale.num_workers=0")
-    told, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, told
+    told = process.end()
+    assert process.status == 0, told
     assert {name: part for name, part in parts(output).items() if name in before} == before, "not computed again"
     check_same(output, whole)
 
@@ -143,27 +99,23 @@ def test_an_actor_is_killed_then_the_job_and_both_are_made_up_for(
     first, second = sorted(moments.sample(range(1, total // 2), 2))
 
     process = start(checkpoint, pool, output, *arguments)
-    wait_for(lambda: num_parts(output) >= first, process)
+    process.wait_for(lambda: num_parts(output) >= first)
     actors = [pid for pid, title in descendants(process.pid).items() if "ray::MapWorker" in title]
     assert actors, "the actor is not found"
     for pid in actors:
         os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: num_parts(output) >= second, process)
-    own = descendants(process.pid)
-    kill_group(process)
-    for pid in own:  # Ray's processes have groups of their own, and would end by themselves somewhat later
-        if (Path("/proc") / str(pid)).exists():
-            os.kill(pid, signal.SIGKILL)
+    process.wait_for(lambda: num_parts(output) >= second)
+    process.kill()
     before = parts(output)
     assert len(before) >= second
     assert len(before) < total, "it was killed too late to say anything"
 
     process = start(checkpoint, pool, output, *arguments)
-    wait_for(lambda: num_parts(output) >= min(len(before) + 2, total), process)
+    process.wait_for(lambda: num_parts(output) >= min(len(before) + 2, total))
     tasks = [pid for pid, title in descendants(process.pid).items() if "ray::" in title and "Map" in title]
     if tasks:
         os.kill(moments.choice(tasks), signal.SIGKILL)
-    told, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, told
+    told = process.end()
+    assert process.status == 0, told
     assert {name: part for name, part in parts(output).items() if name in before} == before, "not computed again"
     check_same(output, whole)

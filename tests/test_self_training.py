@@ -5,12 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,11 +25,10 @@ from pipelines import cli
 from pipelines import self_train as command
 from tests.label_outputs import write_digits
 from tests.mistakes import images, plain, write
+from tests.processes import Command
 
 pytestmark = pytest.mark.usefixtures("unrendered")
-ROOT = Path(__file__).parent.parent
 POOL_SIZE, NUM_LABELED = 130, 60
-SECONDS_TO_WAIT = 120
 
 
 @pytest.fixture(scope="module")
@@ -223,32 +217,17 @@ def test_a_labelling_that_fails_is_gone_on_with(data: Path, tmp_path: Path, monk
     assert [each.metrics for each in whole.rounds] == [each.metrics for each in result.rounds]
 
 
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
-    found: list[subprocess.Popen[bytes]] = []
-    yield found
-    for process in found:
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.slow
-def test_killed_in_the_middle_it_goes_on(data: Path, tmp_path: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+def test_killed_in_the_middle_it_goes_on(data: Path, tmp_path: Path) -> None:
     given = ["rounds=1", "min_change=0", "train.num_steps=40", "train.checkpoint_every=10"]
-    line = [sys.executable, "-m", "pipelines.self_train", *arguments(data, tmp_path), *given]
     places = ("round-0/training/step-00000010/manifest.json", "round-1/training/step-00000010/manifest.json")
     for place in places:
-        process = subprocess.Popen(
-            line, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}
-        )
-        processes.append(process)
-        deadline = time.monotonic() + SECONDS_TO_WAIT
+        process = Command("pipelines.self_train", [*arguments(data, tmp_path), *given], tmp_path / "printed")
         newest = tmp_path / "loop" / place
-        while process.poll() is None and not newest.exists() and time.monotonic() < deadline:
-            time.sleep(0.005)
+        process.wait_for(newest.exists)
         assert newest.exists()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        assert process.status == -signal.SIGKILL
     result, output = run(data, tmp_path, *given)
     assert "loop goes on, 1 round(s) finished before" in output
     whole, _ = run(data, tmp_path / "whole", *given)

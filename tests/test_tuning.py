@@ -24,7 +24,8 @@ from dpl_ray.training import loop
 from dpl_ray.trials import Trial, TrialResult, read_history, recorded_seconds, run_trial
 from dpl_ray.tuning import SearchFailedError
 from dpl_ray.tuning_config import load_search
-from tests.test_labeling_kill import wait_for
+from pipelines import cli, train
+from tests.processes import Command
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 ROOT = Path(__file__).parent.parent
@@ -134,16 +135,15 @@ def test_the_best_is_a_configuration_that_training_takes_unchanged(tmp_path: Pat
     assert "eval/accuracy" in again.metrics
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-m", "pipelines.tune", *overrides_for(tmp_path, "num_trials=2")]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"train it: python -m pipelines.train config={tmp_path}/first/best.yaml" in found.stdout
     assert f"report      {tmp_path}/first/search.html" in found.stdout
     assert "    python -m pipelines.tune train.num_steps=6" in (tmp_path / "first" / "search.md").read_text()
     best = f"config={tmp_path}/first/best.yaml"
-    train = [sys.executable, "-m", "pipelines.train", best, "scale.num_workers=0"]
-    trained = subprocess.run(train, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "digits-dpl-" in trained.stdout
+    assert cli.run(train.job, [best, "scale.num_workers=0"], "") == 0
+    assert "digits-dpl-" in capsys.readouterr().out
 
 
 # Who proposes, who stops
@@ -320,33 +320,29 @@ def test_mlflow_has_the_search_and_its_trials(tmp_path: Path) -> None:
 # Killed
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    """The command, in a process group of its own."""
-    return subprocess.Popen(
-        # Ctrl-C means nothing to what a shell has started in the background, as these tests may have been.
-        ["env", "--default-signal=INT", sys.executable, "-m", "pipelines.tune", *overrides_for(folder, *overrides)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def start(folder: Path, *overrides: str) -> Command:
+    return Command("pipelines.tune", overrides_for(folder, *overrides), folder / "printed")
 
 
 LONGER = ("train.num_steps=60", "train.evaluate_every=10", "train.log_every=10", "tune=asha", "num_trials=4")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    """A search that nothing interrupts."""
+    return run(tmp_path_factory.mktemp("whole"), *LONGER)[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_search_goes_on_by_the_same_command(tmp_path: Path, kill: signal.Signals) -> None:
-    whole, _ = run(tmp_path / "whole", *LONGER)
+def test_a_killed_search_goes_on_by_the_same_command(whole: SearchResult, tmp_path: Path, kill: signal.Signals) -> None:
     folder = tmp_path / "first"
     process = start(tmp_path, *LONGER)
-    wait_for(lambda: (folder / "trial-0001" / "run.json").exists(), process)
+    process.wait_for(lambda: (folder / "trial-0001" / "run.json").exists())
     first = (folder / "trial-0000" / "result.json").read_bytes()
     os.killpg(process.pid, kill)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == (-9 if kill == signal.SIGKILL else 130), printed
+    printed = process.end()
+    assert process.status == (-9 if kill == signal.SIGKILL else 130), printed
     result, output = run(tmp_path, *LONGER)
     assert "first goes on, " in output
     assert scores(result) == scores(whole)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ from dpl_ray.compose import load_config
 from dpl_ray.config import to_yaml
 from dpl_ray.tuning_config import load_search
 from dpl_ray.tuning_ray import check_places
-from tests.test_labeling_kill import descendants, wait_for
 from tests.test_tuning import overrides_for, run, scores, start
 
 ON_RAY = ("scale.num_workers=1", "scale.threads_per_worker=1")
@@ -54,18 +51,13 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(tmp_path: Path) -> No
     whole, _ = run(tmp_path / "whole", *longer, "scale.threads_per_worker=1")
     folder = tmp_path / "first"
     process = start(tmp_path, *options)
-    wait_for(lambda: len(list(folder.glob("trial-0001/step-*/manifest.json"))) > 0, process)
+    process.wait_for(lambda: len(list(folder.glob("trial-0001/step-*/manifest.json"))) > 0)
     first = (folder / "trial-0000" / "result.json").read_bytes()
-    own = descendants(process.pid)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    for pid in own:  # Ray's processes would end by themselves somewhat later
-        if (Path("/proc") / str(pid)).exists():
-            os.kill(pid, signal.SIGKILL)
+    process.kill()
     assert not (folder / "trial-0003" / "result.json").exists(), "it was killed too late to say anything"
     again = start(tmp_path, *options)
-    printed, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, printed
+    printed = again.end()
+    assert again.status == 0, printed
     assert "first goes on, " in printed
     result, _ = run(tmp_path, *longer)
     assert scores(result) == scores(whole)
