@@ -95,7 +95,8 @@ def test_an_actor_is_killed_then_the_job_and_both_are_made_up_for(
     print(f"seed {seed}")
     moments = random.Random(seed)
     output, total = tmp_path / "out", len(parts(whole))
-    arguments = ("scale.num_workers=1", "scale.cpus_per_worker=0.5")
+    # The rest of a CPU has room for two tasks that read: a process each, which take longer to start than to read.
+    arguments = ("scale.num_workers=1", f"scale.cpus_per_worker={(os.cpu_count() or 1) - 0.5}")
     first, second = sorted(moments.sample(range(1, total // 2), 2))
 
     process = start(checkpoint, pool, output, *arguments)
