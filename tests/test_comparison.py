@@ -373,13 +373,14 @@ def test_cells_are_ray_tasks_with_the_same_results(ray_cluster: None, tmp_path: 
     damaged.mkdir(parents=True)
     (damaged / "manifest.json").write_text("{}")
     overrides = ("scale.num_workers=1", "scale.threads_per_worker=1")
-    broken, output = run(tmp_path / "there", *overrides)
+    two_at_once = TWO.model_copy(update={"cpus_per_cell": 2})
+    broken, output = run(tmp_path / "there", *overrides, options=two_at_once)
     assert list(broken.failed) == ["dpl-seed-1"]
     assert broken.failed["dpl-seed-1"].startswith("ValueError: checkpoint=")
     assert "manifest.json is damaged" in broken.failed["dpl-seed-1"]
     assert "3 of 4 cells done" in output
     (damaged / "manifest.json").unlink()
-    there, output = run(tmp_path / "there", *overrides)
+    there, output = run(tmp_path / "there", *overrides, options=two_at_once)
     assert "goes on, 3 of them finished before" in output
     assert there.failed == {}
     assert measured(there) == measured(here)
