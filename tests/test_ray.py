@@ -1,8 +1,9 @@
-"""Training through Ray Train with 2 workers, a killed worker, MLflow's records, and a job on a cluster."""
+"""Training through Ray Train with 2 workers: the demo, a killed worker, Ctrl-C, and a job on a cluster."""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -21,34 +22,77 @@ from safetensors.torch import load_file
 
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.cluster import check_cluster, checked_resources
-from dpl_ray.config import Config, ScaleConfig
+from dpl_ray.config import BESIDE_RUNS, ScaleConfig
 from dpl_ray.console import ProgressLine
 from dpl_ray.training.loop import Record
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parent.parent
-NUM_STEPS = 300
+NUM_STEPS = 200
+#: What conftest.py sets for the other tests. A user has not set it: what it would silence must be silent by itself.
+SET_BY_TESTS = (
+    "OMP_NUM_THREADS",
+    "MLFLOW_DISABLE_TELEMETRY",
+    "RAY_USAGE_STATS_ENABLED",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
+)
+ALLOWED = (
+    r"demo starts with 2 Ray Train workers: digits, 40 labelled images of 10 classes, 1398 in the pool, .* 359 test",
+    r"starting Ray takes some 20 seconds",
+    rf" *(supervised|dpl) +\d+/{NUM_STEPS} steps +[\d,]+ images/s  (\d\d:\d\d:\d\d|--:--:--) left"
+    r"(  loss \d+\.\d{3}(  coverage \d\.\d\d  precision \d\.\d\d)?)?",
+    r"Last teacher on the test split",
+    r"Thresholds of every class \(confidence\)",
+    r"[┏┡└][━┳╇┩┓─┴┘]+",
+    r"┃ +┃ +dpl ┃ supervised ┃",
+    r"┃ class ┃ over-confident ┃ under-confident ┃",
+    r"│ [a-z (),ECE-]+ │ +\d+\.\d % │( +\d+\.\d %)? +│",
+    r"│ \d +│ +\d\.\d{3} │ +\d\.\d{3} │",
+    r"(The pool (helped|hurt)|It cannot be told whether the pool helped or hurt): \d+\.\d % against \d+\.\d % "
+    r"supervised, difference [+-]\d+\.\d points \[95 %: [+-]\d+\.\d, [+-]\d+\.\d\], 359 test images",
+    r"checkpoint  /.+",
+    r"MLflow run  [0-9a-f]{32}",
+    r"report      /.+",
+    r"look at it: mlflow ui --backend-store-uri sqlite:////.+",
+)
 
 
-def config_for(folder: Path, *overrides: str) -> Config:
-    return load_config(
-        [
-            f"train.num_steps={NUM_STEPS}",
-            "train.log_every=10",
-            "train.checkpoint_every=50",
-            "model.width=1",
-            "train.batch_size=4",
-            f"run.storage_path={folder}",
-            "run.name=digits",
-            *overrides,
-        ]
-    )
+def arguments(folder: Path, *overrides: str) -> list[str]:
+    fixed = [f"train.num_steps={NUM_STEPS}", "train.log_every=10", "train.checkpoint_every=50", "model.width=1"]
+    return [*fixed, "train.batch_size=4", f"run.storage_path={folder}", "run.name=demo", *overrides]
 
 
 @pytest.fixture(scope="module")
-def whole(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
-    """A run with 2 workers that nothing disturbs."""
-    return fit(config_for(tmp_path_factory.mktemp("whole")))
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """What `make demo` prints, with a smaller network, as a user starts it; and the folder of its runs."""
+    folder = tmp_path_factory.mktemp("demo") / "runs"
+    environment = {name: value for name, value in os.environ.items() if name not in SET_BY_TESTS} | {"COLUMNS": "120"}
+    command = [sys.executable, "-m", "pipelines.train", *arguments(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done, folder
+
+
+@pytest.fixture(scope="module")
+def whole(demo: tuple[subprocess.CompletedProcess[str], Path]) -> FitResult:
+    """The demo's result: a run of 2 workers that nothing has disturbed. Told again, not trained again."""
+    return fit(load_config(arguments(demo[1])))
+
+
+@pytest.mark.slow
+def test_the_demo_prints_its_own_lines_and_no_other(demo: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    done, folder = demo
+    assert done.stderr == ""
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert [line for line in lines if not any(re.fullmatch(pattern, line) for pattern in ALLOWED)] == []
+    assert [pattern for pattern in ALLOWED if not any(re.fullmatch(pattern, line) for line in lines)] == []
+    values = dict(re.split(r"  +|: ", line, maxsplit=1) for line in lines[-4:])
+    assert (Path(values["checkpoint"]) / "manifest.json").exists()
+    assert Path(values["report"]).read_text().startswith("<!doctype html>")
+    database = values["look at it"].partition("sqlite:///")[2]
+    assert Path(database).is_file()
+    assert (folder / "mlflow-artifacts" / values["MLflow run"]).is_dir()
+    assert {path.name for path in folder.iterdir()} == {"demo", *BESIDE_RUNS}
 
 
 def test_two_workers_learn_digits(whole: FitResult) -> None:
@@ -87,7 +131,7 @@ def test_mlflow_has_configuration_metrics_thresholds_and_files(whole: FitResult)
 
 
 def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(
-    whole: FitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: FitResult, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
     from ray.util.state import list_actors
@@ -107,7 +151,8 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(
             os.kill(workers[-1], signal.SIGKILL)
 
     monkeypatch.setattr(ProgressLine, "show", show)
-    result = fit(config_for(tmp_path, "scale.max_failures=1", "train.baseline=false", "tracking.enabled=false"))
+    overrides = ("scale.max_failures=1", "train.baseline=false", "tracking.enabled=false")
+    result = fit(load_config(arguments(tmp_path, *overrides)))
     assert killed
     assert any(later < earlier for earlier, later in pairwise(steps)), "some steps are told twice"
     for name in ("student", "teacher", "policy"):
