@@ -51,6 +51,7 @@ ALLOWED = (
     r"(The pool (helped|hurt)|It cannot be told whether the pool helped or hurt): \d+\.\d % against \d+\.\d % "
     r"supervised, difference [+-]\d+\.\d points \[95 %: [+-]\d+\.\d, [+-]\d+\.\d\], 359 test images",
     r"checkpoint  /.+",
+    r"model       /.+",
     r"MLflow run  [0-9a-f]{32}",
     r"report      /.+",
     r"look at it: mlflow ui --backend-store-uri sqlite:////.+",
@@ -86,9 +87,10 @@ def test_the_demo_prints_its_own_lines_and_no_other(demo: tuple[subprocess.Compl
     lines = [line.rstrip() for line in done.stdout.splitlines()]
     assert [line for line in lines if not any(re.fullmatch(pattern, line) for pattern in ALLOWED)] == []
     assert [pattern for pattern in ALLOWED if not any(re.fullmatch(pattern, line) for line in lines)] == []
-    values = dict(re.split(r"  +|: ", line, maxsplit=1) for line in lines[-4:])
+    values = dict(re.split(r"  +|: ", line, maxsplit=1) for line in lines[-5:])
     assert (Path(values["checkpoint"]) / "manifest.json").exists()
     assert Path(values["report"]).read_text().startswith("<!doctype html>")
+    assert (Path(values["model"]) / "MLmodel").exists()
     database = values["look at it"].partition("sqlite:///")[2]
     assert Path(database).is_file()
     assert (folder / "mlflow-artifacts" / values["MLflow run"]).is_dir()
