@@ -31,8 +31,8 @@ from dpl_ray.config import Config, parse_config
 from dpl_ray.data.decode import DecodeSettings, decode_many
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool_files import PoolFiles, list_pool
-from dpl_ray.labeling import label_pool
-from dpl_ray.labeling_config import parse_labeling
+from dpl_ray.labeling.config import parse_labeling
+from dpl_ray.labeling.job import label_pool
 from dpl_ray.labels import label_batch
 from dpl_ray.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, load_classifier, load_policy, save_checkpoint

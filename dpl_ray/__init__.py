@@ -10,20 +10,20 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpl_ray.comparison import CompareResult, compare
-    from dpl_ray.comparison_config import CompareConfig
+    from dpl_ray.comparison.config import CompareConfig
+    from dpl_ray.comparison.job import CompareResult, compare
     from dpl_ray.compose import load_config
     from dpl_ray.config import Config
-    from dpl_ray.explanation import Explanation, explain
-    from dpl_ray.labeling import LabelResult, label_pool
-    from dpl_ray.labeling_config import LabelConfig
+    from dpl_ray.labeling.config import LabelConfig
+    from dpl_ray.labeling.job import LabelResult, label_pool
     from dpl_ray.launch import FitResult, fit
     from dpl_ray.predictor import Predictor, load_checkpoint
-    from dpl_ray.self_training import SelfTrainResult, self_train
-    from dpl_ray.self_training_config import SelfTrainConfig
+    from dpl_ray.report.explanation import Explanation, explain
+    from dpl_ray.self_training.config import SelfTrainConfig
+    from dpl_ray.self_training.job import SelfTrainResult, self_train
     from dpl_ray.tracking.sync import SyncResult, sync_tracking
-    from dpl_ray.tuning import SearchResult, search
-    from dpl_ray.tuning_config import SearchConfig
+    from dpl_ray.tuning.config import SearchConfig
+    from dpl_ray.tuning.job import SearchResult, search
 
 __all__ = [
     "CompareConfig",
@@ -57,27 +57,27 @@ except PackageNotFoundError:  # a checkout that nobody installed, as the working
     __version__ = "0+unknown"
 
 _HOME = {
-    "CompareConfig": "comparison_config",
-    "CompareResult": "comparison",
+    "CompareConfig": "comparison.config",
+    "CompareResult": "comparison.job",
     "Config": "config",
-    "Explanation": "explanation",
+    "Explanation": "report.explanation",
     "FitResult": "launch",
-    "LabelConfig": "labeling_config",
-    "LabelResult": "labeling",
+    "LabelConfig": "labeling.config",
+    "LabelResult": "labeling.job",
     "Predictor": "predictor",
-    "SearchConfig": "tuning_config",
-    "SearchResult": "tuning",
-    "SelfTrainConfig": "self_training_config",
-    "SelfTrainResult": "self_training",
+    "SearchConfig": "tuning.config",
+    "SearchResult": "tuning.job",
+    "SelfTrainConfig": "self_training.config",
+    "SelfTrainResult": "self_training.job",
     "SyncResult": "tracking.sync",
-    "compare": "comparison",
-    "explain": "explanation",
+    "compare": "comparison.job",
+    "explain": "report.explanation",
     "fit": "launch",
-    "label_pool": "labeling",
+    "label_pool": "labeling.job",
     "load_checkpoint": "predictor",
     "load_config": "compose",
-    "search": "tuning",
-    "self_train": "self_training",
+    "search": "tuning.job",
+    "self_train": "self_training.job",
     "sync_tracking": "tracking.sync",
 }
 

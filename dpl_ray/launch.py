@@ -23,8 +23,8 @@ from dpl_ray.data.sources import load_splits
 from dpl_ray.history import TABLE_FILE, threshold_table
 from dpl_ray.provenance import describe_config, describe_run
 from dpl_ray.ray_train import run_workers
-from dpl_ray.report import REPORT_FILE, find_verdict, verdict_sentence, write_report
-from dpl_ray.report_curves import History
+from dpl_ray.report.curves import History
+from dpl_ray.report.page import REPORT_FILE, find_verdict, verdict_sentence, write_report
 from dpl_ray.run_folder import MODEL_FOLDER, RunFolder, check_run
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Journal

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from dpl_ray.labeling_config import LabelConfig, load_labeling
+from dpl_ray.labeling.config import LabelConfig, load_labeling
 from pipelines.cli import main_guard, print_results
 
 
 def job(config: LabelConfig, console: Console) -> None:
     """One labelling, its table and its paths."""
-    from dpl_ray.labeling import label_pool
+    from dpl_ray.labeling.job import label_pool
 
     result = label_pool(config, console=console)
     places: dict[str, str | None] = {

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dpl_ray.labeling import LabelResult, label_pool
-from dpl_ray.labeling_config import parse_labeling
+from dpl_ray.labeling.config import parse_labeling
+from dpl_ray.labeling.job import LabelResult, label_pool
 from tests.builders import save_labeler, tiny_config
 
 CLASSES = ("ant", "bee", "cat")

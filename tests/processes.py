@@ -27,9 +27,9 @@ SERVER.set_forkserver_preload(
         "pytest",
         "ray.data",
         "ray.tune",
-        "dpl_ray.labeling",
-        "dpl_ray.self_training",
-        "dpl_ray.tuning",
+        "dpl_ray.labeling.job",
+        "dpl_ray.self_training.job",
+        "dpl_ray.tuning.job",
     ]
 )
 SECONDS = 300.0  # for what is waited for to happen, on a machine that others use too

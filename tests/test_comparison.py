@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 
 from dpl_ray import CompareConfig, CompareResult, compare, load_config
-from dpl_ray.cells import Cell, CellResult, cell_config, read_cells, run_cell
-from dpl_ray.comparison import CellsFailedError
-from dpl_ray.comparison_config import load_comparison, make_plan
-from dpl_ray.comparison_console import CellsProgress
-from dpl_ray.comparison_folder import write_comparison
+from dpl_ray.comparison.cells import Cell, CellResult, cell_config, read_cells, run_cell
+from dpl_ray.comparison.config import load_comparison, make_plan
+from dpl_ray.comparison.console import CellsProgress
+from dpl_ray.comparison.folder import write_comparison
+from dpl_ray.comparison.job import CellsFailedError
 from dpl_ray.config import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
@@ -58,7 +58,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(cell.name)
         return run_cell(config, cell, *rest)
 
-    monkeypatch.setattr("dpl_ray.comparison.run_cell", noting)
+    monkeypatch.setattr("dpl_ray.comparison.job.run_cell", noting)
     return names
 
 
@@ -242,7 +242,7 @@ def test_the_data_are_read_once_a_seed_and_only_for_cells_that_are_missing(
         seeds.append(seed)
         return load_splits(*arguments, seed=seed, **keywords)
 
-    monkeypatch.setattr("dpl_ray.comparison.load_splits", reading)
+    monkeypatch.setattr("dpl_ray.comparison.job.load_splits", reading)
     run(tmp_path / "a")
     assert seeds == [0, 1]
     (tmp_path / "a" / "first" / "dpl-seed-1" / "cell.json").unlink()
@@ -388,7 +388,7 @@ def test_cells_are_ray_tasks_with_the_same_results(ray_cluster: None, tmp_path: 
 
 @pytest.mark.ray
 def test_a_cell_that_no_node_of_the_cluster_carries_is_refused(ray_cluster: None, tmp_path: Path) -> None:
-    import dpl_ray.comparison as comparison
+    import dpl_ray.comparison.job as comparison
 
     nodes = comparison._connected_nodes()
     config, options = config_for(tmp_path), CompareConfig(cpus_per_cell=5)

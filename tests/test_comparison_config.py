@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 import dpl_ray.cluster
-import dpl_ray.comparison
-from dpl_ray.cells import CellResult
-from dpl_ray.comparison_config import CompareConfig, comparison_name, load_comparison, make_plan, shared_tree
-from dpl_ray.comparison_folder import ComparisonFolder
+import dpl_ray.comparison.job
+from dpl_ray.comparison.cells import CellResult
+from dpl_ray.comparison.config import CompareConfig, comparison_name, load_comparison, make_plan, shared_tree
+from dpl_ray.comparison.folder import ComparisonFolder
 from dpl_ray.compose import list_groups
 from dpl_ray.config import describe_fields, to_yaml
 from pipelines import cli, compare
@@ -98,7 +98,7 @@ def test_help_lists_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_comparison_is_configured_without_torch_or_ray() -> None:
     code = (
-        "import sys, dpl_ray.comparison_config as c, pipelines.cli, pipelines.compare;"
+        "import sys, dpl_ray.comparison.config as c, pipelines.cli, pipelines.compare;"
         "c.make_plan(*c.load_comparison(['data=cifar10', 'policies=[dpl,fixmatch]']));"
         "print(sorted({'torch', 'ray', 'mlflow', 'torchvision'} & set(sys.modules)))"
     )
@@ -189,7 +189,7 @@ def test_mistake(
     def started(*arguments: Any, **keywords: Any) -> None:
         pytest.fail("a cell was started")
 
-    monkeypatch.setattr(dpl_ray.comparison, "_run_on_ray", started)
+    monkeypatch.setattr(dpl_ray.comparison.job, "_run_on_ray", started)
     monkeypatch.setattr(dpl_ray.cluster, "count_gpus", lambda: 0)
     monkeypatch.chdir(tmp_path)
     arguments, fragments = command(mistake, tmp_path)

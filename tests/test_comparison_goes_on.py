@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from dpl_ray import CompareConfig
-from dpl_ray.cells import Cell, run_cell
-from dpl_ray.comparison import _loader
-from dpl_ray.comparison_config import make_plan
-from dpl_ray.comparison_folder import ComparisonFolder, write_comparison
+from dpl_ray.comparison.cells import Cell, run_cell
+from dpl_ray.comparison.config import make_plan
+from dpl_ray.comparison.folder import ComparisonFolder, write_comparison
+from dpl_ray.comparison.job import _loader
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
 from tests.mistakes import png, write, write_folder, write_pool
@@ -67,7 +67,7 @@ def test_data_that_cannot_be_had_for_a_later_seed_fail_its_cells_alone(
             raise ValueError("data.train=/x: there is no such folder")
         return load_splits(*arguments, seed=seed, **keywords)
 
-    monkeypatch.setattr("dpl_ray.comparison.load_splits", reading)
+    monkeypatch.setattr("dpl_ray.comparison.job.load_splits", reading)
     result, _ = run(tmp_path, options=TWO.model_copy(update={"seeds": 3}))
     cause = "ValueError: data.train=/x: there is no such folder"
     assert result.failed == {"dpl-seed-1": cause, "fixmatch-seed-1": cause}

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dpl_ray.cells import CellResult
-from dpl_ray.comparison_console import comparison_tables
-from dpl_ray.comparison_page import make_page
-from dpl_ray.comparison_table import (
+from dpl_ray.comparison.cells import CellResult
+from dpl_ray.comparison.console import comparison_tables
+from dpl_ray.comparison.page import make_page
+from dpl_ray.comparison.table import (
     MISSING,
     NUM_DRAWS,
     Reached,

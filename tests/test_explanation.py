@@ -17,7 +17,7 @@ from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool_files import list_pool
 from dpl_ray.data.stream import StreamedPool
-from dpl_ray.explanation_config import load_explaining
+from dpl_ray.report.explanation_config import load_explaining
 from pipelines import cli
 from pipelines import explain as command
 from tests.builders import tiny_splits, write_images
@@ -81,7 +81,7 @@ def test_an_index_of_a_streamed_pool_is_the_row_of_that_number(
     files = list_pool(open_location("data.unlabeled", str(tmp_path)), image_column="image")
     pool = StreamedPool((files,), DecodeSettings(image_size=8, channels=1), tuple(map(str, range(10))))
     splits = dataclasses.replace(tiny_splits(10, channels=1), unlabeled=pool)
-    monkeypatch.setattr("dpl_ray.explanation.load_splits", lambda *_, **__: splits)
+    monkeypatch.setattr("dpl_ray.report.explanation.load_splits", lambda *_, **__: splits)
     for index, (name, row) in {0: ("a", 0), 29: ("a", 29), 30: ("b", 0), 79: ("b", 49)}.items():
         found = explain(run, index, output=tmp_path / "page.html")
         assert found.sample == f"{tmp_path}/{name}.parquet:{row}"

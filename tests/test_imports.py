@@ -21,9 +21,9 @@ MAY_IMPORT_RAY = {
     "dpl_ray.ray_train",
     "dpl_ray.ray_stream",
     "dpl_ray.launch",
-    "dpl_ray.comparison",
-    "dpl_ray.labeling_ray",
-    "dpl_ray.tuning_ray",
+    "dpl_ray.comparison.job",
+    "dpl_ray.labeling.on_ray",
+    "dpl_ray.tuning.on_ray",
 }
 #: What a part of the package may not import, by the longest prefix that fits.
 FORBIDDEN = {
@@ -102,7 +102,7 @@ def test_there_is_no_circle() -> None:
 
 def test_configuration_loads_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, dpl_ray.compose as c, dpl_ray.labeling, pipelines.cli, pipelines.label, pipelines.train;"
+        "import sys, dpl_ray.compose as c, dpl_ray.labeling.job, pipelines.cli, pipelines.label, pipelines.train;"
         "c.load_config(['data=cifar10']);"
         "print(sorted({'torch', 'ray', 'mlflow', 'torchvision'} & set(sys.modules)))"
     )

@@ -15,10 +15,10 @@ import torch
 from dpl_ray.algorithm.pseudo_labels import entropy, pseudo_labels
 from dpl_ray.config import DataConfig
 from dpl_ray.data.labels import read_pseudo_labels
-from dpl_ray.labeling import TooManyBadError
-from dpl_ray.labeling_config import load_labeling
-from dpl_ray.labeling_ledger import LedgerError
-from dpl_ray.labeling_parts import SCHEMA
+from dpl_ray.labeling.config import load_labeling
+from dpl_ray.labeling.job import TooManyBadError
+from dpl_ray.labeling.ledger import LedgerError
+from dpl_ray.labeling.parts import SCHEMA
 from dpl_ray.storage import Storage
 from dpl_ray.training.checkpoint import load_classifier, load_policy
 from pipelines import cli
@@ -187,7 +187,7 @@ def test_what_vanishes_before_it_is_labelled_has_a_reason(
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Stop the labelling once so many parts are written."""
-    from dpl_ray.labeling_blocks import BlockLabeler
+    from dpl_ray.labeling.blocks import BlockLabeler
 
     whole, written = BlockLabeler.label, []
 

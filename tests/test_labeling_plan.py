@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool_files import PoolFiles, list_pool
-from dpl_ray.labeling_plan import BLOCKS_PER_INPUT, Plan, cut_rows, empty_plan, extend_plan, rows_per_block
+from dpl_ray.labeling.plan import BLOCKS_PER_INPUT, Plan, cut_rows, empty_plan, extend_plan, rows_per_block
 from tests.labeling import png, write_images, write_parquet
 
 

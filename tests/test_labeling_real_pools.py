@@ -23,8 +23,8 @@ from dpl_ray.data.decode import (
     UNREADABLE,
 )
 from dpl_ray.data.pool_files import NOT_PARQUET
-from dpl_ray.labeling_parts import FOREIGN
-from dpl_ray.labeling_plan import Plan
+from dpl_ray.labeling.parts import FOREIGN
+from dpl_ray.labeling.plan import Plan
 from tests.labeling import encode, label, make_checkpoint, picture, png, rows, summary, write_images, write_parquet
 
 
@@ -204,7 +204,7 @@ def test_a_large_file_that_is_not_called_an_image_is_not_opened(
     write_images(tmp_path / "pool", range(3))
     write(tmp_path / "pool", "archive.tar", png(1) + bytes(2000))
     write(tmp_path / "pool", "large.png", png(1) + bytes(2000))
-    monkeypatch.setattr("dpl_ray.labeling_plan.MAX_UNNAMED_BYTES", 2000)
+    monkeypatch.setattr("dpl_ray.labeling.plan.MAX_UNNAMED_BYTES", 2000)
     found = label(checkpoint, tmp_path / "pool", tmp_path / "out")
     assert found.unreadable == {FOREIGN: 1}
 

@@ -15,7 +15,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from dpl_ray.labeling_blocks import BlockLabeler
+from dpl_ray.labeling.blocks import BlockLabeler
 from tests.labeling import label, make_checkpoint, png, rows, write_images
 
 

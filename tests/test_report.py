@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpl_ray import comparison_page
-from dpl_ray.comparison_table import make_rows
+from dpl_ray.comparison.page import make_page as make_comparison_page
+from dpl_ray.comparison.table import make_rows
 from dpl_ray.config import Config
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
 from dpl_ray.data.decode import DecodeSettings
@@ -25,10 +25,10 @@ from dpl_ray.data.stream import StreamedPool
 from dpl_ray.evaluation import Predictions
 from dpl_ray.html import Page, Section, paragraph
 from dpl_ray.launch import train_phases
-from dpl_ray.report import make_page
-from dpl_ray.report_curves import MAX_PANELS, History, thresholds_section
-from dpl_ray.report_pool import PoolSample, label_sample, part, pool_section
-from dpl_ray.report_test import NUM_PICTURES, confusion_section, pictures_section
+from dpl_ray.report.curves import MAX_PANELS, History, thresholds_section
+from dpl_ray.report.page import make_page
+from dpl_ray.report.pool import PoolSample, label_sample, part, pool_section
+from dpl_ray.report.test_split import NUM_PICTURES, confusion_section, pictures_section
 from dpl_ray.run_folder import RunFolder
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.loop import Outcome
@@ -180,7 +180,7 @@ def test_the_section_of_the_pool_says_of_how_many_images_it_speaks() -> None:
 def test_the_sample_is_the_same_every_time_and_ends_when_its_time_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpl_ray.report_pool.BATCH_SIZE", 8)
+    monkeypatch.setattr("dpl_ray.report.pool.BATCH_SIZE", 8)
     splits = tiny_splits()
     _, _, outcomes = finished(tmp_path, splits, train={"baseline": False})
     whole, again = (label_sample(outcomes[-1].checkpoint, splits) for _ in range(2))
@@ -200,8 +200,8 @@ def test_a_streamed_pool_is_sampled_and_not_read_whole(tmp_path: Path, monkeypat
     files = list_pool(open_location("data.unlabeled", str(tmp_path)), image_column="image", label_column="label")
     pool = StreamedPool((files,), DecodeSettings(image_size=8, channels=3), ("0", "1", "2"))
     config, made, outcomes = finished(tmp_path / "runs", tiny_splits(), train={"baseline": False})
-    monkeypatch.setattr("dpl_ray.report_pool.MAX_IMAGES", 80)
-    monkeypatch.setattr("dpl_ray.report_pool.ROWS_PER_PIECE", 10)
+    monkeypatch.setattr("dpl_ray.report.pool.MAX_IMAGES", 80)
+    monkeypatch.setattr("dpl_ray.report.pool.ROWS_PER_PIECE", 10)
     found = label_sample(outcomes[-1].checkpoint, dataclasses.replace(tiny_splits(), unlabeled=pool))
     assert found is not None
     assert (len(found.labels), found.pool_size) == (80, 400)
@@ -233,7 +233,7 @@ def page_of(kind: str, folder: Path) -> tuple[str, list[str], int]:
         built = page_of_a_search()
         return built.render(), [section.anchor for section in built.sections], 7
     cells = [cell(policy, seed, 0.5, (0.3, 0.4)) for policy in ("dpl", "fixmatch") for seed in (0, 1)]
-    built = comparison_page.make_page("first", cells, make_rows(cells, "dpl"), "dpl", {}, {})
+    built = make_comparison_page("first", cells, make_rows(cells, "dpl"), "dpl", {}, {})
     return built.render(), [section.anchor for section in built.sections], 3
 
 

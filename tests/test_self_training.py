@@ -15,11 +15,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-import dpl_ray.self_training
+import dpl_ray.self_training.job
 from dpl_ray import SelfTrainConfig, SelfTrainResult, load_checkpoint, self_train
 from dpl_ray.compose import load_config
-from dpl_ray.self_training_config import load_self_training, self_training_name
-from dpl_ray.self_training_folder import Round, stop_reason
+from dpl_ray.self_training.config import load_self_training, self_training_name
+from dpl_ray.self_training.folder import Round, stop_reason
 from dpl_ray.storage import Storage
 from pipelines import cli
 from pipelines import self_train as command
@@ -76,7 +76,7 @@ def true_labels(data: Path) -> dict[str, int]:
 
 def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     for name in names:
-        monkeypatch.setattr(dpl_ray.self_training, name, lambda *_, **__: pytest.fail("there is nothing to do"))
+        monkeypatch.setattr(dpl_ray.self_training.job, name, lambda *_, **__: pytest.fail("there is nothing to do"))
 
 
 @pytest.mark.rendered
@@ -140,13 +140,13 @@ def test_a_finished_loop_does_nothing_and_more_rounds_go_on(
 
 def test_it_stops_when_nothing_changes(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A student that is the one of round 0 again, as where training has come to a fixed point."""
-    fit, found = dpl_ray.self_training.fit, []
+    fit, found = dpl_ray.self_training.job.fit, []
 
     def same(*given: Any, **keywords: Any) -> Any:
         found.append(found[0] if found else fit(*given, **keywords))
         return found[-1]
 
-    monkeypatch.setattr(dpl_ray.self_training, "fit", same)
+    monkeypatch.setattr(dpl_ray.self_training.job, "fit", same)
     result, _ = run(data, tmp_path, "rounds=5", "min_change=0.01")
     assert len(result.rounds) == 2
     assert result.rounds[1].changed_share == 0
@@ -197,19 +197,19 @@ def test_a_student_without_a_pool_learns_from_labels_and_pseudo_labels_alone(dat
 
 
 def test_a_labelling_that_fails_is_gone_on_with(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    label = dpl_ray.self_training.label_pool
+    label = dpl_ray.self_training.job.label_pool
 
     def failing(config: Any, **keywords: Any) -> Any:
         if "round-1" in config.output:
             raise OSError("the disk is full")
         return label(config, **keywords)
 
-    monkeypatch.setattr(dpl_ray.self_training, "label_pool", failing)
+    monkeypatch.setattr(dpl_ray.self_training.job, "label_pool", failing)
     with pytest.raises(OSError, match="the disk is full"):
         run(data, tmp_path, "rounds=1")
     checkpoint = tmp_path / "loop" / "round-1" / "training" / "step-00000006" / "manifest.json"
     written = checkpoint.stat().st_mtime_ns
-    monkeypatch.setattr(dpl_ray.self_training, "label_pool", label)
+    monkeypatch.setattr(dpl_ray.self_training.job, "label_pool", label)
     result, output = run(data, tmp_path, "rounds=1")
     assert "loop goes on, 1 round(s) finished before" in output
     assert checkpoint.stat().st_mtime_ns == written, "the training is not done again"

@@ -21,9 +21,9 @@ from dpl_ray.config import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.storage import Storage
 from dpl_ray.training import loop
-from dpl_ray.trials import Trial, TrialResult, read_history, recorded_seconds, run_trial
-from dpl_ray.tuning import SearchFailedError
-from dpl_ray.tuning_config import load_search
+from dpl_ray.tuning.config import load_search
+from dpl_ray.tuning.job import SearchFailedError
+from dpl_ray.tuning.trials import Trial, TrialResult, read_history, recorded_seconds, run_trial
 from pipelines import cli, train
 from tests.processes import Command
 
@@ -74,7 +74,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trial], list[fl
             report(*reports[-1])
             return result
 
-        monkeypatch.setattr("dpl_ray.tuning_ray.run_trial", running)
+        monkeypatch.setattr("dpl_ray.tuning.on_ray.run_trial", running)
         return ran
 
     return install
@@ -199,7 +199,7 @@ def test_a_search_goes_on_to_what_it_would_have_been(tmp_path: Path, monkeypatch
         return run_trial(config, trial, splits, folder, reporting)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dpl_ray.tuning_ray.run_trial", broken)
+        patch.setattr("dpl_ray.tuning.on_ray.run_trial", broken)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     first = (tmp_path / "first" / "trial-0000" / "result.json").read_bytes()
@@ -269,7 +269,7 @@ def test_a_trial_that_fails_leaves_the_others_and_is_run_again(tmp_path: Path, m
         return run_trial(config, trial, splits, folder, report)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dpl_ray.tuning_ray.run_trial", failing)
+        patch.setattr("dpl_ray.tuning.on_ray.run_trial", failing)
         result, output = run(tmp_path)
         assert result.failed == {"trial-0001": "OSError: no space left"}
         assert "trial 1 failed: OSError: no space left" in output

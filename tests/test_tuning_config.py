@@ -13,7 +13,7 @@ from rich.console import Console
 from dpl_ray import search
 from dpl_ray.compose import list_groups, load_config
 from dpl_ray.config import to_yaml
-from dpl_ray.tuning_config import SearchConfig, load_search, resolve, search_name, search_tree
+from dpl_ray.tuning.config import SearchConfig, load_search, resolve, search_name, search_tree
 from pipelines import cli, tune
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +112,7 @@ def test_mistake(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("dpl_ray.tuning._run", lambda *_: pytest.fail("a trial was started"))
+    monkeypatch.setattr("dpl_ray.tuning.job._run", lambda *_: pytest.fail("a trial was started"))
     overrides = [*overrides, f"run.storage_path={tmp_path / 'runs'}", "tracking.enabled=false"]
     assert cli.run(tune.job, overrides, "", load=load_search, own=SearchConfig) == 2
     output, errors = capsys.readouterr()
@@ -131,7 +131,7 @@ def test_a_training_run_has_neither_group() -> None:
 
 def test_a_search_is_configured_without_torch_or_ray() -> None:
     code = (
-        "import sys, pipelines.tune, dpl_ray.tuning, dpl_ray.tuning_config as c; c.load_search(['tune=optuna']);"
+        "import sys, pipelines.tune, dpl_ray.tuning.job, dpl_ray.tuning.config as c; c.load_search(['tune=optuna']);"
         "print(sorted({'torch', 'ray', 'mlflow', 'optuna'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from dpl_ray.html import Page
-from dpl_ray.trials import TrialResult, recorded_seconds
-from dpl_ray.tuning_figure import best_so_far
-from dpl_ray.tuning_page import expected_best, make_page
-from dpl_ray.tuning_space import Space, draw_values, parse_space
-from dpl_ray.tuning_table import MAX_ROWS
+from dpl_ray.tuning.figure import best_so_far
+from dpl_ray.tuning.page import expected_best, make_page
+from dpl_ray.tuning.space import Space, draw_values, parse_space
+from dpl_ray.tuning.table import MAX_ROWS
+from dpl_ray.tuning.trials import TrialResult, recorded_seconds
 from tests.test_html import Outline
 
 SECTIONS = ["result", "trials", "fields", "progress", "endings", "search"]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from dpl_ray.compose import CONF_FOLDER, list_groups, load_config
 from dpl_ray.config import describe_fields
-from dpl_ray.tuning_space import FIXED_FIELDS, KINDS, Domain, check_space, draw_values, parse_space, with_values
+from dpl_ray.tuning.space import FIXED_FIELDS, KINDS, Domain, check_space, draw_values, parse_space, with_values
 
 DPL, FIXMATCH = load_config(["data=digits"]), load_config(["data=digits", "policy=fixmatch"])
 FINITE = st.floats(-1e6, 1e6).map(lambda number: round(number, 6))

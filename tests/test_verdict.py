@@ -15,10 +15,10 @@ from dpl_ray.compose import load_config
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.launch import train_phases
-from dpl_ray.report import find_verdict, verdict_sentence
+from dpl_ray.report.page import find_verdict, verdict_sentence
+from dpl_ray.report.verdict import Z_95, Verdict, compare_paired, wilson_interval
 from dpl_ray.storage import Storage
 from dpl_ray.training.distributed import Workers
-from dpl_ray.verdict import Z_95, Verdict, compare_paired, wilson_interval
 
 COUNTS = st.tuples(*[st.integers(0, 400)] * 4).filter(any)
 

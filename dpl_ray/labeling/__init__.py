@@ -1,0 +1,1 @@
+"""Labelling a pool of files with a trained model."""

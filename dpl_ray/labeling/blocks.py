@@ -1,0 +1,78 @@
+"""Labelling one block of a pool: read, decode, label, write its part.
+
+Legend: N images, C channels, S pixels a side.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dpl_ray.algorithm.policy import Policy
+from dpl_ray.data.decode import EMPTY, NOT_AN_IMAGE, DecodeSettings, decode_many
+from dpl_ray.labeling.parts import FOREIGN, Counts, make_part, write_part
+from dpl_ray.labeling.plan import Plan
+from dpl_ray.labels import label_batch
+from dpl_ray.models import Classifier
+from dpl_ray.storage import Storage
+
+
+@dataclass(frozen=True)
+class DecodedBlock:
+    """A block ready for the model."""
+
+    number: int
+    images: NDArray[np.uint8]  # (N, C, S, S) those that could be decoded
+    kept: NDArray[np.int64]  # (N,) their rows in the block
+    errors: dict[int, str]  # row -> reason, of all others
+
+
+def decode_block(plan: Plan, block: int, settings: DecodeSettings, num_threads: int | None = None) -> DecodedBlock:
+    """Read and decode a block; it never fails for what is in the files."""
+    images, kept, bad = decode_many(plan.read(block), settings, num_threads=num_threads)
+    named = plan.are_named(block)
+    missing = sorted(set(range(plan.num_rows(block))) - set(kept))
+    errors = {}
+    for row, image in zip(missing, bad, strict=True):
+        called_so = named if isinstance(named, bool) else named[row]
+        errors[row] = FOREIGN if not called_so and image.reason in (NOT_AN_IMAGE, EMPTY) else image.reason
+    return DecodedBlock(block, images, np.array(kept, np.int64), errors)
+
+
+@dataclass(frozen=True)
+class BlockLabeler:
+    """A model and its policy on one device, and where the parts go."""
+
+    model: Classifier
+    policy: Policy
+    class_names: tuple[str, ...]
+    plan: Plan
+    output: Storage
+    batch_size: int
+
+    def to(self, device: torch.device) -> BlockLabeler:
+        """The same on another device; the layout of the weights is the one that training found faster."""
+        model = copy.deepcopy(self.model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return replace(self, model=model.eval(), policy=copy.deepcopy(self.policy).to(device))
+
+    def label(self, block: DecodedBlock) -> tuple[Counts, int]:
+        """Write the part of a block; returns its counts and its bytes."""
+        device = self.model.classifier.weight.device
+        rows: list[dict[str, Any]] = []
+        for start in range(0, max(1, len(block.images)), self.batch_size):
+            # A copy: arrays from the object store are read-only, which torch warns of.
+            images = torch.from_numpy(block.images[start : start + self.batch_size].copy())
+            found = label_batch(self.model, self.policy, images.to(device))
+            rows.append({name: None if values is None else values.cpu().numpy() for name, values in found.items()})
+        columns = {
+            name: None if first is None else np.concatenate([row[name] for row in rows])
+            for name, first in rows[0].items()
+        }
+        sample_ids = self.plan.sample_ids(block.number)
+        table, counts = make_part(sample_ids, block.kept, block.errors, columns, self.class_names)
+        return counts, write_part(self.output / self.plan.part_name(block.number), table)

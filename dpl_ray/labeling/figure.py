@@ -1,0 +1,82 @@
+"""The figure of a labelled pool: classes, confidence, entropy, what could not be read; readable in black and white."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dpl_ray.labeling.parts import NUM_BINS, Counts
+
+MAX_CLASSES = 40
+PNG_DPI = 110
+STYLES = {"selected": {"color": "0.35"}, "rejected": {"color": "white", "hatch": "///"}}
+
+
+def draw_summary(counts: Counts, class_names: Sequence[str], title: str) -> bytes:
+    """A PNG of four panels; the bars of selected and rejected images stand on each other."""
+    from matplotlib.figure import Figure
+
+    shown = _largest(counts)
+    figure = Figure(figsize=(13, max(7.0, 3.6 + 0.2 * len(shown))), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    (classes, confidence), (reasons, entropy) = figure.subplots(2, 2)
+    _classes(classes, counts, class_names, shown)
+    _histogram(confidence, counts, "confidence", 1.0, "confidence")
+    _histogram(entropy, counts, "entropy", math.log(len(class_names)), "entropy (nats)")
+    _reasons(reasons, counts)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=PNG_DPI)
+    return buffer.getvalue()
+
+
+def _largest(counts: Counts) -> list[int]:
+    """The classes with the most images, in the order of their indices."""
+    numbers = np.add(counts.selected, counts.rejected)
+    return sorted(np.argsort(-numbers, kind="stable")[:MAX_CLASSES].tolist())
+
+
+def _classes(axes: Any, counts: Counts, class_names: Sequence[str], shown: list[int]) -> None:
+    left = np.zeros(len(shown))
+    for name, style in STYLES.items():
+        widths = np.array([getattr(counts, name)[index] for index in shown], float)
+        axes.barh(range(len(shown)), widths, left=left, edgecolor="black", label=name, **style)
+        left += widths
+    axes.set_yticks(range(len(shown)), [class_names[index][:24] for index in shown], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("images by pseudo-label")
+    if len(shown) < len(class_names):
+        axes.set_title(f"the largest {len(shown)} of {len(class_names)} classes", fontsize=9)
+    axes.legend(fontsize=8)
+
+
+def _histogram(axes: Any, counts: Counts, column: str, highest: float, label: str) -> None:
+    edges = np.linspace(0, highest, NUM_BINS + 1)
+    bottom = np.zeros(NUM_BINS)
+    for name, style in STYLES.items():
+        heights = np.array(getattr(counts, f"{column}_{name}"), float)
+        axes.bar(
+            edges[:-1], heights, np.diff(edges), bottom=bottom, align="edge", edgecolor="black", label=name, **style
+        )
+        bottom += heights
+    axes.set_xlim(0, highest)
+    axes.set_xlabel(label)
+    axes.set_ylabel("images")
+    axes.legend(fontsize=8)
+
+
+def _reasons(axes: Any, counts: Counts) -> None:
+    axes.set_title("unreadable, by reason", fontsize=9)
+    if not counts.unreadable:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "none", ha="center", va="center")
+        return
+    bars = axes.barh(range(len(counts.unreadable)), list(counts.unreadable.values()), color="0.7", edgecolor="black")
+    axes.bar_label(bars, fmt="{:,.0f}", fontsize=8, padding=3)
+    axes.set_yticks(range(len(counts.unreadable)), list(counts.unreadable), fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_xlabel("files or rows")

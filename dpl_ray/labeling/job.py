@@ -1,0 +1,348 @@
+"""Label a pool: every sample once, whatever happens on the way.
+
+The pool is cut into blocks (dpl_ray/labeling/plan.py), each of which becomes one part of the output; what is written is
+kept in books (dpl_ray/labeling/ledger.py), so that a labelling that was interrupted goes on with the blocks that are
+missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dpl_ray import cluster
+from dpl_ray.config import Config, RunConfig
+from dpl_ray.data.decode import DecodeSettings
+from dpl_ray.data.files import Location, open_location, would_list
+from dpl_ray.data.pool_files import list_pool
+from dpl_ray.labeling.config import LabelConfig
+from dpl_ray.labeling.console import LabelProgress, label_table
+from dpl_ray.labeling.figure import draw_summary
+from dpl_ray.labeling.ledger import SUMMARY_NAME, Ledger
+from dpl_ray.labeling.on_ray import count_actors, count_on, label_on_ray
+from dpl_ray.labeling.parts import NUM_BINS, Counts
+from dpl_ray.labeling.plan import rows_per_block
+from dpl_ray.provenance import describe_code
+from dpl_ray.storage import Storage
+from dpl_ray.tracking.journal import Journal
+from dpl_ray.tracking.tracker import Tracker, start_tracker, tracking_uri
+from dpl_ray.training.checkpoint_folder import MANIFEST, ModelInfo, find_checkpoint, load_config_and_info
+
+
+class TooManyBadError(RuntimeError):
+    """More of the pool cannot be read than was allowed; what is labelled stays."""
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What `label_pool` gives back."""
+
+    output: str  # folder of the parts: pyarrow.dataset.dataset(output)
+    num_rows: int  # selected + rejected + unreadable
+    num_selected: int
+    num_rejected: int
+    unreadable: dict[str, int]  # reason -> images
+    summary: str
+    figure: str
+    bad: str | None  # list of the unreadable
+    run_id: str | None  # of MLflow
+    tracking_uri: str | None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The checkpoint that labels, and how its images are read."""
+
+    checkpoint: Storage
+    config: Config
+    info: ModelInfo
+    settings: DecodeSettings
+    location: Location  # of the pool
+    image_column: str
+    max_bad_fraction: float
+
+    def identity(self) -> dict[str, Any]:
+        """What the labels depend on."""
+        return {
+            "checkpoint": hashlib.sha256((self.checkpoint / MANIFEST).read()).hexdigest()[:16],
+            "class_names": list(self.info.class_names),
+            "pool": self.location.name(self.location.path),
+            "image_column": self.image_column,
+            "decode": asdict(self.settings),
+            "policy": self.config.policy,
+        }
+
+
+def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelResult:
+    """Label every image of a pool with a checkpoint's teacher and policy; an output that was begun before goes on.
+
+    Args:
+        console: where progress and the table are shown; None shows nothing.
+
+    Raises:
+        ValueError: a field, the checkpoint, the pool, the output or the resources do not fit; before any work.
+        TooManyBadError: more of the pool cannot be read than max_bad_fraction allows.
+        LedgerError: what was written is not what was planned.
+    """
+    console = console or Console(quiet=True)
+    source = _open_source(config)
+    uri = tracking_uri(_tracking_config(config, source))
+    _check_places(config)
+    ledger = Ledger(config.output, source.identity(), len(source.info.class_names))
+    same_system = ledger.storage.scheme == source.location.scheme
+    if same_system and would_list(source.location, (ledger.storage / "part.parquet").path):
+        raise ValueError(f"output={config.output}: lies in the pool, which would grow by its own labels; take another")
+    num_workers = _count_workers(config)
+    listed = list_pool(source.location, image_column=source.image_column, every_file=True)
+    listed.check_image_column("image_column")
+    side = source.settings.image_size
+    assert side is not None
+    ledger.begin(listed, rows_per_block(config.rows_per_part, (source.settings.channels, side, side)))
+    console.print(_headline(ledger, num_workers), highlight=False, soft_wrap=True)
+    tracker = _start_tracker(config, source, uri, ledger)
+    status = "FAILED"
+    began, done_before = time.monotonic(), ledger.counts.num_rows
+    try:
+        _check_bad(ledger, source)
+        if ledger.missing:
+            _label_missing(config, source, ledger, num_workers, console)
+        counts = ledger.check()
+        seconds = time.monotonic() - began
+        result = _report(source, ledger, counts, tracker, uri, seconds, counts.num_rows - done_before)
+        status = "FINISHED"
+    finally:
+        tracker.finish(status)
+    console.print(label_table(counts))
+    return replace(result, run_id=tracker.run_id)
+
+
+def _open_source(config: LabelConfig) -> _Source:
+    try:
+        checkpoint = find_checkpoint(Storage(config.checkpoint))
+    except OSError as error:
+        raise ValueError(f"checkpoint={config.checkpoint}: cannot be read ({error})") from None
+    trained, info = load_config_and_info(checkpoint)
+    settings = replace(DecodeSettings.from_config(trained.data), channels=info.channels)  # type: ignore[arg-type]
+    if settings.image_size is None:
+        height, width = info.image_size
+        if height != width:
+            raise ValueError(
+                f"checkpoint={config.checkpoint}: was trained on images of {width}x{height} pixels as they are; a pool "
+                "is read by models of square images, which data.image_size=... trains"
+            )
+        settings = replace(settings, image_size=height)
+    fraction = config.max_bad_fraction
+    return _Source(
+        checkpoint,
+        trained,
+        info,
+        settings,
+        open_location("pool", config.pool),
+        config.image_column or trained.data.image_column,
+        trained.data.max_bad_fraction if fraction is None else fraction,
+    )
+
+
+def _tracking_config(config: LabelConfig, source: _Source) -> Config:
+    """The configuration of the checkpoint's run, with the places of this one."""
+    run = RunConfig(storage_path=config.run.storage_path)
+    return source.config.model_copy(update={"run": run, "tracking": config.tracking})
+
+
+def _check_places(config: LabelConfig) -> None:
+    """Refuse folders that the nodes of a cluster would not share."""
+    if config.scale.num_workers == 0 or not cluster.cluster_address(config.scale.with_workers(1)):
+        return
+    for field in ("pool", "output"):
+        path = getattr(config, field)
+        if "://" not in path and not Path(path).expanduser().is_absolute():
+            raise ValueError(
+                f"{field}={path}: on a cluster this folder is another one for every node; give an absolute path that "
+                "all nodes share, or s3://"
+            )
+
+
+def _count_workers(config: LabelConfig) -> int:
+    """Actors; 0 for none, in this process.
+
+    Raises:
+        ValueError: this machine or the cluster cannot carry them.
+    """
+    wanted = config.scale.num_workers
+    with cluster.checked_resources(config.scale.with_workers(1 if wanted is None else wanted)):
+        if wanted == 0:
+            return 0
+        scale = config.scale.with_workers(0)
+        if cluster.cluster_address(scale):
+            room = count_actors(scale)
+            where = "the cluster"
+        else:
+            gpus = cluster.count_gpus() if scale.use_gpu else 0
+            room = count_on([{"CPU": float(os.cpu_count() or 1), "GPU": float(gpus)}], scale)
+            where = "this machine"
+        if wanted is None:
+            wanted = max(1, room)
+        if wanted > room:
+            raise ValueError(
+                f"scale.num_workers={wanted}: {where} has room for {room} actors of scale.cpus_per_worker="
+                f"{scale.cpus_per_worker:g} beside the tasks that read and decode; ask for less"
+            )
+    return wanted
+
+
+def _label_missing(config: LabelConfig, source: _Source, ledger: Ledger, num_workers: int, console: Console) -> None:
+    """Label the blocks that have no part yet."""
+    from dpl_ray.labeling.blocks import BlockLabeler
+    from dpl_ray.training.checkpoint import load_classifier, load_policy
+
+    labeler = BlockLabeler(
+        load_classifier(source.checkpoint)[0],
+        load_policy(source.checkpoint),
+        source.info.class_names,
+        ledger.plan,
+        ledger.storage,
+        config.batch_size,
+    )
+    missing = ledger.missing
+    done: Generator[tuple[int, Counts, int], None, None]
+    if num_workers:
+        done = label_on_ray(labeler, missing, source.settings, config.scale.with_workers(num_workers))
+    else:
+        done = _label_here(labeler, missing, source.settings, use_gpu=config.scale.use_gpu)
+    with LabelProgress(console, len(ledger.plan), ledger.counts.num_rows) as progress:
+        try:
+            for block, counts, size in done:
+                ledger.add(block, counts, size)
+                progress.add(counts.num_rows)
+                _check_bad(ledger, source)
+        finally:
+            done.close()
+
+
+def _label_here(
+    labeler: Any, blocks: list[int], settings: DecodeSettings, *, use_gpu: bool
+) -> Generator[tuple[int, Counts, int], None, None]:
+    """The blocks one after another, in this process."""
+    import torch
+
+    from dpl_ray.labeling.blocks import decode_block
+
+    labeler = labeler.to(torch.device("cuda" if use_gpu else "cpu"))
+    for block in blocks:
+        yield block, *labeler.label(decode_block(labeler.plan, block, settings))
+
+
+def _check_bad(ledger: Ledger, source: _Source) -> None:
+    """Stop as soon as too much is known to be bad; what is no image, and not called one, is not of the pool."""
+    counts = ledger.counts
+    pool_size = len(ledger.plan) - counts.num_foreign
+    if counts.num_bad <= source.max_bad_fraction * pool_size:
+        return
+    bad = ledger.write_bad()
+    first = "; ".join(f"{sample_id} ({reason})" for sample_id, reason in ledger.first_bad(3))
+    raise TooManyBadError(
+        f"{counts.num_bad:,} of {pool_size:,} images cannot be read, more than max_bad_fraction="
+        f"{source.max_bad_fraction:g} allows: {first} ...; all that are known are in {bad}. What is labelled stays: "
+        "the same command with a larger max_bad_fraction goes on"
+    )
+
+
+def _report(
+    source: _Source,
+    ledger: Ledger,
+    counts: Counts,
+    tracker: Tracker,
+    uri: str | None,
+    seconds: float,
+    num_labeled: int,
+) -> LabelResult:
+    """Write summary, figure and list of the unreadable, and record them."""
+    names = source.info.class_names
+    rate = num_labeled / seconds
+    share = counts.num_selected / max(1, counts.num_rows)
+    summary = {
+        "pool": source.location.name(source.location.path),
+        "checkpoint": str(source.checkpoint),
+        "policy": source.config.policy,
+        "class_names": names,
+        "num_rows": counts.num_rows,
+        "num_selected": counts.num_selected,
+        "num_rejected": counts.num_rejected,
+        "num_unreadable": counts.num_unreadable,
+        "num_foreign": counts.num_foreign,
+        "selected_share": share,
+        "unreadable": counts.unreadable,
+        "classes": {
+            name: {"selected": selected, "rejected": rejected}
+            for name, selected, rejected in zip(names, counts.selected, counts.rejected, strict=True)
+        },
+        "histograms": {
+            column: {
+                "edges": [highest * edge / NUM_BINS for edge in range(NUM_BINS + 1)],
+                "selected": getattr(counts, f"{column}_selected"),
+                "rejected": getattr(counts, f"{column}_rejected"),
+            }
+            for column, highest in (("confidence", 1.0), ("entropy", math.log(len(names))))
+        },
+        "labeled_now": num_labeled,
+        "seconds": seconds,
+        "images_per_second": rate,
+        "code": describe_code(),
+    }
+    places = ledger.report / SUMMARY_NAME, ledger.report / "summary.png"
+    title = f"{ledger.name}: {counts.num_rows:,} images, {100 * share:.1f} % selected"
+    places[1].write(draw_summary(counts, names, title))
+    bad = ledger.write_bad()
+    places[0].write(json.dumps(summary, indent=1).encode())  # the last: it says that all is done
+    metrics = {
+        "label/rows": counts.num_rows,
+        "label/selected": counts.num_selected,
+        "label/rejected": counts.num_rejected,
+        "label/unreadable": counts.num_unreadable,
+        "label/selected_share": share,
+        "label/images_per_second": rate,
+    }
+    metrics |= {f"label/class/{name}": counts.selected[index] for index, name in enumerate(names)}
+    tracker.log({key: float(value) for key, value in metrics.items()}, 0)
+    for file in (*places, *filter(None, [bad])):
+        tracker.log_file(f"{ledger.report.name}/{file.name}")
+    return LabelResult(
+        output=str(ledger.storage),
+        num_rows=counts.num_rows,
+        num_selected=counts.num_selected,
+        num_rejected=counts.num_rejected,
+        unreadable=counts.unreadable,
+        summary=str(places[0]),
+        figure=str(places[1]),
+        bad=str(bad) if bad else None,
+        run_id=None,
+        tracking_uri=uri,
+    )
+
+
+def _start_tracker(config: LabelConfig, source: _Source, uri: str | None, ledger: Ledger) -> Tracker:
+    """The MLflow run of this output; the same one when the labelling goes on."""
+    params = {key: str(value) for key, value in config.model_dump(mode="json", exclude={"tracking"}).items()}
+    journal = Journal(ledger.storage, "_ledger/")
+    tags = describe_code() | {"data.fingerprint": ledger.plan.pool.fingerprint(), "checkpoint": str(source.checkpoint)}
+    return start_tracker(_tracking_config(config, source), uri, journal, name=ledger.name, params=params, tags=tags)
+
+
+def _headline(ledger: Ledger, num_workers: int) -> str:
+    place = f"{num_workers} actors" if num_workers else "this process"
+    rows, missing = len(ledger.plan), len(ledger.missing)
+    begins = f"starts with {place}"
+    if ledger.resumed:
+        new = f", {ledger.num_new:,} new" if ledger.num_new else ""
+        begins = f"goes on with {place}, {ledger.counts.num_rows:,} done{new}" if missing else "had finished"
+    ray = "\nstarting Ray takes some 20 seconds" if num_workers and missing else ""
+    return f"{ledger.name} {begins}: {rows:,} images in {len(ledger.plan.pool.paths):,} files{ray}"

@@ -1,0 +1,1 @@
+"""What is shown of a run: its page, the verdict, and why an image got its weight."""

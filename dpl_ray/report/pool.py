@@ -1,0 +1,236 @@
+"""What a report says of the pool: what the policy takes of it beyond FixMatch, by entropy.
+
+Legend: N images of the sample, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dpl_ray.data.classes import label_indices
+from dpl_ray.data.dataset import ImageSet, Splits
+from dpl_ray.data.decode import decode_many
+from dpl_ray.data.stream import StreamedPool
+from dpl_ray.html import MISSING, Section, figure, grid, note, paragraph, table
+from dpl_ray.labels import label_batch
+from dpl_ray.plots import draw, legend_above
+from dpl_ray.report.verdict import wilson_interval
+from dpl_ray.storage import Storage
+from dpl_ray.training.checkpoint import load_classifier, load_policy
+from dpl_ray.training.metrics import HIGH_ENTROPY_CONFIDENCE
+
+MAX_IMAGES = 5000
+MAX_BYTES = 2**28  # of them, decoded
+MAX_SECONDS = 30.0  # of predicting: a large network on a small driver labels fewer images
+BATCH_SIZE = 250
+ROWS_PER_PIECE = 100  # that follow each other in a streamed pool's files
+NUM_BINS = 24
+MIN_KNOWN = 5  # images with a known label of a bar whose precision is drawn
+
+
+@dataclass(frozen=True)
+class PoolSample:
+    """A random sample of the pool as the last student reads it, without augmentation."""
+
+    pool_size: int
+    num_classes: int
+    entropy: NDArray[np.float32]  # (N,) nats
+    confidence: NDArray[np.float32]  # (N,) as the policy aligns it
+    weights: NDArray[np.float32]  # (N,)
+    labels: NDArray[np.int64]  # (N,) pseudo-labels
+    targets: NDArray[np.int64]  # (N,) UNLABELED where unknown
+
+
+def label_sample(checkpoint: str, splits: Splits, max_seconds: float = MAX_SECONDS) -> PoolSample | None:
+    """Label at most MAX_IMAGES images of the pool on this machine's CPU, drawn at random with a fixed seed.
+
+    None where not one image of a streamed pool can be read any more.
+    """
+    images, targets = _draw(splits.unlabeled, min(MAX_IMAGES, MAX_BYTES // splits.labeled.images[0].nbytes))
+    if not len(images):
+        return None
+    student, _, _ = load_classifier(Storage(checkpoint), "student")
+    policy = load_policy(Storage(checkpoint))
+    student = student.to(memory_format=torch.channels_last)
+    found: list[dict[str, Any]] = []
+    began = time.monotonic()
+    for start in range(0, len(images), BATCH_SIZE):
+        batch = label_batch(student, policy, torch.from_numpy(images[start : start + BATCH_SIZE]))
+        found.append({name: values.numpy() for name, values in batch.items() if values is not None})
+        if time.monotonic() - began > max_seconds:
+            break
+
+    def column(name: str) -> NDArray:
+        return np.concatenate([batch[name] for batch in found])
+
+    labels = column("pseudo_label")
+    return PoolSample(
+        pool_size=len(splits.unlabeled),
+        num_classes=len(splits.class_names),
+        entropy=column("entropy"),
+        confidence=column("confidence"),
+        weights=column("weight"),
+        labels=labels,
+        targets=targets[: len(labels)],
+    )
+
+
+def _draw(pool: Any, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images and targets in random order, so that the first ones are a random sample too."""
+    random = np.random.default_rng(0)
+    if isinstance(pool, ImageSet):
+        rows = random.permutation(len(pool))[:size]
+        return pool.images[rows], pool.targets[rows]
+    assert isinstance(pool, StreamedPool)
+    # Pieces, because a file is opened for each; those that overlap are drawn once.
+    length = min(ROWS_PER_PIECE, len(pool))
+    starts = random.permutation(len(pool) // length)[: max(1, size // length)] * length
+    rows_read = [row for start in starts for row in pool.read(int(start), length, seed=0)[0]]
+    images, kept, _ = decode_many([row[:2] for row in rows_read], pool.settings)
+    targets = label_indices([rows_read[place][2] for place in kept], pool.class_names)
+    return images, targets
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples and what they count."""
+
+    weights: NDArray[np.float64]
+    right: NDArray[np.bool_]
+    known: NDArray[np.bool_]
+
+    @property
+    def counts(self) -> float:
+        return float(self.weights.sum())
+
+    @property
+    def precision(self) -> float | None:
+        """Weighted share of those with a known label that are right."""
+        total = float(self.weights[self.known].sum())
+        return float(self.weights[self.right].sum()) / total if total > 0 else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's for the precision, with Kish's effective number (sum w)^2 / sum w^2 as the number of trials."""
+        weights = self.weights[self.known]
+        number = float(weights.sum()) ** 2 / max(float((weights**2).sum()), 1e-12)
+        return wilson_interval((self.precision or 0.0) * number, number)
+
+
+def part(sample: PoolSample, mask: NDArray[np.bool_], *, fixmatch: bool) -> Part:
+    """Some of the sample, as the policy counts it or as FixMatch would: 1 from a confidence of 0.95 on."""
+    weights = sample.confidence >= HIGH_ENTROPY_CONFIDENCE if fixmatch else sample.weights
+    known = sample.targets >= 0
+    return Part(weights[mask].astype(np.float64), (known & (sample.labels == sample.targets))[mask], known[mask])
+
+
+def pool_section(sample: PoolSample, policy: str) -> Section:
+    """The histogram of entropies, and its sums."""
+    number = len(sample.labels)
+    of = "all" if number == sample.pool_size else "a random sample of"
+    size = f"{number:,}" if number == sample.pool_size else f"{number:,} of the {sample.pool_size:,}"
+    intro = (
+        f"The last checkpoint's student has read {of} {size} images of the pool, without augmentation, as training "
+        f"reads its weak views. FixMatch counts an image from a confidence of {HIGH_ENTROPY_CONFIDENCE} on; {policy} "
+        "gives every image a weight. Confidence and entropy are those that the policy reads, aligned where it aligns."
+    )
+    known = int((sample.targets >= 0).sum())
+    drawing = draw(lambda *axes: _histogram(axes, sample, policy), height=4.4, width=5.6, heights=(3, 2))
+    caption = (
+        "Images by entropy, stacked. Below: precision of the pseudo-labels in each bar, weighted as they are counted"
+        + (
+            f", of bars with {MIN_KNOWN} known labels or more ({known:,} in all)."
+            if known
+            else ": the pool's labels are not known."
+        )
+    )
+    return Section(
+        "exploration",
+        "What high-entropy exploration brings",
+        paragraph(intro),
+        grid([figure(drawing, "Entropy of the pool", caption)]),
+        _sums(sample, policy),
+        note(
+            "Counted: the sum of weights. Precision: the weighted share of right pseudo-labels among those whose label "
+            "is known, with Wilson's 95 % interval (effective number of images after Kish where weights differ)."
+        ),
+    )
+
+
+def _sums(sample: PoolSample, policy: str) -> Any:
+    above = sample.confidence >= HIGH_ENTROPY_CONFIDENCE
+    masks = {f"{HIGH_ENTROPY_CONFIDENCE} and above": above, f"below {HIGH_ENTROPY_CONFIDENCE}": ~above}
+    rows = [
+        [
+            name,
+            f"{mask.sum():,}",
+            *_counted(part(sample, mask, fixmatch=True)),
+            *_counted(part(sample, mask, fixmatch=False)),
+        ]
+        for name, mask in (masks | {"all": np.ones_like(above)}).items()
+    ]
+    columns = ["confidence", "images", "FixMatch counts", "precision", f"{policy} counts", "precision"]
+    return table("What is counted of the sample", columns, rows)
+
+
+def _counted(found: Part) -> tuple[str, str]:
+    if found.precision is None:
+        return f"{found.counts:,.0f}", MISSING
+    low, high = found.interval
+    return f"{found.counts:,.0f}", f"{100 * found.precision:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _histogram(axes: Any, sample: PoolSample, policy: str) -> None:
+    bars, below = axes
+    edges = np.linspace(0, math.log(sample.num_classes), NUM_BINS + 1)
+    centres, width = (edges[:-1] + edges[1:]) / 2, edges[1]
+    places = np.clip(np.digitize(sample.entropy, edges) - 1, 0, NUM_BINS - 1)
+    above = sample.confidence >= HIGH_ENTROPY_CONFIDENCE
+    heights = {
+        "FixMatch takes these": np.bincount(places, above, NUM_BINS),
+        f"{policy} takes in addition": np.bincount(places, ~above * sample.weights, NUM_BINS),
+        "left out": np.bincount(places, ~above * (1 - sample.weights), NUM_BINS),
+    }
+    styles: tuple[dict[str, Any], ...] = ({"color": "0.25"}, {"color": "0.8", "hatch": "////"}, {"color": "white"})
+    bottom = np.zeros(NUM_BINS)
+    for (name, values), style in zip(heights.items(), styles, strict=True):
+        bars.bar(centres, values, width, bottom=bottom, label=name, edgecolor="0.1", linewidth=0.7, **style)
+        bottom += values
+    _clip(bars, centres, bottom)
+    bars.set_ylabel("images (by weight)")
+    legend_above(bars, 3)
+    for mask, fixmatch, marker, face, name in (
+        (above, True, "o", "0.25", "FixMatch's"),
+        (~above, False, "^", "white", f"{policy}'s in addition"),
+    ):
+        found = [part(sample, mask & (places == place), fixmatch=fixmatch) for place in range(NUM_BINS)]
+        shares = [bar.precision if bar.known.sum() >= MIN_KNOWN else None for bar in found]
+        drawn = [(x, 100 * share) for x, share in zip(centres, shares, strict=True) if share is not None]
+        if drawn:
+            below.plot(*zip(*drawn, strict=True), marker, color="0.1", markerfacecolor=face, markersize=5, label=name)
+    below.set_ylim(-4, 104)
+    below.set_xlim(0, edges[-1])
+    below.set_ylabel("precision (%)")
+    below.set_xlabel(f"entropy (nats; {edges[-1]:.2f} is that of {sample.num_classes} equal probabilities)")
+    if below.lines:
+        legend_above(below)
+
+
+def _clip(axes: Any, centres: NDArray, totals: NDArray) -> None:
+    """Cut a bar that is so high that the others could not be seen, and write its height beside it."""
+    highest, second = np.sort(totals)[[-1, -2]]
+    if second and highest > 3 * second:
+        place = int(np.argmax(totals))
+        top = 1.6 * second
+        axes.set_ylim(0, top)
+        text = f" cut: {totals[place]:,.0f}"
+        side = "left" if place < len(totals) / 2 else "right"
+        x = centres[place] + (centres[1] - centres[0]) / 2 * (1 if side == "left" else -1)
+        axes.text(x, top * 0.97, text, ha=side, va="top", fontsize=8.5)
