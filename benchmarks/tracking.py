@@ -95,7 +95,7 @@ def measure(config: Config, arguments: argparse.Namespace, folder: Path) -> Mete
         time.sleep(0.1)
     meter = Meter(tracker)
     train(config, noise(arguments), Workers(), Storage(str(folder / "checkpoints")), meter)
-    tracker.finish("FINISHED")
+    tracker.finish("FINISHED", Console())
     return meter
 
 

@@ -111,7 +111,8 @@ def numbers(values: Sequence[tuple[str, str, str]]) -> Html:
 def banner(sign: str, headline: str, *parts: object) -> Html:
     """The sentence that a page is there for."""
     mark = element("span", sign, class_="sign", aria_hidden="true")
-    return element("div", mark, element("div", element("p", headline, class_="headline"), *parts), class_="banner")
+    kept_together = headline.replace(" %", "\N{NO-BREAK SPACE}%")
+    return element("div", mark, element("div", element("p", kept_together, class_="headline"), *parts), class_="banner")
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int = 1) -> Html:
@@ -228,7 +229,11 @@ figure { margin: 0; min-width: 0; } figure img { display: block; width: 100%; he
 .wide > figure { max-width: 40rem; } .small h3 { margin: 0; font-size: .85rem; }
 figcaption { margin-top: .4rem; } .tiny figcaption { font-size: .78rem; overflow-wrap: anywhere; }
 .pixels { image-rendering: pixelated; border: 1px solid var(--line); background: var(--shade); }
-.scroll { overflow-x: auto; margin: 1rem 0; }
+.scroll { overflow-x: auto; margin: 1rem 0; /* a shadow at a side where there is more */
+  background: linear-gradient(to right, var(--paper) 1.5rem, transparent) left / 3rem 100% no-repeat local,
+    linear-gradient(to left, var(--paper) 1.5rem, transparent) right / 3rem 100% no-repeat local,
+    linear-gradient(to right, #0003, transparent) left / .8rem 100% no-repeat scroll,
+    linear-gradient(to left, #0003, transparent) right / .8rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 650; font-size: .95rem; padding-bottom: .4rem; }
 th, td { padding: .34rem .9rem .34rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }

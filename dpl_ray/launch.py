@@ -106,8 +106,10 @@ def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, c
                 line.show(record)
                 if record.metrics:
                     folder.add(record)
+                    # What MLflow has of this step: it keeps every value that it is told, and would show two.
+                    news = folder.news(record)
                     prefix = "" if record.phase == config.policy["name"] else "baseline/"
-                    tracker.log({prefix + key: value for key, value in record.metrics.items()}, record.step)
+                    tracker.log({prefix + key: value for key, value in news.items()}, record.step)
 
             outcomes = _run(config, splits, folder, receive)
         found = find_verdict(splits, outcomes)
@@ -116,7 +118,7 @@ def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, c
         status = "FINISHED"
     finally:
         folder.save_history()
-        tracker.finish(status)
+        tracker.finish(status, console)
     folder.finish(outcomes, splits.class_names, verdict)
     return _result(folder, uri)
 
@@ -130,7 +132,7 @@ def _record_outcome(
     main = outcomes[-1]
     report = write_report(config, splits, folder, outcomes)
     tracker.log_page(report.name)
-    if table := threshold_table(History(folder.history, main.phase).records):
+    if table := threshold_table(History(folder.history, main.phase).history):
         (folder.storage / TABLE_FILE).write(table)
         tracker.log_table(TABLE_FILE)
     record_model(tracker, config.registry, Storage(main.checkpoint), folder.storage)

@@ -156,6 +156,7 @@ class RunFolder:
         self.storage = root / config.run.name if config.run.name else _new_folder(root, config)
         self.name = self.storage.name
         self.history: list[dict[str, Any]] = []
+        self._before: dict[tuple[str, int], list[dict[str, Any]]] = {}  # phase, step -> rows of an earlier start
         self._saved_at = time.monotonic()
         self.info: dict[str, Any] = {
             "fingerprint": splits.fingerprint(),
@@ -183,6 +184,8 @@ class RunFolder:
         self.info |= info
         if (self.storage / "history.jsonl").exists():
             self.history = [json.loads(line) for line in (self.storage / "history.jsonl").read().splitlines()]
+        for row in self.history:
+            self._before.setdefault((row["phase"], row["step"]), []).append(row)
         # Those of a streamed pool are found on the way: what is read again is not the whole list.
         if (bad := self.storage / "bad_images.csv").exists():
             self._bad = {
@@ -200,7 +203,7 @@ class RunFolder:
 
     def add(self, record: Record) -> None:
         """Keep a record of metrics; now and then write all, so that a run that is killed loses little of them."""
-        row = dataclasses.asdict(record)
+        row = dataclasses.asdict(record) | {"time": int(time.time() * 1000)}
         del row["bad"]
         self.history.append(row)
         if record.bad:
@@ -215,6 +218,11 @@ class RunFolder:
         writer.writerow(["id", "reason"])
         writer.writerows(self._bad.items())
         (self.storage / "bad_images.csv").write(text.getvalue().encode())
+
+    def news(self, record: Record) -> dict[str, float]:
+        """The metrics of a record that are not here of the same step already, as after an interruption."""
+        known = {key for row in self._before.get((record.phase, record.step), []) for key in row["metrics"]}
+        return {key: value for key, value in record.metrics.items() if key not in known}
 
     def last_metrics(self, phase: str) -> dict[str, float]:
         """The newest value of every metric of a phase, thresholds aside."""

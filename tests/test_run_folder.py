@@ -70,6 +70,7 @@ def test_the_same_name_goes_on(tmp_path: Path) -> None:
     assert again.resumed
     assert again.history == first.history
     assert again.history[0] == {
+        "time": first.history[0]["time"],
         "phase": "dpl",
         "step": 5,
         "num_steps": 10,
@@ -174,3 +175,16 @@ def test_a_bucket_that_does_not_answer_is_named_with_its_field() -> None:
     ) as error:
         check_run(parse_config({"run": {"storage_path": address}}))
     assert "give a bucket that answers, with credentials and region" in str(error.value)
+
+
+def test_what_is_told_again_after_an_interruption_is_no_news(tmp_path: Path) -> None:
+    first = RunFolder(config(tmp_path), splits())
+    told = Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5})
+    first.add(told)
+    assert first.news(told) == told.metrics, "of the same start"
+    first.save_history()
+    again = RunFolder(config(tmp_path), splits())
+    both = Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5, "curve/accuracy": 0.5})
+    assert again.news(both) == {"curve/accuracy": 0.5}
+    assert again.news(Record("supervised", 5, 10, 100.0, {"train/loss_labeled": 1.5})) == {"train/loss_labeled": 1.5}
+    assert again.news(Record("dpl", 10, 10, 100.0, {"train/loss_labeled": 0.5})) == {"train/loss_labeled": 0.5}

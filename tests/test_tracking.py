@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -15,19 +18,21 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from rich.console import Console
 
 from dpl_ray import fit, load_checkpoint, load_config, sync_tracking
 from dpl_ray.config import RegistryConfig
-from dpl_ray.history import TABLE_FILE
+from dpl_ray.history import TABLE_FILE, Point
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
 from dpl_ray.tracking.sender import Sender
 from dpl_ray.tracking.sync import NotSentError
-from dpl_ray.tracking.tracker import MlflowTracker
+from dpl_ray.tracking.tracker import MlflowTracker, check_uri, start_tracker
 from pipelines import cli
 from pipelines import sync_tracking as command
 
 NOWHERE = "http://127.0.0.1:9"
+QUIET = Console(quiet=True)
 
 
 def write_model(folder: Path) -> None:
@@ -44,7 +49,7 @@ def every_kind(folder: Path) -> list[Entry]:
     (folder / "thresholds.json").write_text('{"columns": ["step"], "data": [[1]]}')
     write_model(folder / "model")
     registry = {"name": "digits", "alias": "candidate"}
-    history = [[1, {"threshold/over/cat": 0.5, "loss": 2.0}], [2, {"threshold/over/cat": 0.75}]]
+    history = [[1, {"threshold/over/cat": 0.5, "loss": 2.0}, 3000], [2, {"threshold/over/cat": 0.75}, 4000]]
     return [
         {"kind": "metrics", "values": {"loss": 1.5, "precision of é": 0.5}, "step": 1, "time": 1000},
         {"kind": "metrics", "values": {"loss": 0.5}, "step": 2, "time": 2000},
@@ -65,6 +70,7 @@ def start_entry(uri: str, folder: Path) -> Entry:
         "experiment": "tests",
         "artifact_location": f"file://{folder}/artifacts",
         "run_name": "first",
+        "time": 500,
         "params": {"train.mu": "7", "long": "x" * 7000},
         "tags": {"commit": "abc"},
     }
@@ -79,7 +85,7 @@ def everything_at(uri: str, run_id: str) -> dict[str, Any]:
     versions = client.search_model_versions("name = 'digits'")
     return {
         "runs": len(runs),
-        "status": (run.info.status, run.info.end_time),
+        "status": (run.info.status, run.info.start_time, run.info.end_time),
         "params": run.data.params,
         "tags": {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.log-model")},
         "loss": [(point.step, point.value, point.timestamp) for point in client.get_metric_history(run_id, "loss")],
@@ -90,10 +96,13 @@ def everything_at(uri: str, run_id: str) -> dict[str, Any]:
         "children": [
             (
                 child.info.run_name,
-                child.info.status,
+                (child.info.status, child.info.start_time, child.info.end_time),
                 child.data.params,
                 load_table(uri, child),
-                [point.value for point in client.get_metric_history(child.info.run_id, "threshold/over/cat")],
+                [
+                    (point.value, point.timestamp)
+                    for point in client.get_metric_history(child.info.run_id, "threshold/over/cat")
+                ],
             )
             for child in children
         ],
@@ -119,19 +128,13 @@ def test_what_is_sent_twice_is_there_once(tmp_path: Path, mlflow_uri: str) -> No
     once = everything_at(mlflow_uri, journal.run_id)
     assert once["loss"] == [(1, 1.5, 1000), (2, 0.5, 2000)]
     assert once["metrics"]["precision of é"] == 0.5
-    assert once["status"] == ("FINISHED", 9000)
+    assert once["status"] == ("FINISHED", 500, 9000)
     assert once["params"] == {"train.mu": "7", "long": "x" * 6000}
     assert once["files"] == ["figures", "notes.txt", "page.html", "thresholds.json"]
     assert once["figures"] == ["figures/a-b-c.svg"]
-    assert once["children"] == [
-        (
-            "it's one",
-            "FINISHED",
-            {"a": "1"},
-            {"step": [1, 2], "class": ["cat", "cat"], "over": [0.5, 0.75]},
-            [0.5, 0.75],
-        )
-    ]
+    table = {"step": [1, 2], "class": ["cat", "cat"], "over": [0.5, 0.75]}
+    points = [(0.5, 3000), (0.75, 4000)]
+    assert once["children"] == [("it's one", ("FINISHED", 3000, 4000), {"a": "1"}, table, points)]
     assert (once["models"], once["versions"], once["alias"]) == ([2], [("1", journal.run_id)], "1")
     assert journal.registered == "models:/digits/1"
     # Another process, that knows what is written down, and one that was killed before it could write it down.
@@ -174,13 +177,13 @@ def test_what_is_left_after_a_failure_is_sent_later(
     assert [point[:2] for point in found["loss"]] == [(1, 1.5), (2, 0.5)]
     assert (found["runs"], found["status"][0], found["tags"]["checkpoint"]) == (2, "FINISHED", "step-2")
     assert found["files"] == ["figures", "notes.txt", "page.html", "thresholds.json"]
-    assert [child[4] for child in found["children"]] == [[0.5, 0.75]]
+    assert [child[4] for child in found["children"]] == [[(0.5, 3000), (0.75, 4000)]]
     assert (found["models"], found["alias"]) == ([2], "1")
 
 
 def new_tracker(folder: Path, uri: str) -> MlflowTracker:
-    started = start_entry(uri, folder)
-    return MlflowTracker(Journal(Storage(str(folder))), **{key: started[key] for key in started if key != "kind"})
+    started = {key: value for key, value in start_entry(uri, folder).items() if key not in ("kind", "time")}
+    return MlflowTracker(Journal(Storage(str(folder))), **started)
 
 
 def tell(tracker: MlflowTracker, entries: list[Entry]) -> None:
@@ -198,12 +201,12 @@ def tell(tracker: MlflowTracker, entries: list[Entry]) -> None:
             case "table":
                 tracker.log_table(entry["file"])
             case "child":
-                history = [(step, values) for step, values in entry["history"]]
+                history = [Point(*point) for point in entry["history"]]
                 tracker.log_child(entry["name"], params=entry["params"], tags=entry["tags"], history=history)
             case "model":
                 tracker.log_model(entry["folder"], entry["step"], RegistryConfig(**entry["registry"]))
             case "finish":
-                tracker.finish(entry["status"])
+                tracker.finish(entry["status"], QUIET)
 
 
 def test_a_run_that_goes_on_sends_what_was_left_over(tmp_path: Path, mlflow_uri: str) -> None:
@@ -212,7 +215,7 @@ def test_a_run_that_goes_on_sends_what_was_left_over(tmp_path: Path, mlflow_uri:
         first = new_tracker(tmp_path, NOWHERE)
         first.log({"loss": 3.0}, 1)
         first.log_tag("from", "first")
-        first.finish("FAILED")
+        first.finish("FAILED", QUIET)
         assert [str(warning.message).partition(":9: ")[0] for warning in told] == ["MLflow at http://127.0.0.1"]
     assert first.run_id is None
     # Half a line of a process that was killed, and an entry behind it.
@@ -221,7 +224,7 @@ def test_a_run_that_goes_on_sends_what_was_left_over(tmp_path: Path, mlflow_uri:
     Journal(Storage(str(tmp_path))).keep([{"kind": "tag", "key": "after", "value": "half"}])
     second = new_tracker(tmp_path, mlflow_uri)
     second.log({"loss": 2.0}, 2)
-    second.finish("FINISHED")
+    second.finish("FINISHED", QUIET)
     client = MlflowClient(mlflow_uri)
     run = client.get_run(str(second.run_id))
     assert (run.info.status, run.info.run_name) == ("FINISHED", "first")
@@ -236,7 +239,7 @@ def test_a_run_that_was_deleted_for_good_is_created_anew(tmp_path: Path, mlflow_
     journal.uri, journal.run_id = mlflow_uri, "0" * 32
     journal.save()
     tracker = new_tracker(tmp_path, mlflow_uri)
-    tracker.finish("FINISHED")
+    tracker.finish("FINISHED", QUIET)
     assert tracker.run_id != "0" * 32
     assert MlflowClient(mlflow_uri).get_run(str(tracker.run_id)).info.status == "FINISHED"
 
@@ -254,7 +257,7 @@ def test_a_server_that_does_not_answer_is_left_after_a_minute(
     tracker.log_tag("a", "1")
     tracker.log({"loss": 1.0}, 1)
     with pytest.warns(UserWarning, match="no answer within"):
-        tracker.finish("FINISHED")
+        tracker.finish("FINISHED", QUIET)
     kept = (tmp_path / "tracking-unsent.jsonl").read_text().split("\n")
     assert [json.loads(line)["kind"] for line in kept if line][-3:] == ["tag", "metrics", "finish"]
     hangs.set()
@@ -271,7 +274,7 @@ def test_a_file_that_is_gone_does_not_hold_up_the_others(tmp_path: Path, mlflow_
     tracker.log_page("gone.html")
     tracker.log_model("gone", 1, RegistryConfig(name="digits"))
     tracker.log_tag("after", "all")
-    tracker.finish("FINISHED")
+    tracker.finish("FINISHED", QUIET)
     assert MlflowClient(mlflow_uri).get_run(str(tracker.run_id)).data.tags["after"] == "all"
     assert not list(tmp_path.glob("tracking-*"))
 
@@ -321,6 +324,8 @@ def test_a_server_at_another_address_is_the_same_server(tmp_path: Path, mlflow_u
     [
         ([], "run is missing: give it, as run=runs/NAME"),
         (["run=nowhere"], "run=nowhere: there is no such folder"),
+        (["run=tests"], "run=tests: nothing there was recorded in MLflow"),
+        (["run=tests", "uri=foo"], "uri=foo: is no address of an MLflow server"),
         (["rnu=runs"], "there is no field rnu; did you mean run?"),
     ],
 )
@@ -331,6 +336,63 @@ def test_a_mistake_is_answered(capsys: pytest.CaptureFixture[str], given: list[s
 
 def run_command(*given: str) -> int:
     return cli.run(command.job, list(given), "", load=command.load_syncing, only=command.SyncConfig)
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        (
+            "127.0.0.1:5000",
+            "tracking.uri=127.0.0.1:5000: is no address of an MLflow server or database; give it as http://127",
+        ),
+        ("runs/mlflow.db", "or sqlite:////absolute/path/mlflow.db"),
+        ("file:///tmp/mlruns", "or sqlite:////absolute/path/mlflow.db"),
+        ("htp://mlflow:5000", "tracking.uri=htp://mlflow:5000: MLflow knows no htp://; did you mean http?"),
+        ("postgres://host/db", "did you mean postgresql?"),
+    ],
+)
+def test_what_is_no_address_is_answered_before_anything_starts(uri: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        fit(load_config([f"tracking.uri={uri}"]))
+
+
+@pytest.mark.parametrize("uri", ["https://a", "sqlite:///a.db", "mysql+pymysql://a/b", "databricks", "azureml://a"])
+def test_what_may_be_an_address_is_one(uri: str) -> None:
+    check_uri("tracking.uri", uri)
+
+
+def test_an_address_in_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlflow:5000")
+    with pytest.raises(ValueError, match=r"^MLFLOW_TRACKING_URI=mlflow:5000: is no address"):
+        fit(load_config([]))
+
+
+def test_a_database_that_is_named_keeps_its_files_beside_the_runs(tmp_path: Path, mlflow_uri: str) -> None:
+    config = load_config([f"tracking.uri={mlflow_uri}", f"run.storage_path={tmp_path}", "tracking.experiment=new"])
+    tracker = start_tracker(config, mlflow_uri, Journal(Storage(str(tmp_path))), name="first", params={}, tags={})
+    tracker.finish("FINISHED", QUIET)
+    run = MlflowClient(mlflow_uri).get_run(str(tracker.run_id))
+    assert run.info.artifact_uri.startswith(f"file://{tmp_path}/mlflow-artifacts")
+
+
+def test_an_interrupted_run_was_killed_and_the_end_says_what_is_not_sent(tmp_path: Path, mlflow_uri: str) -> None:
+    output = io.StringIO()
+    for uri in (mlflow_uri, NOWHERE):
+        tracker = new_tracker(tmp_path, uri)
+        with contextlib.suppress(KeyboardInterrupt), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                raise KeyboardInterrupt
+            finally:
+                tracker.finish("FAILED", Console(file=output, width=40))
+        if uri == mlflow_uri:
+            assert MlflowClient(uri).get_run(str(tracker.run_id)).info.status == "KILLED"
+            assert output.getvalue() == ""
+    expected = f"MLflow does not have all of it yet: python -m pipelines.sync_tracking run={tmp_path}"
+    assert output.getvalue().strip() == expected
 
 
 # The model
@@ -375,5 +437,5 @@ def test_a_model_that_cannot_be_exported_costs_a_warning(tmp_path: Path, mlflow_
     tracker = new_tracker(tmp_path, mlflow_uri)
     with pytest.warns(UserWarning, match="the model was not exported for MLflow: ValueError: checkpoint="):
         record_model(tracker, RegistryConfig(), Storage(str(tmp_path)) / "step-00000004", Storage(str(tmp_path)))
-    tracker.finish("FINISHED")
+    tracker.finish("FINISHED", QUIET)
     assert tracker.run_id

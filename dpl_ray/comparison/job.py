@@ -130,9 +130,10 @@ def compare(
             tracker.log_file(file.name)
         tracker.log_page(outputs.page.name)
         tracker.log_tag("report", str(outputs.page))
+        tracker.log({f"accuracy/{row.label}": row.accuracy for row in outputs.rows}, 0)
         status = "FAILED" if failed else "FINISHED"
     finally:
-        tracker.finish(status)
+        tracker.finish(status, console)
     for table in comparison_tables(outputs.rows, plan.reference):
         console.print(table)
     return CompareResult(
@@ -345,7 +346,7 @@ def _record(tracker: Tracker, folder: ComparisonFolder, config: Config, cell: Ce
         cell.name,
         params=describe_config(cell_config(config, cell, str(folder.storage))),
         tags=result.facts | {"label": cell.label, "checkpoint": result.checkpoint},
-        history=merge_records((row["step"], row["metrics"]) for row in rows),
+        history=merge_records(rows),
     )
 
 

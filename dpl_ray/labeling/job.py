@@ -120,7 +120,7 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
         result = _report(source, ledger, counts, tracker, uri, seconds, counts.num_rows - done_before)
         status = "FINISHED"
     finally:
-        tracker.finish(status)
+        tracker.finish(status, console)
     console.print(label_table(counts))
     return replace(result, run_id=tracker.run_id)
 

@@ -20,7 +20,7 @@ from dpl_ray.data.label_counts import LabelCounts, count_labels
 from dpl_ray.data.sources import load_splits
 from dpl_ray.data.split import EmptyPoolError
 from dpl_ray.data.streamed import list_unlabeled
-from dpl_ray.history import Records, merge_records
+from dpl_ray.history import Point, merge_records
 from dpl_ray.labeling.config import LabelConfig, LabelScaleConfig
 from dpl_ray.labeling.job import label_pool
 from dpl_ray.launch import FitResult, check_storage, fit
@@ -108,7 +108,7 @@ def self_train(
         record_model(tracker, config.registry, Storage(folder.rounds[-1].checkpoint), folder.storage)
         status = "FINISHED"
     finally:
-        tracker.finish(status)
+        tracker.finish(status, console)
     folder.finish(reason)
     console.print(rounds_table(folder.rounds))
     console.print(f"stopped: {reason}", highlight=False, soft_wrap=True)
@@ -278,11 +278,11 @@ def _record(tracker: Tracker, folder: SelfTrainFolder, config: Config, finished:
     )
 
 
-def _history(training: Storage, policy: str) -> Records:
+def _history(training: Storage, policy: str) -> list[Point]:
     """Records of a training, under the keys of a run of its own; none where a checkpoint was given."""
     file = training / "history.jsonl"
     rows = map(json.loads, file.read().splitlines() if file.exists() else ())
-    return merge_records((row["step"], _prefixed(row["metrics"], row["phase"], policy)) for row in rows)
+    return merge_records(row | {"metrics": _prefixed(row["metrics"], row["phase"], policy)} for row in rows)
 
 
 def _prefixed(metrics: dict[str, float], phase: str, policy: str) -> dict[str, float]:

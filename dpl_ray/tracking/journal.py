@@ -26,6 +26,7 @@ class Journal:
             prefix: of the file names, as `_ledger/`, where the folder itself is to hold nothing else.
         """
         self.folder = folder
+        self._has_kept = False
         self._state, self._unsent, self._sending = (
             folder / (prefix + name) for name in (STATE_FILE, UNSENT_FILE, SENDING_FILE)
         )
@@ -46,13 +47,20 @@ class Journal:
         self._state.write(json.dumps({name: getattr(self, name) for name in names}, indent=1).encode())
 
     @property
+    def is_there(self) -> bool:
+        return self._state.exists() or self.has_unsent
+
+    @property
     def has_unsent(self) -> bool:
         return self._unsent.exists() or self._sending.exists()
 
     def keep(self, entries: list[Entry]) -> None:
         """Write down what was not sent."""
         if entries:
-            self._unsent.append(_lines(entries))
+            # A process that was killed may have left half a line at the end.
+            begin = b"" if self._has_kept or not self._unsent.exists() else b"\n"
+            self._unsent.append(begin + _lines(entries))
+            self._has_kept = True
 
     def take(self) -> list[Entry]:
         """What is to be sent next; `put_back` says what is left of it, and then there may be more to take."""
@@ -71,8 +79,7 @@ class Journal:
 
 
 def _lines(entries: list[Entry]) -> bytes:
-    """After a line end, because a process that was killed may have left half a line before it."""
-    return "".join(f"\n{json.dumps(entry)}" for entry in entries).encode() + b"\n"
+    return "".join(f"{json.dumps(entry)}\n" for entry in entries).encode()
 
 
 def _entries(data: bytes) -> list[Entry]:

@@ -2,13 +2,13 @@
 
 An entry is a dict of JSON values with a `kind`:
 
-start    uri, experiment, artifact_location, run_name, params, tags
+start    time, uri, experiment, artifact_location, run_name, params, tags
 metrics  values (key -> value), step, time (ms)
 tag      key, value
 file     file, relative to the run's folder
 page     file: an HTML page; its drawings are artifacts besides, in figures/
 table    file: MLflow's table format, which its user interface shows as one
-child    name, params, tags, history ([step, values] pairs), time
+child    name, params, tags, history (of [step, values, time]), time
 model    folder, step, registry (null, or name and alias)
 finish   status, time
 """
@@ -25,7 +25,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpl_ray.history import TABLE_FILE, threshold_table
+from dpl_ray.history import TABLE_FILE, Point, threshold_table
 from dpl_ray.html import drawings
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
@@ -46,6 +46,7 @@ class Sender:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         import mlflow
 
         for name in ("mlflow", "alembic"):
@@ -84,7 +85,8 @@ class Sender:
             if experiment
             else self._client.create_experiment(entry["experiment"], artifact_location=place)
         )
-        journal.run_id = self._client.create_run(experiment_id, run_name=entry["run_name"]).info.run_id
+        made = self._client.create_run(experiment_id, start_time=entry["time"], run_name=entry["run_name"])
+        journal.run_id = made.info.run_id
         journal.save()
         params = [Param(key, value[:MAX_PARAM]) for key, value in entry["params"].items()]
         tags = [RunTag(key, value) for key, value in entry["tags"].items()]
@@ -149,6 +151,8 @@ class Sender:
         from mlflow.entities import Param, RunTag
 
         journal, name = self._journal, entry["name"]
+        history = [Point(step, values, told or entry["time"]) for step, values, told in entry["history"]]
+        times = [point.time for point in history] or [entry["time"]]
         if name in journal.children:
             return
         experiment_id = self._client.get_run(journal.run_id).info.experiment_id
@@ -158,16 +162,14 @@ class Sender:
             run_id = found[0].info.run_id
         else:
             tags = {"mlflow.parentRunId": journal.run_id}
-            run_id = self._client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+            run_id = self._client.create_run(experiment_id, min(times), tags, run_name=name).info.run_id
         params = [Param(key, value[:MAX_PARAM]) for key, value in entry["params"].items()]
         self._client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in entry["tags"].items()])
-        self._log_metrics(
-            run_id, [{"values": values, "step": step, "time": entry["time"]} for step, values in entry["history"]]
-        )
-        if table := threshold_table(entry["history"]):
+        self._log_metrics(run_id, [{"values": point.metrics} | point._asdict() for point in history])
+        if table := threshold_table(history):
             self._log_bytes(run_id, TABLE_FILE, table)
             self._tag_table(run_id, TABLE_FILE)
-        self._client.set_terminated(run_id, "FINISHED", end_time=entry["time"])
+        self._client.set_terminated(run_id, "FINISHED", end_time=max(times))
         journal.children[name] = run_id
         journal.save()
 
@@ -211,7 +213,8 @@ class Sender:
         found = self._client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
         version = next((version for version in found if version.source == place), None)
         if version is None:
-            version = self._client.create_model_version(name, place, run_id, model_id=model.model_id)
+            described = f"models:/{model.model_id}, of run {run_id}"
+            version = self._client.create_model_version(name, place, run_id, description=described)
         self._client.set_registered_model_alias(name, alias, version.version)
         self._journal.registered = f"models:/{name}/{version.version}"
         self._journal.save()

@@ -12,7 +12,7 @@ from dpl_ray.own_fields import load_section
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.sender import Sender
-from dpl_ray.tracking.tracker import first_line
+from dpl_ray.tracking.tracker import check_uri, first_line
 
 PREFIXES = ("", "_ledger/")  # of the files of a run, of a comparison ...; of a labelling's output
 
@@ -59,13 +59,19 @@ def sync_tracking(run: str, uri: str | None = None) -> SyncResult:
         uri: where the server is now, with all that it had; None: where it was.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: there is no such folder, or nothing that recorded itself in it; `uri` is no address.
         NotSentError: the server has not taken all of it; the same call goes on.
     """
     folder = Storage(run)
     if not folder.exists():
         raise ValueError(f"run={run}: there is no such folder; give that of a run, as runs/NAME")
-    found = [journal for place in (folder, *map(folder.__truediv__, folder.list())) for journal in _unsent(place)]
+    if uri:
+        check_uri("uri", uri)
+    places = (folder, *map(folder.__truediv__, folder.list()))
+    journals = [Journal(place, prefix) for place in places for prefix in PREFIXES]
+    if not any(journal.is_there for journal in journals):
+        raise ValueError(f"run={run}: nothing there was recorded in MLflow; give the folder of a run, as runs/NAME")
+    found = [journal for journal in journals if journal.has_unsent]
     counts: dict[str, int] = {}
     for journal in found:
         counts[str(journal.folder)] = _send(journal, uri)
@@ -74,11 +80,6 @@ def sync_tracking(run: str, uri: str | None = None) -> SyncResult:
         run_ids={str(journal.folder): journal.run_id for journal in found},
         uri=uri or (found[-1].uri if found else None),
     )
-
-
-def _unsent(folder: Storage) -> list[Journal]:
-    journals = [Journal(folder, prefix) for prefix in PREFIXES]
-    return [journal for journal in journals if journal.has_unsent]
 
 
 def _send(journal: Journal, uri: str | None) -> int:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
 import time
 import warnings
 from typing import Any
 
-from dpl_ray.config import Config, RegistryConfig
-from dpl_ray.history import Records
+from rich.console import Console
+
+from dpl_ray.config import Config, RegistryConfig, suggest
+from dpl_ray.history import Point
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
 from dpl_ray.tracking.sender import Sender
 
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")  # of servers and databases
 SECONDS_TO_FINISH = 60.0  # without an answer
 
 
@@ -54,11 +58,15 @@ class Tracker:
     def log_model(self, folder: str, step: int, registry: RegistryConfig) -> None:
         """A model in MLflow's format (`export_model`), registered where the registry has a name."""
 
-    def log_child(self, name: str, *, params: dict[str, str], tags: dict[str, str], history: Records) -> None:
+    def log_child(self, name: str, *, params: dict[str, str], tags: dict[str, str], history: list[Point]) -> None:
         """A finished run below this one, unless it is there."""
 
-    def finish(self, status: str) -> None:
-        """Send what is left and end the run as FINISHED or FAILED; what is not answered within a minute is kept."""
+    def finish(self, status: str, console: Console) -> None:
+        """Send what is left and end the run; what is not answered within a minute is kept, and the console says so.
+
+        Args:
+            status: FINISHED or FAILED, which an interrupt makes KILLED.
+        """
 
 
 class MlflowTracker(Tracker):
@@ -95,6 +103,7 @@ class MlflowTracker(Tracker):
             run_name=run_name,
             params=params,
             tags=tags,
+            time=_now(),
         )
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -125,10 +134,12 @@ class MlflowTracker(Tracker):
         told = {"name": registry.name, "alias": registry.alias} if registry.name else None
         self._put("model", folder=folder, step=step, registry=told)
 
-    def log_child(self, name: str, *, params: dict[str, str], tags: dict[str, str], history: Records) -> None:
+    def log_child(self, name: str, *, params: dict[str, str], tags: dict[str, str], history: list[Point]) -> None:
         self._put("child", name=name, params=params, tags=tags, history=history, time=_now())
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: str, console: Console) -> None:
+        if status == "FAILED" and isinstance(sys.exception(), KeyboardInterrupt):
+            status = "KILLED"
         self._put("finish", status=status, time=_now())
         left, since = -1, time.monotonic()
         while self._thread.is_alive() and time.monotonic() - since < SECONDS_TO_FINISH:
@@ -141,6 +152,9 @@ class MlflowTracker(Tracker):
             self._journal.keep(self._in_hand + _drain(self._queue))
             self._queue.put(None)
         self._warn()
+        if self._failure:
+            text = f"MLflow does not have all of it yet: {self._how_to_send()}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _put(self, kind: str, **entry: Any) -> None:
         self._queue.put({"kind": kind} | entry)
@@ -149,12 +163,14 @@ class MlflowTracker(Tracker):
     def _warn(self) -> None:
         if self._failure and not self._is_warned:
             self._is_warned = True
-            folder = self._journal.folder
             warnings.warn(
-                f"MLflow at {self._uri}: {self._failure}; the run itself is whole, and what is not sent is kept for "
-                f"python -m pipelines.sync_tracking run={folder}",
+                f"MLflow at {self._uri}: {self._failure}; the run goes on, and what is not sent is kept for "
+                f"{self._how_to_send()}",
                 stacklevel=3,
             )
+
+    def _how_to_send(self) -> str:
+        return f"python -m pipelines.sync_tracking run={self._journal.folder}"
 
     def _work(self) -> None:
         start = self._queue.get()
@@ -210,12 +226,13 @@ def start_tracker(
     """
     if uri is None:
         return Tracker()
-    own_store = uri.startswith("sqlite:") and not config.tracking.uri
+    # A server says where its files go; a database does not, and MLflow would take the working directory.
+    is_server = uri.startswith(("http://", "https://", "databricks"))
     return MlflowTracker(
         journal,
         uri=uri,
         experiment=config.tracking.experiment,
-        artifact_location=default_uri(config.run.storage_path)[1] if own_store else None,
+        artifact_location=None if is_server else default_uri(config.run.storage_path)[1],
         run_name=name,
         params=params,
         tags=tags | {"dpl_ray.folder": str(journal.folder)},
@@ -227,7 +244,24 @@ def tracking_uri(config: Config) -> str | None:
     if not config.tracking.enabled:
         return None
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        check_uri("tracking.uri" if config.tracking.uri else "MLFLOW_TRACKING_URI", uri)
     return uri or default_uri(config.run.storage_path)[0]
+
+
+def check_uri(field: str, uri: str) -> None:
+    """`ValueError` where this is no address of a server or database; others than the known ones may be plugins'."""
+    scheme, separator, _ = uri.partition("://")
+    if scheme == "databricks":
+        return
+    if not separator or scheme == "file":
+        right = f"http://{uri}" if ":" in uri else "http://host:5000"
+        raise ValueError(
+            f"{field}={uri}: is no address of an MLflow server or database; give it as {right}, or "
+            "sqlite:////absolute/path/mlflow.db"
+        )
+    if scheme.partition("+")[0] not in SCHEMES and (near := suggest(scheme, SCHEMES)):
+        raise ValueError(f"{field}={uri}: MLflow knows no {scheme}://{near}")
 
 
 def default_uri(storage_path: str) -> tuple[str, str]:

@@ -73,9 +73,11 @@ def search_table(ranked: Sequence[TrialResult], space: Space) -> Table:
     table = Table(title=Text("trials, by accuracy on held-out labelled images"), title_justify="left")
     for name in (*COLUMNS, "values"):
         table.add_column(Text(name), justify="left" if name in ("state", "values") else "right", overflow="fold")
+    last_names = [field.rpartition(".")[2] for field in space]
+    names = last_names if len(set(last_names)) == len(last_names) else list(space)
     for row in rows(ranked, space):
         values = row[len(COLUMNS) :]
-        listed = ", ".join(f"{field}={value}" for field, value in zip(space, values, strict=True))
+        listed = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
         table.add_row(*map(Text, (*row[: len(COLUMNS)], listed)))
     return table
 

@@ -106,7 +106,7 @@ def search(
         tracker.log({"validation/accuracy": ranked[0].accuracy or 0.0}, 0)
         status = "FAILED" if listener.failed else "FINISHED"
     finally:
-        tracker.finish(status)
+        tracker.finish(status, console)
     console.print(search_table(ranked, space))
     return SearchResult(
         name=folder.name,
@@ -219,7 +219,7 @@ def _record(tracker: Tracker, folder: SearchFolder, config: Config, result: Tria
         name,
         params=describe_config(trial_config(config, result.trial, str(folder.storage))),
         tags=result.facts | {key: value for key, value in tags.items() if value},
-        history=merge_records((row["step"], row["metrics"]) for row in read_history(folder.storage, name)),
+        history=merge_records(read_history(folder.storage, name)),
     )
 
 
