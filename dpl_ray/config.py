@@ -238,7 +238,7 @@ class RegistryConfig(Section):
     """MLflow's model registry."""
 
     name: str | None = Field(
-        None, pattern=r"^[^/:]+$", description="registered model that the final model becomes a version of"
+        None, pattern=r"^[^/:'\"]+$", description="registered model that the final model becomes a version of"
     )
     alias: str = Field("candidate", pattern=r"^[A-Za-z0-9_-]+$", description="alias that this version gets")
 

@@ -13,6 +13,7 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Literal
 
 MISSING = "\u2013"  # of a value that is not there
@@ -74,13 +75,15 @@ def figure(svg: bytes, title: str, *caption: object) -> Html:
 
 def drawings(page: str) -> dict[str, bytes]:
     """File name without ending -> SVG, of the figures of a page that was made here: section and title."""
-    found, section = {}, ""
+    found: dict[str, bytes] = {}
+    section = ""
     pattern = r'<section id="([^"]*)"|<img alt="([^"]*)" src="data:image/svg\+xml;base64,([^"]*)"'
     for anchor, title, svg in re.findall(pattern, page):
         section = anchor or section
         if svg:
-            name = re.sub(r"[^a-z0-9]+", "-", f"{section} {html.unescape(title)}".lower())
-            found[name.strip("-")] = base64.b64decode(svg)
+            stem = re.sub(r"[^\w]+", "-", f"{section} {html.unescape(title)}".lower()).strip("-")[:100]
+            names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+            found[next(name for name in names if name not in found)] = base64.b64decode(svg)
     return found
 
 

@@ -6,6 +6,7 @@ torch is imported where training begins: a mistake in fields, files or paths is 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -85,7 +86,15 @@ def _fit(config: Config, console: Console) -> FitResult:
         check_readers(config.scale)
     folder = RunFolder(config, splits)
     console.print(_headline(config, splits, folder), highlight=False, soft_wrap=True)
-    result = _result(folder, uri) if folder.finished else _train(config, splits, folder, uri, console)
+    had_finished = folder.finished
+    result = _result(folder, uri) if had_finished else _train(config, splits, folder, uri, console)
+    wanted = config.registry.name
+    if had_finished and wanted and not (result.registered or "").startswith(f"models:/{wanted}/"):
+        warnings.warn(
+            f"registry.name={wanted}: the run had finished and is not registered now; "
+            f"mlflow.register_model('runs:/{result.run_id}/model', '{wanted}') does it",
+            stacklevel=2,
+        )
     for table in result_table(config.policy["name"], result.metrics, result.baseline, result.thresholds):
         console.print(table)
     if result.verdict:

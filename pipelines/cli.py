@@ -161,11 +161,14 @@ def print_results(
     console: Console, places: dict[str, str | None], run_id: str | None, tracking_uri: str | None
 ) -> None:
     """Where the results of a job are; what there is none of is left out."""
+    from dpl_ray.tracking.sender import shown_uri
+
+    tracking_uri = shown_uri(tracking_uri or "")
     for label, value in (places | {"MLflow run": run_id}).items():
         if value:
             console.print(f"{label:<11} {value}", highlight=False, markup=False, soft_wrap=True)
     if run_id:
-        is_server = (tracking_uri or "").startswith(("http://", "https://"))
+        is_server = tracking_uri.startswith(("http://", "https://"))
         where = tracking_uri if is_server else f"mlflow ui --backend-store-uri {tracking_uri}"
         console.print(f"look at it: {where}", highlight=False, markup=False, soft_wrap=True)
 

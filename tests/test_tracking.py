@@ -8,6 +8,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from rich.console import Console
@@ -25,9 +29,9 @@ from dpl_ray.config import RegistryConfig
 from dpl_ray.history import TABLE_FILE, Point
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
-from dpl_ray.tracking.sender import Sender
+from dpl_ray.tracking.sender import Sender, make_client, metric_key
 from dpl_ray.tracking.sync import NotSentError
-from dpl_ray.tracking.tracker import MlflowTracker, check_uri, start_tracker
+from dpl_ray.tracking.tracker import MlflowTracker, check_uri, start_tracker, tracking_uri
 from pipelines import cli
 from pipelines import sync_tracking as command
 
@@ -58,7 +62,7 @@ def every_kind(folder: Path) -> list[Entry]:
         {"kind": "page", "file": "page.html"},
         {"kind": "table", "file": "thresholds.json"},
         {"kind": "child", "name": "it's one", "params": {"a": "1"}, "tags": {"b": "2"}, "history": history, "time": 5},
-        {"kind": "model", "folder": "model", "step": 2, "registry": registry},
+        {"kind": "model", "folder": "model", "step": 2, "registry": registry, "time": 8000},
         {"kind": "finish", "status": "FINISHED", "time": 9000},
     ]
 
@@ -176,6 +180,7 @@ def test_what_is_left_after_a_failure_is_sent_later(
     found = everything_at(mlflow_uri, str(result.run_ids[str(tmp_path)]))
     assert [point[:2] for point in found["loss"]] == [(1, 1.5), (2, 0.5)]
     assert (found["runs"], found["status"][0], found["tags"]["checkpoint"]) == (2, "FINISHED", "step-2")
+    assert (found["params"], found["tags"]["commit"]) == ({"train.mu": "7", "long": "x" * 6000}, "abc")
     assert found["files"] == ["figures", "notes.txt", "page.html", "thresholds.json"]
     assert [child[4] for child in found["children"]] == [[(0.5, 3000), (0.75, 4000)]]
     assert (found["models"], found["alias"]) == ([2], "1")
@@ -279,6 +284,87 @@ def test_a_file_that_is_gone_does_not_hold_up_the_others(tmp_path: Path, mlflow_
     assert not list(tmp_path.glob("tracking-*"))
 
 
+def test_what_mlflow_refuses_does_not_hold_up_what_is_behind_it(tmp_path: Path, mlflow_uri: str) -> None:
+    tracker = new_tracker(tmp_path, mlflow_uri)
+    tracker.log_tag("", "a tag without a name")
+    tracker.log_tag("after", "all")
+    with pytest.warns(UserWarning, match=r"it refuses some entries; the run goes on, .*tracking-refused.jsonl"):
+        tracker.finish("FINISHED", QUIET)
+    run = MlflowClient(mlflow_uri).get_run(str(tracker.run_id))
+    assert (run.data.tags["after"], run.info.status) == ("all", "FINISHED")
+    refused = json.loads((tmp_path / "tracking-refused.jsonl").read_text())
+    assert (refused["kind"], refused["value"]) == ("tag", "a tag without a name")
+    assert "name" in refused["answer"]
+
+
+def test_a_server_that_is_back_is_used_again(tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, failures, set_tag = new_tracker(tmp_path, mlflow_uri), [1, 2], MlflowClient.set_tag
+    monkeypatch.setattr("dpl_ray.tracking.tracker.SECONDS_TO_RETRY", 0.0)
+
+    def failing(self: MlflowClient, *given: Any) -> None:
+        if failures:
+            failures.pop()
+            raise ConnectionError("the server is gone")
+        set_tag(self, *given)
+
+    monkeypatch.setattr(MlflowClient, "set_tag", failing)
+    output = io.StringIO()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number in range(8):
+            tracker.log_tag("a", str(number))
+            while tracker._queue.qsize():
+                pass
+        tracker.finish("FINISHED", Console(file=output))
+    assert ["the server is gone" in str(warning.message) for warning in told] == [True]
+    run = MlflowClient(mlflow_uri).get_run(str(tracker.run_id))
+    assert (run.data.tags["a"], run.info.status, output.getvalue()) == ("7", "FINISHED", "")
+    assert not list(tmp_path.glob("tracking-*"))
+
+
+def test_what_is_sent_late_does_not_take_the_alias_back(tmp_path: Path, mlflow_uri: str) -> None:
+    for name in ("late", "early"):
+        (tmp_path / name).mkdir()
+        journal = Journal(Storage(str(tmp_path / name)))
+        entries = every_kind(tmp_path / name)
+        entries[-2]["time"] = 10 if name == "early" else int(time.time() * 1000)
+        Sender(mlflow_uri, journal).send([start_entry(mlflow_uri, tmp_path), *entries])
+    client = MlflowClient(mlflow_uri)
+    assert len(client.search_model_versions("name = 'digits'")) == 2
+    assert str(client.get_model_version_by_alias("digits", "candidate").version) == "1"
+
+
+@given(st.sets(st.text(min_size=1, max_size=300), min_size=2, max_size=6))
+def test_keys_stay_apart_and_are_names_that_mlflow_takes(names: set[str]) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    keys = {f"threshold/over/{name}" for name in names | {".", "..", "a/", "a//b", "./x", "c+", "c#"}}
+    made = {metric_key(key) for key in keys}
+    assert len(made) == len(keys)
+    for key in made:
+        _validate_metric_name(key)
+
+
+def test_ordinary_keys_are_as_they_are() -> None:
+    for key in ("train/loss_labeled", "threshold/over/maple tree", "threshold/under/a-1.5", "accuracy/dpl"):
+        assert metric_key(key) == key
+
+
+def test_runs_that_begin_together_make_one_store(tmp_path: Path) -> None:
+    """Two migrations of one file at once would leave it broken for good."""
+    uri = f"sqlite:///{tmp_path}/store/mlflow.db"
+    clients: list[MlflowClient] = []
+    threads = [threading.Thread(target=lambda: clients.append(make_client(uri))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, client in enumerate(clients):
+        client.create_experiment(f"of-{number}")
+    assert len(clients[0].search_experiments()) == 3
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["mlflow.db"]
+
+
 # The command
 
 
@@ -362,6 +448,27 @@ def test_what_is_no_address_is_answered_before_anything_starts(uri: str, expecte
 @pytest.mark.parametrize("uri", ["https://a", "sqlite:///a.db", "mysql+pymysql://a/b", "databricks", "azureml://a"])
 def test_what_may_be_an_address_is_one(uri: str) -> None:
     check_uri("tracking.uri", uri)
+
+
+def test_a_password_is_refused_where_it_would_be_written_down_and_shown_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "http://alice:s3cret@127.0.0.1:9"
+    with pytest.raises(ValueError, match=r"^tracking.uri=http://alice@127.0.0.1:9: holds a password, .*PASSWORD"):
+        fit(load_config([f"tracking.uri={address}"]))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert tracking_uri(load_config([])) == address
+    output = io.StringIO()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        tracker = new_tracker(tmp_path, address)
+        tracker.finish("FINISHED", Console(file=output))
+    with pytest.raises(NotSentError) as error:
+        sync_tracking(str(tmp_path))
+    written = "".join(path.read_text() for path in tmp_path.iterdir())
+    messages = [output.getvalue(), str(error.value), *(str(warning.message) for warning in told)]
+    assert "s3cret" not in written + "".join(messages)
+    assert "alice@127" in written
 
 
 def test_an_address_in_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,7 +266,11 @@ def _record(tracker: Tracker, folder: SelfTrainFolder, config: Config, finished:
     }
     trained = round_config(config, folder, finished.number)
     tracker.log(finished.metrics | counts, finished.number)
-    tags = {"round": str(finished.number), "checkpoint": finished.checkpoint, "labels": finished.labels}
+    tags = describe_code() | {
+        "round": str(finished.number),
+        "checkpoint": finished.checkpoint,
+        "labels": finished.labels,
+    }
     training = folder.round_storage(finished.number) / TRAINING
     if (training / RUN_FILE).exists():
         tags["data.fingerprint"] = json.loads((training / RUN_FILE).read())["fingerprint"]

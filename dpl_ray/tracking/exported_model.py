@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import yaml
 from torch import Tensor, nn
 
 from dpl_ray.config import RegistryConfig
@@ -86,8 +87,16 @@ def record_model(tracker: Tracker, registry: RegistryConfig, checkpoint: Storage
     if not tracker.is_recording:
         return
     try:
-        export_model(checkpoint, folder / MODEL_FOLDER)
+        # A start that was killed after it had told of the model: the same one, not another version of it.
+        if _exported_from(folder / MODEL_FOLDER) != str(checkpoint):
+            export_model(checkpoint, folder / MODEL_FOLDER)
     except Exception as error:  # whatever torch.export meets in a network that it cannot trace
         warnings.warn(f"the model was not exported for MLflow: {first_line(error)}", stacklevel=2)
     else:
         tracker.log_model(MODEL_FOLDER, int(checkpoint.name.removeprefix("step-")), registry)
+
+
+def _exported_from(folder: Storage) -> str | None:
+    """The checkpoint of a model that is there."""
+    described = folder / "MLmodel"
+    return yaml.safe_load(described.read())["metadata"]["checkpoint"] if described.exists() else None

@@ -3,6 +3,7 @@
 tracking.json           server, run id, ids of children and models
 tracking-unsent.jsonl   entries that could not be sent, one a line, in order (dpl_ray/tracking/sender.py says which)
 tracking-sending.jsonl  those that are being sent later: another process may go on writing the file above meanwhile
+tracking-refused.jsonl  entries that MLflow does not take, with its answer
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dpl_ray.storage import Storage
 
 Entry = dict[str, Any]
 STATE_FILE, UNSENT_FILE, SENDING_FILE = "tracking.json", "tracking-unsent.jsonl", "tracking-sending.jsonl"
+REFUSED_FILE = "tracking-refused.jsonl"
 
 
 class Journal:
@@ -27,8 +29,8 @@ class Journal:
         """
         self.folder = folder
         self._has_kept = False
-        self._state, self._unsent, self._sending = (
-            folder / (prefix + name) for name in (STATE_FILE, UNSENT_FILE, SENDING_FILE)
+        self._state, self._unsent, self._sending, self.refused = (
+            folder / (prefix + name) for name in (STATE_FILE, UNSENT_FILE, SENDING_FILE, REFUSED_FILE)
         )
         found: dict[str, Any] = json.loads(self._state.read()) if self._state.exists() else {}
         self.uri: str | None = found.get("uri")
@@ -54,6 +56,10 @@ class Journal:
     def has_unsent(self) -> bool:
         return self._unsent.exists() or self._sending.exists()
 
+    @property
+    def has_refused(self) -> bool:
+        return self.refused.exists()
+
     def keep(self, entries: list[Entry]) -> None:
         """Write down what was not sent."""
         if entries:
@@ -61,6 +67,10 @@ class Journal:
             begin = b"" if self._has_kept or not self._unsent.exists() else b"\n"
             self._unsent.append(begin + _lines(entries))
             self._has_kept = True
+
+    def refuse(self, entries: list[Entry], answer: str) -> None:
+        """Set aside what MLflow does not take."""
+        self.refused.append(_lines([{"answer": answer, **entry} for entry in entries]))
 
     def take(self) -> list[Entry]:
         """What is to be sent next; `put_back` says what is left of it, and then there may be more to take."""

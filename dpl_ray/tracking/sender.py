@@ -9,12 +9,16 @@ file     file, relative to the run's folder
 page     file: an HTML page; its drawings are artifacts besides, in figures/
 table    file: MLflow's table format, which its user interface shows as one
 child    name, params, tags, history (of [step, values, time]), time
-model    folder, step, registry (null, or name and alias)
+model    time, folder, step, registry (null, or name and alias)
 finish   status, time
+
+An entry that MLflow refuses for what is in it would be refused again: it is set aside, and those behind it are sent.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -31,80 +35,93 @@ from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
 
 MAX_BATCH = 1000  # metrics that MLflow takes in one call
 MAX_PARAM = 6000  # characters of a value
+MAX_KEY = 250  # characters of a metric's name
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE")  # what MLflow answers to what is in an entry
 
 
 class Sender:
     """A client of one server, for one run."""
 
     def __init__(self, uri: str, journal: Journal) -> None:
-        # Ten attempts over minutes are MLflow's default, and a line of migrations on stderr is Alembic's.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        import mlflow
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        self._client = mlflow.MlflowClient(tracking_uri=uri)
+        self._client = make_client(uri)
         self._uri, self._journal, self._folder = uri, journal, journal.folder
+        self.num_calls = 0  # that were answered: whether there is progress
 
     def send(self, entries: list[Entry]) -> None:
         """Send entries in order, taking each off the list once it is there, so that the list is what is left.
 
         Raises whatever MLflow's client, a server or a database driver does.
         """
+        from mlflow.exceptions import MlflowException
+
         while entries:
             metrics = list(takewhile(lambda entry: entry["kind"] == "metrics", entries))
-            if metrics:
-                self._log_metrics(self._journal.run_id, metrics)
-            else:
-                send: Callable[[Entry], object] = getattr(self, "_send_" + entries[0]["kind"])
-                send(entries[0])
-            del entries[: len(metrics) or 1]
+            taken = metrics or entries[:1]
+            try:
+                if metrics:
+                    self._log_metrics(self._journal.run_id, metrics)
+                else:
+                    send: Callable[[Entry], object] = getattr(self, "_send_" + entries[0]["kind"])
+                    send(entries[0])
+            except MlflowException as error:
+                if error.error_code not in REFUSED or taken[0]["kind"] == "start":
+                    raise
+                self._journal.refuse(taken, shown_uri(str(error)))
+            del entries[: len(taken)]
+            self.num_calls += 1
 
     def _send_start(self, entry: Entry) -> None:
         """Go on with the run that is known, or create one."""
         from mlflow.entities import Param, RunTag
 
         journal = self._journal
-        if journal.uri != self._uri or not self._has(journal.run_id):
-            journal.forget(self._uri)
-        if journal.run_id:
+        run = self._find(journal.run_id) if journal.uri == shown_uri(self._uri) else None
+        if run is None:
+            journal.forget(shown_uri(self._uri))
+            experiment_id = self._experiment(entry["experiment"], entry["artifact_location"])
+            run = self._client.create_run(experiment_id, start_time=entry["time"], run_name=entry["run_name"])
+            journal.run_id = run.info.run_id
+            journal.save()
+        else:
             self._client.set_terminated(journal.run_id, "RUNNING")
+        if run.data.params:  # which cannot be changed
             return
-        experiment = self._client.get_experiment_by_name(entry["experiment"])
-        place = entry["artifact_location"]
-        experiment_id = (
-            experiment.experiment_id
-            if experiment
-            else self._client.create_experiment(entry["experiment"], artifact_location=place)
-        )
-        made = self._client.create_run(experiment_id, start_time=entry["time"], run_name=entry["run_name"])
-        journal.run_id = made.info.run_id
-        journal.save()
         params = [Param(key, value[:MAX_PARAM]) for key, value in entry["params"].items()]
         tags = [RunTag(key, value) for key, value in entry["tags"].items()]
         self._client.log_batch(journal.run_id, params=params, tags=tags)
 
-    def _has(self, run_id: str | None) -> bool:
-        """Whether the run is there; it may have been deleted for good."""
+    def _experiment(self, name: str, artifact_location: str | None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        if (found := self._client.get_experiment_by_name(name)) is None:
+            try:
+                return str(self._client.create_experiment(name, artifact_location=artifact_location))
+            except MlflowException as error:
+                # Another run has made it at the same time.
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self._client.get_experiment_by_name(name)
+        assert found is not None
+        return str(found.experiment_id)
+
+    def _find(self, run_id: str | None) -> Run | None:
+        """The run, unless it was deleted."""
         from mlflow.exceptions import MlflowException
 
         if run_id is None:
-            return False
+            return None
         try:
-            self._client.get_run(run_id)
+            run = self._client.get_run(run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return False
-        return True
+            return None
+        return None if run.info.lifecycle_stage == "deleted" else run
 
     def _log_metrics(self, run_id: str | None, entries: list[Entry]) -> None:
         from mlflow.entities import Metric
@@ -116,6 +133,7 @@ class Sender:
         ]
         for start in range(0, len(metrics), MAX_BATCH):
             self._client.log_batch(run_id, metrics=metrics[start : start + MAX_BATCH])
+            self.num_calls += 1
 
     def _send_tag(self, entry: Entry) -> None:
         self._client.set_tag(self._journal.run_id, entry["key"], entry["value"])
@@ -198,9 +216,9 @@ class Sender:
         if model_id not in [output.model_id for output in known]:
             self._client.log_outputs(journal.run_id, [LoggedModelOutput(model_id, step=entry["step"])])
         if entry["registry"]:
-            self._register(model, **entry["registry"])
+            self._register(model, entry["time"], **entry["registry"])
 
-    def _register(self, model: LoggedModel, name: str, alias: str) -> None:
+    def _register(self, model: LoggedModel, time: int, name: str, alias: str) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -214,8 +232,13 @@ class Sender:
         version = next((version for version in found if version.source == place), None)
         if version is None:
             described = f"models:/{model.model_id}, of run {run_id}"
-            version = self._client.create_model_version(name, place, run_id, description=described)
-        self._client.set_registered_model_alias(name, alias, version.version)
+            version = self._client.create_model_version(
+                name, place, run_id, description=described, model_id=model.model_id
+            )
+        holder = self._client.get_registered_model(name).aliases.get(alias)
+        # What is sent late does not take the alias from what was made since.
+        if holder is None or self._client.get_model_version(name, holder).creation_timestamp <= time:
+            self._client.set_registered_model_alias(name, alias, version.version)
         self._journal.registered = f"models:/{name}/{version.version}"
         self._journal.save()
 
@@ -223,9 +246,50 @@ class Sender:
         self._client.set_terminated(self._journal.run_id, entry["status"], end_time=entry["time"])
 
 
+def make_client(uri: str) -> MlflowClient:
+    """A client that is quiet and does not wait long.
+
+    A SQLite file that is not there is made aside and put into place whole: two runs that begin together, or one that is
+    killed, would leave it half migrated for good.
+    """
+    # Ten attempts over minutes are MLflow's default, and a line of migrations on stderr is Alembic's.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as aside:
+            MlflowClient(f"sqlite:///{aside}/mlflow.db").search_experiments()
+            with contextlib.suppress(FileExistsError):  # another run was faster
+                os.link(f"{aside}/mlflow.db", path)
+    return MlflowClient(tracking_uri=uri)
+
+
+def shown_uri(uri: str) -> str:
+    """The address without its password, for what is written and shown."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1@", uri)
+
+
 def metric_key(key: str) -> str:
-    """A key as MLflow takes it: letters, digits, and _ - . : / and space."""
-    return re.sub(r"[^\w\-. :/]", "_", key)
+    """A key as MLflow takes it: letters, digits, and _ - . : / and space, and no empty or dotted part between slashes.
+
+    Other characters are written as `_` and their code in hex, so that two keys stay two; what is too long ends in a
+    digest.
+    """
+    escaped = re.sub(r"[^\w\-. :/]", lambda found: f"_{ord(found[0]):x}", key)
+    parts = [part.replace(".", "_2e") if part in ("", ".", "..") else part for part in escaped.split("/")]
+    escaped = "/".join(part or "_" for part in parts)
+    if len(escaped) > MAX_KEY:
+        digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+        escaped = f"{escaped[: MAX_KEY - len(digest) - 1]}_{digest}"
+    return escaped
 
 
 def _download(folder: Storage, copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from dpl_ray.config import Section
 from dpl_ray.own_fields import load_section
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Journal
-from dpl_ray.tracking.sender import Sender
+from dpl_ray.tracking.sender import Sender, shown_uri
 from dpl_ray.tracking.tracker import check_uri, first_line
 
 PREFIXES = ("", "_ledger/")  # of the files of a run, of a comparison ...; of a labelling's output
@@ -73,8 +74,15 @@ def sync_tracking(run: str, uri: str | None = None) -> SyncResult:
         raise ValueError(f"run={run}: nothing there was recorded in MLflow; give the folder of a run, as runs/NAME")
     found = [journal for journal in journals if journal.has_unsent]
     counts: dict[str, int] = {}
+    failures = []
     for journal in found:
-        counts[str(journal.folder)] = _send(journal, uri)
+        try:
+            counts[str(journal.folder)] = _send(journal, uri)
+        except NotSentError as error:
+            failures.append(error)
+    if failures:
+        more = f" (and {len(failures) - 1} more folders)" if len(failures) > 1 else ""
+        raise NotSentError(f"{failures[0]}{more}") from failures[0]
     return SyncResult(
         num_entries=counts,
         run_ids={str(journal.folder): journal.run_id for journal in found},
@@ -82,22 +90,30 @@ def sync_tracking(run: str, uri: str | None = None) -> SyncResult:
     )
 
 
+def _with_password(uri: str | None) -> str | None:
+    """An address as it was written down, which is without its password."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return given if given and shown_uri(given) == uri else uri
+
+
 def _send(journal: Journal, uri: str | None) -> int:
     """Number of entries that were sent."""
     sender, count = None, 0
     while entries := journal.take():
-        where = uri or next((entry["uri"] for entry in entries if entry["kind"] == "start"), journal.uri)
+        where = uri or _with_password(
+            next((entry["uri"] for entry in entries if entry["kind"] == "start"), journal.uri)
+        )
         assert where is not None, "a journal begins with the start of its run, or with the run"
         num_entries = len(entries)
         if uri and journal.run_id:
-            journal.uri = uri  # the same server at another address
+            journal.uri = shown_uri(uri)  # the same server at another address
         try:
             sender = sender or Sender(where, journal)
             sender.send(entries)
         except Exception as error:  # whatever a client, a server or a driver raises
             raise NotSentError(
-                f"MLflow at {where}: {first_line(error)}; {len(entries)} entries of {journal.folder} are left, and the "
-                "same command sends them"
+                f"MLflow at {shown_uri(where)}: {first_line(error)}; {len(entries)} entries of {journal.folder} are "
+                "left, and the same command sends them"
             ) from error
         finally:
             journal.put_back(entries)

@@ -6,12 +6,15 @@ run's folder for `python -m pipelines.sync_tracking`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
+import shlex
 import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,10 +23,11 @@ from dpl_ray.config import Config, RegistryConfig, suggest
 from dpl_ray.history import Point
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
-from dpl_ray.tracking.sender import Sender
+from dpl_ray.tracking.sender import Sender, shown_uri
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")  # of servers and databases
 SECONDS_TO_FINISH = 60.0  # without an answer
+SECONDS_TO_RETRY = 60.0  # after a failure, until the server is asked again
 
 
 class Tracker:
@@ -93,11 +97,14 @@ class MlflowTracker(Tracker):
         self._journal, self._uri = journal, uri
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._in_hand: list[Entry] = []  # taken from the queue, neither sent nor kept
-        self._failure: str | None = None
-        self._is_warned = False
+        self._sender: Sender | None = None
+        self._failure: str | None = None  # why nothing is sent just now
+        self._failed_at = 0.0
+        self._problem: str | None = None  # what there is to warn of
+        self._is_warned = self._is_left = False
         self._put(
             "start",
-            uri=uri,
+            uri=shown_uri(uri),
             experiment=experiment,
             artifact_location=artifact_location,
             run_name=run_name,
@@ -110,10 +117,10 @@ class MlflowTracker(Tracker):
 
     @property
     def run_id(self) -> str | None:
-        return self._journal.run_id if self._journal.uri == self._uri else None
+        return self._journal.run_id if self._journal.uri == shown_uri(self._uri) else None
 
     def has_child(self, name: str) -> bool:
-        return self._journal.uri == self._uri and name in self._journal.children
+        return self._journal.uri == shown_uri(self._uri) and name in self._journal.children
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         self._put("metrics", values=metrics, step=step, time=_now())
@@ -132,7 +139,7 @@ class MlflowTracker(Tracker):
 
     def log_model(self, folder: str, step: int, registry: RegistryConfig) -> None:
         told = {"name": registry.name, "alias": registry.alias} if registry.name else None
-        self._put("model", folder=folder, step=step, registry=told)
+        self._put("model", folder=folder, step=step, registry=told, time=_now())
 
     def log_child(self, name: str, *, params: dict[str, str], tags: dict[str, str], history: list[Point]) -> None:
         self._put("child", name=name, params=params, tags=tags, history=history, time=_now())
@@ -141,79 +148,102 @@ class MlflowTracker(Tracker):
         if status == "FAILED" and isinstance(sys.exception(), KeyboardInterrupt):
             status = "KILLED"
         self._put("finish", status=status, time=_now())
-        left, since = -1, time.monotonic()
+        progress, since = self._progress(), time.monotonic()
         while self._thread.is_alive() and time.monotonic() - since < SECONDS_TO_FINISH:
             self._thread.join(0.1)
-            if (now_left := len(self._in_hand) + self._queue.qsize()) != left:
-                left, since = now_left, time.monotonic()
+            if (now := self._progress()) != progress:
+                progress, since = now, time.monotonic()
         if self._thread.is_alive():
-            self._failure = self._failure or f"no answer within {SECONDS_TO_FINISH:.0f} s"
+            self._is_left = True
+            self._fail(f"no answer within {SECONDS_TO_FINISH:.0f} s")
             # What the thread may yet send is kept too: sent twice, it is there once.
-            self._journal.keep(self._in_hand + _drain(self._queue))
+            self._keep(self._in_hand + _drain(self._queue))
             self._queue.put(None)
         self._warn()
         if self._failure:
             text = f"MLflow does not have all of it yet: {self._how_to_send()}"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    def _progress(self) -> tuple[int, int]:
+        return len(self._in_hand) + self._queue.qsize(), self._sender.num_calls if self._sender else 0
+
     def _put(self, kind: str, **entry: Any) -> None:
         self._queue.put({"kind": kind} | entry)
         self._warn()
 
     def _warn(self) -> None:
-        if self._failure and not self._is_warned:
-            self._is_warned = True
+        if not self._problem or self._is_warned:
+            return
+        self._is_warned = True
+        kept = f"what is not sent is kept for {self._how_to_send()}"
+        refused = f"what it does not take is in {self._journal.refused}"
+        what = refused if self._journal.has_refused else kept
+        # Where warnings are errors: this is none for the run.
+        with contextlib.suppress(UserWarning):
             warnings.warn(
-                f"MLflow at {self._uri}: {self._failure}; the run goes on, and what is not sent is kept for "
-                f"{self._how_to_send()}",
-                stacklevel=3,
+                f"MLflow at {shown_uri(self._uri)}: {self._problem}; the run goes on, and {what}", stacklevel=3
             )
 
     def _how_to_send(self) -> str:
-        return f"python -m pipelines.sync_tracking run={self._journal.folder}"
+        return f"python -m pipelines.sync_tracking run={shlex.quote(str(self._journal.folder))}"
 
     def _work(self) -> None:
-        start = self._queue.get()
-        assert start is not None
-        sender = self._begin(start)
-        while True:
-            first = self._queue.get()
-            if first is None:
-                return
+        self._in_hand = list(filter(None, [self._queue.get()]))
+        try:
+            self._sender = Sender(self._uri, self._journal)
+        except Exception as error:  # as an address that MLflow does not take
+            self._fail(first_line(error))
+        self._send()
+        self._send_left_over(without=("start", "finish"))  # the run goes on, whatever was said at its last end
+        while (first := self._queue.get()) is not None:
             self._in_hand = [first, *_drain(self._queue)]
             is_last = self._in_hand[-1]["kind"] == "finish"
-            if sender and not self._failure:
-                self._try(sender)
-            self._journal.keep(self._in_hand)
-            self._in_hand = []
+            if self._failure and time.monotonic() - self._failed_at > SECONDS_TO_RETRY:
+                self._keep(self._in_hand)
+                self._in_hand, self._failure = [], None
+                self._send_left_over()
+            else:
+                self._send()
             if is_last:
                 return
 
-    def _begin(self, start: Entry) -> Sender | None:
-        """Open the run, and send what an earlier start of it could not; None where the server is not to be used."""
-        self._in_hand = [start]
-        try:
-            sender = Sender(self._uri, self._journal)
-        except Exception as error:  # as an address that MLflow does not take
-            self._failure = first_line(error)
-            self._journal.keep(self._in_hand)
-            return None
-        self._try(sender)
-        self._journal.keep(self._in_hand)
+    def _send(self) -> None:
+        """Send what is in hand, and keep what cannot be sent."""
+        self._try()
+        self._keep(self._in_hand)
+        self._in_hand = []
+
+    def _send_left_over(self, without: tuple[str, ...] = ()) -> None:
         while not self._failure and (left_over := self._journal.take()):
-            # The run is there and goes on, whatever was said at its last end.
-            self._in_hand = [entry for entry in left_over if entry["kind"] not in ("start", "finish")]
-            self._try(sender)
+            self._in_hand = [entry for entry in left_over if entry["kind"] not in without]
+            self._try()
             self._journal.put_back(self._in_hand)
         self._in_hand = []
-        return sender
 
-    def _try(self, sender: Sender) -> None:
+    def _try(self) -> None:
         """Send what is in hand; what is left there could not be sent."""
+        if self._sender is None or self._failure:
+            return
         try:
-            sender.send(self._in_hand)
+            self._sender.send(self._in_hand)
         except Exception as error:  # whatever a client, a server or a driver raises: the run must go on
-            self._failure = first_line(error)
+            self._fail(first_line(error))
+        if self._journal.has_refused:
+            self._problem = self._problem or "it refuses some entries"
+
+    def _fail(self, reason: str) -> None:
+        self._failure, self._failed_at = reason, time.monotonic()
+        self._problem = self._problem or reason
+
+    def _keep(self, entries: list[Entry]) -> None:
+        if self._is_left and threading.current_thread() is self._thread:
+            return  # finish has kept them
+        try:
+            self._journal.keep(entries)
+        except Exception as error:  # a full disk, a bucket that does not answer
+            self._fail(
+                f"{self._failure}, and {len(entries)} entries are lost: they cannot be kept ({first_line(error)})"
+            )
 
 
 def start_tracker(
@@ -227,12 +257,14 @@ def start_tracker(
     if uri is None:
         return Tracker()
     # A server says where its files go; a database does not, and MLflow would take the working directory.
+    place = config.run.storage_path
     is_server = uri.startswith(("http://", "https://", "databricks"))
+    is_bucket = "://" in place and not place.startswith("file://")
     return MlflowTracker(
         journal,
         uri=uri,
         experiment=config.tracking.experiment,
-        artifact_location=None if is_server else default_uri(config.run.storage_path)[1],
+        artifact_location=None if is_server or is_bucket else default_uri(place)[1],
         run_name=name,
         params=params,
         tags=tags | {"dpl_ray.folder": str(journal.folder)},
@@ -246,6 +278,11 @@ def tracking_uri(config: Config) -> str | None:
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         check_uri("tracking.uri" if config.tracking.uri else "MLFLOW_TRACKING_URI", uri)
+    if config.tracking.uri and config.tracking.uri != shown_uri(config.tracking.uri):
+        raise ValueError(
+            f"tracking.uri={shown_uri(config.tracking.uri)}: holds a password, which would be written into files and "
+            "pages; give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the address as MLFLOW_TRACKING_URI"
+        )
     return uri or default_uri(config.run.storage_path)[0]
 
 
@@ -257,11 +294,11 @@ def check_uri(field: str, uri: str) -> None:
     if not separator or scheme == "file":
         right = f"http://{uri}" if ":" in uri else "http://host:5000"
         raise ValueError(
-            f"{field}={uri}: is no address of an MLflow server or database; give it as {right}, or "
+            f"{field}={shown_uri(uri)}: is no address of an MLflow server or database; give it as {right}, or "
             "sqlite:////absolute/path/mlflow.db"
         )
     if scheme.partition("+")[0] not in SCHEMES and (near := suggest(scheme, SCHEMES)):
-        raise ValueError(f"{field}={uri}: MLflow knows no {scheme}://{near}")
+        raise ValueError(f"{field}={shown_uri(uri)}: MLflow knows no {scheme}://{near}")
 
 
 def default_uri(storage_path: str) -> tuple[str, str]:
@@ -276,13 +313,13 @@ def default_uri(storage_path: str) -> tuple[str, str]:
             "set tracking.uri to a server, or tracking.enabled=false"
         )
     storage = Storage(storage_path)
-    return f"sqlite:///{storage / 'mlflow.db'}", f"file://{storage / 'mlflow-artifacts'}"
+    return f"sqlite:///{storage / 'mlflow.db'}", Path(str(storage / "mlflow-artifacts")).as_uri()
 
 
 def first_line(error: Exception) -> str:
     """What went wrong, in a line: of a request that failed, which one, without the stack of causes below it."""
     text = next(iter(str(error).strip().splitlines()), "").partition(" with exception ")[0]
-    return f"{type(error).__name__}: {text}"[:300]
+    return shown_uri(f"{type(error).__name__}: {text}"[:300])
 
 
 def _drain(entries: queue.SimpleQueue[Entry | None]) -> list[Entry]:

@@ -218,7 +218,7 @@ def _record(tracker: Tracker, folder: SearchFolder, config: Config, result: Tria
     tracker.log_child(
         name,
         params=describe_config(trial_config(config, result.trial, str(folder.storage))),
-        tags=result.facts | {key: value for key, value in tags.items() if value},
+        tags=describe_code() | result.facts | {key: value for key, value in tags.items() if value},
         history=merge_records(read_history(folder.storage, name)),
     )
 
