@@ -114,8 +114,7 @@ def numbers(values: Sequence[tuple[str, str, str]]) -> Html:
 def banner(sign: str, headline: str, *parts: object) -> Html:
     """The sentence that a page is there for."""
     mark = element("span", sign, class_="sign", aria_hidden="true")
-    kept_together = headline.replace(" %", "\N{NO-BREAK SPACE}%")
-    return element("div", mark, element("div", element("p", kept_together, class_="headline"), *parts), class_="banner")
+    return element("div", mark, element("div", element("p", headline, class_="headline"), *parts), class_="banner")
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int = 1) -> Html:

@@ -186,9 +186,10 @@ def _progress(ranked: Sequence[TrialResult]) -> Section:
     bests = list(dict.fromkeys(result.number for result in best_so_far(ranked)))
     by_number = {result.number: result for result in ranked}
     listed = ", ".join(f"{number} ({_percent(by_number[number])})" for number in bests)
-    later = max(by_number) - ranked[0].number
-    text = f"In the order in which they were proposed, each better than all before it: trial {listed}. "
+    later = sum(number > ranked[0].number for number in by_number)
+    text = f"What the search would have chosen, had it ended earlier, in the order of the trials: trial {listed}. "
     text += f"The {later} after it brought nothing better." if later > 1 else ""
+    text += " One that was trained to its end is chosen before all that were stopped."
     captions = (
         "The teacher's accuracy on the held-out labelled images on the way; the best trial is the thick line, and a "
         "mark is where a trial was stopped or diverged.",
