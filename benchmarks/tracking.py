@@ -3,9 +3,9 @@
     python -m benchmarks.tracking                          the default store, SQLite
     python -m benchmarks.tracking --uri http://host:5000   a server
 
-One training in this process, of noise images (WRN-28-2, dpl, B=16, mu=7). Every other record is told to MLflow, so that
-windows of 50 steps with and without its work alternate: the work for a record falls into the window after it. Besides,
-the CPU seconds of MLflow's thread are counted: what the steps would take longer if there were a single core.
+One training in this process, of noise images (WRN-28-2, dpl, B=16, mu=7). Every other record is told to MLflow. What a
+record costs is what the steps right after it take longer than the others of the same 50; that of records which are not
+told is taken off. Besides, the CPU seconds of MLflow's thread are counted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,9 @@ from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
 from dpl_ray.tracking.sender import Sender
 from dpl_ray.tracking.tracker import Tracker, default_uri, start_tracker
+from dpl_ray.training import loop
 from dpl_ray.training.distributed import Workers
-from dpl_ray.training.loop import Record, train
+from dpl_ray.training.loop import Record
 
 
 def noise(arguments: argparse.Namespace) -> Splits:
@@ -52,12 +54,17 @@ def noise(arguments: argparse.Namespace) -> Splits:
     )
 
 
+STEPS_AFTER = 5  # a record, in which its work is done
+
+
 class Meter:
-    """Tells MLflow every other record, and takes the time of the windows."""
+    """Tells MLflow every other record, and takes the time of the steps between records."""
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
-        self.steps: dict[bool, list[float]] = {True: [], False: []}  # whether a record was told before -> seconds
+        self.extra: dict[bool, list[float]] = {True: [], False: []}  # whether a record was told before -> seconds
+        self.steps: list[float] = []  # since the last record, seconds
+        self.usual: list[float] = []  # medians of the steps that are not right after a record
         self.calls: list[float] = []  # seconds that the training itself is held up
         self.num_metrics = 0
         self._is_warm, self._was_told = False, False
@@ -66,7 +73,10 @@ class Meter:
         if "time/step" not in record.metrics:
             return
         if self._is_warm:
-            self.steps[self._was_told].append(record.metrics["time/step"])
+            usual = statistics.median(self.steps[STEPS_AFTER:])
+            self.usual.append(usual)
+            self.extra[self._was_told].append(sum(self.steps[:STEPS_AFTER]) - STEPS_AFTER * usual)
+        self.steps = []
         self._is_warm, self._was_told = True, not self._was_told
         if self._was_told:
             began = time.perf_counter()
@@ -93,8 +103,16 @@ def measure(config: Config, arguments: argparse.Namespace, folder: Path) -> Mete
     deadline = time.monotonic() + 120
     while tracker.run_id is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    meter = Meter(tracker)
-    train(config, noise(arguments), Workers(), Storage(str(folder / "checkpoints")), meter)
+    meter, step = Meter(tracker), loop.train_step
+
+    def timed(*given: Any, **named: Any) -> Any:
+        began = time.perf_counter()
+        result = step(*given, **named)
+        meter.steps.append(time.perf_counter() - began)
+        return result
+
+    loop.train_step = timed
+    loop.train(config, noise(arguments), Workers(), Storage(str(folder / "checkpoints")), meter)
     tracker.finish("FINISHED", Console())
     return meter
 
@@ -128,18 +146,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dpl_ray.tracking.tracker.Sender = TimedSender  # type: ignore[misc]
         meter = measure(config, arguments, Path(folder))
-    told, untold = meter.steps[True], meter.steps[False]
-    pairs = [with_work / without - 1 for with_work, without in zip(told, untold, strict=False)]
-    window = statistics.median(untold) * arguments.log_every
+    usual = statistics.median(meter.usual)
+    costs = [seconds - statistics.median(meter.extra[False]) for seconds in meter.extra[True]]
+    window = usual * arguments.log_every
     seconds = TimedSender.seconds / len(meter.calls) + statistics.mean(meter.calls)
     title = f"{meter.num_metrics} metrics every {arguments.log_every} steps, WRN-28-{arguments.width}"
     table = Table("", "", title=title, title_justify="left", show_header=False)
-    for name, found in {"step without MLflow, median (range)": untold, "step with MLflow": told}.items():
-        table.add_row(name, f"{statistics.median(found):.4f} s ({min(found):.4f} to {max(found):.4f})")
-    spread = f"{statistics.median(pairs):+.2%} ({min(pairs):+.2%} to {max(pairs):+.2%})"
-    table.add_row("difference of neighbouring windows", spread)
-    table.add_row("CPU time of a record", f"{seconds:.4f} s")
-    table.add_row("of the steps between two records", f"{seconds / window:.2%}")
+    table.add_row("step, median", f"{usual:.4f} s")
+    spread = f"{statistics.median(costs):+.3f} s ({min(costs):+.3f} to {max(costs):+.3f})"
+    table.add_row("steps after a record take longer by, median (range)", spread)
+    share = f"{statistics.median(costs) / window:+.2%} ({min(costs) / window:+.2%} to {max(costs) / window:+.2%})"
+    table.add_row("of the steps between two records", share)
+    table.add_row("CPU time of a record", f"{seconds:.3f} s, {seconds / window:.2%} of those steps")
     console = Console()
     console.print(table)
     console.print(environment_line(), soft_wrap=True)
