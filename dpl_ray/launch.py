@@ -141,7 +141,7 @@ def _record_outcome(
     main = outcomes[-1]
     report = write_report(config, splits, folder, outcomes)
     tracker.log_page(report.name)
-    if table := threshold_table(History(folder.history, main.phase).history):
+    if table := threshold_table(History(folder.history, main.phase).merged):
         (folder.storage / TABLE_FILE).write(table)
         tracker.log_table(TABLE_FILE)
     record_model(tracker, config.registry, Storage(main.checkpoint), folder.storage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
+@cache
 def git_commit() -> str:
     """Short hash of the checkout that runs, with `+changes` where it has any; `unknown` outside of one."""
     root = Path(__file__).resolve().parent.parent

@@ -15,6 +15,8 @@ def job(config: SyncConfig, console: Console) -> None:
     result = sync_tracking(config.run, config.uri)
     for folder, count in result.num_entries.items():
         text = f"{folder}: {count:,} entries sent to run {result.run_ids[folder]}"
+        if refused := result.num_refused[folder]:
+            text += f", {refused:,} of which it does not take: tracking-refused.jsonl"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     if not result.num_entries:
         console.print(f"{config.run}: nothing is left to send", highlight=False, markup=False, soft_wrap=True)

@@ -295,6 +295,27 @@ def test_what_mlflow_refuses_does_not_hold_up_what_is_behind_it(tmp_path: Path, 
     refused = json.loads((tmp_path / "tracking-refused.jsonl").read_text())
     assert (refused["kind"], refused["value"]) == ("tag", "a tag without a name")
     assert "name" in refused["answer"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what was refused before is no news
+        new_tracker(tmp_path, mlflow_uri).finish("FINISHED", QUIET)
+
+
+def test_what_mlflow_refuses_later_is_told(tmp_path: Path, mlflow_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = [start_entry(mlflow_uri, tmp_path), {"kind": "tag", "key": "", "value": "b"}]
+    Journal(Storage(str(tmp_path))).keep(entries)
+    assert run_command(f"run={tmp_path}") == 0
+    output = capsys.readouterr().out
+    assert "2 entries sent to run" in output
+    assert output.endswith(", 1 of which it does not take: tracking-refused.jsonl\n")
+
+
+def test_a_store_is_made_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    assert make_client(f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_a_server_that_is_back_is_used_again(tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

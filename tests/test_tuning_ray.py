@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dpl_ray.tuning.on_ray import check_places
 
 from dpl_ray.compose import load_config
 from dpl_ray.config import to_yaml
 from dpl_ray.tuning.config import load_search
+from dpl_ray.tuning.on_ray import check_places
 from tests.test_tuning import overrides_for, run, scores, start
 
 ON_RAY = ("scale.num_workers=1", "scale.threads_per_worker=1")

@@ -20,11 +20,11 @@ class History:
 
     def __init__(self, rows: Iterable[dict[str, Any]], phase: str) -> None:
         self.phase = phase
-        self.history = merge_records(row for row in rows if row["phase"] == phase)
+        self.merged = merge_records(row for row in rows if row["phase"] == phase)
 
     def points(self, key: str, scale: float = 1.0) -> Points:
         """(step, value) of a metric."""
-        return [(step, scale * metrics[key]) for step, metrics, _ in self.history if key in metrics]
+        return [(step, scale * metrics[key]) for step, metrics, _ in self.merged if key in metrics]
 
 
 def training_section(main: History, baseline: History | None, num_curve_images: int, num_test: int) -> Section:

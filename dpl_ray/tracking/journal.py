@@ -28,6 +28,7 @@ class Journal:
             prefix: of the file names, as `_ledger/`, where the folder itself is to hold nothing else.
         """
         self.folder = folder
+        self.num_refused = 0  # by this process
         self._has_kept = False
         self._state, self._unsent, self._sending, self.refused = (
             folder / (prefix + name) for name in (STATE_FILE, UNSENT_FILE, SENDING_FILE, REFUSED_FILE)
@@ -56,10 +57,6 @@ class Journal:
     def has_unsent(self) -> bool:
         return self._unsent.exists() or self._sending.exists()
 
-    @property
-    def has_refused(self) -> bool:
-        return self.refused.exists()
-
     def keep(self, entries: list[Entry]) -> None:
         """Write down what was not sent."""
         if entries:
@@ -71,6 +68,7 @@ class Journal:
     def refuse(self, entries: list[Entry], answer: str) -> None:
         """Set aside what MLflow does not take."""
         self.refused.append(_lines([{"answer": answer, **entry} for entry in entries]))
+        self.num_refused += len(entries)
 
     def take(self) -> list[Entry]:
         """What is to be sent next; `put_back` says what is left of it, and then there may be more to take."""

@@ -17,7 +17,6 @@ An entry that MLflow refuses for what is in it would be refused again: it is set
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -267,8 +266,11 @@ def make_client(uri: str) -> MlflowClient:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as aside:
             MlflowClient(f"sqlite:///{aside}/mlflow.db").search_experiments()
-            with contextlib.suppress(FileExistsError):  # another run was faster
+            try:
                 os.link(f"{aside}/mlflow.db", path)
+            except OSError:  # another run was faster, or the file system has no links
+                if not path.exists():
+                    (Path(aside) / "mlflow.db").replace(path)
     return MlflowClient(tracking_uri=uri)
 
 

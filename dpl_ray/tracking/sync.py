@@ -37,8 +37,8 @@ class SyncResult:
     """What `sync_tracking` has sent."""
 
     num_entries: dict[str, int]  # folder -> entries, of those that had any
+    num_refused: dict[str, int]  # folder -> those of them that MLflow does not take: tracking-refused.jsonl
     run_ids: dict[str, str | None]  # folder -> run id
-    uri: str | None  # of the last folder
 
 
 def load_syncing(overrides: Sequence[str] = ()) -> SyncConfig:
@@ -85,8 +85,8 @@ def sync_tracking(run: str, uri: str | None = None) -> SyncResult:
         raise NotSentError(f"{failures[0]}{more}") from failures[0]
     return SyncResult(
         num_entries=counts,
+        num_refused={str(journal.folder): journal.num_refused for journal in found},
         run_ids={str(journal.folder): journal.run_id for journal in found},
-        uri=uri or (found[-1].uri if found else None),
     )
 
 

@@ -177,7 +177,7 @@ class MlflowTracker(Tracker):
         self._is_warned = True
         kept = f"what is not sent is kept for {self._how_to_send()}"
         refused = f"what it does not take is in {self._journal.refused}"
-        what = refused if self._journal.has_refused else kept
+        what = refused if self._journal.num_refused else kept
         # Where warnings are errors: this is none for the run.
         with contextlib.suppress(UserWarning):
             warnings.warn(
@@ -228,7 +228,7 @@ class MlflowTracker(Tracker):
             self._sender.send(self._in_hand)
         except Exception as error:  # whatever a client, a server or a driver raises: the run must go on
             self._fail(first_line(error))
-        if self._journal.has_refused:
+        if self._journal.num_refused:
             self._problem = self._problem or "it refuses some entries"
 
     def _fail(self, reason: str) -> None:
