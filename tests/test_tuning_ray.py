@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray.util.state import list_objects
 
 from dpl_ray.compose import load_config
 from dpl_ray.config import to_yaml
+from dpl_ray.data.sources import load_splits
 from dpl_ray.tuning.config import load_search
+from dpl_ray.tuning.console import TrialsProgress
 from dpl_ray.tuning.on_ray import check_places
 from tests.test_tuning import overrides_for, run, scores, start
 
@@ -18,9 +22,23 @@ ON_RAY = ("scale.num_workers=1", "scale.threads_per_worker=1")
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_tune_runs_what_this_process_would_run(tmp_path: Path) -> None:
+def test_tune_runs_what_this_process_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone, _ = run(tmp_path / "here")
+    pool = load_splits(load_search(overrides_for(tmp_path))[0].data, seed=0, uses_unlabeled=True).unlabeled
+    finish, stored = TrialsProgress.finish, list[int]()
+
+    def looking(self: TrialsProgress, *given: Any) -> None:
+        """How many objects in Ray's store are as large as the pool."""
+        finish(self, *given)
+        objects = {
+            found.object_id: found.object_size for found in list_objects(limit=10_000, raise_on_missing_output=False)
+        }
+        stored.append(sum(size >= pool.images.nbytes for size in objects.values()))
+
+    monkeypatch.setattr(TrialsProgress, "finish", looking)
     result, output = run(tmp_path, *ON_RAY, "cpus_per_trial=0.5", "max_concurrent=2")
+    monkeypatch.undo()
+    assert stored[:2] == [1, 1], "two trials at once have one copy of the pool"
     assert scores(result) == scores(alone)
     assert result.failed == {}
     assert "3 of 3 trials ended" in output
