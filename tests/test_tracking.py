@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import re
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -15,114 +12,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from rich.console import Console
 
-from dpl_ray import fit, load_checkpoint, load_config, sync_tracking
+from dpl_ray import sync_tracking
 from dpl_ray.config import RegistryConfig
-from dpl_ray.history import TABLE_FILE, Point
 from dpl_ray.storage import Storage
-from dpl_ray.tracking.journal import Entry, Journal
+from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.sender import Sender, make_client, metric_key
-from dpl_ray.tracking.sync import NotSentError
-from dpl_ray.tracking.tracker import MlflowTracker, check_uri, start_tracker, tracking_uri
-from pipelines import cli
-from pipelines import sync_tracking as command
-
-NOWHERE = "http://127.0.0.1:9"
-QUIET = Console(quiet=True)
-
-
-def write_model(folder: Path) -> None:
-    """A folder that says it is a model, which is all that a store looks at."""
-    (folder / "data").mkdir(parents=True)
-    (folder / "MLmodel").write_text("model_uuid: abc0\nflavors: {}\nutc_time_created: '2026-01-01 00:00:00.0'\n")
-    (folder / "data" / "model.pt2").write_bytes(b"graph")
-
-
-def every_kind(folder: Path) -> list[Entry]:
-    """Entries of every kind, and the files that they name."""
-    (folder / "notes.txt").write_text("text")
-    (folder / "page.html").write_text('<section id="a"><img alt="B &amp; c" src="data:image/svg+xml;base64,PHN2Zz4="')
-    (folder / "thresholds.json").write_text('{"columns": ["step"], "data": [[1]]}')
-    write_model(folder / "model")
-    registry = {"name": "digits", "alias": "candidate"}
-    history = [[1, {"threshold/over/cat": 0.5, "loss": 2.0}, 3000], [2, {"threshold/over/cat": 0.75}, 4000]]
-    return [
-        {"kind": "metrics", "values": {"loss": 1.5, "precision of é": 0.5}, "step": 1, "time": 1000},
-        {"kind": "metrics", "values": {"loss": 0.5}, "step": 2, "time": 2000},
-        {"kind": "tag", "key": "checkpoint", "value": "step-2"},
-        {"kind": "file", "file": "notes.txt"},
-        {"kind": "page", "file": "page.html"},
-        {"kind": "table", "file": "thresholds.json"},
-        {"kind": "child", "name": "it's one", "params": {"a": "1"}, "tags": {"b": "2"}, "history": history, "time": 5},
-        {"kind": "model", "folder": "model", "step": 2, "registry": registry, "time": 8000},
-        {"kind": "finish", "status": "FINISHED", "time": 9000},
-    ]
-
-
-def start_entry(uri: str, folder: Path) -> Entry:
-    return {
-        "kind": "start",
-        "uri": uri,
-        "experiment": "tests",
-        "artifact_location": f"file://{folder}/artifacts",
-        "run_name": "first",
-        "time": 500,
-        "params": {"train.mu": "7", "long": "x" * 7000},
-        "tags": {"commit": "abc"},
-    }
-
-
-def everything_at(uri: str, run_id: str) -> dict[str, Any]:
-    """What a client sees of the run of `every_kind`."""
-    client = MlflowClient(uri)
-    run = client.get_run(run_id)
-    runs = client.search_runs([run.info.experiment_id])
-    children = [found for found in runs if found.data.tags.get("mlflow.parentRunId") == run_id]
-    versions = client.search_model_versions("name = 'digits'")
-    return {
-        "runs": len(runs),
-        "status": (run.info.status, run.info.start_time, run.info.end_time),
-        "params": run.data.params,
-        "tags": {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.log-model")},
-        "loss": [(point.step, point.value, point.timestamp) for point in client.get_metric_history(run_id, "loss")],
-        "metrics": run.data.metrics,
-        "files": sorted(file.path for file in client.list_artifacts(run_id)),
-        "figures": [file.path for file in client.list_artifacts(run_id, "figures")],
-        "table": load_table(uri, run),
-        "children": [
-            (
-                child.info.run_name,
-                (child.info.status, child.info.start_time, child.info.end_time),
-                child.data.params,
-                load_table(uri, child),
-                [
-                    (point.value, point.timestamp)
-                    for point in client.get_metric_history(child.info.run_id, "threshold/over/cat")
-                ],
-            )
-            for child in children
-        ],
-        "models": [output.step for output in run.outputs.model_outputs] if run.outputs else [],
-        "versions": [(str(version.version), version.run_id) for version in versions],
-        "alias": str(client.get_model_version_by_alias("digits", "candidate").version),
-    }
-
-
-def load_table(uri: str, run: Run) -> dict[str, Any]:
-    """Through MLflow's global address, which `load_table` has whatever that of its client is."""
-    mlflow.set_tracking_uri(uri)
-    try:
-        return MlflowClient(uri).load_table(run.info.experiment_id, TABLE_FILE, [run.info.run_id]).to_dict("list")
-    finally:
-        mlflow.set_tracking_uri("")
+from tests.tracking import (
+    NOWHERE,
+    QUIET,
+    every_kind,
+    everything_at,
+    new_tracker,
+    start_entry,
+    tell,
+)
 
 
 def test_what_is_sent_twice_is_there_once(tmp_path: Path, mlflow_uri: str) -> None:
@@ -184,34 +93,6 @@ def test_what_is_left_after_a_failure_is_sent_later(
     assert found["files"] == ["figures", "notes.txt", "page.html", "thresholds.json"]
     assert [child[4] for child in found["children"]] == [[(0.5, 3000), (0.75, 4000)]]
     assert (found["models"], found["alias"]) == ([2], "1")
-
-
-def new_tracker(folder: Path, uri: str) -> MlflowTracker:
-    started = {key: value for key, value in start_entry(uri, folder).items() if key not in ("kind", "time")}
-    return MlflowTracker(Journal(Storage(str(folder))), **started)
-
-
-def tell(tracker: MlflowTracker, entries: list[Entry]) -> None:
-    """The calls that make these entries."""
-    for entry in entries:
-        match entry["kind"]:
-            case "metrics":
-                tracker.log(entry["values"], entry["step"])
-            case "tag":
-                tracker.log_tag(entry["key"], entry["value"])
-            case "file":
-                tracker.log_file(entry["file"])
-            case "page":
-                tracker.log_page(entry["file"])
-            case "table":
-                tracker.log_table(entry["file"])
-            case "child":
-                history = [Point(*point) for point in entry["history"]]
-                tracker.log_child(entry["name"], params=entry["params"], tags=entry["tags"], history=history)
-            case "model":
-                tracker.log_model(entry["folder"], entry["step"], RegistryConfig(**entry["registry"]))
-            case "finish":
-                tracker.finish(entry["status"], QUIET)
 
 
 def test_a_run_that_goes_on_sends_what_was_left_over(tmp_path: Path, mlflow_uri: str) -> None:
@@ -300,15 +181,6 @@ def test_what_mlflow_refuses_does_not_hold_up_what_is_behind_it(tmp_path: Path, 
         new_tracker(tmp_path, mlflow_uri).finish("FINISHED", QUIET)
 
 
-def test_what_mlflow_refuses_later_is_told(tmp_path: Path, mlflow_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
-    entries = [start_entry(mlflow_uri, tmp_path), {"kind": "tag", "key": "", "value": "b"}]
-    Journal(Storage(str(tmp_path))).keep(entries)
-    assert run_command(f"run={tmp_path}") == 0
-    output = capsys.readouterr().out
-    assert "2 entries sent to run" in output
-    assert output.endswith(", 1 of which it does not take: tracking-refused.jsonl\n")
-
-
 def test_a_store_is_made_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*_: object) -> None:
         raise PermissionError("Operation not permitted")
@@ -386,126 +258,6 @@ def test_runs_that_begin_together_make_one_store(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["mlflow.db"]
 
 
-# The command
-
-
-def test_the_command_says_what_it_has_sent(tmp_path: Path, mlflow_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "runs" / "first"
-    Journal(Storage(str(folder)), "_ledger/").keep([start_entry(mlflow_uri, tmp_path)])
-    assert run_command(f"run={tmp_path}/runs") == 0
-    run_id = json.loads((folder / "_ledger" / "tracking.json").read_text())["run_id"]
-    assert capsys.readouterr().out == f"{folder}: 1 entries sent to run {run_id}\n"
-    assert run_command(f"run={folder}") == 0
-    assert capsys.readouterr().out == f"{folder}: nothing is left to send\n"
-
-
-def test_a_server_that_is_still_down_is_named_and_costs_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    entries = [start_entry(NOWHERE, tmp_path), {"kind": "tag", "key": "a", "value": "b"}]
-    Journal(Storage(str(tmp_path))).keep(entries)
-    for _ in range(2):
-        assert run_command(f"run={tmp_path}") == 1
-        message = capsys.readouterr().err
-        assert message.startswith(f"failed: NotSentError: MLflow at {NOWHERE}: ")
-        assert "; 2 entries of" in message
-    assert Journal(Storage(str(tmp_path))).take() == entries
-
-
-def test_a_server_at_another_address_is_the_same_server(tmp_path: Path, mlflow_uri: str) -> None:
-    journal = Journal(Storage(str(tmp_path)))
-    Sender(mlflow_uri, journal).send([start_entry(mlflow_uri, tmp_path)])
-    journal.uri = NOWHERE
-    journal.save()
-    journal.keep([start_entry(NOWHERE, tmp_path), {"kind": "tag", "key": "a", "value": "b"}])
-    with pytest.raises(NotSentError):
-        sync_tracking(str(tmp_path))
-    assert sync_tracking(str(tmp_path), uri=mlflow_uri).num_entries == {str(tmp_path): 2}
-    client = MlflowClient(mlflow_uri)
-    assert client.get_run(str(journal.run_id)).data.tags["a"] == "b"
-    assert len(client.search_runs([client.get_run(str(journal.run_id)).info.experiment_id])) == 1
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ([], "run is missing: give it, as run=runs/NAME"),
-        (["run=nowhere"], "run=nowhere: there is no such folder"),
-        (["run=tests"], "run=tests: nothing there was recorded in MLflow"),
-        (["run=tests", "uri=foo"], "uri=foo: is no address of an MLflow server"),
-        (["rnu=runs"], "there is no field rnu; did you mean run?"),
-    ],
-)
-def test_a_mistake_is_answered(capsys: pytest.CaptureFixture[str], given: list[str], expected: str) -> None:
-    assert run_command(*given) == 2
-    assert expected in capsys.readouterr().err
-
-
-def run_command(*given: str) -> int:
-    return cli.run(command.job, list(given), "", load=command.load_syncing, only=command.SyncConfig)
-
-
-# Addresses
-
-
-@pytest.mark.parametrize(
-    ("uri", "expected"),
-    [
-        (
-            "127.0.0.1:5000",
-            "tracking.uri=127.0.0.1:5000: is no address of an MLflow server or database; give it as http://127",
-        ),
-        ("runs/mlflow.db", "or sqlite:////absolute/path/mlflow.db"),
-        ("file:///tmp/mlruns", "or sqlite:////absolute/path/mlflow.db"),
-        ("htp://mlflow:5000", "tracking.uri=htp://mlflow:5000: MLflow knows no htp://; did you mean http?"),
-        ("postgres://host/db", "did you mean postgresql?"),
-    ],
-)
-def test_what_is_no_address_is_answered_before_anything_starts(uri: str, expected: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(expected)):
-        fit(load_config([f"tracking.uri={uri}"]))
-
-
-@pytest.mark.parametrize("uri", ["https://a", "sqlite:///a.db", "mysql+pymysql://a/b", "databricks", "azureml://a"])
-def test_what_may_be_an_address_is_one(uri: str) -> None:
-    check_uri("tracking.uri", uri)
-
-
-def test_a_password_is_refused_where_it_would_be_written_down_and_shown_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address = "http://alice:s3cret@127.0.0.1:9"
-    with pytest.raises(ValueError, match=r"^tracking.uri=http://alice@127.0.0.1:9: holds a password, .*PASSWORD"):
-        fit(load_config([f"tracking.uri={address}"]))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    assert tracking_uri(load_config([])) == address
-    output = io.StringIO()
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        tracker = new_tracker(tmp_path, address)
-        tracker.finish("FINISHED", Console(file=output))
-    with pytest.raises(NotSentError) as error:
-        sync_tracking(str(tmp_path))
-    written = "".join(path.read_text() for path in tmp_path.iterdir())
-    messages = [output.getvalue(), str(error.value), *(str(warning.message) for warning in told)]
-    assert "s3cret" not in written + "".join(messages)
-    assert "alice@127" in written
-
-
-def test_an_address_in_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlflow:5000")
-    with pytest.raises(ValueError, match=r"^MLFLOW_TRACKING_URI=mlflow:5000: is no address"):
-        fit(load_config([]))
-
-
-def test_a_database_that_is_named_keeps_its_files_beside_the_runs(tmp_path: Path, mlflow_uri: str) -> None:
-    config = load_config([f"tracking.uri={mlflow_uri}", f"run.storage_path={tmp_path}", "tracking.experiment=new"])
-    tracker = start_tracker(config, mlflow_uri, Journal(Storage(str(tmp_path))), name="first", params={}, tags={})
-    tracker.finish("FINISHED", QUIET)
-    run = MlflowClient(mlflow_uri).get_run(str(tracker.run_id))
-    assert run.info.artifact_uri.startswith(f"file://{tmp_path}/mlflow-artifacts")
-
-
 def test_an_interrupted_run_was_killed_and_the_end_says_what_is_not_sent(tmp_path: Path, mlflow_uri: str) -> None:
     output = io.StringIO()
     for uri in (mlflow_uri, NOWHERE):
@@ -521,49 +273,3 @@ def test_an_interrupted_run_was_killed_and_the_end_says_what_is_not_sent(tmp_pat
             assert output.getvalue() == ""
     expected = f"MLflow does not have all of it yet: python -m pipelines.sync_tracking run={tmp_path}"
     assert output.getvalue().strip() == expected
-
-
-# The model
-
-
-def test_the_final_model_answers_without_this_package_and_without_pickle(tmp_path: Path, mlflow_uri: str) -> None:
-    overrides = ["scale.num_workers=0", "train.num_steps=4", "train.log_every=2", "model.width=1", "train.batch_size=4"]
-    overrides += [f"run.storage_path={tmp_path}", "run.name=tiny", "train.baseline=false", "registry.name=digits"]
-    result = fit(load_config([*overrides, f"tracking.uri={mlflow_uri}", "registry.alias=best"]))
-    assert result.registered == "models:/digits/1"
-    images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
-    np.save(tmp_path / "images.npy", images)
-    code = f"""
-import json, sys
-import mlflow, numpy as np
-mlflow.set_tracking_uri({mlflow_uri!r})
-images = np.load({str(tmp_path / "images.npy")!r})
-answers = []
-for place in ("models:/digits@best", "runs:/{result.run_id}/model", {result.model!r}):
-    model = mlflow.pyfunc.load_model(place)
-    assert str(model.metadata.signature.inputs) == "[Tensor('uint8', (-1, 1, 8, 8))]", model.metadata.signature
-    assert str(model.metadata.signature.outputs) == "[Tensor('float32', (-1, 10))]"
-    assert model.input_example.dtype == np.uint8 and model.predict(model.input_example).shape == (2, 10)
-    answers.append(model.predict(images).tolist())
-assert not [name for name in sys.modules if name.startswith("dpl_ray")]
-print(json.dumps(answers + [model.metadata.metadata["class_names"]]))
-"""
-    environment = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    *answers, class_names = json.loads(found.stdout.splitlines()[-1])
-    predictor = load_checkpoint(result.checkpoint)
-    assert class_names == list(predictor.class_names)
-    for answer in answers:
-        assert np.array(answer) == pytest.approx(predictor.predict(images).numpy(), abs=1e-5)
-
-
-def test_a_model_that_cannot_be_exported_costs_a_warning(tmp_path: Path, mlflow_uri: str) -> None:
-    from dpl_ray.tracking.exported_model import record_model
-
-    tracker = new_tracker(tmp_path, mlflow_uri)
-    with pytest.warns(UserWarning, match="the model was not exported for MLflow: ValueError: checkpoint="):
-        record_model(tracker, RegistryConfig(), Storage(str(tmp_path)) / "step-00000004", Storage(str(tmp_path)))
-    tracker.finish("FINISHED", QUIET)
-    assert tracker.run_id
