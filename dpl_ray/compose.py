@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, ValidationError, create_model
 
-from dpl_ray.config import Config, describe_fields, explain, parse_config, shown, suggest
+from dpl_ray.config import Config, explain, parse_config, shown, suggest
+from dpl_ray.field_help import describe_fields
 from dpl_ray.file_systems import one_line
 from dpl_ray.storage import Storage
 

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from dpl_ray.config import Config, Section, describe_fields, explain, suggest
+from dpl_ray.config import Config, Section, explain, suggest
+from dpl_ray.field_help import describe_fields
 
 S = TypeVar("S", bound=Section)
 

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from dpl_ray.compose import default_options, describe_policies, list_groups
-from dpl_ray.config import Config, describe_fields
+from dpl_ray.config import Config
+from dpl_ray.field_help import describe_fields
 from dpl_ray.training.step import NonFiniteLossError
 from pipelines import cli, train
 

@@ -18,7 +18,8 @@ from dpl_ray.comparison.cells import CellResult
 from dpl_ray.comparison.config import CompareConfig, comparison_name, load_comparison, make_plan, shared_tree
 from dpl_ray.comparison.folder import ComparisonFolder
 from dpl_ray.compose import list_groups
-from dpl_ray.config import describe_fields, to_yaml
+from dpl_ray.config import to_yaml
+from dpl_ray.field_help import describe_fields
 from pipelines import cli, compare
 from tests.mistakes import Mistake, command, images, plain, storage_in_file, write
 from tests.test_mistakes import check_answer, contents

@@ -20,13 +20,13 @@ from dpl_ray.config import (
     DataName,
     OperationName,
     Section,
-    describe_fields,
     explain,
     parse_config,
     suggest,
     to_yaml,
 )
 from dpl_ray.data.augment import OPERATION_NAMES
+from dpl_ray.field_help import describe_fields
 
 OPTIONS = [(group, option) for group, options in list_groups().items() for option in options]
 

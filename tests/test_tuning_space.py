@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from dpl_ray.compose import CONF_FOLDER, list_groups, load_config
-from dpl_ray.config import describe_fields
+from dpl_ray.field_help import describe_fields
 from dpl_ray.tuning.space import FIXED_FIELDS, KINDS, Domain, check_space, draw_values, parse_space, with_values
 
 DPL, FIXMATCH = load_config(["data=digits"]), load_config(["data=digits", "policy=fixmatch"])

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from dpl_ray.compose import check_policy, list_groups, policy_file
-from dpl_ray.config import Config, describe_fields, parse_config, shown, suggest
+from dpl_ray.config import Config, parse_config, shown, suggest
+from dpl_ray.field_help import describe_fields
 
 KINDS = ("choice", "uniform", "loguniform", "randint")
 INSIDE = 0.381966  # where, between low and high, a value is tried that is no round number
