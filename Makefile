@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench help
+.PHONY: install demo test explore lint bench help
 
 help:
 	@echo "make demo      train on scikit-learn's digits with 2 workers"
 	@echo "make test      run the tests"
+	@echo "make explore   the tests of properties on examples that no run before has seen"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     print the figures of docs/performance.md"
 	@echo "make install   what all of them need, into .venv"
@@ -25,6 +26,9 @@ demo: install
 
 test: install
 	@$(BIN)/python -m pytest
+
+explore: install
+	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=explore
 
 lint: install
 	@$(BIN)/ruff check .

@@ -22,8 +22,14 @@ for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 torch.set_num_threads(1)
+
+# The same examples every time, so that a change is judged by what it changes; `make explore` looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, print_blob=True)
+settings.load_profile("repeatable")
 
 
 def pytest_unconfigure() -> None:

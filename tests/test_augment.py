@@ -192,7 +192,7 @@ def test_views_equal_the_loops(shape: tuple[int, int, int], views: ViewSettings)
     assert_same(strong(images, uniforms, views), torch.stack([strong_reference(*pair, views) for pair in pairs]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     mask=st.lists(st.booleans(), max_size=20),
     channels=st.sampled_from([1, 3]),

@@ -52,7 +52,7 @@ def slow_interval(differences: list[float]) -> tuple[float, float]:
     return percentile(0.025), percentile(0.975)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(DIFFERENCES)
 def test_the_interval_is_that_of_a_loop(differences: list[float]) -> None:
     found = bootstrap_interval(differences)
@@ -61,7 +61,7 @@ def test_the_interval_is_that_of_a_loop(differences: list[float]) -> None:
     assert found.mean == pytest.approx(statistics.fmean(differences), abs=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(DIFFERENCES, st.floats(-1, 1))
 def test_the_interval_lies_among_the_differences_and_moves_with_them(differences: list[float], shift: float) -> None:
     found = bootstrap_interval(differences)

@@ -148,7 +148,7 @@ def test_fits() -> None:
 
 
 @given(factor=st.integers(1, 5), size=st.integers(4, 6), seed=st.integers(0, 99), channels=st.sampled_from([1, 3]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_area_at_a_whole_factor_is_the_exact_mean(factor: int, size: int, seed: int, channels: Any) -> None:
     side = factor * size
     images = noise(2, channels, side, side, seed=seed)

@@ -340,7 +340,7 @@ def grid(*shape: int, seed: int) -> Tensor:
     return torch.randint(-16, 17, shape, generator=torch.Generator().manual_seed(seed)) / 8
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     cuts=st.lists(st.integers(0, 12), max_size=4),
     cut=st.sampled_from(CUTS),
@@ -370,7 +370,7 @@ def test_statistics_of_shards_sum_to_those_of_the_batch(
 unit = st.floats(0, 1)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(confidences=st.lists(unit, min_size=1), states=st.tuples(unit, unit), epsilon=st.floats(1e-6, 1))
 @pytest.mark.parametrize("weight", [gaussian_weight, band_weight])
 def test_weights_rise_with_the_confidence_from_zero_to_one_at_the_over_confident_threshold(
@@ -391,7 +391,7 @@ def test_weights_rise_with_the_confidence_from_zero_to_one_at_the_over_confident
     )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(states=st.tuples(unit, unit), epsilon=st.floats(1e-6, 1))
 def test_weight_at_the_under_confident_threshold(states: tuple[float, float], epsilon: float) -> None:
     under, over = (torch.tensor([value], dtype=torch.float64) for value in sorted(states))

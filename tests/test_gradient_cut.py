@@ -84,7 +84,7 @@ def test_gradient_size_goes_from_zero_for_the_certain_to_one_for_the_wrong() -> 
 eighths = st.integers(0, 8).map(lambda number: number / 8)  # coarse, so that sizes often lie on the boundary
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     samples=st.lists(st.tuples(eighths, eighths, st.integers(0, 2)), max_size=12),
     boundary=st.lists(eighths, min_size=6, max_size=6),

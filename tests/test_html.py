@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dpl_ray.html import (
@@ -68,7 +68,6 @@ def page_of(text: str) -> Page:
     return Page(text, text, [Section("first", text, *parts), Section("second", text)], text)
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1).filter(str.strip))
 def test_whatever_the_text_is_the_page_stays_whole(text: str) -> None:
     plain = Outline(page_of("plain").render())

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -83,7 +83,6 @@ def test_ema_of_a_constant_stays_and_of_decay_zero_is_the_value() -> None:
 
 
 @given(decay=st.floats(0, 0.9999), step=st.integers(0, 10**6))
-@settings(deadline=None)
 def test_a_young_teachers_decay_rises_to_the_full_one(decay: float, step: int) -> None:
     assert warmed_decay(decay, step) == min(decay, (1 + step) / (10 + step))
     assert 0 <= warmed_decay(decay, step) <= warmed_decay(decay, step + 1) <= decay
@@ -128,7 +127,6 @@ def test_the_learning_rate_falls_along_seven_sixteenths_of_a_cosine() -> None:
     assert all(later < earlier for earlier, later in pairwise(rates))
 
 
-@settings(deadline=None)
 @given(num_warmup_steps=st.integers(0, 50), rest=st.integers(1, 200), rate=st.floats(1e-4, 10))
 def test_the_warm_up_is_linear_and_the_schedule_has_no_jump(num_warmup_steps: int, rest: int, rate: float) -> None:
     config, num_steps = OptimConfig(learning_rate=rate, num_warmup_steps=num_warmup_steps), num_warmup_steps + rest

@@ -23,7 +23,7 @@ def order(size: int, batch_size: int, step: int, seed: int = 0, stream: Stream =
     return sample_order(size, batch_size, step, seed, stream).tolist()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(size=sizes, batch_size=batch_sizes, num_steps=st.integers(1, 8), seed=seeds)
 def test_every_pass_takes_every_image_once(size: int, batch_size: int, num_steps: int, seed: int) -> None:
     drawn = [index for step in range(num_steps) for index in order(size, batch_size, step, seed)]
@@ -33,7 +33,7 @@ def test_every_pass_takes_every_image_once(size: int, batch_size: int, num_steps
         assert sorted(a_pass) == list(range(size)) or (len(set(a_pass)) == len(a_pass) < size)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(size=sizes, batch_size=batch_sizes, steps=st.lists(st.integers(0, 50), min_size=1, max_size=6), seed=seeds)
 def test_a_batch_is_a_function_of_seed_and_step_however_it_is_asked_for(
     size: int, batch_size: int, steps: list[int], seed: int

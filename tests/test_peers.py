@@ -38,7 +38,7 @@ def slow_fairness(mean_probs: list[float], histogram: list[float], strong: list[
     return sum(p * math.log(q + 1e-12) for p, q in pairs)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), num_strong=st.integers(1, 12))
 def test_fairness_is_the_loop(seed: int, num_strong: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -262,7 +262,7 @@ def test_workers_hold_together_the_state_of_one_and_weigh_as_it_does(
 
 
 @every_variant
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_statistics_of_shards_sum_to_those_of_the_batch(parameters: dict[str, Any], data: st.DataObject) -> None:
     world_size = data.draw(st.sampled_from([1, 2, 3, 6]))

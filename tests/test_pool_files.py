@@ -75,7 +75,7 @@ def test_without_leaves_out_single_rows(tmp_path: Path) -> None:
     assert left.fingerprint() != files.fingerprint()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.sets(st.integers(0, 29)), min_size=1, max_size=3))
 def test_what_is_left_out_is_gone_from_every_span_and_no_other_row(
     tmp_path_factory: pytest.TempPathFactory, steps: list[set[int]]

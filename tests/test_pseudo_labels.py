@@ -61,7 +61,7 @@ def test_no_images_give_no_pseudo_labels(alignment: Tensor | None) -> None:
     assert (pseudo.probs.shape, pseudo.labels.shape, pseudo.confidence.shape) == ((0, 2), (0,), (0,))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     factors=st.lists(st.floats(0.01, 100), min_size=2, max_size=6),
     seed=st.integers(0, 1000),

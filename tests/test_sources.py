@@ -251,7 +251,7 @@ def test_a_file_that_disappears_is_a_bad_image(tmp_path: Path, monkeypatch: pyte
 
 
 @given(bad=st.sets(st.integers(0, 29), max_size=12))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_image_is_in_one_split_or_bad(bad: set[int], tmp_path_factory: pytest.TempPathFactory) -> None:
     train = write_folder(tmp_path_factory.mktemp("data") / "train")
     values = [50 * c + n for c in range(3) for n in range(10)]

@@ -39,7 +39,7 @@ def labels(draw: st.DrawFn) -> list[int]:
     seed=st.integers(0, 99),
     hold_out_test=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_partition_by_class(
     targets: list[int], number: int | None, validation: float, seed: int, hold_out_test: bool
 ) -> None:
@@ -68,7 +68,7 @@ def test_partition_by_class(
 
 
 @given(targets=labels(), seed=st.integers(0, 99), validation=st.sampled_from([0.0, 0.3]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_fewer_labels_are_among_more(targets: list[int], seed: int, validation: float) -> None:
     few, more = (plan(targets, config(num_labels_per_class=n, validation_fraction=validation), seed) for n in (2, 7))
     assert set(few.labeled) <= set(more.labeled)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -42,7 +42,6 @@ def inside(value: Any, domain: Domain) -> bool:
     return low <= value <= high and isinstance(value, int if domain.kind == "randint" else float)
 
 
-@settings(deadline=None)
 @given(form=FORMS, seed=st.integers(0, 99), number=st.integers(0, 99))
 def test_what_is_drawn_lies_in_the_domain(form: dict[str, Any], seed: int, number: int) -> None:
     space = parse_space({"train": {"mu": form}})
@@ -51,7 +50,6 @@ def test_what_is_drawn_lies_in_the_domain(form: dict[str, Any], seed: int, numbe
     assert all(inside(probe, space["train.mu"]) for probe in space["train.mu"].probes())
 
 
-@settings(deadline=None)
 @given(fields=NAMES, forms=st.lists(FORMS, min_size=4, max_size=4))
 def test_nested_and_dotted_fields_are_the_same(fields: list[str], forms: list[dict[str, Any]]) -> None:
     dotted = dict(zip(fields, forms, strict=False))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -31,7 +31,6 @@ def verdict(both: int, only_model: int, only_baseline: int, neither: int) -> Ver
     return compare_paired(right[order], right_baseline[order])
 
 
-@settings(deadline=None)
 @given(COUNTS)
 def test_the_counts_and_the_difference_are_those_of_the_images(counts: tuple[int, int, int, int]) -> None:
     found = verdict(*counts)
@@ -42,7 +41,6 @@ def test_the_counts_and_the_difference_are_those_of_the_images(counts: tuple[int
     assert found.difference - 1e-12 <= found.high <= 1
 
 
-@settings(deadline=None)
 @given(COUNTS)
 def test_model_and_baseline_exchanged_turn_the_verdict_around(counts: tuple[int, int, int, int]) -> None:
     both, only_model, only_baseline, neither = counts
@@ -51,13 +49,11 @@ def test_model_and_baseline_exchanged_turn_the_verdict_around(counts: tuple[int,
     assert turned.effect == {"helped": "hurt", "hurt": "helped", "unknown": "unknown"}[found.effect]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 300))
 def test_as_many_gained_as_lost_tells_nothing(both: int, changed: int, neither: int) -> None:
     assert verdict(both, changed, changed, neither).effect == "unknown"
 
 
-@settings(deadline=None)
 @given(COUNTS)
 def test_one_more_image_that_the_model_alone_has_right_never_speaks_against_it(
     counts: tuple[int, int, int, int],
@@ -71,7 +67,6 @@ def test_one_more_image_that_the_model_alone_has_right_never_speaks_against_it(
     assert order.index(after.effect) >= order.index(before.effect)
 
 
-@settings(deadline=None)
 @given(st.tuples(*[st.integers(0, 40)] * 4).filter(any))
 def test_the_same_counts_ten_times_have_a_narrower_interval(counts: tuple[int, int, int, int]) -> None:
     few, many = verdict(*counts), verdict(*(10 * count for count in counts))
@@ -93,7 +88,6 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:
     assert 0.93 < hits / draws < 0.97
 
 
-@settings(deadline=None)
 @given(st.integers(1, 500), st.data())
 def test_wilson_holds_the_share_and_stays_in_its_bounds(number: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, number))

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 MAX_BATCH = 1000  # metrics that MLflow takes in one call
 MAX_PARAM = 6000  # characters of a value
 MAX_KEY = 250  # characters of a metric's name
+DIGEST_ENDING = re.compile(r"_[0-9a-f]{16}$")
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE")  # what MLflow answers to what is in an entry
 
 
@@ -282,16 +283,15 @@ def shown_uri(uri: str) -> str:
 def metric_key(key: str) -> str:
     """A key as MLflow takes it: letters, digits, and _ - . : / and space, and no empty or dotted part between slashes.
 
-    Other characters are written as `_` and their code in hex, so that two keys stay two; what is too long ends in a
-    digest.
+    A key that had to be changed, or that looks like one that was, ends in a digest of what it was, so that two keys
+    stay two.
     """
-    escaped = re.sub(r"[^\w\-. :/]", lambda found: f"_{ord(found[0]):x}", key)
-    parts = [part.replace(".", "_2e") if part in ("", ".", "..") else part for part in escaped.split("/")]
-    escaped = "/".join(part or "_" for part in parts)
-    if len(escaped) > MAX_KEY:
-        digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-        escaped = f"{escaped[: MAX_KEY - len(digest) - 1]}_{digest}"
-    return escaped
+    parts = [re.sub(r"^\.{0,2}$|[^\w\-. :]", "_", part) for part in key.split("/")]
+    readable = "/".join(parts)
+    if readable == key and len(key) <= MAX_KEY and not DIGEST_ENDING.search(key):
+        return key
+    digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    return f"{readable[: MAX_KEY - len(digest) - 1]}_{digest}"
 
 
 def _download(folder: Storage, copy: Path) -> None:
