@@ -6,7 +6,9 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -170,6 +172,7 @@ def connect(scale: ScaleConfig) -> bool:
     if started:
         # Train asks the dashboard for the state of placement groups and complains every second without one.
         local: dict[str, Any] = {"include_dashboard": True, "dashboard_port": 0, "num_cpus": os.cpu_count()}
+        on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             # Where no address is given, a cluster that somebody left on this machine is not taken over.
             ray.init(
@@ -181,6 +184,9 @@ def connect(scale: ScaleConfig) -> bool:
         # Ray ends the process where it gives up.
         except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
             raise _no_cluster(address, scale, str(error)) from None
+        finally:
+            if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_terminate)  # Ray's own ends the process without a word
     try:
         check_cluster(scale)
     except ValueError:

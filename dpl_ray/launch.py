@@ -21,15 +21,16 @@ from dpl_ray.config import Config
 from dpl_ray.console import ProgressLine, result_table
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
+from dpl_ray.folder_lock import sole_use
 from dpl_ray.history import TABLE_FILE, threshold_table
 from dpl_ray.provenance import describe_config, describe_run
 from dpl_ray.ray_train import run_workers
 from dpl_ray.report.curves import History
 from dpl_ray.report.page import REPORT_FILE, find_verdict, verdict_sentence, write_report
-from dpl_ray.run_folder import MODEL_FOLDER, RunFolder, check_run
+from dpl_ray.run_folder import MODEL_FOLDER, RunFolder, check_run, run_storage
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Journal
-from dpl_ray.tracking.tracker import Tracker, start_tracker, tracking_uri
+from dpl_ray.tracking.tracker import Tracker, recording, start_tracker, tracking_uri
 
 if TYPE_CHECKING:
     from dpl_ray.data.stream import WindowReader
@@ -84,10 +85,12 @@ def _fit(config: Config, console: Console) -> FitResult:
     check_network(config, splits)
     if uses_unlabeled and not isinstance(splits.unlabeled, ImageSet):
         check_readers(config.scale)
-    folder = RunFolder(config, splits)
-    console.print(_headline(config, splits, folder), highlight=False, soft_wrap=True)
-    had_finished = folder.finished
-    result = _result(folder, uri) if had_finished else _train(config, splits, folder, uri, console)
+    storage = run_storage(config)
+    with sole_use(f"run.name={storage.name}", storage):
+        folder = RunFolder(storage, config, splits)
+        console.print(_headline(config, splits, folder), highlight=False, soft_wrap=True)
+        had_finished = folder.finished
+        result = _result(folder, uri) if had_finished else _train(config, splits, folder, uri, console)
     wanted = config.registry.name
     if had_finished and wanted and not (result.registered or "").startswith(f"models:/{wanted}/"):
         warnings.warn(
@@ -106,28 +109,26 @@ def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, c
     journal = Journal(folder.storage)
     params, tags = describe_config(config), describe_run(splits)
     tracker = start_tracker(config, uri, journal, name=folder.name, params=params, tags=tags)
-    tracker.log_file("config.yaml")
-    status = "FAILED"
-    try:
-        with ProgressLine(console) as line:
+    with recording(tracker, console):
+        tracker.log_file("config.yaml")
+        try:
+            with ProgressLine(console) as line:
 
-            def receive(record: Record) -> None:
-                line.show(record)
-                if record.metrics:
-                    folder.add(record)
-                    # What MLflow has of this step: it keeps every value that it is told, and would show two.
-                    news = folder.news(record)
-                    prefix = "" if record.phase == config.policy["name"] else "baseline/"
-                    tracker.log({prefix + key: value for key, value in news.items()}, record.step)
+                def receive(record: Record) -> None:
+                    line.show(record)
+                    if record.metrics:
+                        folder.add(record)
+                        # What MLflow has of this step: it keeps every value that it is told, and would show two.
+                        news = folder.news(record)
+                        prefix = "" if record.phase == config.policy["name"] else "baseline/"
+                        tracker.log({prefix + key: value for key, value in news.items()}, record.step)
 
-            outcomes = _run(config, splits, folder, receive)
+                outcomes = _run(config, splits, folder, receive)
+        finally:
+            folder.save_history()
         found = find_verdict(splits, outcomes)
         verdict = verdict_sentence(found) if found else None
         _record_outcome(config, splits, folder, outcomes, verdict, tracker)
-        status = "FINISHED"
-    finally:
-        folder.save_history()
-        tracker.finish(status, console)
     folder.finish(outcomes, splits.class_names, verdict)
     return _result(folder, uri)
 

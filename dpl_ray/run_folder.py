@@ -8,6 +8,7 @@
   step-N/          checkpoints        baseline/step-N/  those of the supervised baseline
   report.html      the page of a finished run           thresholds.json   class-wise thresholds over time
   tracking*.json   what MLflow knows (dpl_ray/tracking/journal.py)         model/   the last teacher in MLflow's format
+  .lock            held by the command that is at work here (dpl_ray/folder_lock.py)
 """
 
 from __future__ import annotations
@@ -144,17 +145,16 @@ def check_same(
 class RunFolder:
     """Opens or makes the folder of a run and keeps its records."""
 
-    def __init__(self, config: Config, splits: Splits) -> None:
+    def __init__(self, storage: Storage, config: Config, splits: Splits) -> None:
         """
         Args:
+            storage: the folder, as `run_storage` has it.
             config: as `check_run` has let it through.
 
         Raises:
             ValueError: a run of this name exists with other data.
         """
-        root = Storage(config.run.storage_path)
-        self.storage = root / config.run.name if config.run.name else _new_folder(root, config)
-        self.name = self.storage.name
+        self.storage, self.name = storage, storage.name
         self.history: list[dict[str, Any]] = []
         self._before: dict[tuple[str, int], list[dict[str, Any]]] = {}  # phase, step -> rows of an earlier start
         self._saved_at = time.monotonic()
@@ -266,10 +266,14 @@ class RunFolder:
         (self.storage / RUN_FILE).write(json.dumps(self.info, indent=1).encode())
 
 
-def _new_folder(root: Storage, config: Config) -> Storage:
-    """Of a run without a name: called by data, policy and time, with a number where one has started in this second."""
+def run_storage(config: Config) -> Storage:
+    """The folder of a run; of one without a name a new one, called by data, policy and time, and made at once."""
+    root = Storage(config.run.storage_path)
+    if config.run.name:
+        return root / config.run.name
     name = f"{config.data.name}-{config.policy['name']}-{datetime.now():%Y%m%d-%H%M%S}"
     names = chain([name], (f"{name}-{number}" for number in count(2)))
+    # With a number where one has started in this second.
     return next(folder for folder in (root / name for name in names) if folder.make())
 
 

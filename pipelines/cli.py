@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +17,7 @@ from dpl_ray.compose import default_options, describe_policies, list_groups, loa
 from dpl_ray.config import Config, Section
 from dpl_ray.field_help import describe_fields
 
-WRONG_USE, FAILED, INTERRUPTED = 2, 1, 130
+WRONG_USE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 LEAST_COLUMNS = 100  # of a terminal that shows a field and its meaning side by side
 
 
@@ -36,7 +38,7 @@ def run(
         own_groups: groups of conf/ that are the job's alone, for --help.
         only: fields of the job, where it has none of `Config`.
 
-    0: done; 2: a mistake in field, file or value; 1: the job failed; 130: interrupted.
+    0: done; 2: a mistake in field, file or value; 1: the job failed; 130: interrupted (143 by SIGTERM: `main_guard`).
     """
     console, errors = Console(), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if {"-h", "--help"} & set(arguments):
@@ -118,7 +120,10 @@ def _print_blocks(console: Console, summary: str, usage: str, blocks: dict[str, 
     for title, rows in blocks.items():
         print_text(console, f"\n{title}", style="bold")
         _print_rows(console, rows or [("(no parameters)", "")])
-    print_text(console, "\nExit status: 0 done, 1 the run failed, 2 a mistake in a field or file, 130 interrupted.")
+    print_text(
+        console,
+        "\nExit status: 0 done, 1 the run failed, 2 a mistake in a field or file, 130 interrupted, 143 by SIGTERM.",
+    )
 
 
 def print_text(console: Console, text: str, *, style: str = "") -> None:
@@ -187,5 +192,14 @@ def main_guard(
     own_groups: Sequence[str] = (),
     only: type[Section] | None = None,
 ) -> None:
-    """Entry point of a module run with -m."""
-    sys.exit(run(job, sys.argv[1:], summary, load=load, own=own, own_groups=own_groups, only=only))
+    """Entry point of a module run with -m. SIGTERM, by which clusters end jobs, does what Ctrl-C does just then."""
+    received = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        handler = signal.getsignal(signal.SIGINT)
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    signal.signal(signal.SIGTERM, interrupt)
+    status = run(job, sys.argv[1:], summary, load=load, own=own, own_groups=own_groups, only=only)
+    sys.exit(TERMINATED if received and status == INTERRUPTED else status)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from dpl_ray.console import ProgressLine
 from dpl_ray.run_folder import RunFolder
 from dpl_ray.training.loop import Record
 from pipelines import cli, train
+from tests.processes import Command
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 
@@ -160,6 +163,26 @@ def test_a_run_that_fails_says_so_to_mlflow(tmp_path: Path, monkeypatch: pytest.
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("dpl_ray").experiment_id])
     assert [found.info.status for found in runs] == ["FAILED"]
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_run_that_is_ended_by_its_cluster_says_so_to_mlflow(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    arguments = ["train.num_steps=100000", "train.baseline=false", "train.checkpoint_every=2", "scale.num_workers=0"]
+    arguments += ["model.width=1", "train.batch_size=4", f"run.storage_path={tmp_path}", "run.name=long"]
+    process = Command("pipelines.train", arguments, tmp_path / "printed")
+    try:
+        process.wait_for(lambda: bool(list(tmp_path.glob("long/step-*/manifest.json"))))
+        os.kill(process.pid, signal.SIGTERM)
+        printed = process.end()
+    finally:
+        process.kill()
+    assert process.status == cli.TERMINATED
+    assert printed.endswith("interrupted; the same command with the same run.name goes on from the last checkpoint\n")
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("dpl_ray").experiment_id])
+    assert [found.info.status for found in runs] == ["KILLED"]
 
 
 def test_the_progress_line_of_a_terminal_shows_steps_rate_and_time_left() -> None:

@@ -166,7 +166,8 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_with_one_line_and_the_status_of_an_interrupt(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_one_line_and_its_status(number: signal.Signals, status: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipelines.train", "train.num_steps=100000", "train.baseline=false"]
     command += [f"run.storage_path={tmp_path}", "run.name=long", "tracking.enabled=false"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -174,9 +175,9 @@ def test_ctrl_c_ends_with_one_line_and_the_status_of_an_interrupt(tmp_path: Path
     for line in process.stdout:
         if "/100000 steps" in line:
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, output + errors
+    assert process.returncode == status, output + errors
     assert errors.startswith("interrupted; the same command with the same run.name goes on")
     assert len(errors.splitlines()) == 1
     assert (tmp_path / "long" / "history.jsonl").exists()

@@ -29,7 +29,7 @@ from dpl_ray.report.curves import MAX_PANELS, History, thresholds_section
 from dpl_ray.report.page import make_page
 from dpl_ray.report.pool import PoolSample, label_sample, part, pool_section
 from dpl_ray.report.test_split import NUM_PICTURES, confusion_section, pictures_section
-from dpl_ray.run_folder import RunFolder
+from dpl_ray.run_folder import RunFolder, run_storage
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.loop import Outcome
 from tests.builders import tiny_config, tiny_set, tiny_splits, write_images
@@ -50,7 +50,7 @@ def finished(folder: Path, splits: Splits, **groups: dict[str, Any]) -> tuple[Co
         section = getattr(config, group)
         changed = fields if isinstance(section, dict) else section.model_copy(update=fields)
         config = config.model_copy(update={group: changed})
-    made = RunFolder(config, splits)
+    made = RunFolder(run_storage(config), config, splits)
     outcomes = train_phases(config, splits, made.storage, Workers(), lambda r: made.add(r) if r.metrics else None)
     return config, made, outcomes
 

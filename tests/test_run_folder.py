@@ -14,7 +14,7 @@ import yaml
 from dpl_ray.compose import load_config
 from dpl_ray.config import Config, parse_config
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
-from dpl_ray.run_folder import FREE_FIELDS, FREE_SECTIONS, RunFolder, check_run
+from dpl_ray.run_folder import FREE_FIELDS, FREE_SECTIONS, RunFolder, check_run, run_storage
 from dpl_ray.training.loop import Outcome, Record
 
 
@@ -27,8 +27,12 @@ def config(folder: Path, *overrides: str) -> Config:
     return load_config([f"run.storage_path={folder}", "run.name=first", *overrides])
 
 
+def opened(config: Config, splits: Splits) -> RunFolder:
+    return RunFolder(run_storage(config), config, splits)
+
+
 def test_a_new_run(tmp_path: Path) -> None:
-    made = RunFolder(config(tmp_path), splits())
+    made = opened(config(tmp_path), splits())
     assert (made.name, made.resumed, made.history) == ("first", False, [])
     folder = tmp_path / "first"
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "run.json"]
@@ -41,7 +45,7 @@ def test_a_new_run(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_name_gets_one(tmp_path: Path) -> None:
-    made = RunFolder(config(tmp_path, "run.name=null", "policy=fixmatch"), splits())
+    made = opened(config(tmp_path, "run.name=null", "policy=fixmatch"), splits())
     assert made.name.startswith("digits-fixmatch-")
     assert [path.name for path in tmp_path.iterdir()] == [made.name]
 
@@ -55,18 +59,18 @@ def test_runs_without_a_name_that_start_together_get_folders_of_their_own(
             return cls(2026, 11, 22, 17, 31, 12)
 
     monkeypatch.setattr("dpl_ray.run_folder.datetime", Stopped)
-    made = [RunFolder(config(tmp_path, "run.name=null"), splits()) for _ in range(3)]
+    made = [opened(config(tmp_path, "run.name=null"), splits()) for _ in range(3)]
     stem = "digits-dpl-20261122-173112"
     assert [folder.name for folder in made] == [stem, f"{stem}-2", f"{stem}-3"]
     assert not any(folder.resumed for folder in made)
 
 
 def test_the_same_name_goes_on(tmp_path: Path) -> None:
-    first = RunFolder(config(tmp_path), splits())
+    first = opened(config(tmp_path), splits())
     first.add(Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5, "threshold/over/x": 0.5}))
     first.add(Record("dpl", 10, 10, 100.0, {"train/loss_labeled": 0.5}))
     first.save_history()
-    again = RunFolder(config(tmp_path), splits())
+    again = opened(config(tmp_path), splits())
     assert again.resumed
     assert again.history == first.history
     assert again.history[0] == {
@@ -106,7 +110,7 @@ def test_the_same_name_goes_on(tmp_path: Path) -> None:
     ],
 )
 def test_another_configuration_is_refused(tmp_path: Path, override: str, message: str) -> None:
-    RunFolder(config(tmp_path), splits())
+    opened(config(tmp_path), splits())
     check_run(config(tmp_path))
     before = (tmp_path / "first" / "config.yaml").read_bytes()
     with pytest.raises(ValueError, match=f"run.name=first: this run exists with {message}") as error:
@@ -116,9 +120,9 @@ def test_another_configuration_is_refused(tmp_path: Path, override: str, message
 
 
 def test_other_data_are_refused(tmp_path: Path) -> None:
-    RunFolder(config(tmp_path), splits())
+    opened(config(tmp_path), splits())
     with pytest.raises(ValueError, match=r"run.name=first: this run exists with other data .*take another run.name"):
-        RunFolder(config(tmp_path), splits(value=1))
+        opened(config(tmp_path), splits(value=1))
 
 
 @pytest.mark.parametrize(
@@ -135,9 +139,9 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
 def test_where_and_how_may_differ(tmp_path: Path, override: str) -> None:
     field = override.partition("=")[0]
     assert field in FREE_FIELDS or field.partition(".")[0] in FREE_SECTIONS
-    RunFolder(config(tmp_path), splits())
+    opened(config(tmp_path), splits())
     check_run(config(tmp_path, override))
-    again = RunFolder(config(tmp_path, override), splits())
+    again = opened(config(tmp_path, override), splits())
     assert again.resumed
     saved: Any = yaml.safe_load((tmp_path / "first" / "config.yaml").read_text())
     assert parse_config(saved) == config(tmp_path, override), "the newest configuration is the one that is kept"
@@ -146,14 +150,14 @@ def test_where_and_how_may_differ(tmp_path: Path, override: str) -> None:
 def test_bad_images_that_were_found_on_the_way_stay_listed_when_the_run_goes_on(tmp_path: Path) -> None:
     for number in range(2):
         bad = BadImage(f"{number}, é.png", "truncated")
-        RunFolder(config(tmp_path), splits()).add(Record("dpl", 5, 10, 1.0, {"data/unreadable": 1.0}, (bad,)))
+        opened(config(tmp_path), splits()).add(Record("dpl", 5, 10, 1.0, {"data/unreadable": 1.0}, (bad,)))
     text = (tmp_path / "first" / "bad_images.csv").read_text()
     assert text.splitlines() == ["id,reason", '"0, é.png",truncated', '"1, é.png",truncated']
 
 
 def test_bad_images_are_listed(tmp_path: Path) -> None:
     bad = (BadImage("a/1.png", "not an image"), BadImage('with "quotes", and comma.png', "truncated"))
-    RunFolder(config(tmp_path), splits(bad=bad))
+    opened(config(tmp_path), splits(bad=bad))
     text = (tmp_path / "first" / "bad_images.csv").read_text()
     assert text.splitlines() == [
         "id,reason",
@@ -178,12 +182,12 @@ def test_a_bucket_that_does_not_answer_is_named_with_its_field() -> None:
 
 
 def test_what_is_told_again_after_an_interruption_is_no_news(tmp_path: Path) -> None:
-    first = RunFolder(config(tmp_path), splits())
+    first = opened(config(tmp_path), splits())
     told = Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5})
     first.add(told)
     assert first.news(told) == told.metrics, "of the same start"
     first.save_history()
-    again = RunFolder(config(tmp_path), splits())
+    again = opened(config(tmp_path), splits())
     both = Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5, "curve/accuracy": 0.5})
     assert again.news(both) == {"curve/accuracy": 0.5}
     assert again.news(Record("supervised", 5, 10, 100.0, {"train/loss_labeled": 1.5})) == {"train/loss_labeled": 1.5}

@@ -23,6 +23,7 @@ from dpl_ray.config import RegistryConfig
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.sender import Sender, make_client, metric_key
+from dpl_ray.tracking.tracker import recording
 from tests.tracking import (
     NOWHERE,
     QUIET,
@@ -266,10 +267,8 @@ def test_an_interrupted_run_was_killed_and_the_end_says_what_is_not_sent(tmp_pat
         tracker = new_tracker(tmp_path, uri)
         with contextlib.suppress(KeyboardInterrupt), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
+            with recording(tracker, Console(file=output, width=40)):
                 raise KeyboardInterrupt
-            finally:
-                tracker.finish("FAILED", Console(file=output, width=40))
         if uri == mlflow_uri:
             assert MlflowClient(uri).get_run(str(tracker.run_id)).info.status == "KILLED"
             assert output.getvalue() == ""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dpl_ray.config import CURVE_POINTS, Config, shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.provenance import describe_run
-from dpl_ray.run_folder import RunFolder, check_run
+from dpl_ray.run_folder import RunFolder, check_run, run_storage
 from dpl_ray.storage import Storage
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def run_cell(
     """
     config = cell_config(config, cell, folder)
     check_run(config)
-    run = RunFolder(config, splits)
+    run = RunFolder(run_storage(config), config, splits)
     if finished := CellResult.load(run.storage):
         return finished
     import torch

@@ -27,12 +27,13 @@ from dpl_ray.comparison.table import Row
 from dpl_ray.config import Config, shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
+from dpl_ray.folder_lock import sole_use
 from dpl_ray.history import merge_records
 from dpl_ray.launch import check_network, check_storage
 from dpl_ray.provenance import describe_code, describe_config
 from dpl_ray.run_folder import COMPARISON_FILE
 from dpl_ray.tracking.journal import Journal
-from dpl_ray.tracking.tracker import Tracker, start_tracker, tracking_uri
+from dpl_ray.tracking.tracker import Tracker, recording, start_tracker, tracking_uri
 
 if TYPE_CHECKING:
     from dpl_ray.training.loop import Record
@@ -98,42 +99,40 @@ def compare(
     if missing:
         _check_room(config, options)
         load(missing[0].seed)  # mistakes in the data are answered before a cell starts
-    folder.begin(command)
-    console.print(_headline(config, plan, folder, len(finished)), highlight=False, soft_wrap=True)
-    tracker = _start_tracker(config, options, uri, folder, plan)
-    failed: dict[str, str] = {}
-    status = "FAILED"
-    try:
-        for cell in plan.cells:
-            if cell.name in finished:
-                folder.remove_error(cell)
-                _record(tracker, folder, config, cell, finished[cell.name])
-        with CellsProgress(console, missing, config.train.num_steps, len(finished)) as progress:
-
-            def on_end(cell: Cell, result: CellResult | Exception) -> None:
-                if isinstance(result, CellResult):
+    with sole_use(f"run.name={folder.name}", folder.storage):
+        folder.begin(command)
+        console.print(_headline(config, plan, folder, len(finished)), highlight=False, soft_wrap=True)
+        tracker = _start_tracker(config, options, uri, folder, plan)
+        failed: dict[str, str] = {}
+        with recording(tracker, console):
+            for cell in plan.cells:
+                if cell.name in finished:
                     folder.remove_error(cell)
-                    progress.finish(cell, result)
-                    _record(tracker, folder, config, cell, result)
-                else:
-                    failed[cell.name] = _first_line(result)
-                    folder.write_error(cell, result)
-                    progress.finish(cell, None, failed[cell.name])
+                    _record(tracker, folder, config, cell, finished[cell.name])
+            with CellsProgress(console, missing, config.train.num_steps, len(finished)) as progress:
 
-            run = _run_here if config.scale.num_workers == 0 else _run_on_ray
-            if missing:
-                run(missing, config, options, load, str(folder.storage), progress.show, on_end)
-        if len(failed) == len(plan.cells):
-            raise CellsFailedError(describe_failed(failed))
-        outputs = write_comparison(str(folder.storage), plan.reference, missing=failed)
-        for file in (outputs.csv, outputs.markdown):
-            tracker.log_file(file.name)
-        tracker.log_page(outputs.page.name)
-        tracker.log_tag("report", str(outputs.page))
-        tracker.log({f"accuracy/{row.label}": row.accuracy for row in outputs.rows}, 0)
-        status = "FAILED" if failed else "FINISHED"
-    finally:
-        tracker.finish(status, console)
+                def on_end(cell: Cell, result: CellResult | Exception) -> None:
+                    if isinstance(result, CellResult):
+                        folder.remove_error(cell)
+                        progress.finish(cell, result)
+                        _record(tracker, folder, config, cell, result)
+                    else:
+                        failed[cell.name] = _first_line(result)
+                        folder.write_error(cell, result)
+                        progress.finish(cell, None, failed[cell.name])
+
+                run = _run_here if config.scale.num_workers == 0 else _run_on_ray
+                if missing:
+                    run(missing, config, options, load, str(folder.storage), progress.show, on_end)
+            if len(failed) == len(plan.cells):
+                raise CellsFailedError(describe_failed(failed))
+            outputs = write_comparison(str(folder.storage), plan.reference, missing=failed)
+            for file in (outputs.csv, outputs.markdown):
+                tracker.log_file(file.name)
+            tracker.log_page(outputs.page.name)
+            tracker.log_tag("report", str(outputs.page))
+            tracker.log({f"accuracy/{row.label}": row.accuracy for row in outputs.rows}, 0)
+            tracker.failed = bool(failed)
     for table in comparison_tables(outputs.rows, plan.reference):
         console.print(table)
     return CompareResult(

@@ -24,6 +24,7 @@ from dpl_ray.config import Config, RunConfig
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.files import Location, open_location, would_list
 from dpl_ray.data.pool_files import list_pool
+from dpl_ray.folder_lock import sole_use
 from dpl_ray.labeling.config import LabelConfig
 from dpl_ray.labeling.console import LabelProgress, label_table
 from dpl_ray.labeling.figure import draw_summary
@@ -34,7 +35,7 @@ from dpl_ray.labeling.plan import rows_per_block
 from dpl_ray.provenance import describe_code
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Journal
-from dpl_ray.tracking.tracker import Tracker, start_tracker, tracking_uri
+from dpl_ray.tracking.tracker import Tracker, recording, start_tracker, tracking_uri
 from dpl_ray.training.checkpoint_folder import MANIFEST, ModelInfo, find_checkpoint, load_config_and_info
 
 
@@ -106,21 +107,18 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
     listed.check_image_column("image_column")
     side = source.settings.image_size
     assert side is not None
-    ledger.begin(listed, rows_per_block(config.rows_per_part, (source.settings.channels, side, side)))
-    console.print(_headline(ledger, num_workers), highlight=False, soft_wrap=True)
-    tracker = _start_tracker(config, source, uri, ledger)
-    status = "FAILED"
-    began, done_before = time.monotonic(), ledger.counts.num_rows
-    try:
-        _check_bad(ledger, source)
-        if ledger.missing:
-            _label_missing(config, source, ledger, num_workers, console)
-        counts = ledger.check()
-        seconds = time.monotonic() - began
-        result = _report(source, ledger, counts, tracker, uri, seconds, counts.num_rows - done_before)
-        status = "FINISHED"
-    finally:
-        tracker.finish(status, console)
+    with sole_use(f"output={config.output}", ledger.books):
+        ledger.begin(listed, rows_per_block(config.rows_per_part, (source.settings.channels, side, side)))
+        console.print(_headline(ledger, num_workers), highlight=False, soft_wrap=True)
+        tracker = _start_tracker(config, source, uri, ledger)
+        began, done_before = time.monotonic(), ledger.counts.num_rows
+        with recording(tracker, console):
+            _check_bad(ledger, source)
+            if ledger.missing:
+                _label_missing(config, source, ledger, num_workers, console)
+            counts = ledger.check()
+            seconds = time.monotonic() - began
+            result = _report(source, ledger, counts, tracker, uri, seconds, counts.num_rows - done_before)
     console.print(label_table(counts))
     return replace(result, run_id=tracker.run_id)
 

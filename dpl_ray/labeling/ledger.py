@@ -80,8 +80,13 @@ class Ledger:
         self.missing: list[int] = []  # blocks without a part
 
     @property
+    def books(self) -> Storage:
+        """The folder that is no part of the dataset."""
+        return self.storage / "_ledger"
+
+    @property
     def _job(self) -> Storage:
-        return self.storage / "_ledger" / "job.json"
+        return self.books / "job.json"
 
     @property
     def report(self) -> Storage:
@@ -103,7 +108,7 @@ class Ledger:
             ValueError: a file of the pool has changed.
             OSError: the output cannot be written.
         """
-        place = self.storage / "_ledger" / "plan.arrow"
+        place = self.books / "plan.arrow"
         old = empty_plan(listed.location, listed.image_column)
         if place.exists():
             old = Plan.from_bytes(place.read(), listed.location, listed.image_column)
@@ -144,7 +149,7 @@ class Ledger:
 
     @property
     def manifests(self) -> Storage:
-        return self.storage / "_ledger" / "manifests"
+        return self.books / "manifests"
 
     def _whole_manifest(self, number: int) -> dict[str, Any] | None:
         """The manifest of an input, unless it or a part of it is missing or not whole."""

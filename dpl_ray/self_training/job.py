@@ -20,6 +20,7 @@ from dpl_ray.data.label_counts import LabelCounts, count_labels
 from dpl_ray.data.sources import load_splits
 from dpl_ray.data.split import EmptyPoolError
 from dpl_ray.data.streamed import list_unlabeled
+from dpl_ray.folder_lock import sole_use
 from dpl_ray.history import Point, merge_records
 from dpl_ray.labeling.config import LabelConfig, LabelScaleConfig
 from dpl_ray.labeling.job import label_pool
@@ -31,7 +32,7 @@ from dpl_ray.self_training.folder import Round, SelfTrainFolder, stop_reason
 from dpl_ray.self_training.report import draw_rounds, rounds_csv, rounds_table
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Journal
-from dpl_ray.tracking.tracker import Tracker, start_tracker, tracking_uri
+from dpl_ray.tracking.tracker import Tracker, recording, start_tracker, tracking_uri
 
 TRAINING, LABELS = "training", "labels"  # folders of a round
 
@@ -84,32 +85,29 @@ def self_train(
         console.print(rounds_table(folder.rounds))
         return _result(folder, reason, uri)
     given = _check_first(config, options) if not folder.rounds else None
-    folder.begin(command)
-    console.print(_headline(folder, options), highlight=False, soft_wrap=True)
-    tracker = _start_tracker(config, options, uri, folder)
-    status = "FAILED"
-    try:
-        for each in folder.rounds:
-            _record(tracker, folder, config, each)
-        while not (reason := stop_reason(folder.rounds, options)):
-            number = len(folder.rounds)
-            console.print(f"round {number} of {options.rounds}", style="bold", highlight=False)
-            finished = _run_round(config, folder, number, given, console)
-            folder.add(finished)
-            _record(tracker, folder, config, finished)
-        (folder.storage / "self_train.csv").write(rounds_csv(folder.rounds).encode())
-        (folder.storage / "self_train.png").write(draw_rounds(folder.rounds, folder.name))
-        for name in ("self_train.csv", "self_train.png", "self_train.json"):
-            tracker.log_file(name)
-        tracker.log_tag("stopped", reason)
-        tracker.log_tag("checkpoint", folder.rounds[-1].checkpoint)
-        from dpl_ray.tracking.exported_model import record_model
+    with sole_use(f"run.name={folder.name}", folder.storage):
+        folder.begin(command)
+        console.print(_headline(folder, options), highlight=False, soft_wrap=True)
+        tracker = _start_tracker(config, options, uri, folder)
+        with recording(tracker, console):
+            for each in folder.rounds:
+                _record(tracker, folder, config, each)
+            while not (reason := stop_reason(folder.rounds, options)):
+                number = len(folder.rounds)
+                console.print(f"round {number} of {options.rounds}", style="bold", highlight=False)
+                finished = _run_round(config, folder, number, given, console)
+                folder.add(finished)
+                _record(tracker, folder, config, finished)
+            (folder.storage / "self_train.csv").write(rounds_csv(folder.rounds).encode())
+            (folder.storage / "self_train.png").write(draw_rounds(folder.rounds, folder.name))
+            for name in ("self_train.csv", "self_train.png", "self_train.json"):
+                tracker.log_file(name)
+            tracker.log_tag("stopped", reason)
+            tracker.log_tag("checkpoint", folder.rounds[-1].checkpoint)
+            from dpl_ray.tracking.exported_model import record_model
 
-        record_model(tracker, config.registry, Storage(folder.rounds[-1].checkpoint), folder.storage)
-        status = "FINISHED"
-    finally:
-        tracker.finish(status, console)
-    folder.finish(reason)
+            record_model(tracker, config.registry, Storage(folder.rounds[-1].checkpoint), folder.storage)
+        folder.finish(reason)
     console.print(rounds_table(folder.rounds))
     console.print(f"stopped: {reason}", highlight=False, soft_wrap=True)
     return _result(folder, reason, uri)

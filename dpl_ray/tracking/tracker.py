@@ -10,10 +10,10 @@ import contextlib
 import os
 import queue
 import shlex
-import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Tracker:
     """What the driver tells of a run. This one records nothing, so that nobody has to ask whether there is one."""
 
     is_recording = False
+    failed = False  # whether part of the run has, though it comes to its end
 
     @property
     def run_id(self) -> str | None:
@@ -69,7 +70,7 @@ class Tracker:
         """Send what is left and end the run; what is not answered within a minute is kept, and the console says so.
 
         Args:
-            status: FINISHED or FAILED, which an interrupt makes KILLED.
+            status: FINISHED, FAILED or KILLED.
         """
 
 
@@ -145,8 +146,6 @@ class MlflowTracker(Tracker):
         self._put("child", name=name, params=params, tags=tags, history=history, time=_now())
 
     def finish(self, status: str, console: Console) -> None:
-        if status == "FAILED" and isinstance(sys.exception(), KeyboardInterrupt):
-            status = "KILLED"
         self._put("finish", status=status, time=_now())
         progress, since = self._progress(), time.monotonic()
         while self._thread.is_alive() and time.monotonic() - since < SECONDS_TO_FINISH:
@@ -244,6 +243,20 @@ class MlflowTracker(Tracker):
             self._fail(
                 f"{self._failure}, and {len(entries)} entries are lost: they cannot be kept ({first_line(error)})"
             )
+
+
+@contextlib.contextmanager
+def recording(tracker: Tracker, console: Console) -> Iterator[None]:
+    """What the tracker is told of ends with this block: killed where it is interrupted, failed where it fails."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FAILED" if tracker.failed else "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status, console)
 
 
 def start_tracker(

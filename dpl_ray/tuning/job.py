@@ -15,12 +15,13 @@ from dpl_ray import cluster
 from dpl_ray.config import Config
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
+from dpl_ray.folder_lock import sole_use
 from dpl_ray.history import merge_records
 from dpl_ray.launch import check_network, check_storage
 from dpl_ray.provenance import describe_code, describe_config
 from dpl_ray.run_folder import SEARCH_FILE
 from dpl_ray.tracking.journal import Journal
-from dpl_ray.tracking.tracker import Tracker, start_tracker, tracking_uri
+from dpl_ray.tracking.tracker import Tracker, recording, start_tracker, tracking_uri
 from dpl_ray.tuning.config import SearchConfig, describe_options, how_searched, resolve, search_name, search_tree
 from dpl_ray.tuning.console import TrialsProgress, search_table
 from dpl_ray.tuning.folder import SearchFolder
@@ -80,33 +81,31 @@ def search(
     splits = _load(config, space)
     folder.check_data(splits.fingerprint())
     splits = without_test(splits)
-    folder.begin(command)
-    ended = folder.ended()
-    console.print(_headline(config, options, space, splits, folder, len(ended)), highlight=False, soft_wrap=True)
-    params = describe_config(config) | describe_options(options, space)
-    tags = describe_code() | {"data.fingerprint": folder.info["data"]}
-    tracker = start_tracker(config, uri, Journal(folder.storage), name=folder.name, params=params, tags=tags)
-    tracker.log_file(SEARCH_FILE)
-    status = "FAILED"
-    try:
-        for result in ended:
-            _record(tracker, folder, config, result)
-        listener = _Listener(TrialsProgress(console, options.num_trials, ended), tracker, folder, config)
-        _run(config, options, space, splits, folder, ended, listener)
-        ranked = sorted(folder.ended(), key=lambda result: result.rank, reverse=True)
-        if not any(result.accuracy is not None for result in ranked):
-            causes = listener.failed | {result.trial.name: result.cause for result in ranked}
-            raise SearchFailedError(describe_failed(causes))
-        outputs = folder.write(config, options, space, ranked, listener.failed)
-        for file in (outputs.best, outputs.csv, outputs.markdown):
-            tracker.log_file(file.name)
-        tracker.log_page(outputs.page.name)
-        tracker.log_tag("best", ranked[0].trial.name)
-        tracker.log_tag("report", str(outputs.page))
-        tracker.log({"validation/accuracy": ranked[0].accuracy or 0.0}, 0)
-        status = "FAILED" if listener.failed else "FINISHED"
-    finally:
-        tracker.finish(status, console)
+    with sole_use(f"run.name={folder.name}", folder.storage):
+        folder.begin(command)
+        ended = folder.ended()
+        console.print(_headline(config, options, space, splits, folder, len(ended)), highlight=False, soft_wrap=True)
+        params = describe_config(config) | describe_options(options, space)
+        tags = describe_code() | {"data.fingerprint": folder.info["data"]}
+        tracker = start_tracker(config, uri, Journal(folder.storage), name=folder.name, params=params, tags=tags)
+        tracker.log_file(SEARCH_FILE)
+        with recording(tracker, console):
+            for result in ended:
+                _record(tracker, folder, config, result)
+            listener = _Listener(TrialsProgress(console, options.num_trials, ended), tracker, folder, config)
+            _run(config, options, space, splits, folder, ended, listener)
+            ranked = sorted(folder.ended(), key=lambda result: result.rank, reverse=True)
+            if not any(result.accuracy is not None for result in ranked):
+                causes = listener.failed | {result.trial.name: result.cause for result in ranked}
+                raise SearchFailedError(describe_failed(causes))
+            outputs = folder.write(config, options, space, ranked, listener.failed)
+            for file in (outputs.best, outputs.csv, outputs.markdown):
+                tracker.log_file(file.name)
+            tracker.log_page(outputs.page.name)
+            tracker.log_tag("best", ranked[0].trial.name)
+            tracker.log_tag("report", str(outputs.page))
+            tracker.log({"validation/accuracy": ranked[0].accuracy or 0.0}, 0)
+            tracker.failed = bool(listener.failed)
     console.print(search_table(ranked, space))
     return SearchResult(
         name=folder.name,

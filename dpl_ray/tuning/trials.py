@@ -22,7 +22,7 @@ from dpl_ray.comparison.cells import one_worker
 from dpl_ray.config import Config
 from dpl_ray.data.dataset import Splits, empty_like
 from dpl_ray.provenance import describe_run
-from dpl_ray.run_folder import RunFolder, check_run
+from dpl_ray.run_folder import RunFolder, check_run, run_storage
 from dpl_ray.storage import Storage
 from dpl_ray.tuning.space import with_values
 
@@ -129,7 +129,7 @@ def run_trial(
     assert not len(splits.test)
     config = trial_config(config, trial, folder)
     check_run(config)
-    run = RunFolder(config, splits)
+    run = RunFolder(run_storage(config), config, splits)
     if ended := TrialResult.load(Storage(folder), trial.name):
         for step, accuracy in ended.reports:
             report(step, accuracy)
