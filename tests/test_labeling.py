@@ -271,6 +271,13 @@ def test_books_that_do_not_agree_name_the_file(checkpoint: str, pool: Path, tmp_
         label(checkpoint, pool, tmp_path / "out")
 
 
+def test_too_many_files_that_cannot_be_opened_are_refused(checkpoint: str, pool: Path, tmp_path: Path) -> None:
+    (pool / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=rf"^max_bad_fraction=0.1: 1 of 3 parquet files .*: {pool}/broken.parquet;"):
+        label(checkpoint, pool, tmp_path / "out", max_bad_fraction=0.1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_too_many_bad_ones_stop_the_job_as_soon_as_it_is_known(checkpoint: str, pool: Path, tmp_path: Path) -> None:
     for number in range(4):
         (pool / f"0000{number}.png").write_bytes(b"")

@@ -139,6 +139,25 @@ def test_what_cannot_be_read_has_a_reason_and_costs_nothing_else(tmp_path: Path)
     assert len(kept) == 5
 
 
+def test_files_that_cannot_be_opened_are_as_long_as_the_others(tmp_path: Path) -> None:
+    for name, numbers in (("a", range(30)), ("b", range(50))):
+        write_images(tmp_path / f"{name}.parquet", numbers)
+    for number in range(20):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    pool(tmp_path).check_unopened("limit", 0.0)
+    for name in ("c", "d"):
+        (tmp_path / f"{name}.parquet").write_bytes(b"PAR1")
+    files = pool(tmp_path)
+    files.check_unopened("limit", 80 / 180)
+    message = rf"^limit=0.44: 2 of 4 parquet files of the pool .* some 44\.4% of its images: {tmp_path}/c.parquet, "
+    with pytest.raises(ValueError, match=message):
+        files.check_unopened("limit", 0.44)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.parquet").unlink()
+    with pytest.raises(ValueError, match=r"^limit=0.05: 2 of 2 parquet files .* some 9\.1% of its images"):
+        pool(tmp_path).check_unopened("limit", 0.05)
+
+
 def test_labels_that_are_no_text_cost_no_image(tmp_path: Path) -> None:
     binary = pa.array([b"cat", b"\xff"])
     labels = pa.StringArray.from_buffers(2, *binary.buffers()[1:])

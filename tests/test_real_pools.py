@@ -143,6 +143,14 @@ def test_runs_list_the_same_bad_images(tmp_path: Path, pool: Path) -> None:
 def test_too_many_stop_a_run(tmp_path: Path, pool: Path, mode: str) -> None:
     write_pool(pool)
     config = digits_like(tmp_path, mode, unlabeled=str(pool), max_bad_fraction=0.1, pool={"mode": mode})
+    message = (
+        r"^data.max_bad_fraction=0.1: 4 of 14 parquet files of the pool cannot be opened, some 22\.2% of its images: "
+        rf"{pool}/broken footer.parquet, {pool}/empty.parquet, .*half.parquet, .*text.parquet; repair or remove them"
+    )
+    with pytest.raises(ValueError, match=message):
+        fit(config)
+    for name in ("broken footer", "empty", "half", "text"):
+        (pool / f"{name}.parquet").unlink()
     with pytest.raises(ValueError, match=r"data.max_bad_fraction=0.1: \d+ of \d+ images .*cannot be read.*, as /"):
         fit(config)
 

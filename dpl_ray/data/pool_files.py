@@ -30,6 +30,7 @@ ROWS_PER_SPAN = 1024  # least rows of a span of whole row groups
 _BATCH_ROWS = 1024  # of a row group that are decompressed at a time: it may be a whole file
 NOT_PARQUET = "not a readable parquet file"
 _NUM_THREADS = 32  # that read footers: they wait for files
+_MAX_NAMED = 20  # files in a message
 
 Row = tuple[str, Payload, Label]
 """Sample id, encoded image and label."""
@@ -54,6 +55,7 @@ class PoolFiles:
     label_column: str | None = None
     labels: NDArray[np.int64] | None = None  # (F,) class index of image files where it is known, else -1
     left_out: Mapping[int, NDArray[np.int64]] = field(default_factory=dict)  # file -> its rows, ascending
+    unopened: tuple[int, ...] = ()  # parquet files whose footers could not be read
 
     def __len__(self) -> int:
         """Rows of the pool."""
@@ -92,6 +94,28 @@ class PoolFiles:
             first = first or (self.name(file), schema)
         if first and all(map(is_parquet, self.paths.to_pylist())):
             check_image_column(*first, self.image_column, field)
+
+    def check_unopened(self, field: str, limit: float) -> None:
+        """`ValueError` where more than this share of the pool is lost in parquet files that cannot be opened.
+
+        Nobody knows how many rows they had: each is taken to be as long as the others are on average.
+        """
+        if not self.unopened:
+            return
+        parquet = np.array([is_parquet(path) for path in self.paths.to_pylist()])
+        readable = np.ones(len(parquet), bool)
+        readable[list(self.unopened)] = False
+        opened = self.num_rows[parquet & readable]
+        lost = len(self.unopened) * (float(opened.mean()) if len(opened) else 1.0)
+        whole = lost + float(self.num_rows[readable].sum())
+        if lost > limit * whole:
+            names = ", ".join(self.name(file) for file in self.unopened[:_MAX_NAMED])
+            more = f" and {len(self.unopened) - _MAX_NAMED} more" if len(self.unopened) > _MAX_NAMED else ""
+            raise ValueError(
+                f"{field}={limit:g}: {len(self.unopened)} of {len(opened) + len(self.unopened)} parquet files of the "
+                f"pool cannot be opened, some {lost / whole:.1%} of its images: {names}{more}; repair or remove them, "
+                "or raise the limit"
+            )
 
     def where(self, belongs: Callable[[int], bool]) -> PoolFiles:
         """The pool less the files that do not belong to it."""
@@ -234,7 +258,8 @@ def list_pool(
         raise no_image(location, [info.path for info in infos])
     infos = infos if every_file else called_so
     with ThreadPoolExecutor(_NUM_THREADS) as executor:
-        groups = list(executor.map(partial(_row_groups, location), [info.path for info in infos]))
+        found = list(executor.map(partial(_row_groups, location), [info.path for info in infos]))
+    groups = [[1] if rows is None else rows for rows in found]
     spans = [(file, *span) for file, rows in enumerate(groups) for span in _merge(rows)]
     if not spans:
         raise location.error("the parquet files have no rows")
@@ -246,17 +271,18 @@ def list_pool(
         np.array(spans, np.int64).reshape(-1, 3),
         image_column,
         label_column,
+        unopened=tuple(file for file, rows in enumerate(found) if rows is None),
     )
 
 
-def _row_groups(location: Location, path: str) -> list[int]:
-    """Rows of each row group; an image, or a parquet file that cannot be read, has one row."""
+def _row_groups(location: Location, path: str) -> list[int] | None:
+    """Rows of each row group, one of an image; None of a parquet file that cannot be opened."""
     if not is_parquet(path):
         return [1]
     try:
         metadata = pq.read_metadata(path, filesystem=location.filesystem)
     except (pa.ArrowException, OSError):
-        return [1]
+        return None
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 

@@ -78,12 +78,14 @@ def list_unlabeled(data: DataConfig) -> PoolFiles:
     """The files of data.unlabeled, in memory or streamed.
 
     Raises:
-        ValueError: there is nothing to read, or no file has the column of the images.
+        ValueError: there is nothing to read, or no file has the column of the images, or too much of it is in parquet
+            files that cannot be opened.
     """
     assert data.unlabeled is not None, "asked for where it is given"
     location = open_location("data.unlabeled", data.unlabeled)
     files = list_pool(location, image_column=data.image_column, label_column=data.label_column)
     files.check_image_column("data.image_column")
+    files.check_unopened("data.max_bad_fraction", data.max_bad_fraction)
     return files
 
 

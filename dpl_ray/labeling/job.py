@@ -105,6 +105,7 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
     num_workers = _count_workers(config)
     listed = list_pool(source.location, image_column=source.image_column, every_file=True)
     listed.check_image_column("image_column")
+    listed.check_unopened("max_bad_fraction", source.max_bad_fraction)
     side = source.settings.image_size
     assert side is not None
     with sole_use(f"output={config.output}", ledger.books):
