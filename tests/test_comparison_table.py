@@ -17,6 +17,7 @@ from dpl_ray.comparison.cells import CellResult
 from dpl_ray.comparison.console import comparison_tables
 from dpl_ray.comparison.page import make_page
 from dpl_ray.comparison.table import (
+    LEAST_SEEDS,
     MISSING,
     NUM_DRAWS,
     Reached,
@@ -28,7 +29,7 @@ from dpl_ray.comparison.table import (
     to_markdown,
 )
 
-DIFFERENCES = st.lists(st.floats(-1, 1), min_size=2, max_size=6)
+DIFFERENCES = st.lists(st.floats(-1, 1), min_size=LEAST_SEEDS, max_size=6)
 
 
 def cell(label: str, seed: int, accuracy: float, curve: tuple[float, ...] = (), **metrics: float) -> CellResult:
@@ -74,12 +75,12 @@ def test_the_interval_lies_among_the_differences_and_moves_with_them(differences
     assert (moved.low, moved.high) == pytest.approx((found.low + shift, found.high + shift), abs=1e-6)
 
 
-def test_the_interval_of_equal_differences_is_a_point_and_of_one_there_is_none() -> None:
+def test_the_interval_of_equal_differences_is_a_point_and_of_few_there_is_none() -> None:
     found = bootstrap_interval([0.25] * 4)
     assert found is not None
     assert (found.low, found.mean, found.high) == (0.25, 0.25, 0.25)
-    assert bootstrap_interval([0.25]) is None
-    assert bootstrap_interval([]) is None
+    for number in range(LEAST_SEEDS):
+        assert bootstrap_interval([0.25] * number) is None
 
 
 def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
@@ -128,6 +129,10 @@ def cells() -> list[CellResult]:
     ]
 
 
+def three_seeds() -> list[CellResult]:
+    return [*cells(), cell("fixmatch", 2, 0.93)]
+
+
 def test_rows() -> None:
     dpl, fixmatch, band = make_rows(cells(), "fixmatch")
     assert (dpl.label, fixmatch.label, band.label) == ("dpl", "fixmatch", "dpl(rule=band)"), "by accuracy"
@@ -135,8 +140,7 @@ def test_rows() -> None:
     assert dpl.accuracy == pytest.approx(0.85)
     assert dpl.deviation == pytest.approx(statistics.stdev([0.84, 0.72, 0.99]))
     assert dpl.difference == pytest.approx(0.03), "of the seeds that both have"
-    assert dpl.interval is not None
-    assert (dpl.interval.low, dpl.interval.high) == pytest.approx((0.02, 0.04))
+    assert dpl.interval is None, "two are too few"
     assert dpl.steps == Reached(15, 2, 2), "seed 0 at its second point, seed 1 at its first"
     assert dpl.seconds == Reached(3.0, 2, 2)
     assert dpl.means["high_entropy_precision"] == pytest.approx(0.5), "of the cells that have it"
@@ -144,6 +148,13 @@ def test_rows() -> None:
     assert fixmatch.means["high_entropy_precision"] is None
     assert (band.deviation, band.interval, band.steps) == (None, None, Reached(None, 0, 1))
     assert band.difference == pytest.approx(-0.1)
+
+
+def test_three_seeds_have_an_interval() -> None:
+    dpl, _, _ = make_rows(three_seeds(), "fixmatch")
+    assert dpl.interval is not None
+    assert (dpl.interval.low, dpl.interval.high) == pytest.approx((0.02, 0.06))
+    assert dpl.difference == dpl.interval.mean == pytest.approx(0.04)
 
 
 def test_rows_without_a_finished_reference() -> None:
@@ -170,31 +181,33 @@ def test_csv_has_a_row_per_cell_with_all_its_metrics() -> None:
 
 
 def test_markdown_is_a_table_with_its_header_and_notes() -> None:
-    text = to_markdown(make_rows(cells(), "fixmatch"), "fixmatch", ["# a comparison"])
+    text = to_markdown(make_rows(three_seeds(), "fixmatch"), "fixmatch", ["# a comparison"])
     lines = text.splitlines()
     assert lines[0] == "# a comparison"
     table = [line for line in lines if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     assert len(table) == 2 + 3
     assert "85.00 ± 13.53" in table[2]
-    assert "+3.00 [+2.00, +4.00]" in table[2]
+    assert "+4.00 [+2.00, +6.00]" in table[2]
     assert "fixmatch (reference)" in table[3]
     assert "{" not in text
 
 
 def test_the_console_shows_every_policy_and_number() -> None:
     output = io.StringIO()
-    for table in comparison_tables(make_rows(cells(), "fixmatch"), "fixmatch"):
+    for table in comparison_tables(make_rows(three_seeds(), "fixmatch"), "fixmatch"):
         Console(file=output, width=160).print(table)
     shown = output.getvalue()
-    for text in ("85.00 ± 13.53", "+3.00 [+2.00, +4.00]", "15 (2 of 2)", "- (0 of 1)", "dpl(rule=band)", "(reference)"):
+    for text in ("85.00 ± 13.53", "+4.00 [+2.00, +6.00]", "20 (2 of 3)", "- (0 of 1)", "dpl(rule=band)", "(reference)"):
         assert text in shown
 
 
 @pytest.mark.parametrize("num_policies", [1, 10])
 def test_the_page_is_made_of_any_number_of_policies(num_policies: int) -> None:
-    found = [cell(f"p{index}", seed, 0.5 + index / 30, (0.3, 0.4)) for index in range(num_policies) for seed in (0, 1)]
-    described, missing = {"command": "compare <x>", "data": "digits"}, {"p0-seed-2": "the node is gone"}
+    found = [
+        cell(f"p{index}", seed, 0.5 + index / 30, (0.3, 0.4)) for index in range(num_policies) for seed in (0, 1, 2)
+    ]
+    described, missing = {"command": "compare <x>", "data": "digits"}, {"p0-seed-3": "the node is gone"}
     made = make_page("first", found, make_rows(found, "p0"), "p0", described, missing)
     text = made.render()
     assert [section.anchor for section in made.sections] == ["result", "missing", "figures", "noise", "comparison"]
@@ -202,5 +215,6 @@ def test_the_page_is_made_of_any_number_of_policies(num_policies: int) -> None:
     for words in (*(f"p{index}" for index in range(num_policies)), "the node is gone", "compare &lt;x&gt;", "digits"):
         assert words in text
     above = ", ".join(f"p{index}" for index in reversed(range(1, num_policies)))
-    finding = f"Above p0, with all of the 95 % interval: {above}. Chance alone puts 2 differences on one side in 50 %"
+    chance = "Chance alone puts 3 differences on one side in 25 %"
+    finding = f"Above p0, with all of the 95 % interval: {above}. {chance}"
     assert (finding if num_policies > 1 else "no difference to p0 has an interval") in text

@@ -19,6 +19,7 @@ import numpy as np
 from dpl_ray.comparison.cells import CellResult
 
 NUM_DRAWS = 10_000
+LEAST_SEEDS = 3  # of an interval: two differences that happen to be equal would have one without width
 #: Column -> metric of a cell, of which the table has the mean over seeds.
 MEANS = {
     "coverage": "pseudo/coverage",
@@ -59,7 +60,7 @@ class Row:
     accuracy: float
     deviation: float | None  # of the sample; None with one seed
     difference: float | None  # to the reference, mean over the seeds that both have
-    interval: Interval | None  # of the difference; None with fewer than two such seeds
+    interval: Interval | None  # of the difference; None with fewer than LEAST_SEEDS such seeds
     steps: Reached | None  # to the reference's final accuracy; None where no seed has the reference
     seconds: Reached | None
     means: dict[str, float | None]  # in the columns of MEANS
@@ -105,8 +106,8 @@ def _mean(found: dict[int, CellResult], key: str) -> float | None:
 
 
 def bootstrap_interval(differences: Sequence[float], num_draws: int = NUM_DRAWS) -> Interval | None:
-    """The 95 % percentile interval of the mean over seeds drawn with replacement; None of fewer than two."""
-    if len(differences) < 2:
+    """The 95 % percentile interval of the mean over seeds drawn with replacement; None of fewer than LEAST_SEEDS."""
+    if len(differences) < LEAST_SEEDS:
         return None
     values = np.asarray(differences, dtype=np.float64)
     draws = np.random.default_rng(0).integers(0, len(values), (num_draws, len(values)))
@@ -199,11 +200,12 @@ NOTES = (
     "In %, but for steps and seconds. Accuracy, balanced accuracy and ECE: the last teacher on the whole test",
     "split; mean ± standard deviation over seeds. Minus {reference}: the mean difference over the seeds that both",
     "policies have, and in brackets the 95 % percentile interval of a bootstrap over those seeds (10,000 draws),",
-    "which is too narrow where seeds are few. Steps and seconds to the final accuracy of {reference}: the first",
-    "point of the curve, on a fixed part of the test split, at or above {reference}'s last point of the same",
-    "seed; the median over seeds, and how many came there. Seconds are those of training steps, beside the cells",
-    "that ran at the same time. Coverage (mean weight) of the pool, precision of the pseudo-labels, and share and",
-    "precision of those with a confidence below 0.95: the last record of a cell, mean over seeds.",
+    f"which is too narrow where seeds are few, and not there below {LEAST_SEEDS}. Steps and seconds to the final",
+    "accuracy of {reference}: the first point of the curve, on a fixed part of the test split, at or above",
+    "{reference}'s last point of the same seed; the median over seeds, and how many came there. Seconds are those of",
+    "training steps, beside the cells that ran at the same time. Coverage (mean weight) of the pool, precision of the",
+    "pseudo-labels, and share and precision of those with a confidence below 0.95: the last record of a cell, mean",
+    "over seeds. What is shown is rounded, differences are not made of it.",
 )
 
 
