@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -111,17 +111,22 @@ def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, c
     tracker = start_tracker(config, uri, journal, name=folder.name, params=params, tags=tags)
     with recording(tracker, console):
         tracker.log_file("config.yaml")
+
+        def tell(row: dict[str, Any]) -> None:
+            prefix = "" if row["phase"] == config.policy["name"] else "baseline/"
+            tracker.log({prefix + key: value for key, value in row["metrics"].items()}, row["step"], row["time"])
+
+        for row in folder.first_told():
+            if not tracker.has_metrics(row["time"]):  # of a driver that was killed before it could send them
+                tell(row)
         try:
             with ProgressLine(console) as line:
 
                 def receive(record: Record) -> None:
                     line.show(record)
                     if record.metrics:
-                        folder.add(record)
-                        # What MLflow has of this step: it keeps every value that it is told, and would show two.
-                        news = folder.news(record)
-                        prefix = "" if record.phase == config.policy["name"] else "baseline/"
-                        tracker.log({prefix + key: value for key, value in news.items()}, record.step)
+                        # What it was told of this step before, at another time, MLflow would show twice.
+                        tell(folder.add(record) | {"metrics": folder.news(record)})
 
                 outcomes = _run(config, splits, folder, receive)
         finally:

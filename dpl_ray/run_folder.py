@@ -18,7 +18,7 @@ import dataclasses
 import io
 import json
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
@@ -174,6 +174,10 @@ class RunFolder:
         if splits.bad:
             self._add_bad(splits.bad)
 
+    @property
+    def _history(self) -> Storage:
+        return self.storage / "history.jsonl"
+
     def _load(self) -> None:
         info = json.loads((self.storage / RUN_FILE).read())
         if info["fingerprint"] != self.info["fingerprint"]:
@@ -182,8 +186,11 @@ class RunFolder:
                 "take another run.name"
             )
         self.info |= info
-        if (self.storage / "history.jsonl").exists():
-            self.history = [json.loads(line) for line in (self.storage / "history.jsonl").read().splitlines()]
+        if self._history.exists():
+            lines = self._history.read().splitlines()
+            self.history = list(filter(None, map(_parsed, lines)))
+            if len(self.history) < len(lines):
+                self.save_history()  # for those that read the file
         for row in self.history:
             self._before.setdefault((row["phase"], row["step"]), []).append(row)
         # Those of a streamed pool are found on the way: what is read again is not the whole list.
@@ -201,15 +208,22 @@ class RunFolder:
                 "and take another run.name"
             )
 
-    def add(self, record: Record) -> None:
-        """Keep a record of metrics; now and then write all, so that a run that is killed loses little of them."""
+    def add(self, record: Record) -> dict[str, Any]:
+        """Keep a record of metrics, and return it as it is kept.
+
+        It is written at once, but in a bucket, where nothing can be added to a file: there now and then, so that a run
+        that is killed loses little.
+        """
         row = dataclasses.asdict(record) | {"time": int(time.time() * 1000)}
         del row["bad"]
         self.history.append(row)
         if record.bad:
             self._add_bad(record.bad)
-        if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
+        if self.storage.is_local:
+            self._history.append(_line(row))
+        elif time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
             self.save_history()
+        return row
 
     def _add_bad(self, bad: Iterable[BadImage]) -> None:
         self._bad |= {image.id: image.reason for image in islice(bad, MAX_BAD_LISTED - len(self._bad))}
@@ -223,6 +237,14 @@ class RunFolder:
         """The metrics of a record that are not here of the same step already, as after an interruption."""
         known = {key for row in self._before.get((record.phase, record.step), []) for key in row["metrics"]}
         return {key: value for key, value in record.metrics.items() if key not in known}
+
+    def first_told(self) -> Iterator[dict[str, Any]]:
+        """The rows that are here, each without the metrics that one before it has of the same step."""
+        known: set[tuple[str, int, str]] = set()
+        for row in self.history:
+            keys = {key: (row["phase"], row["step"], key) for key in row["metrics"]}
+            yield row | {"metrics": {key: row["metrics"][key] for key in keys if keys[key] not in known}}
+            known.update(keys.values())
 
     def last_metrics(self, phase: str) -> dict[str, float]:
         """The newest value of every metric of a phase, thresholds aside."""
@@ -260,10 +282,23 @@ class RunFolder:
 
     def save_history(self) -> None:
         self._saved_at = time.monotonic()
-        (self.storage / "history.jsonl").write("".join(json.dumps(row) + "\n" for row in self.history).encode())
+        self._history.write(b"".join(map(_line, self.history)))
 
     def save_info(self) -> None:
         (self.storage / RUN_FILE).write(json.dumps(self.info, indent=1).encode())
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return f"{json.dumps(row)}\n".encode()
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """None of half a line, as a full disk leaves it."""
+    try:
+        row: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return row
 
 
 def run_storage(config: Config) -> Storage:

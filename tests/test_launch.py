@@ -9,7 +9,9 @@ import os
 import re
 import shutil
 import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -18,6 +20,8 @@ from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.config import BESIDE_RUNS
 from dpl_ray.console import ProgressLine
 from dpl_ray.run_folder import RunFolder
+from dpl_ray.tracking.sender import Sender
+from dpl_ray.tracking.tracker import MlflowTracker
 from dpl_ray.training.loop import Record
 from pipelines import cli, train
 from tests.processes import Command
@@ -72,11 +76,12 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, phase: str, step: int) -> None:
     """Fail when a record of this phase and step arrives, as a run does that is interrupted there."""
     add = RunFolder.add
 
-    def failing(self: RunFolder, record: Record) -> None:
-        add(self, record)
+    def failing(self: RunFolder, record: Record) -> dict[str, Any]:
+        row = add(self, record)
         if (record.phase, record.step) == (phase, step):
             monkeypatch.setattr(RunFolder, "add", add)
             raise OSError("interrupted")
+        return row
 
     monkeypatch.setattr(RunFolder, "add", failing)
 
@@ -139,6 +144,53 @@ def test_mlflow_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert client.get_run(run_id).info.status == "FINISHED"
     artifact_uri = client.get_run(run_id).info.artifact_uri
     assert artifact_uri.startswith(f"file://{tmp_path}"), "artifacts lie beside the runs, not in the working directory"
+
+
+def recorded(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Metric -> (step, value) of all points that MLflow has of the only run; 0 for what the clock decides."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    (found,) = client.search_runs([client.get_experiment_by_name("dpl_ray").experiment_id])
+    timed = tuple(key for key in found.data.metrics if re.search("time/|throughput/|seconds", key))
+    return {
+        key: [
+            (point.step, 0.0 if key in timed else point.value)
+            for point in client.get_metric_history(found.info.run_id, key)
+        ]
+        for key in found.data.metrics
+    }
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_what_mlflow_has_of_an_interrupted_run_is_there_once_and_whole(
+    mlflow_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    """Also where the driver was killed before a word of it was sent."""
+    overrides = (
+        "tracking.enabled=true",
+        "train.num_steps=8",
+        "train.checkpoint_every=3",
+        "data.validation_fraction=0.2",
+    )
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+        shutil.copy(mlflow_template, tmp_path / name)
+    run(tmp_path / "whole", *overrides)
+    hangs = threading.Event()
+    with monkeypatch.context() as patch:
+        if is_lost:
+            patch.setattr(Sender, "_log_metrics", lambda *_: hangs.wait())
+            patch.setattr(MlflowTracker, "finish", lambda *_: None)
+        fail_at(patch, "dpl", 6)
+        with pytest.raises(OSError, match="interrupted"):
+            run(tmp_path / "parts", *overrides)
+    run(tmp_path / "parts", *overrides)
+    whole, parts = recorded(tmp_path / "whole"), recorded(tmp_path / "parts")
+    hangs.set()
+    assert [step for step, _ in parts["train/loss_labeled"]] == [2, 4, 6, 8]
+    assert [step for step, _ in parts["baseline/train/loss_labeled"]] == [2, 4, 6, 8]
+    assert parts == whole
 
 
 @pytest.mark.usefixtures("mlflow_store")

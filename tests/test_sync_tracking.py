@@ -13,9 +13,10 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from dpl_ray import fit, load_config, sync_tracking
+from dpl_ray.folder_lock import sole_use
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Journal
-from dpl_ray.tracking.sender import Sender
+from dpl_ray.tracking.sender import Sender, shown_uri
 from dpl_ray.tracking.sync import NotSentError
 from dpl_ray.tracking.tracker import check_uri, start_tracker, tracking_uri
 from tests.tracking import (
@@ -130,6 +131,31 @@ def test_a_password_is_refused_where_it_would_be_written_down_and_shown_nowhere(
     messages = [output.getvalue(), str(error.value), *(str(warning.message) for warning in told)]
     assert "s3cret" not in written + "".join(messages)
     assert "alice@127" in written
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://alice:p@ss@host:5000/a", "http://alice@host:5000/a"),
+        ("postgresql://alice:a/b@host/db", "postgresql://alice@host/db"),
+        ("mysql+pymysql://host/db?user=a&password=s3cret&x=1", "mysql+pymysql://host/db?user=a&password=&x=1"),
+        ("https://host/?access_token=s3cret#a", "https://host/?access_token=#a"),
+        ("GET http://a:b@c failed, as http://a:b@d/e@f: no", "GET http://a@c failed, as http://a@d/e@f: no"),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
+        ("sqlite:////a/b:c.db", "sqlite:////a/b:c.db"),
+    ],
+)
+def test_no_form_of_a_password_is_shown(address: str, shown: str) -> None:
+    assert shown_uri(address) == shown
+
+
+@pytest.mark.parametrize("prefix", ["", "_ledger/"])
+def test_what_is_at_work_is_left_to_itself(tmp_path: Path, prefix: str) -> None:
+    journal = Journal(Storage(str(tmp_path)), prefix)
+    journal.keep([start_entry(NOWHERE, tmp_path)])
+    with sole_use("run=x", journal.place), pytest.raises(NotSentError, match=f"^run={tmp_path}: another command is at"):
+        sync_tracking(str(tmp_path))
+    assert journal.has_unsent
 
 
 def test_an_address_in_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:

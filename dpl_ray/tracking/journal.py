@@ -1,8 +1,8 @@
 """What MLflow knows of a run, and what it is still to be told: small files in the folder of the run.
 
-tracking.json           server, run id, ids of children and models
+tracking.json           server, run id, ids of children and models, and up to when it has the metrics
 tracking-unsent.jsonl   entries that could not be sent, one a line, in order (dpl_ray/tracking/sender.py says which)
-tracking-sending.jsonl  those that are being sent later: another process may go on writing the file above meanwhile
+tracking-sending.jsonl  those that are being sent later, while the file above may grow
 tracking-refused.jsonl  entries that MLflow does not take, with its answer
 """
 
@@ -19,7 +19,7 @@ REFUSED_FILE = "tracking-refused.jsonl"
 
 
 class Journal:
-    """The tracking files in a folder. One process writes them, and `sync_tracking` may take what is unsent."""
+    """The tracking files in a folder, of the command that has locked it (dpl_ray/folder_lock.py)."""
 
     def __init__(self, folder: Storage, prefix: str = "") -> None:
         """
@@ -27,7 +27,7 @@ class Journal:
             folder: of the run; files that entries name are relative to it.
             prefix: of the file names, as `_ledger/`, where the folder itself is to hold nothing else.
         """
-        self.folder = folder
+        self.folder, self.place = folder, folder / prefix.rstrip("/") if prefix else folder
         self.num_refused = 0  # by this process
         self._has_kept = False
         self._state, self._unsent, self._sending, self.refused = (
@@ -39,14 +39,16 @@ class Journal:
         self.models: dict[str, str] = found.get("models", {})  # uuid of an exported model -> its id there
         self.registered: str | None = found.get("registered")  # models:/NAME/VERSION
         self.children: dict[str, str] = found.get("children", {})  # name -> run id of those that are there whole
+        self.told_until: int = found.get("told_until", 0)  # time (ms) of the last metrics that are there
 
     def forget(self, uri: str) -> None:
         """There is nothing at this server yet."""
         self.uri, self.run_id, self.registered, self.models, self.children = uri, None, None, {}, {}
+        self.told_until = 0
 
     def save(self) -> None:
         """Write what is known."""
-        names = ("uri", "run_id", "registered", "models", "children")
+        names = ("uri", "run_id", "registered", "models", "children", "told_until")
         self._state.write(json.dumps({name: getattr(self, name) for name in names}, indent=1).encode())
 
     @property

@@ -41,6 +41,8 @@ MAX_BATCH = 1000  # metrics that MLflow takes in one call
 MAX_PARAM = 6000  # characters of a value
 MAX_KEY = 250  # characters of a metric's name
 DIGEST_ENDING = re.compile(r"_[0-9a-f]{16}$")
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>\S*)")
+_SECRET_OPTION = re.compile(r"([?&][^=&#]*(?:pass|pwd|token|secret)[^=&#]*=)[^&#]*", re.IGNORECASE)
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE")  # what MLflow answers to what is in an entry
 
 
@@ -65,6 +67,8 @@ class Sender:
             try:
                 if metrics:
                     self._log_metrics(self._journal.run_id, metrics)
+                    self._journal.told_until = max(self._journal.told_until, *(entry["time"] for entry in metrics))
+                    self._journal.save()
                 else:
                     send: Callable[[Entry], object] = getattr(self, "_send_" + entries[0]["kind"])
                     send(entries[0])
@@ -275,9 +279,17 @@ def make_client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
-def shown_uri(uri: str) -> str:
-    """The address without its password, for what is written and shown."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1@", uri)
+def shown_uri(text: str) -> str:
+    """An address, or a text with addresses in it, without passwords and tokens, for what is written and shown."""
+    return _ADDRESS.sub(_without_secrets, text)
+
+
+def _without_secrets(address: re.Match[str]) -> str:
+    scheme, rest = address["scheme"], address["rest"]
+    # A password in the address of a database may have a slash in it.
+    inside = r"[^/?#]" if scheme in ("http", "https") else "."
+    rest = re.sub(rf"^([^@:/?#]*):{inside}*@", r"\1@", rest)
+    return f"{scheme}://" + _SECRET_OPTION.sub(r"\1", rest)
 
 
 def metric_key(key: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from dpl_ray.config import Section
+from dpl_ray.folder_lock import sole_use
 from dpl_ray.own_fields import load_section
 from dpl_ray.storage import Storage
 from dpl_ray.tracking.journal import Journal
@@ -53,7 +54,7 @@ def load_syncing(overrides: Sequence[str] = ()) -> SyncConfig:
 def sync_tracking(run: str, uri: str | None = None) -> SyncResult:
     """Send what could not be sent when a run recorded itself; nothing of it is there twice.
 
-    A run that goes on meanwhile may go on; what it adds later takes another call.
+    One that is at work just now is left out: it sends what is left itself.
 
     Args:
         run: its folder, or a folder of such folders.
@@ -61,7 +62,7 @@ def sync_tracking(run: str, uri: str | None = None) -> SyncResult:
 
     Raises:
         ValueError: there is no such folder, or nothing that recorded itself in it; `uri` is no address.
-        NotSentError: the server has not taken all of it; the same call goes on.
+        NotSentError: the server has not taken all of it, or a run is at work; the same call goes on.
     """
     folder = Storage(run)
     if not folder.exists():
@@ -74,15 +75,16 @@ def sync_tracking(run: str, uri: str | None = None) -> SyncResult:
         raise ValueError(f"run={run}: nothing there was recorded in MLflow; give the folder of a run, as runs/NAME")
     found = [journal for journal in journals if journal.has_unsent]
     counts: dict[str, int] = {}
-    failures = []
+    failures: list[str] = []
     for journal in found:
         try:
-            counts[str(journal.folder)] = _send(journal, uri)
-        except NotSentError as error:
-            failures.append(error)
+            with sole_use(f"run={journal.folder}", journal.place):
+                counts[str(journal.folder)] = _send(journal, uri)
+        except (NotSentError, ValueError) as error:
+            failures.append(str(error))
     if failures:
         more = f" (and {len(failures) - 1} more folders)" if len(failures) > 1 else ""
-        raise NotSentError(f"{failures[0]}{more}") from failures[0]
+        raise NotSentError(failures[0] + more)
     return SyncResult(
         num_entries=counts,
         num_refused={str(journal.folder): journal.num_refused for journal in found},

@@ -45,8 +45,12 @@ class Tracker:
         """Whether there is no need to tell of this child: it is there whole, or nothing is recorded."""
         return True
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Metrics of a step."""
+    def has_metrics(self, time: int) -> bool:  # noqa: ARG002
+        """Whether the metrics of that time (ms) are there, or nothing is recorded."""
+        return True
+
+    def log(self, metrics: dict[str, float], step: int, time: int | None = None) -> None:
+        """Metrics of a step; told twice with the same time (ms since 1970; None: now), they are there once."""
 
     def log_tag(self, key: str, value: str) -> None:
         """Text that may change."""
@@ -123,8 +127,11 @@ class MlflowTracker(Tracker):
     def has_child(self, name: str) -> bool:
         return self._journal.uri == shown_uri(self._uri) and name in self._journal.children
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self._put("metrics", values=metrics, step=step, time=_now())
+    def has_metrics(self, time: int) -> bool:
+        return self._journal.uri == shown_uri(self._uri) and time < self._journal.told_until
+
+    def log(self, metrics: dict[str, float], step: int, time: int | None = None) -> None:
+        self._put("metrics", values=metrics, step=step, time=_now() if time is None else time)
 
     def log_tag(self, key: str, value: str) -> None:
         self._put("tag", key=key, value=value)
