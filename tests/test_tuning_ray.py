@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.util.state import list_objects
+import ray
+from ray.util.state import list_actors, list_objects
 
 from dpl_ray.compose import load_config
 from dpl_ray.config import to_yaml
@@ -14,6 +17,7 @@ from dpl_ray.data.sources import load_splits
 from dpl_ray.tuning.config import load_search
 from dpl_ray.tuning.console import TrialsProgress
 from dpl_ray.tuning.on_ray import check_places
+from pipelines import cli
 from tests.test_tuning import overrides_for, run, scores, start
 
 ON_RAY = ("scale.num_workers=1", "scale.threads_per_worker=1")
@@ -25,20 +29,26 @@ ON_RAY = ("scale.num_workers=1", "scale.threads_per_worker=1")
 def test_tune_runs_what_this_process_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone, _ = run(tmp_path / "here")
     pool = load_splits(load_search(overrides_for(tmp_path))[0].data, seed=0, uses_unlabeled=True).unlabeled
-    finish, stored = TrialsProgress.finish, list[int]()
+    finish, stored, actors = TrialsProgress.finish, list[int](), dict[str, Any]()
+    here = {"address": ray.get_runtime_context().gcs_address, "limit": 10_000, "raise_on_missing_output": False}
+    before = {found.actor_id for found in list_actors(**here)}
 
     def looking(self: TrialsProgress, *given: Any) -> None:
-        """How many objects in Ray's store are as large as the pool."""
+        """How many objects in Ray's store are as large as the pool, and which actors there are."""
         finish(self, *given)
-        objects = {
-            found.object_id: found.object_size for found in list_objects(limit=10_000, raise_on_missing_output=False)
-        }
+        objects = {found.object_id: found.object_size for found in list_objects(**here)}
         stored.append(sum(size >= pool.images.nbytes for size in objects.values()))
+        actors.update({found.actor_id: found for found in list_actors(**here, detail=True)})
 
     monkeypatch.setattr(TrialsProgress, "finish", looking)
     result, output = run(tmp_path, *ON_RAY, "cpus_per_trial=0.5", "max_concurrent=2")
     monkeypatch.undo()
     assert stored[:2] == [1, 1], "two trials at once have one copy of the pool"
+    trials = [found for actor_id, found in actors.items() if actor_id not in before]
+    assert len(trials) == 2, "the third trial has the process of one that has ended"
+    for found in trials:
+        reserved = [amount for name, amount in found.required_resources.items() if name.startswith("CPU_group_0_")]
+        assert reserved == [0.5], "cpus_per_trial"
     assert scores(result) == scores(alone)
     assert result.failed == {}
     assert "3 of 3 trials ended" in output
@@ -64,17 +74,24 @@ def test_one_after_another_with_asha_and_optuna_and_a_trial_that_diverges(tmp_pa
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_driver_is_killed_and_the_same_command_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_driver_is_killed_and_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     longer = ("train.num_steps=60", "train.evaluate_every=10", "train.log_every=10", "num_trials=4")
     options = (*longer, *ON_RAY, "max_concurrent=1")
     whole, _ = run(tmp_path / "whole", *longer, "scale.threads_per_worker=1")
     folder = tmp_path / "first"
     process = start(tmp_path, *options)
-    process.wait_for(lambda: len(list(folder.glob("trial-0001/step-*/manifest.json"))) > 0)
-    first = (folder / "trial-0000" / "result.json").read_bytes()
-    process.kill()
-    assert not (folder / "trial-0003" / "result.json").exists(), "it was killed too late to say anything"
-    result, output = run(tmp_path, *options)
+    try:
+        process.wait_for(lambda: len(list(folder.glob("trial-0001/step-*/manifest.json"))) > 0)
+        first = (folder / "trial-0000" / "result.json").read_bytes()
+        os.kill(process.pid, number)  # of the driver alone: its trials end by themselves, somewhat later
+        printed = process.end()
+        assert process.status == (-signal.SIGKILL if number == signal.SIGKILL else cli.INTERRUPTED)
+        assert printed.endswith("goes on from the last checkpoint\n") == (number == signal.SIGINT)
+        assert not (folder / "trial-0003" / "result.json").exists(), "it was killed too late to say anything"
+        result, output = run(tmp_path, *options)
+    finally:
+        process.kill()
     assert "first goes on, " in output
     assert scores(result) == scores(whole)
     assert (folder / "trial-0000" / "result.json").read_bytes() == first

@@ -127,7 +127,8 @@ class LedgerSearcher(Searcher):
             self.listener.on_report(self.running[trial_id], result[STEP], result[ACCURACY])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self.running.pop(trial_id)
+        if (trial := self.running.pop(trial_id, None)) is None:
+            return  # Tune tells it again where something went wrong while it was told
         ended = TrialResult.load(self.storage, trial.name)
         cause = file.read().decode() if (file := self.storage / trial.name / ERROR_FILE).exists() else ""
         if ended is None and not cause and not error:
