@@ -134,21 +134,27 @@ def test_a_run_that_was_deleted_for_good_is_created_anew(tmp_path: Path, mlflow_
 def test_a_server_that_does_not_answer_is_left_after_a_minute(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
-    hangs = threading.Event()
-    sent = MlflowClient.set_tag
+    hangs, is_asked = threading.Event(), threading.Event()
     monkeypatch.setattr("dpl_ray.tracking.tracker.SECONDS_TO_FINISH", 0.5)
-    monkeypatch.setattr(MlflowClient, "set_tag", lambda *given: (hangs.wait(), sent(*given)))
+
+    def hanging(*_: object) -> None:
+        is_asked.set()
+        hangs.wait()
+        raise ConnectionError("the server is gone")
+
     tracker = new_tracker(tmp_path, mlflow_uri)
-    tracker.log_tag("a", "1")
-    tracker.log({"loss": 1.0}, 1)
-    with pytest.warns(UserWarning, match="no answer within"):
-        tracker.finish("FINISHED", QUIET)
-    kept = (tmp_path / "tracking-unsent.jsonl").read_text().split("\n")
-    assert [json.loads(line)["kind"] for line in kept if line][-3:] == ["tag", "metrics", "finish"]
-    hangs.set()
-    tracker._thread.join()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_tag", hanging)
+        tracker.log_tag("a", "1")
+        assert is_asked.wait(60)
+        tracker.log({"loss": 1.0}, 1)  # waits behind it
+        with pytest.warns(UserWarning, match="no answer within"):
+            tracker.finish("FINISHED", QUIET)
+        kept = (tmp_path / "tracking-unsent.jsonl").read_text()
+        assert [json.loads(line)["kind"] for line in kept.splitlines()] == ["tag", "metrics", "finish"]
+        hangs.set()
+        tracker._thread.join()
+    assert (tmp_path / "tracking-unsent.jsonl").read_text() == kept, "what the end has kept is not kept again"
     sync_tracking(str(tmp_path))
     run = MlflowClient(mlflow_uri).get_run(str(tracker.run_id))
     assert (run.info.status, run.data.tags["a"], run.data.metrics["loss"]) == ("FINISHED", "1", 1.0)
