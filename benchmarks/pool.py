@@ -55,7 +55,7 @@ def main() -> None:
         folder = Path(options.folder or temporary)
         pools = [write_pool(folder / str(size), size, options.images, options.image_column) for size in options.sizes]
         if options.only in (None, "feed"):
-            _compare_feed(pools[0], options.rounds, options.ahead)
+            _compare_feed(pools[-1], options.rounds, options.ahead)
         if options.only in (None, "wait"):
             _measure_wait(pools[0], options.steps)
         if options.only in (None, "memory"):

@@ -139,4 +139,5 @@ def test_the_command_prints_the_numbers_and_the_page(run: Path, tmp_path: Path) 
     found = explain(run, 3, output=tmp_path / "page.html")
     for words in (f"{found.weight:.4f}", f"{found.entropy:.4f} nats", "LGP head", "threshold over", found.reason):
         assert words in output.getvalue()
+    assert f"{found.sample} (image 3 of the pool)," in output.getvalue()
     assert f"page        {tmp_path}/page.html" in output.getvalue()
