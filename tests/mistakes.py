@@ -357,4 +357,9 @@ MISTAKES = (
         plain("run.storage_path=s3://bucket/runs", "tracking.enabled=true"),
         ("run.storage_path=s3://bucket/runs: the default MLflow store is a local file", "tracking.uri"),
     ),
+    Mistake(
+        "no_address_of_a_store",
+        plain("run.storage_path='/tmp/what?'", "tracking.enabled=true"),
+        ("run.storage_path=/tmp/what?: the address of the default MLflow store", "takes no ?", "tracking.uri"),
+    ),
 )

@@ -325,7 +325,7 @@ def default_uri(storage_path: str) -> tuple[str, str]:
     """(tracking URI, artifact location) below run.storage_path: SQLite and a folder, both absolute.
 
     Raises:
-        ValueError: SQLite cannot live in a bucket.
+        ValueError: SQLite cannot live in a bucket, nor its address have this path in it.
     """
     if "://" in storage_path and not storage_path.startswith("file://"):
         raise ValueError(
@@ -333,6 +333,11 @@ def default_uri(storage_path: str) -> tuple[str, str]:
             "set tracking.uri to a server, or tracking.enabled=false"
         )
     storage = Storage(storage_path)
+    if found := sorted(set("?%") & set(str(storage))):
+        raise ValueError(
+            f"run.storage_path={storage_path}: the address of the default MLflow store, which lies below it, takes no "
+            f"{found[0]}; take another folder, set tracking.uri, or tracking.enabled=false"
+        )
     return f"sqlite:///{storage / 'mlflow.db'}", Path(str(storage / "mlflow-artifacts")).as_uri()
 
 
