@@ -6,6 +6,7 @@ import copy
 import errno
 import os
 import posixpath
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -116,8 +117,13 @@ class Storage:
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         if not nearest.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+        try:
+            # Permissions alone do not tell: root has all of them in /proc, where nothing can be made.
+            with tempfile.TemporaryFile(dir=nearest):
+                pass
+        except OSError as error:
+            number = error.errno or errno.EACCES
+            raise OSError(number, os.strerror(number), str(nearest)) from None
 
     def remove(self) -> None:
         """Remove this file, if it is there."""

@@ -164,10 +164,47 @@ def test_a_damaged_manifest_is_made_again(checkpoint: str, pool: Path, tmp_path:
     before = parts(tmp_path / "out")
     manifest = next((tmp_path / "out" / "_ledger" / "manifests").iterdir())
     whole = manifest.read_bytes()
-    manifest.write_bytes(b"")
+    for damaged in (b"", b"{}", b"[]", b'{"counts": {}, "parts": []}', whole[:50], whole.replace(b"size", b"bytes")):
+        manifest.write_bytes(damaged)
+        label(checkpoint, pool, tmp_path / "out")
+        assert manifest.read_bytes() == whole
+        assert parts(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["job.json", "plan.arrow"])
+def test_a_damaged_book_is_named(checkpoint: str, pool: Path, tmp_path: Path, name: str) -> None:
     label(checkpoint, pool, tmp_path / "out")
-    assert manifest.read_bytes() == whole
+    before = parts(tmp_path / "out")
+    book = tmp_path / "out" / "_ledger" / name
+    message = (
+        rf"^output={tmp_path}/out: cannot go on without {book} \({{}}.*\); take another output, or remove this one$"
+    )
+    for damaged in (b"", b"{}", book.read_bytes()[:-20]):
+        book.write_bytes(damaged)
+        with pytest.raises(ValueError, match=message.format("damaged: ")):
+            label(checkpoint, pool, tmp_path / "out")
+    book.unlink()
+    expected = message.format("missing") if name == "plan.arrow" else "holds part-.* already, which no labelling has"
+    with pytest.raises(ValueError, match=expected):
+        label(checkpoint, pool, tmp_path / "out")
     assert parts(tmp_path / "out") == before
+
+
+def test_what_a_process_that_died_meanwhile_was_writing_is_removed(
+    checkpoint: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an actor that is killed within a write: what takes its place writes the same part."""
+    from dpl_ray.labeling.blocks import BlockLabeler
+
+    whole, half = BlockLabeler.label, tmp_path / "out" / ".part-000000-00000.parquet.0123abcd"
+
+    def leaving(self: BlockLabeler, block: Any) -> Any:
+        half.write_bytes(b"half a part")
+        return whole(self, block)
+
+    monkeypatch.setattr(BlockLabeler, "label", leaving)
+    label(checkpoint, pool, tmp_path / "out")
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_what_vanishes_before_it_is_labelled_has_a_reason(
@@ -298,6 +335,8 @@ def test_outputs_that_are_refused(checkpoint: str, pool: Path, tmp_path: Path) -
         label(checkpoint, pool, pool / "labels")
     with pytest.raises(ValueError, match=r"^output=.*/0001\.png/x: cannot be written \(.*; give a folder"):
         label(checkpoint, pool, pool / "0001.png" / "x")
+    with pytest.raises(ValueError, match=r"^output=/proc/labels: cannot be written \(.*'/proc'\); give a folder"):
+        label(checkpoint, pool, "/proc/labels")
     with pytest.raises(ValueError, match=r"^output=.*/more: holds b\.parquet already, which no labelling has begun"):
         label(checkpoint, pool, pool / "more")
     assert sorted(path.name for path in pool.iterdir())[-1] == "more", "nothing was written"

@@ -106,7 +106,13 @@ def test_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for below in ("file", "file/a/b"):
         with pytest.raises(NotADirectoryError, match=f"{tmp_path}/file"):
             Storage(f"{tmp_path}/{below}").check_writable()
-    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(OSError, match="'/proc'"):  # where root has every permission, and can make nothing
+        Storage("/proc/a").check_writable()
+
+    def refused(**_: object) -> None:
+        raise PermissionError(13, "Permission denied", "some temporary name")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)  # root may write everywhere else
     with pytest.raises(PermissionError, match=f"Permission denied: '{tmp_path}'"):
         (Storage(str(tmp_path)) / "a").check_writable()
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing is left behind"

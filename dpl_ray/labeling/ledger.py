@@ -15,6 +15,7 @@ import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -41,6 +42,22 @@ class LedgerError(RuntimeError):
     """What was written is not what was planned."""
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What the manifest of an input says of one of its parts."""
+
+    name: str
+    size: int  # bytes
+    num_rows: int
+    num_unreadable: int
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    counts: Counts
+    parts: list[_Part]
+
+
 class Ledger:
     """The ledger in an output folder, new or begun before. Nothing is written before `begin`."""
 
@@ -50,8 +67,10 @@ class Ledger:
             identity: what the labels depend on; an output of another one is refused.
 
         Raises:
-            ValueError: the output cannot be written, holds something else, or was begun with other settings.
+            ValueError: the output cannot be written, holds something else or a damaged job.json, or was begun with
+                other settings.
         """
+        self._output = output
         try:
             self.storage = Storage(output)
             self.storage.check_writable()
@@ -64,11 +83,10 @@ class Ledger:
             ) from None
         self.name, self.num_classes = self.storage.name, num_classes
         identity = {"format": FORMAT} | json.loads(json.dumps(identity))
-        self.info: dict[str, Any] = {"identity": identity}
+        self.identity: dict[str, Any] = identity
         self.resumed = job is not None
         if job is not None:
-            self.info |= json.loads(job)
-            self._check_identity(output, identity)
+            self._check_identity(job)
         elif (self.storage / "run.json").exists():
             raise ValueError(f"output={output}: is the folder of a run; give an empty folder")
         elif found := sorted(name for name in self._sizes if name.endswith((".parquet", ".pq"))):
@@ -92,12 +110,21 @@ class Ledger:
     def report(self) -> Storage:
         return self.storage / "_report"
 
-    def _check_identity(self, output: str, identity: dict[str, Any]) -> None:
-        found = sorted(differences(self.info["identity"], identity, free=()), key=lambda difference: difference[0])
+    def _lost(self, book: Storage, why: str) -> ValueError:
+        return ValueError(
+            f"output={self._output}: cannot go on without {book} ({why}); take another output, or remove this one"
+        )
+
+    def _check_identity(self, job: bytes) -> None:
+        try:
+            begun = dict(json.loads(job)["identity"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise self._lost(self._job, f"damaged: {one_line(error)}") from None
+        found = sorted(differences(begun, self.identity, free=()), key=lambda difference: difference[0])
         if found:
             field, before, now = found[0]
             raise ValueError(
-                f"output={output}: was begun with {field}={shown(before)}, now it is {shown(now)}; take another "
+                f"output={self._output}: was begun with {field}={shown(before)}, now it is {shown(now)}; take another "
                 "output, or the same values to go on"
             )
 
@@ -105,29 +132,33 @@ class Ledger:
         """Plan what is new in the pool, and find what is done.
 
         Raises:
-            ValueError: a file of the pool has changed.
+            ValueError: a file of the pool has changed, or the plan is damaged or missing.
             OSError: the output cannot be written.
         """
         place = self.books / "plan.arrow"
         old = empty_plan(listed.location, listed.image_column)
         if place.exists():
-            old = Plan.from_bytes(place.read(), listed.location, listed.image_column)
+            data = place.read()
+            try:
+                old = Plan.from_bytes(data, listed.location, listed.image_column)
+            except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
+                raise self._lost(place, f"damaged: {one_line(error)}") from None
+        elif any(name.startswith("part-") for name in self._sizes):
+            raise self._lost(place, "missing")  # a plan made anew may give these parts other rows
         self.plan = extend_plan(old, listed, max_rows)
         if not self.resumed:
-            self.save_info()
+            self._job.write(json.dumps({"identity": self.identity}, indent=1).encode())
         if self.plan is not old or not place.exists():
             place.write(self.plan.to_bytes())
         self.num_new = len(self.plan) - len(old) if self.resumed else 0
-        self._remove_unfinished_writes()
+        self._list_parts()
         self._find_done()
         if self.missing:  # the summary says that all is done
             (self.report / SUMMARY_NAME).remove()
 
-    def save_info(self) -> None:
-        self._job.write(json.dumps(self.info, indent=1).encode())
-
-    def _remove_unfinished_writes(self) -> None:
-        """What a killed process was writing; a bucket has none."""
+    def _list_parts(self) -> None:
+        """Look at what there is, and remove what a killed process was writing; a bucket has none of that."""
+        self._sizes = _list_sizes(self.storage)
         for name in self._sizes:
             if name.startswith(".part-"):
                 (self.storage / name).remove()
@@ -136,7 +167,7 @@ class Ledger:
         with ThreadPoolExecutor(_NUM_THREADS) as executor:
             for number, manifest in enumerate(executor.map(self._whole_manifest, range(self.plan.num_inputs))):
                 if manifest is not None:
-                    self.counts += Counts.from_json(manifest["counts"])
+                    self.counts += manifest.counts
                     continue
                 blocks = self.plan.blocks_of(number)
                 self._open[number] = {}
@@ -151,15 +182,15 @@ class Ledger:
     def manifests(self) -> Storage:
         return self.books / "manifests"
 
-    def _whole_manifest(self, number: int) -> dict[str, Any] | None:
+    def _whole_manifest(self, number: int) -> _Manifest | None:
         """The manifest of an input, unless it or a part of it is missing or not whole."""
         place = self.manifests / manifest_name(number)
         try:
-            manifest: dict[str, Any] = json.loads(place.read())
-        except (FileNotFoundError, ValueError):  # a machine that went down may have left an empty one
+            tree = json.loads(place.read())
+            manifest = _Manifest(Counts.from_json(tree["counts"]), [_Part(**part) for part in tree["parts"]])
+        except (FileNotFoundError, ValueError, LookupError, TypeError):  # as one that a machine that went down left
             return None
-        sizes = {part["name"]: part["size"] for part in manifest["parts"]}
-        return manifest if all(self._sizes.get(name) == size for name, size in sizes.items()) else None
+        return manifest if all(self._sizes.get(part.name) == part.size for part in manifest.parts) else None
 
     def _written(self, block: int) -> tuple[Counts, int] | None:
         name = self.plan.part_name(block)
@@ -190,13 +221,8 @@ class Ledger:
             "num_rows": sum(self.plan.num_rows(block) for block in blocks),
             "counts": total.to_json(),
             "parts": [
-                {
-                    "name": self.plan.part_name(block),
-                    "size": parts[block][1],
-                    "num_rows": parts[block][0].num_rows,
-                    "num_unreadable": parts[block][0].num_unreadable,
-                }
-                for block in blocks
+                asdict(_Part(self.plan.part_name(block), size, counts.num_rows, counts.num_unreadable))
+                for block, (counts, size) in sorted(parts.items())
             ],
         }
         (self.manifests / manifest_name(number)).write(json.dumps(manifest).encode())
@@ -208,7 +234,7 @@ class Ledger:
         Raises:
             LedgerError: they are not, naming the input.
         """
-        self._sizes = _list_sizes(self.storage)
+        self._list_parts()
         total = Counts.none(self.num_classes)
         num_parts = 0
         with ThreadPoolExecutor(_NUM_THREADS) as executor:
@@ -217,8 +243,8 @@ class Ledger:
                 if manifest is None:
                     raise LedgerError(f"{name}: its labels are not all there")
                 planned = [self.plan.num_rows(block) for block in self.plan.blocks_of(number)]
-                counts = Counts.from_json(manifest["counts"])
-                if [part["num_rows"] for part in manifest["parts"]] != planned or counts.num_rows != sum(planned):
+                counts = manifest.counts
+                if [part.num_rows for part in manifest.parts] != planned or counts.num_rows != sum(planned):
                     raise LedgerError(
                         f"{name}: {counts.num_selected:,} selected + {counts.num_rejected:,} rejected + "
                         f"{counts.num_unreadable:,} unreadable are not the {sum(planned):,} rows that were planned"
@@ -256,8 +282,8 @@ class Ledger:
             if (parts := self._open.get(number)) is not None:
                 names = [self.plan.part_name(block) for block in sorted(parts) if parts[block][0].num_unreadable]
             else:
-                manifest = self._whole_manifest(number) or {"parts": []}
-                names = [part["name"] for part in manifest["parts"] if part["num_unreadable"]]
+                manifest = self._whole_manifest(number)
+                names = [part.name for part in manifest.parts if part.num_unreadable] if manifest else []
             for name in names:
                 place = (self.storage / name).path
                 table = pq.read_table(place, filesystem=self.storage.filesystem, columns=["sample_id", "error"])
