@@ -13,9 +13,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -27,6 +25,7 @@ import pyarrow as pa
 import yaml
 
 from dpl_ray.config import Config, to_yaml
+from dpl_ray.data.bad_images import MAX_LISTED, read_bad, write_bad
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.file_systems import one_line
 from dpl_ray.storage import Storage
@@ -59,7 +58,6 @@ FREE_FIELDS = (
     "data.pool.windows_ahead",
 )
 SECONDS_BETWEEN_SAVES = 10.0
-MAX_BAD_LISTED = 100_000  # images in bad_images.csv, which is in memory
 
 
 def bound_tree(config: Config, *, keep: Collection[str] = (), drop: Collection[str] = ()) -> dict[str, Any]:
@@ -168,7 +166,7 @@ class RunFolder:
         if self.resumed:
             self._load()
         if not isinstance(splits.unlabeled, ImageSet):
-            self._check_bad(config.data.max_bad_fraction, len(splits.unlabeled))
+            self._check_bad(config.data.max_bad_fraction, splits)
         (self.storage / "config.yaml").write(to_yaml(config).encode())
         self.save_info()
         if splits.bad:
@@ -194,16 +192,14 @@ class RunFolder:
         for row in self.history:
             self._before.setdefault((row["phase"], row["step"]), []).append(row)
         # Those of a streamed pool are found on the way: what is read again is not the whole list.
-        if (bad := self.storage / "bad_images.csv").exists():
-            self._bad = {
-                row["id"]: row["reason"] for row in csv.DictReader(io.StringIO(bad.read().decode(), newline=""))
-            }
+        self._bad = read_bad(self.storage)
 
-    def _check_bad(self, limit: float, pool_size: int) -> None:
+    def _check_bad(self, limit: float, splits: Splits) -> None:
         """Refuse a run that has stopped for its unreadable images already: it would meet them again later."""
-        if len(self._bad) > limit * pool_size and not self.finished:
+        number, pool_size = len(self._bad.keys() - {image.id for image in splits.bad}), len(splits.unlabeled)
+        if number > limit * pool_size and not self.finished:
             raise ValueError(
-                f"data.max_bad_fraction={limit}: run.name={self.name} has found {len(self._bad)} images that cannot be "
+                f"data.max_bad_fraction={limit}: run.name={self.name} has found {number} images that cannot be "
                 f"read, of a pool of {pool_size} (bad_images.csv); raise the limit to go on, or repair or remove them "
                 "and take another run.name"
             )
@@ -226,12 +222,8 @@ class RunFolder:
         return row
 
     def _add_bad(self, bad: Iterable[BadImage]) -> None:
-        self._bad |= {image.id: image.reason for image in islice(bad, MAX_BAD_LISTED - len(self._bad))}
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["id", "reason"])
-        writer.writerows(self._bad.items())
-        (self.storage / "bad_images.csv").write(text.getvalue().encode())
+        self._bad |= {image.id: image.reason for image in islice(bad, MAX_LISTED - len(self._bad))}
+        write_bad(self.storage, self._bad)
 
     def news(self, record: Record) -> dict[str, float]:
         """The metrics of a record that are not here of the same step already, as after an interruption."""

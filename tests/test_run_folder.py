@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from pathlib import Path
@@ -153,6 +154,27 @@ def test_bad_images_that_were_found_on_the_way_stay_listed_when_the_run_goes_on(
         opened(config(tmp_path), splits()).add(Record("dpl", 5, 10, 1.0, {"data/unreadable": 1.0}, (bad,)))
     text = (tmp_path / "first" / "bad_images.csv").read_text()
     assert text.splitlines() == ["id,reason", '"0, é.png",truncated', '"1, é.png",truncated']
+
+
+class Pool:
+    """One that is streamed, of ten images."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def fingerprint(self) -> str:
+        return "ten"
+
+
+def test_a_run_that_has_found_too_many_bad_images_in_its_pool_is_refused(tmp_path: Path) -> None:
+    first, second = (BadImage(f"pool/{number}.png", "truncated") for number in range(2))
+    data = dataclasses.replace(splits(bad=(BadImage("test/1.png", "truncated"),)), unlabeled=Pool())
+    limited = config(tmp_path, "data.max_bad_fraction=0.1")
+    opened(limited, data).add(Record("dpl", 5, 10, 1.0, {"data/unreadable": 1.0}, (first,)))
+    opened(limited, data).add(Record("dpl", 6, 10, 1.0, {"data/unreadable": 2.0}, (second,)))
+    with pytest.raises(ValueError, match=r"run.name=first has found 2 images that cannot be read, of a pool of 10"):
+        opened(limited, data)
+    opened(config(tmp_path, "data.max_bad_fraction=0.2"), data)
 
 
 def test_bad_images_are_listed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,17 @@ from dpl_ray.config import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.sources import load_splits
-from dpl_ray.data.stream import PoolStream, StreamedPool, UnreadablePoolError, Windows, read_here, read_window
-from dpl_ray.launch import fit
+from dpl_ray.data.stream import (
+    PoolStream,
+    StreamedPool,
+    UnreadablePoolError,
+    WindowReader,
+    WindowRows,
+    Windows,
+    read_here,
+    read_window,
+)
+from dpl_ray.launch import FitResult, fit
 from tests.builders import png, tiny_config, write_images
 from tests.test_pool_files import pool as list_files
 
@@ -245,26 +255,33 @@ def test_auto_streams_what_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_splits(digits_like(tmp_path, "auto", image_size=None).data, seed=0)
 
 
+def breaking(number: int) -> WindowReader:
+    """A reader that fails at this window."""
+
+    def breaks(
+        pool: StreamedPool, windows: Windows, numbers: range, rank: int, world_size: int
+    ) -> Generator[WindowRows, None, None]:
+        yield from read_here(pool, windows, range(numbers.start, number), rank, world_size)
+        raise OSError("the disk is gone")
+
+    return breaks
+
+
+def fit_broken_off(config: Config, monkeypatch: pytest.MonkeyPatch) -> FitResult:
+    """Broken off where window 3 begins, at step 9 of 12, and going on from step 5, in window 1."""
+    broken = config.model_copy(update={"run": config.run.model_copy(update={"name": "broken"})})
+    with monkeypatch.context() as patch:
+        patch.setattr("dpl_ray.data.stream.read_here", breaking(3))
+        with pytest.raises(OSError, match="the disk is gone"):
+            fit(broken)
+    return fit(broken)
+
+
 def test_a_streamed_run_that_is_broken_off_ends_as_one_that_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = fit(digits_like(tmp_path, "stream"))
-    broken = digits_like(tmp_path, "stream")
-    broken = broken.model_copy(update={"run": broken.run.model_copy(update={"name": "broken"})})
-    calls = []
-
-    def breaks(pool: StreamedPool, windows: Windows, numbers: range, rank: int, world_size: int):
-        for number, rows in zip(numbers, read_here(pool, windows, numbers, rank, world_size), strict=True):
-            calls.append(number)
-            if len(calls) == 4:
-                raise OSError("the disk is gone")
-            yield rows
-
-    with monkeypatch.context() as patch:
-        patch.setattr("dpl_ray.data.stream.read_here", breaks)
-        with pytest.raises(OSError, match="the disk is gone"):
-            fit(broken)
-    again = fit(broken)
+    config = digits_like(tmp_path, "stream")
+    whole, again = fit(config), fit_broken_off(config, monkeypatch)
     assert again.metrics["eval/accuracy"] == whole.metrics["eval/accuracy"]
     for name in ("student", "teacher", "policy"):
         files = [(Path(result.checkpoint) / f"{name}.safetensors").read_bytes() for result in (whole, again)]
@@ -298,6 +315,32 @@ def test_too_many_bad_images_stop_a_streamed_run_with_the_list(tmp_path: Path) -
         fit(config)
     free = config.data.model_copy(update={"max_bad_fraction": 0.1})
     assert fit(config.model_copy(update={"data": free})).metrics["data/unreadable"] == 7
+
+
+def test_the_message_names_each_bad_image_once(tmp_path: Path) -> None:
+    """However often it has been read: a window takes this pool twice and more."""
+    pool = {"mode": "stream", "shuffle_rows": 96}
+    config = digits_like(tmp_path, "stream", unlabeled=str(tmp_path / "pool"), max_bad_fraction=0, pool=pool)
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "e.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cannot be read, as [^ ]*e\.png \(empty\); bad_images\.csv has those"):
+        fit(config)
+
+
+def test_bad_images_of_an_earlier_start_count_where_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The window that they were found in is not read again. Those of the test split are not of the pool."""
+    digits_like(tmp_path, "stream")
+    images = [b"no image" if number % 4 == 0 else png(number) for number in range(100)]
+    write_images(tmp_path / "pool.parquet", range(40, 140), row_group_size=16, images=images)
+    write_images(tmp_path / "test.parquet", range(4), images=[b"", *map(png, range(3))])
+    given = {"num_labels_per_class": None, "test": str(tmp_path / "test.parquet"), "max_bad_fraction": 0.3}
+    config = digits_like(tmp_path, "stream", **given)
+    whole, again = fit(config), fit_broken_off(config, monkeypatch)
+    assert again.metrics["data/unreadable"] == whole.metrics["data/unreadable"]
+    listed = (tmp_path / "runs" / "broken" / "bad_images.csv").read_text().splitlines()
+    assert len(listed) == 1 + 1 + again.metrics["data/unreadable"]
 
 
 def test_a_bad_image_is_counted_once_however_often_it_is_read(tmp_path: Path) -> None:

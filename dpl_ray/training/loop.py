@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config import CURVE_POINTS, Config
+from dpl_ray.data.bad_images import read_bad
 from dpl_ray.data.batches import BatchFeed, view_settings
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.data.pool import layer_seed
@@ -99,8 +101,8 @@ def train(
     curve_every = every if len(curve_split) else None
     window = _Window(workers, record, phase, train_config.num_steps, info.class_names)
     began = time.perf_counter()
-    unreadable = _Unreadable(config, pool, workers, window)
     with closing(feed):
+        unreadable = _Unreadable(config, pool, splits.bad, folder, workers, window)
         while state.step < train_config.num_steps:
             # Layers that draw (dropout) do so from a function of seed, step and worker: no random state to save.
             torch.manual_seed(layer_seed(train_config.seed, state.step, workers.rank))
@@ -235,22 +237,42 @@ class _Window:
 class _Unreadable:
     """Images of a streamed pool that cannot be read: counted over all workers and told; too many stop the run."""
 
-    def __init__(self, config: Config, pool: ImageSet | PoolStream | None, workers: Workers, window: _Window) -> None:
+    def __init__(
+        self,
+        config: Config,
+        pool: ImageSet | PoolStream | None,
+        others: tuple[BadImage, ...],
+        folder: Storage,
+        workers: Workers,
+        window: _Window,
+    ) -> None:
+        """
+        Args:
+            others: of the run's unreadable images those that are not of the pool.
+            folder: of the run, whose list has those that an earlier start has found.
+        """
         self.stream = pool if isinstance(pool, PoolStream) else None
         self.limit, self.workers, self.window = config.data.max_bad_fraction, workers, window
-        self.known: set[str] = set()  # at most data.max_bad_fraction of the pool, or the run has stopped
+        #: Sample id -> reason; at most data.max_bad_fraction of the pool, or the run has stopped.
+        self.known: dict[str, str] = {}
+        if self.stream is not None:
+            # Of one worker: the list may grow while they read it, and all have to stop in the same step.
+            self.known = workers.gather({} if workers.rank else read_bad(folder))[0]
+            for image in others:
+                self.known.pop(image.id, None)
 
     def check(self, step: int) -> None:
         """`ValueError`, on every worker, where they are more than data.max_bad_fraction of the pool."""
         if self.stream is None:
             return
         found = [image for images in self.workers.gather(self.stream.take_bad()) for image in images]
-        new = {image.id: image for image in found if image.id not in self.known}
-        self.known |= new.keys()
+        new = {image.id: image.reason for image in found if image.id not in self.known}
+        self.known |= new
         if new:
-            self.window.tell(step, {"data/unreadable": float(len(self.known))}, tuple(new.values()))
+            bad = tuple(BadImage(*item) for item in new.items())
+            self.window.tell(step, {"data/unreadable": float(len(self.known))}, bad)
         if len(self.known) > self.limit * self.stream.pool_size:
-            listed = ", ".join(f"{image.id} ({image.reason})" for image in found[:3])
+            listed = ", ".join(f"{name} ({reason})" for name, reason in islice((new or self.known).items(), 3))
             raise ValueError(
                 f"data.max_bad_fraction={self.limit}: {len(self.known)} of {self.stream.pool_size} images of the pool "
                 f"cannot be read, as {listed}; bad_images.csv has those found so far; repair or remove them, or raise "

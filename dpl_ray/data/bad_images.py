@@ -1,0 +1,29 @@
+"""The list of the images of a run that cannot be read, in its folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+
+from dpl_ray.storage import Storage
+
+BAD_IMAGES_FILE = "bad_images.csv"
+MAX_LISTED = 100_000  # the list is in memory
+
+
+def read_bad(folder: Storage) -> dict[str, str]:
+    """Sample id -> reason of those listed; none where there is no list."""
+    place = folder / BAD_IMAGES_FILE
+    if not place.exists():
+        return {}
+    return {row["id"]: row["reason"] for row in csv.DictReader(io.StringIO(place.read().decode(), newline=""))}
+
+
+def write_bad(folder: Storage, bad: Mapping[str, str]) -> None:
+    """Write the list anew, of sample id -> reason; who reads it meanwhile sees the old one."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["id", "reason"])
+    writer.writerows(bad.items())
+    (folder / BAD_IMAGES_FILE).write(text.getvalue().encode())
