@@ -330,6 +330,18 @@ def test_too_many_bad_ones_stop_the_job_as_soon_as_it_is_known(checkpoint: str, 
     assert label(checkpoint, pool, tmp_path / "out", max_bad_fraction=0.2).unreadable == {"empty": 4}
 
 
+def test_too_many_bad_ones_that_are_known_stop_it_before_more_is_labelled(
+    checkpoint: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        (pool / f"0000{number}.png").write_bytes(b"")
+    label(checkpoint, pool, tmp_path / "out", max_bad_fraction=0.5)
+    (tmp_path / "out" / "part-000000-00000.parquet").unlink()
+    monkeypatch.setattr("dpl_ray.labeling.blocks.BlockLabeler.label", lambda *_: pytest.fail("labelled"))
+    with pytest.raises(TooManyBadError, match=r"4 of 28 images cannot be read"):
+        label(checkpoint, pool, tmp_path / "out", max_bad_fraction=0.05)
+
+
 def test_outputs_that_are_refused(checkpoint: str, pool: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^output=.*: lies in the pool, which would grow by its own labels"):
         label(checkpoint, pool, pool / "labels")

@@ -118,6 +118,15 @@ def test_rows_of_a_window_are_shuffled(pool: StreamedPool) -> None:
     assert neighbours < 20, "of 133: the files alone would give more than 100"
 
 
+def test_every_window_is_shuffled_in_a_way_of_its_own() -> None:
+    windows = Windows(batch_size=2, mu=3, steps=4, seed=0)
+    orders = [windows.order(number, 0, 1) for number in range(3)]
+    for order in orders:
+        assert sorted(order.flatten().tolist()) == list(range(windows.rows))
+    for first, second in itertools.combinations(orders, 2):
+        assert not np.array_equal(first, second)
+
+
 def test_nothing_is_read_beyond_the_next_window(pool: StreamedPool) -> None:
     read = []
 
