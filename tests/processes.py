@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dpl_ray.storage import Storage
+
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
@@ -38,9 +40,15 @@ SECONDS = 300.0  # for what is waited for to happen, on a machine that others us
 class Command:
     """`python -m MODULE ARGUMENTS` in a process group of its own; what it prints is in the file `printed`."""
 
-    def __init__(self, module: str, arguments: Sequence[str], printed: Path) -> None:
+    def __init__(
+        self, module: str, arguments: Sequence[str], printed: Path, prepare: Callable[[], None] | None = None
+    ) -> None:
+        """
+        Args:
+            prepare: picklable; called in the process before the module is run.
+        """
         self._printed = printed
-        self._process = SERVER.Process(target=_run, args=(module, list(arguments), str(printed)), daemon=True)
+        self._process = SERVER.Process(target=_run, args=(module, list(arguments), str(printed), prepare), daemon=True)
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -71,7 +79,20 @@ class Command:
         self._process.join()
 
 
-def _run(module: str, arguments: list[str], printed: str) -> None:
+def hold_after(path: Path) -> None:
+    """Let this process stand still once it has written this file; for `Command`."""
+    write = Storage.write
+
+    def held(self: Storage, data: bytes) -> None:
+        write(self, data)
+        if self.path == str(path):
+            time.sleep(SECONDS)
+            raise AssertionError("it was not killed")
+
+    Storage.write = held  # type: ignore[method-assign]
+
+
+def _run(module: str, arguments: list[str], printed: str, prepare: Callable[[], None] | None) -> None:
     os.setsid()
     output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, sys.stdout.fileno())
@@ -79,6 +100,8 @@ def _run(module: str, arguments: list[str], printed: str) -> None:
     # Ctrl-C means nothing to what a shell has started in the background, as these tests may have been.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv[1:] = arguments
+    if prepare:
+        prepare()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

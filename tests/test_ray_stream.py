@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,16 +17,15 @@ from safetensors.torch import load_file
 
 from dpl_ray.cluster import cause_line, check_readers
 from dpl_ray.config import Config, ScaleConfig
-from dpl_ray.console import ProgressLine
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.stream import StreamedPool, Windows, read_here
 from dpl_ray.launch import fit
 from dpl_ray.ray_stream import read_windows
-from dpl_ray.training.loop import Record
 from tests.builders import tiny_config, write_images
 from tests.test_pool_files import pool as list_files
 
 pytestmark = pytest.mark.ray
+DIES_AT = 17  # of 60 steps, with a checkpoint every 5, a window every 4, and 63 steps a pass
 
 
 def test_ray_data_reads_the_same_windows_in_the_same_order(
@@ -67,29 +68,48 @@ def config_for(folder: Path, num_workers: int) -> Config:
     )
 
 
+def train_and_die_once(starts: Path) -> Callable[..., Any]:
+    """What a worker runs, where worker 1 is killed once: within a window, two steps after a checkpoint.
+
+    Args:
+        starts: file in which it writes the step that it starts from.
+    """
+
+    def work(*given: Any) -> Any:  # not of the module, which the workers would not find
+        from ray.train import get_context
+
+        from dpl_ray.launch import _train_on_worker
+        from dpl_ray.training import loop
+
+        step, begun = loop.train_step, []
+
+        def dying(state: Any, *more: Any) -> Any:
+            if not begun:
+                begun.append(state.step)
+                with starts.open("a") as stream:
+                    stream.write(f"{state.step}\n")
+            if state.step == DIES_AT and starts.read_text() == "0\n":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(state, *more)
+
+        if get_context().get_world_rank() == 1:
+            loop.train_step = dying  # in this process, which ends with the worker
+        return _train_on_worker(*given)
+
+    return work
+
+
 def test_a_streamed_run_whose_worker_is_killed_ends_as_one_in_a_single_process(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed within a pass, by 2 workers what 1 would take: no image is taken twice in a pass, and none left out."""
-    import ray
-    from ray.util.state import list_actors
-
     write_images(tmp_path / "train.parquet", range(20))
     write_images(tmp_path / "pool.parquet", range(20, 1021), row_group_size=100)  # 1,001 rows: uneven in every way
     alone = fit(config_for(tmp_path, 0))
-    shown, killed = ProgressLine.show, list[int]()
-
-    def show(self: ProgressLine, record: Record) -> None:
-        shown(self, record)
-        if record.step >= 15 and not killed:
-            address = ray.get_runtime_context().gcs_address
-            alive = list_actors(address, filters=[("state", "=", "ALIVE")], detail=True)
-            killed.extend(actor.pid for actor in alive if "TrainWorker" in actor.class_name)
-            os.kill(killed[-1], signal.SIGKILL)
-
-    monkeypatch.setattr(ProgressLine, "show", show)
+    starts = tmp_path / "starts"
+    monkeypatch.setattr("dpl_ray.launch._train_on_worker", train_and_die_once(starts))
     result = fit(config_for(tmp_path, 2))
-    assert killed
+    assert starts.read_text() == "0\n15\n", "from the newest checkpoint before the kill"
     for name in ("student", "teacher"):
         mine, theirs = (load_file(Path(run.checkpoint) / f"{name}.safetensors") for run in (result, alone))
         for key, expected in theirs.items():

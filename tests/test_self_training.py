@@ -7,6 +7,7 @@ import io
 import json
 import signal
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pipelines import cli
 from pipelines import self_train as command
 from tests.label_outputs import write_digits
 from tests.mistakes import images, plain, write
-from tests.processes import Command
+from tests.processes import Command, hold_after
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 POOL_SIZE, NUM_LABELED = 130, 60
@@ -220,10 +221,10 @@ def test_a_labelling_that_fails_is_gone_on_with(data: Path, tmp_path: Path, monk
 @pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(data: Path, tmp_path: Path) -> None:
     given = ["rounds=1", "min_change=0", "train.num_steps=40", "train.checkpoint_every=10"]
-    places = ("round-0/training/step-00000010/manifest.json", "round-1/training/step-00000010/manifest.json")
-    for place in places:
-        process = Command("pipelines.self_train", [*arguments(data, tmp_path), *given], tmp_path / "printed")
-        newest = tmp_path / "loop" / place
+    for number in range(2):
+        newest = tmp_path / "loop" / f"round-{number}" / "training" / "step-00000010" / "manifest.json"
+        fields = [*arguments(data, tmp_path), *given]
+        process = Command("pipelines.self_train", fields, tmp_path / "printed", partial(hold_after, newest))
         process.wait_for(newest.exists)
         assert newest.exists()
         process.kill()
