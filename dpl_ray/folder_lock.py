@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dpl_ray.file_systems import one_line
 from dpl_ray.storage import Storage
 
 LOCK_FILE = ".lock"  # stays; the lock on it ends with the process that holds it
@@ -21,18 +22,21 @@ def sole_use(field: str, folder: Storage) -> Iterator[None]:
         field: the folder's, and its value, for the message.
 
     Raises:
-        ValueError: another command is at work here. In a bucket, which has no locks, this is never found out.
+        ValueError: the folder cannot be made, or another command is at work here. In a bucket, which has no locks,
+            this is never found out.
     """
     if not folder.is_local:
         yield
         return
-    path = Path(folder.path)
-    path.mkdir(parents=True, exist_ok=True)
+    path, other = Path(folder.path), field.partition("=")[0]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{field}: the folder cannot be made ({one_line(error)}); take another {other}") from None
     lock = FileLock(path / LOCK_FILE, blocking=False)
     try:
         lock.acquire()
     except Timeout:
-        other = field.partition("=")[0]
         raise ValueError(
             f"{field}: another command is at work in this folder; wait for its end, or take another {other}"
         ) from None

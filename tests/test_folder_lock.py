@@ -97,3 +97,10 @@ def test_a_file_system_without_locks_keeps_nobody_out(
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     with sole_use("run.name=a", Storage(str(tmp_path))):
         pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    message = r"^output=link: the folder cannot be made \(.*link'\); take another output$"
+    with pytest.raises(ValueError, match=message), sole_use("output=link", Storage(f"{tmp_path}/link")):
+        pass
