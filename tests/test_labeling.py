@@ -15,6 +15,7 @@ import torch
 from dpl_ray.algorithm.pseudo_labels import entropy, pseudo_labels
 from dpl_ray.config import DataConfig
 from dpl_ray.data.labels import read_pseudo_labels
+from dpl_ray.data.pool_files import PoolFiles, list_pool
 from dpl_ray.labeling.config import load_labeling
 from dpl_ray.labeling.job import TooManyBadError
 from dpl_ray.labeling.ledger import LedgerError
@@ -289,6 +290,20 @@ def test_another_job_is_refused(
     with pytest.raises(ValueError, match=message):
         label(given.pop("checkpoint"), given.pop("pool"), tmp_path / "out", **given)
     assert parts(tmp_path / "out") == before
+
+
+def test_another_job_that_has_begun_meanwhile_is_found(
+    checkpoint: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listing(*given: Any, **named: Any) -> PoolFiles:
+        monkeypatch.undo()
+        label(checkpoint, pool / "0001.png", tmp_path / "out")
+        return list_pool(*given, **named)
+
+    monkeypatch.setattr("dpl_ray.labeling.job.list_pool", listing)
+    with pytest.raises(ValueError, match=r"^output=.*: was begun with pool=.*/0001.png, now it is "):
+        label(checkpoint, pool, tmp_path / "out")
+    assert len(rows(tmp_path / "out")) == 1
 
 
 def test_books_that_do_not_agree_name_the_file(checkpoint: str, pool: Path, tmp_path: Path) -> None:

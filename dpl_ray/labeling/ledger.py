@@ -135,6 +135,9 @@ class Ledger:
             ValueError: a file of the pool has changed, or the plan is damaged or missing.
             OSError: the output cannot be written.
         """
+        if not self.resumed and self._job.exists():  # another command has begun it while this one listed the pool
+            self._check_identity(self._job.read())
+            self.resumed = True
         place = self.books / "plan.arrow"
         old = empty_plan(listed.location, listed.image_column)
         if place.exists():
