@@ -1,4 +1,4 @@
-"""The rates of one core that docs/scale.md plans with: decoding, reading footers, ordering a pass.
+"""The rates of one core that docs/scale.md plans with: decoding, reading footers, ordering a pass; memory of listing.
 
 python -m benchmarks.pool_rates
 """
@@ -6,11 +6,13 @@ python -m benchmarks.pool_rates
 from __future__ import annotations
 
 import io
+import multiprocessing
 import pickle
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +21,18 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.environment import environment_line
+from benchmarks.memory import own_peak
 from benchmarks.pool import encoded_digits
 from dpl_ray.data.decode import DecodeSettings, decode
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool_files import PoolFiles, list_pool
 from dpl_ray.data.stream import StreamedPool
+from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
 
 ROUNDS = 5
 NUM_FILES = 500
+NUM_IMAGE_FILES = (100_000, 400_000)
+ROWS_PER_PART = 8192
 
 
 def main() -> None:
@@ -46,11 +52,36 @@ def main() -> None:
     million = _pool_of_spans(files, 1_000_000)
     seconds = [1 / rate for rate in _rate(lambda: _first_rows(million), 1)]
     _show("order of a pass of 1,000,000 spans", "s", seconds)
+    for number in NUM_IMAGE_FILES:
+        for what, memory in _listing_memory(number).items():
+            _show(f"peak memory, {number:,} image files: {what}", "bytes a file", [memory / number])
     print(f"\n{environment_line()}")
 
 
+def _listing_memory(number: int) -> dict[str, int]:
+    """Peak memory, above that of the imports, of a fresh process that lists so many files in one folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        for file in range(number):
+            (Path(folder) / f"{file}.png").touch()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            return fresh.submit(_list_and_plan, folder).result()
+
+
+def _list_and_plan(folder: str) -> dict[str, int]:
+    before, peaks = own_peak(), {}
+    listed = list_pool(open_location("pool", folder), image_column="image", every_file=True)
+    peaks["list"] = own_peak() - before
+    plan = extend_plan(empty_plan(listed.location, "image"), listed, ROWS_PER_PART)
+    written = plan.to_bytes()
+    peaks["and plan"] = own_peak() - before
+    del plan
+    extend_plan(Plan.from_bytes(written, listed.location, "image"), listed, ROWS_PER_PART)
+    peaks["and go on"] = own_peak() - before
+    return peaks
+
+
 def _show(what: str, unit: str, values: list[float]) -> None:
-    print(f"{what:<46} {statistics.median(values):>10,.5g} {unit} ({min(values):,.5g} to {max(values):,.5g})")
+    print(f"{what:<64} {statistics.median(values):>10,.5g} {unit} ({min(values):,.5g} to {max(values):,.5g})")
 
 
 def _rate(work: Callable[[], object], count: int) -> list[float]:

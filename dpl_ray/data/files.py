@@ -18,7 +18,10 @@ from itertools import compress
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from dpl_ray.config import suggest
@@ -28,6 +31,8 @@ from dpl_ray.file_systems import one_line, open_uri
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif",
 )  # fmt: skip
+PARQUET_EXTENSIONS = (".parquet", ".pq")
+_INFOS_AT_A_TIME = 4096  # that become rows of an array
 Label = int | str | None
 """As the files have it: class index, class name, or None where there is none (also for -1)."""
 
@@ -91,18 +96,20 @@ def open_location(field: str, given: str) -> Location:
 
 
 def list_files(location: Location) -> list[str]:
-    """The paths of `list_infos`."""
-    return [info.path for info in list_infos(location)]
+    """The paths of `find_files`."""
+    paths: list[str] = find_files(location)[0].to_pylist()
+    return paths
 
 
-def list_infos(location: Location) -> list[fs.FileInfo]:
-    """The files that a folder holds (recursively), a glob matches, or the one file, sorted; hidden ones left out.
+def find_files(location: Location) -> tuple[pa.LargeStringArray, NDArray[np.int64]]:
+    """(F,) paths and (F,) bytes of the files that a folder holds (recursively), a glob matches, or of the one file.
 
-    A glob knows *, ?, [...] and **; a folder that it matches gives the files below.
+    They are sorted by path; hidden ones are left out. A glob knows *, ?, [...] and **; a folder that it matches gives
+    the files below.
     """
     info = _file_info(location, location.path)
     if info.type == fs.FileType.File:
-        return [info]
+        return pa.array([info.path], pa.large_string()), np.array([info.size], np.int64)
     base, pattern = location.path, None
     if info.type != fs.FileType.Directory:
         if not re.search(r"[*?[]", location.path):
@@ -111,24 +118,44 @@ def list_infos(location: Location) -> list[fs.FileInfo]:
         pattern = _glob_pattern(location)
         if _file_info(location, base).type != fs.FileType.Directory:
             raise location.error(f"no file matches; the folder {location.name(base)} does not exist")
+    paths, sizes = [pa.array([], pa.large_string())], [np.empty(0, np.int64)]
     try:
-        infos = location.filesystem.get_file_info(fs.FileSelector(base, recursive=True))
-    except (pa.ArrowException, OSError) as error:
-        raise location.error(f"cannot be listed ({one_line(error)})") from None
-    below = len(base.rstrip("/")) + 1
-    try:
-        found = [
-            info
-            for info in infos
-            if info.type == fs.FileType.File
-            and not any(part.startswith(".") for part in info.path[below:].split("/"))
-            and (pattern is None or pattern.fullmatch(info.path))
-        ]
+        for infos in _infos_below(location, base):
+            found = [info for info in infos if pattern is None or pattern.fullmatch(info.path)]
+            paths.append(pa.array([info.path for info in found], pa.large_string()))
+            sizes.append(np.array([info.size for info in found], np.int64))
     except UnicodeDecodeError as error:
         raise location.error(f"cannot be listed: a name in it is not UTF-8 ({error.object!r}); rename it") from None
-    if not found:
+    except (pa.ArrowException, OSError) as error:
+        raise location.error(f"cannot be listed ({one_line(error)})") from None
+    whole = pa.concat_arrays(paths)
+    if not len(whole):
         raise location.error("no file matches" if pattern else "the folder is empty")
-    return sorted(found, key=lambda info: info.path)
+    order = pc.array_sort_indices(whole)
+    return whole.take(order), np.concatenate(sizes)[order.to_numpy()]
+
+
+def _infos_below(location: Location, base: str) -> Iterator[list[fs.FileInfo]]:
+    """The files below a folder, some at a time, in no order; hidden ones are left out.
+
+    What the file system gives takes some 250 bytes a file: of a local folder and of each below it in turn; of a bucket,
+    where every folder would be a request, all at once.
+    """
+    below = len(base.rstrip("/")) + 1
+    waiting = [base]
+    while waiting:
+        selector = fs.FileSelector(waiting.pop(), recursive=bool(location.scheme), allow_not_found=True)
+        infos = location.filesystem.get_file_info(selector)
+        while infos:
+            some = [info for info in infos[-_INFOS_AT_A_TIME:] if not _is_hidden(info.path[below:])]
+            del infos[-_INFOS_AT_A_TIME:]
+            if not location.scheme:
+                waiting += [info.path for info in some if info.type == fs.FileType.Directory]
+            yield [info for info in some if info.type == fs.FileType.File]
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 def would_list(location: Location, path: str) -> bool:
@@ -172,12 +199,28 @@ def _near_path(location: Location) -> str:
 
 def is_parquet(path: str) -> bool:
     """By its extension."""
-    return path.lower().endswith((".parquet", ".pq"))
+    return path.lower().endswith(PARQUET_EXTENSIONS)
 
 
 def is_image(path: str) -> bool:
     """By its extension."""
     return path.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def are_parquet(paths: pa.LargeStringArray) -> NDArray[np.bool_]:
+    """(F,) `is_parquet` of each."""
+    return _end_in(paths, PARQUET_EXTENSIONS)
+
+
+def are_images(paths: pa.LargeStringArray) -> NDArray[np.bool_]:
+    """(F,) `is_image` of each."""
+    return _end_in(paths, IMAGE_EXTENSIONS)
+
+
+def _end_in(paths: pa.LargeStringArray, extensions: tuple[str, ...]) -> NDArray[np.bool_]:
+    pattern = f"(?:{'|'.join(map(re.escape, extensions))})$"
+    found: NDArray[np.bool_] = pc.match_substring_regex(paths, pattern, ignore_case=True).to_numpy(zero_copy_only=False)
+    return found
 
 
 def read_folder(location: Location, paths: list[str]) -> Records:

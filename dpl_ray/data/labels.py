@@ -180,7 +180,8 @@ def _each(rows: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
 
 def _payloads(pool: PoolFiles, rows: dict[int, list[int]]) -> Iterator[Payload]:
     """The encoded images of these rows of each file; what lies between two of one span is read and left."""
-    for file, first, count in pool.spans.tolist():
+    for span in pool.spans:
+        file, first, count = span.tolist()
         if wanted := _between(rows.get(file, []), first, first + count):
             found = pool.read(file, wanted[0], wanted[-1] - wanted[0] + 1)
             for row in wanted:

@@ -23,13 +23,24 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
-from dpl_ray.data.files import Label, Location, as_label, is_image, is_parquet, list_infos, no_image, read_file
+from dpl_ray.data.files import (
+    Label,
+    Location,
+    are_images,
+    are_parquet,
+    as_label,
+    find_files,
+    is_parquet,
+    no_image,
+    read_file,
+)
 from dpl_ray.data.parquet import check_image_column, has_labels, image_column_error
 
 ROWS_PER_SPAN = 1024  # least rows of a span of whole row groups
 _BATCH_ROWS = 1024  # of a row group that are decompressed at a time: it may be a whole file
 NOT_PARQUET = "not a readable parquet file"
 _NUM_THREADS = 32  # that read footers: they wait for files
+_FOOTERS_AT_A_TIME = 4096  # that wait for a thread
 _MAX_NAMED = 20  # files in a message
 
 Row = tuple[str, Payload, Label]
@@ -47,7 +58,7 @@ class PoolFiles:
     """
 
     location: Location
-    paths: pa.StringArray  # (F,) in the location's file system
+    paths: pa.LargeStringArray  # (F,) in the location's file system
     sizes: NDArray[np.int64]  # (F,) bytes
     num_rows: NDArray[np.int64]  # (F,)
     spans: NDArray[np.int64]  # (S, 3) file, first row, number of rows, of those left; of a parquet file, row groups
@@ -82,17 +93,16 @@ class PoolFiles:
     def check_image_column(self, field: str) -> None:
         """`ValueError` naming the field where no parquet file has the column; one that lacks it costs its own rows."""
         first: tuple[str, pa.Schema] | None = None
-        for file, path in enumerate(self.paths.to_pylist()):
-            if not is_parquet(path):
-                continue
+        parquet = np.flatnonzero(are_parquet(self.paths)).tolist()
+        for file in parquet:
             try:
-                schema = pq.read_schema(path, filesystem=self.location.filesystem)
+                schema = pq.read_schema(self.paths[file].as_py(), filesystem=self.location.filesystem)
             except (pa.ArrowException, OSError):
                 continue
             if image_column_error(schema, self.image_column) is None:
                 return
             first = first or (self.name(file), schema)
-        if first and all(map(is_parquet, self.paths.to_pylist())):
+        if first and len(parquet) == len(self.paths):
             check_image_column(*first, self.image_column, field)
 
     def check_unopened(self, field: str, limit: float) -> None:
@@ -102,7 +112,7 @@ class PoolFiles:
         """
         if not self.unopened:
             return
-        parquet = np.array([is_parquet(path) for path in self.paths.to_pylist()])
+        parquet = are_parquet(self.paths)
         readable = np.ones(len(parquet), bool)
         readable[list(self.unopened)] = False
         opened = self.num_rows[parquet & readable]
@@ -124,12 +134,19 @@ class PoolFiles:
 
     def rows(self, ids: Collection[str]) -> dict[int, list[int]]:
         """File -> rows in it, ascending, of the samples of these ids; ids that are not in the pool are passed over."""
-        found = _rows_by_file(set(ids), {self.name(file): file for file in range(len(self.paths))})
+        found = _rows_by_file(set(ids), self._files_named({*ids, *(_file_and_row(sample_id)[0] for sample_id in ids)}))
         inside: dict[int, list[int]] = {}
         for file, first, count in self.spans[np.isin(self.spans[:, 0], list(found))].tolist():
             if rows := sorted(found[file].intersection(self._rows_in_file(file, first, count).tolist())):
                 inside.setdefault(file, []).extend(rows)
         return inside
+
+    def _files_named(self, names: Collection[str]) -> dict[str, int]:
+        """Name -> file, of those of these names that are files of the pool."""
+        scheme = self.location.scheme
+        paths = pa.array([name[len(scheme) :] for name in names if name.startswith(scheme)], pa.large_string())
+        at = np.flatnonzero(pc.is_in(self.paths, value_set=paths).to_numpy(zero_copy_only=False)).tolist()
+        return {self.name(file): file for file in at}
 
     def without(self, ids: Collection[str]) -> PoolFiles:
         """The pool less the samples of these ids; ids of others are passed over."""
@@ -138,15 +155,13 @@ class PoolFiles:
             return self
         before = {file: self.left_out.get(file, np.empty(0, np.int64)) for file in gone}
         left_out = {**self.left_out, **{file: np.union1d(before[file], rows) for file, rows in gone.items()}}
-        spans = []
-        for file, first, count in self.spans.tolist():
-            if file in gone:
-                rows = self._rows_in_file(file, first, count)
-                first = int(rows[0] - np.searchsorted(left_out[file], rows[0]))
-                count -= int(np.isin(rows, gone[file]).sum())
-            spans.append((file, first, count))
-        kept = np.array([span for span in spans if span[2]], np.int64).reshape(-1, 3)
-        return replace(self, spans=kept, left_out=left_out)
+        spans = self.spans.copy()
+        for span in np.flatnonzero(np.isin(spans[:, 0], list(gone))).tolist():
+            file, first, count = spans[span].tolist()
+            rows = self._rows_in_file(file, first, count)
+            first = rows[0] - np.searchsorted(left_out[file], rows[0])
+            spans[span, 1:] = first, count - np.isin(rows, gone[file]).sum()
+        return replace(self, spans=spans[spans[:, 2] > 0], left_out=left_out)
 
     def _rows_in_file(self, file: int, first: int, count: int) -> NDArray[np.int64]:
         """(count,) which rows of the file these are, of those left."""
@@ -167,7 +182,7 @@ class PoolFiles:
 
     def read_all(self) -> Iterator[Row]:
         """Every row of the pool, in order. A file is opened once, and a batch of its rows is held at a time."""
-        for file, spans in groupby(self.spans.tolist(), itemgetter(0)):
+        for file, spans in groupby((span.tolist() for span in self.spans), itemgetter(0)):
             yield from self._read(file, np.concatenate([self._rows_in_file(*span) for span in spans]))
 
     def _read(self, file: int, rows: NDArray[np.int64]) -> Iterator[Row]:
@@ -252,33 +267,39 @@ def list_pool(
         ValueError: there is no such place, or no file in it that is called as images or parquet files are, or they
             are parquet files without a row.
     """
-    infos = list_infos(location)
-    called_so = [info for info in infos if is_image(info.path) or is_parquet(info.path)]
-    if not called_so:
-        raise no_image(location, [info.path for info in infos])
-    infos = infos if every_file else called_so
-    with ThreadPoolExecutor(_NUM_THREADS) as executor:
-        found = list(executor.map(partial(_row_groups, location), [info.path for info in infos]))
-    groups = [[1] if rows is None else rows for rows in found]
-    spans = [(file, *span) for file, rows in enumerate(groups) for span in _merge(rows)]
-    if not spans:
+    paths, sizes = find_files(location)
+    called_so = are_images(paths) | are_parquet(paths)
+    if not called_so.any():
+        raise no_image(location, paths.to_pylist())
+    if not every_file and not called_so.all():
+        paths, sizes = paths.filter(pa.array(called_so)), sizes[called_so]
+    parquet = np.flatnonzero(are_parquet(paths))
+    row_groups = _read_footers(location, paths.take(pa.array(parquet)))
+    spans_of = [list(_merge([1] if rows is None else rows)) for rows in row_groups]
+    # An image file is a span of one row, a parquet file has its own.
+    num_rows, num_spans = np.ones(len(paths), np.int64), np.ones(len(paths), np.int64)
+    num_rows[parquet] = [sum(count for _, count in spans) for spans in spans_of]
+    num_spans[parquet] = [len(spans) for spans in spans_of]
+    files = np.repeat(np.arange(len(paths)), num_spans)
+    spans = np.stack([files, np.zeros_like(files), np.ones_like(files)], axis=1)
+    spans[np.isin(files, parquet), 1:] = np.array([span for spans in spans_of for span in spans]).reshape(-1, 2)
+    if not len(spans):
         raise location.error("the parquet files have no rows")
-    return PoolFiles(
-        location,
-        pa.array([info.path for info in infos], pa.string()),
-        np.array([info.size for info in infos], np.int64),
-        np.array([sum(rows) for rows in groups], np.int64),
-        np.array(spans, np.int64).reshape(-1, 3),
-        image_column,
-        label_column,
-        unopened=tuple(file for file, rows in enumerate(found) if rows is None),
-    )
+    unopened = tuple(file for file, rows in zip(parquet.tolist(), row_groups, strict=True) if rows is None)
+    return PoolFiles(location, paths, sizes, num_rows, spans, image_column, label_column, unopened=unopened)
+
+
+def _read_footers(location: Location, paths: pa.LargeStringArray) -> list[list[int] | None]:
+    """Rows of each row group of each parquet file; None of one that cannot be opened."""
+    found: list[list[int] | None] = []
+    with ThreadPoolExecutor(_NUM_THREADS) as executor:
+        for start in range(0, len(paths), _FOOTERS_AT_A_TIME):
+            some = paths.slice(start, _FOOTERS_AT_A_TIME).to_pylist()
+            found += executor.map(partial(_row_groups, location), some)
+    return found
 
 
 def _row_groups(location: Location, path: str) -> list[int] | None:
-    """Rows of each row group, one of an image; None of a parquet file that cannot be opened."""
-    if not is_parquet(path):
-        return [1]
     try:
         metadata = pq.read_metadata(path, filesystem=location.filesystem)
     except (pa.ArrowException, OSError):
@@ -299,15 +320,16 @@ def _merge(row_groups: list[int]) -> Iterator[tuple[int, int]]:
 def _rows_by_file(ids: set[str], files: dict[str, int]) -> dict[int, set[int]]:
     rows: dict[int, set[int]] = {}
     for sample_id in ids:
-        name, row = sample_id, 0
-        if sample_id not in files:
-            name, _, number = sample_id.rpartition(":")
-            if not number.isdecimal():
-                continue
-            row = int(number)
+        name, row = (sample_id, 0) if sample_id in files else _file_and_row(sample_id)
         if name in files:
             rows.setdefault(files[name], set()).add(row)
     return rows
+
+
+def _file_and_row(sample_id: str) -> tuple[str, int]:
+    """Of `file:row`; of an image file itself and row 0."""
+    name, _, number = sample_id.rpartition(":")
+    return (name, int(number)) if number.isdecimal() else (sample_id, 0)
 
 
 def _failing(reason: str) -> Callable[[], Any]:

@@ -111,13 +111,13 @@ def _files_named(train: Records, ids: list[str]) -> PoolFiles:
         )
     paths = [sample_id.removeprefix(scheme) for sample_id in ids]
     sizes = [info.size or 0 for info in train.location.filesystem.get_file_info(paths)]
-    spans = [(file, 0, 1) for file in range(len(ids))]
+    files = np.arange(len(ids))
     return PoolFiles(
         train.location,
-        pa.array(paths, pa.string()),
+        pa.array(paths, pa.large_string()),
         np.array(sizes, np.int64),
-        np.ones(len(ids), np.int64),
-        np.array(spans, np.int64).reshape(-1, 3),
+        np.ones_like(files),
+        np.stack([files, np.zeros_like(files), np.ones_like(files)], axis=1),
     )
 
 

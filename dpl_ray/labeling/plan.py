@@ -14,11 +14,12 @@ from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import ipc
 
 from dpl_ray.data.decode import Payload
-from dpl_ray.data.files import Location, is_image, is_parquet, read_file
+from dpl_ray.data.files import Location, are_parquet, is_image, is_parquet, read_file
 from dpl_ray.data.pool_files import PoolFiles
 
 BLOCKS_PER_INPUT = 16  # of image files
@@ -133,14 +134,19 @@ class Plan:
         firsts = starts - starts[of_file] if len(files) else starts
         spans = np.stack([files, firsts, counts], axis=1).astype(np.int64).reshape(-1, 3)
         pool = PoolFiles(
-            location, column["path"], column["size"].to_numpy(), column["num_rows"].to_numpy(), spans, image_column
+            location,
+            column["path"].cast(pa.large_string()),
+            column["size"].to_numpy(),
+            column["num_rows"].to_numpy(),
+            spans,
+            image_column,
         )
         return cls(pool, inputs, inputs[files])
 
 
 def empty_plan(location: Location, image_column: str) -> Plan:
     nothing = np.zeros(0, np.int64)
-    pool = PoolFiles(location, pa.array([], pa.string()), nothing, nothing, nothing.reshape(0, 3), image_column)
+    pool = PoolFiles(location, pa.array([], pa.large_string()), nothing, nothing, nothing.reshape(0, 3), image_column)
     return Plan(pool, nothing, nothing)
 
 
@@ -153,56 +159,48 @@ def extend_plan(plan: Plan, listed: PoolFiles, max_rows: int) -> Plan:
     Raises:
         ValueError: a file has another size than when it was planned.
     """
-    known = dict(zip(plan.pool.paths.to_pylist(), plan.pool.sizes.tolist(), strict=True))
-    paths, sizes = listed.paths.to_pylist(), listed.sizes.tolist()
-    new = []
-    for file, (path, size) in enumerate(zip(paths, sizes, strict=True)):
-        if path not in known:
-            new.append(file)
-        elif known[path] != size:
-            raise listed.location.error(
-                f"{listed.location.name(path)} has changed since it was planned ({known[path]:,} bytes then, {size:,} "
-                "now); take another output"
-            )
-    if not new:
+    at = pc.index_in(listed.paths, value_set=plan.pool.paths).fill_null(-1).to_numpy()
+    changed = np.flatnonzero((at >= 0) & (np.append(plan.pool.sizes, 0)[at] != listed.sizes))
+    if len(changed):
+        file = int(changed[0])
+        raise listed.location.error(
+            f"{listed.name(file)} has changed since it was planned ({plan.pool.sizes[at[file]]:,} bytes then, "
+            f"{listed.sizes[file]:,} now); take another output"
+        )
+    new = np.flatnonzero(at < 0)
+    if not len(new):
         return plan
-    rows = _rows_by_file(listed)
     # Image files follow each other, so that a block of them is a range.
-    order = [file for file in new if is_parquet(paths[file])]
-    num_parquet = len(order)
-    order += [file for file in new if not is_parquet(paths[file])]
+    are_new_parquet = are_parquet(listed.paths)[new]
+    taken = np.concatenate([new[are_new_parquet], new[~are_new_parquet]])
+    num_parquet = int(are_new_parquet.sum())
     number, place = plan.num_inputs, len(plan.pool.paths)
-    inputs: list[int] = []
     spans: list[tuple[int, int, int]] = []
-    block_inputs: list[int] = []
-    for file in order[:num_parquet]:
+    firsts = np.searchsorted(listed.spans[:, 0], [taken[:num_parquet], taken[:num_parquet] + 1]).T.tolist()
+    for index, (start, stop) in enumerate(firsts):
         first = 0
-        for count in cut_rows(rows.get(file, []), max_rows):
-            spans.append((place + len(inputs), first, count))
-            block_inputs.append(number)
+        for count in cut_rows(listed.spans[start:stop, 2].tolist(), max_rows):
+            spans.append((place + index, first, count))
             first += count
-        inputs.append(number)
-        number += 1
+    parquet_spans = np.array(spans, np.int64).reshape(-1, 3)
+    others = np.arange(len(taken) - num_parquet)
+    starts = others[::max_rows]
+    counts = np.minimum(max_rows, len(others) - starts)
+    other_spans = np.stack([place + num_parquet + starts, np.zeros_like(starts), counts], axis=1)
     per_input = BLOCKS_PER_INPUT * max_rows
-    for start in range(num_parquet, len(order), per_input):
-        stop = min(start + per_input, len(order))
-        for first in range(start, stop, max_rows):
-            spans.append((place + first, 0, min(max_rows, stop - first)))
-            block_inputs.append(number)
-        inputs += [number] * (stop - start)
-        number += 1
-    taken = np.array(order, np.int64)
+    file_inputs = np.concatenate([np.arange(num_parquet), num_parquet + others // per_input])
+    block_inputs = np.concatenate([parquet_spans[:, 0] - place, num_parquet + starts // per_input])
     pool = replace(
         plan.pool,
         paths=pa.concat_arrays([plan.pool.paths, listed.paths.take(pa.array(taken))]),
         sizes=np.concatenate([plan.pool.sizes, listed.sizes[taken]]),
         num_rows=np.concatenate([plan.pool.num_rows, listed.num_rows[taken]]),
-        spans=np.concatenate([plan.pool.spans, np.array(spans, np.int64).reshape(-1, 3)]),
+        spans=np.concatenate([plan.pool.spans, parquet_spans, other_spans]),
     )
     return Plan(
         pool,
-        np.concatenate([plan.file_inputs, np.array(inputs, np.int64)]),
-        np.concatenate([plan.block_inputs, np.array(block_inputs, np.int64)]),
+        np.concatenate([plan.file_inputs, number + file_inputs]),
+        np.concatenate([plan.block_inputs, number + block_inputs]),
     )
 
 
@@ -225,10 +223,3 @@ def cut_rows(spans: list[int], max_rows: int) -> list[int]:
 def rows_per_block(wanted: int, image_shape: tuple[int, ...]) -> int:
     """Rows of a block: those wanted, or as many as MAX_DECODED_BYTES holds of images of this shape."""
     return max(1, min(wanted, MAX_DECODED_BYTES // math.prod(image_shape)))
-
-
-def _rows_by_file(listed: PoolFiles) -> dict[int, list[int]]:
-    rows: dict[int, list[int]] = {}
-    for file, _, count in listed.spans.tolist():
-        rows.setdefault(file, []).append(count)
-    return rows
