@@ -93,6 +93,7 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
         ValueError: a field, the checkpoint, the pool, the output or the resources do not fit; before any work.
         TooManyBadError: more of the pool cannot be read than max_bad_fraction allows.
         LedgerError: what was written is not what was planned.
+        WorkersFailedError: a process of Ray failed, or several died over the same images.
     """
     console = console or Console(quiet=True)
     source = _open_source(config)
@@ -233,7 +234,7 @@ def _label_here(
     """The blocks one after another, in this process."""
     import torch
 
-    from dpl_ray.labeling.blocks import decode_block
+    from dpl_ray.labeling.decoding import decode_block
 
     labeler = labeler.to(torch.device("cuda" if use_gpu else "cpu"))
     for block in blocks:

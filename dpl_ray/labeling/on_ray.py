@@ -9,7 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +22,7 @@ from dpl_ray import cluster
 from dpl_ray.config import ScaleConfig
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.labeling.parts import Counts
-from dpl_ray.labeling.plan import Plan
+from dpl_ray.labeling.plan import Plan, empty_plan
 
 if TYPE_CHECKING:
     from dpl_ray.labeling.blocks import BlockLabeler
@@ -26,11 +30,32 @@ if TYPE_CHECKING:
 CPUS_PER_TASK = 0.25  # that reads and decodes: it waits for files, or for its blocks to be taken
 FILE_THREADS = 16  # of a task that opens files; a parquet file is read in one go
 BLOCKS_PER_ACTOR = 2  # given to an actor at a time
+BLOCKS_PER_DATASET = 32_768  # for each Ray Data takes 0.8 ms and 3 kB before the first task; actors start anew
+MAX_DEATHS = 3  # of processes over the same block or start; Ray Data would begin it again without end
 BYTES_PER_ACTOR = 512 * 2**20  # of decoded blocks in the object store
+_WHAT_TO_DO = {
+    "read": "an image of these crashes its decoder or takes more memory than there is; to find it, label its folder or "
+    "file alone, with rows_per_part=1 into another output. Without its file in the pool the same command goes on",
+    "label": "the model may take more memory than there is; the same command with a smaller batch_size goes on",
+    "start": "the model may take more memory than there is; the same command with a smaller scale.num_workers goes on",
+}
 
 
 class WorkersFailedError(RuntimeError):
     """A task or an actor of the labelling failed."""
+
+
+class DeadlyError(RuntimeError):
+    """Every process dies that reads or labels a block, or that loads the model."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all processes use, in the object store."""
+
+    plan: Any
+    labeler: Any  # without its plan
+    attempts: Any  # actor
 
 
 def label_on_ray(
@@ -43,7 +68,7 @@ def label_on_ray(
 
     Raises:
         ValueError: the cluster is not there or is too small.
-        WorkersFailedError: a task failed otherwise than by losing its process, which is made up for.
+        WorkersFailedError: a task failed, or MAX_DEATHS processes died over one block; fewer are made up for.
     """
     # Its core complains on stderr of every actor of Ray Data that may be restarted.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -70,48 +95,59 @@ def _stream(
     labeler: BlockLabeler, blocks: list[int], settings: DecodeSettings, scale: ScaleConfig
 ) -> Generator[tuple[int, Counts, int], None, None]:
     import ray
-    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+    from ray.data import DataContext, ExecutionResources
 
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     memory = BYTES_PER_ACTOR * scale.num_workers
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)
-    payload = ray.put(labeler)
-    with DataContext.current(context):
-        dataset = (
-            # No reading task, which would ask for a whole CPU: the numbers are put into the object store from here.
-            ray.data.from_items(blocks, override_num_blocks=len(blocks))
-            .map_batches(
-                _decode,
-                batch_size=1,
-                num_cpus=CPUS_PER_TASK,
-                fn_kwargs={"payload": payload, "settings": settings},
-            )
-            .map_batches(
-                _Actor,
-                batch_size=1,
-                num_cpus=scale.cpus_per_worker,
-                num_gpus=1 if scale.use_gpu else 0,
-                compute=ActorPoolStrategy(size=scale.num_workers, max_tasks_in_flight_per_actor=BLOCKS_PER_ACTOR),
-                fn_constructor_kwargs={"payload": payload, "scale": scale},
-            )
-        )
-    for row in dataset.iter_rows():
-        yield int(row["block"]), Counts.from_json(json.loads(row["counts"])), int(row["size"])
+    attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
+    # The plan by itself: what reads has no use for the model, nor for torch, which it would have to import for it.
+    plan = labeler.plan
+    without = replace(labeler, plan=empty_plan(plan.pool.location, plan.pool.image_column))
+    shared = Shared(ray.put(plan), ray.put(without), attempts)
+    for start in range(0, len(blocks), BLOCKS_PER_DATASET):
+        with DataContext.current(context):
+            dataset = _dataset(shared, blocks[start : start + BLOCKS_PER_DATASET], settings, scale)
+        for row in dataset.iter_rows():
+            yield int(row["block"]), Counts.from_json(json.loads(row["counts"])), int(row["size"])
 
 
-def _decode(batch: dict[str, Any], *, payload: Any, settings: DecodeSettings) -> dict[str, Any]:
+def _dataset(shared: Shared, blocks: list[int], settings: DecodeSettings, scale: ScaleConfig) -> Any:
+    """The rows of these blocks."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    # No reading task, which would ask for a whole CPU: the numbers are put into the object store from here.
+    numbers = ray.data.from_items(blocks, override_num_blocks=len(blocks))
+    return numbers.map_batches(
+        _decode,
+        batch_size=1,
+        num_cpus=CPUS_PER_TASK,
+        fn_kwargs={"shared": shared, "settings": settings},
+    ).map_batches(
+        _Actor,
+        batch_size=1,
+        num_cpus=scale.cpus_per_worker,
+        num_gpus=1 if scale.use_gpu else 0,
+        compute=ActorPoolStrategy(size=scale.num_workers, max_tasks_in_flight_per_actor=BLOCKS_PER_ACTOR),
+        fn_constructor_kwargs={"shared": shared, "scale": scale},
+    )
+
+
+def _decode(batch: dict[str, Any], *, shared: Shared, settings: DecodeSettings) -> dict[str, Any]:
     """A row with the number of a block -> a row with the block."""
     import ray
 
     from dpl_ray.data.files import is_parquet
-    from dpl_ray.labeling.blocks import decode_block
+    from dpl_ray.labeling.decoding import decode_block
 
-    plan: Plan = ray.get(payload).plan
+    plan: Plan = ray.get(shared.plan)
     block = int(batch["item"][0])
     path = plan.pool.paths[plan.pool.spans[block, 0]].as_py()
-    found = decode_block(plan, block, settings, num_threads=1 if is_parquet(path) else FILE_THREADS)
+    with _attempt(shared, "read", block, partial(_names, plan, block)):
+        found = decode_block(plan, block, settings, num_threads=1 if is_parquet(path) else FILE_THREADS)
     return {
         "block": np.array([block]),
         "images": found.images[None],
@@ -123,24 +159,70 @@ def _decode(batch: dict[str, Any], *, payload: Any, settings: DecodeSettings) ->
 class _Actor:
     """A copy of the model, on a device of its own."""
 
-    def __init__(self, payload: Any, scale: ScaleConfig) -> None:
+    def __init__(self, shared: Shared, scale: ScaleConfig) -> None:
         import ray
         import torch
 
         torch.set_num_threads(num_threads(scale))
-        self.labeler = ray.get(payload).to(torch.device("cuda" if scale.use_gpu else "cpu"))
+        self.shared, self.plan = shared, ray.get(shared.plan)
+        # An actor that is started again is the same one.
+        with _attempt(shared, "start", ray.get_runtime_context().get_actor_id(), lambda: "the start of an actor"):
+            self.labeler = self._load(torch.device("cuda" if scale.use_gpu else "cpu"))
+
+    def _load(self, device: Any) -> BlockLabeler:
+        import ray
+
+        labeler: BlockLabeler = ray.get(self.shared.labeler)
+        return replace(labeler, plan=self.plan).to(device)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from dpl_ray.labeling.blocks import DecodedBlock
+        from dpl_ray.labeling.decoding import DecodedBlock
 
         errors = dict(json.loads(str(batch["errors"][0])))
         block = DecodedBlock(int(batch["block"][0]), batch["images"][0], batch["kept"][0], errors)
-        counts, size = self.labeler.label(block)
+        with _attempt(self.shared, "label", block.number, partial(_names, self.plan, block.number)):
+            counts, size = self.labeler.label(block)
         return {
             "block": batch["block"],
             "counts": np.array([json.dumps(counts.to_json())]),
             "size": np.array([size]),
         }
+
+
+class _Attempts:
+    """An actor that knows what was begun, and how often, and not ended."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[tuple[str, int | str]] = Counter()
+
+    def begin(self, stage: str, key: int | str) -> int:
+        """How often it was begun now."""
+        self._begun[stage, key] += 1
+        return self._begun[stage, key]
+
+    def end(self, stage: str, key: int | str) -> None:
+        self._begun.pop((stage, key), None)
+
+
+@contextmanager
+def _attempt(shared: Shared, stage: str, key: int | str, name: Callable[[], str]) -> Iterator[None]:
+    """Count an attempt at a block, or at the start of an actor.
+
+    Raises:
+        DeadlyError: the processes of so many before have died.
+    """
+    import ray
+
+    if ray.get(shared.attempts.begin.remote(stage, key)) > MAX_DEATHS:
+        raise DeadlyError(f"{MAX_DEATHS} processes died over {name()}: {_WHAT_TO_DO[stage]}")
+    yield
+    shared.attempts.end.remote(stage, key)
+
+
+def _names(plan: Plan, block: int) -> str:
+    """The first and the last image of a block."""
+    ids = plan.sample_ids(block)
+    return " ... ".join(dict.fromkeys([ids[0], ids[-1]]))
 
 
 def num_threads(scale: ScaleConfig) -> int:

@@ -1,0 +1,37 @@
+"""Reading and decoding one block of a pool, in processes that do without torch.
+
+Legend: N images, C channels, S pixels a side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpl_ray.data.decode import EMPTY, NOT_AN_IMAGE, DecodeSettings, decode_many
+from dpl_ray.labeling.parts import FOREIGN
+from dpl_ray.labeling.plan import Plan
+
+
+@dataclass(frozen=True)
+class DecodedBlock:
+    """A block ready for the model."""
+
+    number: int
+    images: NDArray[np.uint8]  # (N, C, S, S) those that could be decoded
+    kept: NDArray[np.int64]  # (N,) their rows in the block
+    errors: dict[int, str]  # row -> reason, of all others
+
+
+def decode_block(plan: Plan, block: int, settings: DecodeSettings, num_threads: int | None = None) -> DecodedBlock:
+    """Read and decode a block; it never fails for what is in the files."""
+    images, kept, bad = decode_many(plan.read(block), settings, num_threads=num_threads)
+    named = plan.are_named(block)
+    missing = sorted(set(range(plan.num_rows(block))) - set(kept))
+    errors = {}
+    for row, image in zip(missing, bad, strict=True):
+        called_so = named if isinstance(named, bool) else named[row]
+        errors[row] = FOREIGN if not called_so and image.reason in (NOT_AN_IMAGE, EMPTY) else image.reason
+    return DecodedBlock(block, images, np.array(kept, np.int64), errors)
