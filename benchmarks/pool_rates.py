@@ -32,6 +32,7 @@ from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
 ROUNDS = 5
 NUM_FILES = 500
 NUM_IMAGE_FILES = (100_000, 400_000)
+PATH_LENGTH = 80  # as that of an image in a bucket
 ROWS_PER_PART = 8192
 
 
@@ -54,17 +55,19 @@ def main() -> None:
     _show("order of a pass of 1,000,000 spans", "s", seconds)
     for number in NUM_IMAGE_FILES:
         for what, memory in _listing_memory(number).items():
-            _show(f"peak memory, {number:,} image files: {what}", "bytes a file", [memory / number])
+            _show(f"peak memory a file of {number:,} images: {what}", "bytes a file", [memory / number])
     print(f"\n{environment_line()}")
 
 
 def _listing_memory(number: int) -> dict[str, int]:
     """Peak memory, above that of the imports, of a fresh process that lists so many files in one folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        for file in range(number):
-            (Path(folder) / f"{file}.png").touch()
+    with tempfile.TemporaryDirectory() as base:
+        folder = Path(base) / ("x" * (PATH_LENGTH - len(f"{base}//{number}.png")))
+        folder.mkdir()
+        for file in range(number, 2 * number):
+            (folder / f"{file}.png").touch()
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            return fresh.submit(_list_and_plan, folder).result()
+            return fresh.submit(_list_and_plan, str(folder)).result()
 
 
 def _list_and_plan(folder: str) -> dict[str, int]:

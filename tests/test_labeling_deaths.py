@@ -97,6 +97,7 @@ def test_what_reads_and_decodes_does_not_import_torch() -> None:
     assert found.stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_every_block_comes_once_over_several_datasets(
     ray_cluster: None, checkpoint: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +117,6 @@ def test_every_block_comes_once_over_several_datasets(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("die_in", "over", "advice"),
     [

@@ -129,6 +129,7 @@ def find_files(location: Location) -> tuple[pa.LargeStringArray, NDArray[np.int6
     except (pa.ArrowException, OSError) as error:
         raise location.error(f"cannot be listed ({one_line(error)})") from None
     whole = pa.concat_arrays(paths)
+    del paths
     if not len(whole):
         raise location.error("no file matches" if pattern else "the folder is empty")
     order = pc.array_sort_indices(whole)
