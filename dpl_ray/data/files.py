@@ -160,7 +160,7 @@ def _is_hidden(path: str) -> bool:
 
 
 def would_list(location: Location, path: str) -> bool:
-    """Whether a file at this path in the same file system would be one of `list_infos`."""
+    """Whether a file at this path in the same file system would be one of `find_files`."""
     if path.startswith(location.path.rstrip("/") + "/"):
         return True
     return bool(re.search(r"[*?[]", location.path) and _glob_pattern(location).fullmatch(path))
