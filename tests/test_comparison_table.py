@@ -208,11 +208,12 @@ def test_the_page_is_made_of_any_number_of_policies(num_policies: int) -> None:
         cell(f"p{index}", seed, 0.5 + index / 30, (0.3, 0.4)) for index in range(num_policies) for seed in (0, 1, 2)
     ]
     described, missing = {"command": "compare <x>", "data": "digits"}, {"p0-seed-3": "the node is gone"}
-    made = make_page("first", found, make_rows(found, "p0"), "p0", described, missing)
+    made = make_page("first", found, make_rows(found, "p0"), "p0", described, missing, "all of 20 images")
     text = made.render()
     assert [section.anchor for section in made.sections] == ["result", "missing", "figures", "noise", "comparison"]
     assert text.count("data:image/svg+xml") == 3
-    for words in (*(f"p{index}" for index in range(num_policies)), "the node is gone", "compare &lt;x&gt;", "digits"):
+    policies = [f"p{index}" for index in range(num_policies)]
+    for words in (*policies, "the node is gone", "compare &lt;x&gt;", "digits", "on the way, on all of 20 images."):
         assert words in text
     above = ", ".join(f"p{index}" for index in reversed(range(1, num_policies)))
     chance = "Chance alone puts 3 differences on one side in 25 %"

@@ -233,7 +233,7 @@ def page_of(kind: str, folder: Path) -> tuple[str, list[str], int]:
         built = page_of_a_search()
         return built.render(), [section.anchor for section in built.sections], 7
     cells = [cell(policy, seed, 0.5, (0.3, 0.4)) for policy in ("dpl", "fixmatch") for seed in (0, 1)]
-    built = make_comparison_page("first", cells, make_rows(cells, "dpl"), "dpl", {}, {})
+    built = make_comparison_page("first", cells, make_rows(cells, "dpl"), "dpl", {}, {}, "x")
     return built.render(), [section.anchor for section in built.sections], 3
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from dpl_ray.comparison.cells import CellResult
 from dpl_ray.comparison.table import Row
-from dpl_ray.plots import draw
+from dpl_ray.plots import draw, legend_above
 
 #: Column of a row -> (name, marker, filled): circles are of the whole pool, triangles of its high-entropy part.
 USES = {
@@ -74,9 +74,9 @@ def _curves(axes: Any, cells: Sequence[CellResult], rows: Sequence[Row]) -> None
             linewidth=2.2 if row.is_reference else 1.1,
             label=row.label + (" (reference)" if row.is_reference else ""),
         )
-    axes.set_xlabel("step")
-    axes.set_ylabel("accuracy on part of the test split, %")
-    axes.legend(fontsize=8, loc="best")
+    axes.set_xlabel("training step")
+    axes.set_ylabel("accuracy on test images, %")
+    legend_above(axes)
 
 
 def _uses(axes: Any, rows: Sequence[Row]) -> None:
@@ -100,9 +100,8 @@ def _uses(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def _policies_below(axes: Any, rows: Sequence[Row]) -> None:
-    """The policies from top to bottom, and the legend where it hides no point."""
+    """The policies from top to bottom."""
     axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    legend_above(axes)

@@ -19,6 +19,7 @@ from dpl_ray.comparison.cells import Cell, CellResult, read_cells
 from dpl_ray.comparison.page import make_page
 from dpl_ray.comparison.table import Row, make_rows, to_csv, to_markdown
 from dpl_ray.config import shown
+from dpl_ray.report.curves import curve_split
 from dpl_ray.run_folder import COMPARISON_FILE, check_kind, check_same, differences, writable_folder
 from dpl_ray.storage import Storage
 
@@ -126,10 +127,13 @@ def write_comparison(folder: str, reference: str, *, missing: Mapping[str, str] 
     _check_policies(place.name, [found.cell for found in cells])
     rows = make_rows(cells, reference)
     outputs = Outputs(rows, place / "comparison.csv", place / "comparison.md", place / "comparison.html")
-    missing, described = missing or {}, _describe(place, cells)
+    config = yaml.safe_load((place / cells[0].cell.name / "config.yaml").read())
+    missing, described = missing or {}, _describe(place, cells, config)
+    curve_of = curve_split(config["train"]["curve_images"], int(cells[0].facts["data.num_test"]))
     outputs.csv.write(to_csv(cells, reference).encode())
     outputs.markdown.write(to_markdown(rows, reference, _header(place.name, described, missing)).encode())
-    outputs.page.write(make_page(place.name, cells, rows, reference, described, missing).render().encode())
+    page = make_page(place.name, cells, rows, reference, described, missing, curve_of)
+    outputs.page.write(page.render().encode())
     return outputs
 
 
@@ -155,12 +159,11 @@ def _header(name: str, described: Mapping[str, str], missing: Mapping[str, str])
     return lines + [f"- missing: {cell} ({' '.join(cause.split())})" for cell, cause in missing.items()]
 
 
-def _describe(place: Storage, cells: Sequence[CellResult]) -> dict[str, str]:
-    """What the table was measured with, as the cells say it."""
+def _describe(place: Storage, cells: Sequence[CellResult], config: dict[str, Any]) -> dict[str, str]:
+    """What the table was measured with, as the cells say it; `config` is that of the first one."""
     info = place / COMPARISON_FILE
     command = json.loads(info.read())["command"] if info.exists() else None
     first = cells[0]
-    config = yaml.safe_load((place / first.cell.name / "config.yaml").read())
     train, data = config["train"], config["data"]["name"]
     facts = {key: _listed(cell.facts[key] for cell in cells) for key in first.facts}
     versions = [f"{key.removeprefix('version.')} {value}" for key, value in facts.items() if key.startswith("version.")]

@@ -11,7 +11,7 @@ from dpl_ray.html import Page, Section, code, facts, figure, grid, note, paragra
 
 CAPTIONS = {
     "Accuracy": "A grey dot is one seed; the black bar is the mean, with a standard deviation to each side.",
-    "How fast": "Mean over seeds of the teacher's accuracy on a fixed part of the test split, on the way.",
+    "How fast": "Mean over seeds of the teacher's accuracy on the way, on {curve_of}.",
     "Use of the pool": "Circles: all that counts; triangles: of it what has a confidence below 0.95, which FixMatch "
     "would leave out. Filled: precision.",
 }
@@ -24,11 +24,13 @@ def make_page(
     reference: str,
     described: Mapping[str, str],
     missing: Mapping[str, str],
+    curve_of: str,
 ) -> Page:
     """
     Args:
         described: name -> value of what the table was measured with.
         missing: name of a cell that has not finished -> why.
+        curve_of: the test images that the curves are made of, in words.
     """
     seeds = sorted({cell.seed for cell in cells})
     made = [
@@ -37,7 +39,8 @@ def make_page(
         )
         for title, columns in tables(reference).items()
     ]
-    pictures = [figure(svg, title, CAPTIONS[title]) for title, svg in draw_comparison(cells, rows).items()]
+    captions = CAPTIONS | {"How fast": CAPTIONS["How fast"].replace("{curve_of}", curve_of)}
+    pictures = [figure(svg, title, captions[title]) for title, svg in draw_comparison(cells, rows).items()]
     sections = [
         Section("result", "Result", paragraph(_finding(rows, reference, len(seeds))), *made),
         Section("figures", "Figures", grid(pictures)),

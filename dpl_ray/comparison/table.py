@@ -201,11 +201,11 @@ NOTES = (
     "split; mean ± standard deviation over seeds. Minus {reference}: the mean difference over the seeds that both",
     "policies have, and in brackets the 95 % percentile interval of a bootstrap over those seeds (10,000 draws),",
     f"which is too narrow where seeds are few, and not there below {LEAST_SEEDS}. Steps and seconds to the final",
-    "accuracy of {reference}: the first point of the curve, on a fixed part of the test split, at or above",
-    "{reference}'s last point of the same seed; the median over seeds, and how many came there. Seconds are those of",
-    "training steps, beside the cells that ran at the same time. Coverage (mean weight) of the pool, precision of the",
-    "pseudo-labels, and share and precision of those with a confidence below 0.95: the last record of a cell, mean",
-    "over seeds. What is shown is rounded, differences are not made of it.",
+    "accuracy of {reference}: the first point of the curve, of at most train.curve_images images of the test split,",
+    "at or above {reference}'s last point of the same seed; the median over seeds, and how many came there. Seconds",
+    "are those of training steps, beside the cells that ran at the same time. Coverage (mean weight) of the pool,",
+    "precision of the pseudo-labels, and share and precision of those with a confidence below 0.95: the last record",
+    "of a cell, mean over seeds. What is shown is rounded, differences are not made of it.",
 )
 
 

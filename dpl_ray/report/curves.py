@@ -27,12 +27,19 @@ class History:
         return [(step, scale * metrics[key]) for step, metrics, _ in self.merged if key in metrics]
 
 
-def training_section(main: History, baseline: History | None, num_curve_images: int, num_test: int) -> Section:
-    """Curves of accuracy and of loss."""
+def training_section(
+    main: History, baseline: History | None, *, num_curve_images: int, num_test: int, num_validation: int
+) -> Section:
+    """Curves of accuracy and of loss.
+
+    Args:
+        num_curve_images: images of the test split that the curve is made of, at most num_test.
+    """
     phases = [main, *([baseline] if baseline else [])]
-    accuracy = {f"{phase.phase}, test": phase.points("curve/accuracy", 100) for phase in phases}
+    test = {f"{phase.phase}, test": phase.points("curve/accuracy", 100) for phase in phases}
     validation = {f"{phase.phase}, validation": phase.points("validation/accuracy", 100) for phase in phases}
-    accuracy |= {name: points for name, points in validation.items() if len(points) > 1}
+    # A run that is evaluated at its end only has a single point of validation.
+    validation = {name: points for name, points in validation.items() if len(points) > 1}
     losses = {f"labelled, {main.phase}": main.points("train/loss_labeled")}
     losses |= {f"labelled, {baseline.phase}": baseline.points("train/loss_labeled")} if baseline else {}
     for name in ("unlabeled", "auxiliary"):
@@ -40,15 +47,26 @@ def training_section(main: History, baseline: History | None, num_curve_images: 
         shown = {"unlabeled": "unlabelled", "auxiliary": "policy's own"}[name]
         losses |= {f"{shown}, {main.phase}": points} if any(value for _, value in points) else {}
     parts = []
-    if any(accuracy.values()):
-        part = "the whole" if num_curve_images >= num_test else f"a fixed part ({num_curve_images:,} images) of the"
-        caption = f"Last teacher at that step, on {part} test split of {num_test:,}. It chooses nothing."
+    told = []
+    if any(test.values()):
+        told.append(f"Test: {curve_split(num_curve_images, num_test)}, by which nothing is chosen.")
+    if validation:
+        told.append(f"Validation: {num_validation:,} labelled images that are held out, by which a search chooses.")
+    if told:
+        accuracy = test | validation
+        caption = f"Last teacher at that step. {' '.join(told)}"
         parts.append(figure(draw(lambda axes: _shares(axes, accuracy, "accuracy (%)")), "Accuracy", caption))
     else:
         parts.append(note("There is no curve of accuracy: the run has no test images for it, or too few steps."))
     caption = "Mean since the record before. Logarithmic; a loss of zero is not drawn."
     parts.append(figure(draw(lambda axes: _losses(axes, losses)), "Loss", caption))
     return Section("training", "Training", grid(parts))
+
+
+def curve_split(num_curve_images: int, num_test: int) -> str:
+    """What the curve of accuracy is made of, in words."""
+    part = "the whole" if num_curve_images >= num_test else f"a fixed part ({num_curve_images:,} images) of the"
+    return f"{part} test split of {num_test:,}"
 
 
 def _shares(axes: Any, lines: dict[str, Points], label: str) -> None:

@@ -63,8 +63,15 @@ def make_page(config: Config, splits: Splits, folder: RunFolder, outcomes: list[
     history = History(folder.history, main.phase)
     history_baseline = History(folder.history, baseline.phase) if baseline else None
     sections = [_summary(config, splits, outcomes)]
-    num_curve = min(config.train.curve_images, len(splits.test))
-    sections.append(training_section(history, history_baseline, num_curve, len(splits.test)))
+    sections.append(
+        training_section(
+            history,
+            history_baseline,
+            num_curve_images=min(config.train.curve_images, len(splits.test)),
+            num_test=len(splits.test),
+            num_validation=len(splits.validation),
+        )
+    )
     if history.points("pseudo/coverage"):
         sections.append(pseudo_section(history))
     if main.thresholds:
@@ -107,6 +114,8 @@ def _summary(config: Config, splits: Splits, outcomes: list[Outcome]) -> Section
         if key in metrics
     ]
     parts = [_verdict(config, splits, outcomes), numbers(cards)] if cards else [_verdict(config, splits, outcomes)]
+    if cards:
+        parts.append(note("What is shown is rounded; every difference on this page is one of unrounded numbers."))
     if splits.bad:
         parts.append(note(f"{len(splits.bad):,} images could not be read: bad_images.csv names them."))
     return Section("verdict", "Has the pool helped?", *parts)
