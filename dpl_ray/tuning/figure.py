@@ -12,7 +12,7 @@ from dpl_ray.plots import draw, legend_above, thinned
 from dpl_ray.tuning.space import Domain, Space
 from dpl_ray.tuning.trials import TrialResult
 
-SPREAD, GOLDEN = 0.4, 0.618034  # of the trials of one choice; multiples of the latter fall far from each other
+SPREAD, GOLDEN = 0.2, 0.618034  # of the trials of one choice; multiples of the latter fall far from each other
 MAX_LABEL = 16  # characters of a choice below a panel
 MAX_LABELS = 16  # of choices below a panel
 LEVEL_CHARACTERS = 36  # for which a panel has room in one line
@@ -72,8 +72,7 @@ def _panel(
     ranked: Sequence[TrialResult], field: str, domain: Domain, limits: tuple[float, float]
 ) -> Callable[[Any], None]:
     def plot(axes: Any) -> None:
-        _states(axes, ranked, lambda result: _position(result, field, domain))
-        _best(axes, [_position(ranked[0], field, domain)], ranked[0])
+        _marks(axes, ranked, lambda result: _position(result, field, domain, spread=result is not ranked[0]))
         axes.set_ylim(limits)
         axes.set_ylabel("validation accuracy (%)", fontsize=8.5)
         axes.set_xlabel(_lines(f"{field}, logarithmic" if domain.kind == "loguniform" else field), fontsize=8.5)
@@ -82,10 +81,11 @@ def _panel(
     return plot
 
 
-def _states(axes: Any, ranked: Sequence[TrialResult], position: Callable[[TrialResult], float]) -> None:
-    """A mark for every trial that has an accuracy."""
+def _marks(axes: Any, ranked: Sequence[TrialResult], position: Callable[[TrialResult], float]) -> None:
+    """A mark for every trial that has an accuracy; the best one's is a star."""
+    best = ranked[0]
     for state, (marker, face, _, _) in LOOKS.items():
-        found = [result for result in ranked if result.state == state and result.accuracy is not None]
+        found = [result for result in ranked[1:] if result.state == state and result.accuracy is not None]
         if found:
             axes.plot(
                 [position(result) for result in found],
@@ -97,10 +97,8 @@ def _states(axes: Any, ranked: Sequence[TrialResult], position: Callable[[TrialR
                 markerfacecolor=face,
                 label=state,
             )
-
-
-def _best(axes: Any, x: Sequence[float], best: TrialResult) -> None:
-    axes.plot(x, [_percent(best)], "*", markersize=13, color="black", label=f"best (trial {best.number})")
+    name = f"best (trial {best.number})"
+    axes.plot([position(best)], [_percent(best)], "*", markersize=13, color="black", label=name)
 
 
 def _scale(axes: Any, domain: Domain) -> None:
@@ -158,12 +156,13 @@ def _lines(text: str) -> str:
     return "\n".join([*lines, text])
 
 
-def _position(result: TrialResult, field: str, domain: Domain) -> float:
-    """Where choices are, a little beside them, the same in every panel: trials of one value may have one accuracy."""
+def _position(result: TrialResult, field: str, domain: Domain, *, spread: bool) -> float:
+    """On the axis of values; `spread`: a little beside a choice, since trials of one value may have one accuracy."""
     value = result.values[field]
     if domain.kind != "choice":
         return float(value)
-    return [*map(shown, domain.values)].index(shown(value)) + SPREAD * ((result.number * GOLDEN) % 1 - 0.5)
+    place = [*map(shown, domain.values)].index(shown(value))
+    return place + (SPREAD * ((result.number * GOLDEN) % 1 - 0.5) if spread else 0.0)
 
 
 def _curves(axes: Any, ranked: Sequence[TrialResult]) -> None:
@@ -210,8 +209,7 @@ def _progress(axes: Any, ranked: Sequence[TrialResult]) -> None:
         linewidth=1.6,
         label="best so far",
     )
-    _states(axes, ranked, lambda result: result.number)
-    _best(axes, [ranked[0].number], ranked[0])
+    _marks(axes, ranked, lambda result: result.number)
     axes.set_xlabel("trial number")
     axes.set_ylabel("validation accuracy (%)")
     axes.set_xlim(-0.5, max(result.number for result in ranked) + 0.5)
@@ -223,7 +221,7 @@ def _seconds(axes: Any, ranked: Sequence[TrialResult]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for state, (_, face, _, hatch) in LOOKS.items():
-        found = [result for result in ranked if result.state == state]
+        found = [result for result in ranked if result.state == state and result.seconds]
         if found:
             axes.bar(
                 [result.number for result in found],

@@ -175,8 +175,9 @@ def _name(field: str) -> Html:
 def _fields(ranked: Sequence[TrialResult], space: Space) -> Section:
     text = (
         "A mark is a trial. Circle: trained to its end; hollow triangle: stopped, at its last accuracy; star: the "
-        "best. Choices have their trials a little beside each other. All fields vary at once, so that a panel shows "
-        "what one of them does on average over the others, and with few trials little of that."
+        "best. Other trials of a choice are set a little beside it, so that none hides another. All fields vary at "
+        "once: a panel shows the same trials as every other, and a trend in it may come from another field, or, with "
+        "few trials, from chance."
     )
     panels = [figure(svg, field) for field, svg in draw_fields(ranked, space).items()]
     return Section("fields", "Accuracy by field", paragraph(text), grid(panels, "medium"))
