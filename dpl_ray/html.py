@@ -118,25 +118,34 @@ def banner(sign: str, headline: str, *parts: object) -> Html:
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int = 1) -> Html:
-    """A table whose first column names the row; the first `text_columns` are set left, numbers right."""
+    """A table whose first column names the row; the first `text_columns` are set left, numbers right.
+
+    Where it is too wide for the window it is moved sideways, and its caption and its first column stay.
+    """
 
     def align(place: int) -> str | None:
         return None if place < text_columns else "number"
 
-    head = [element("th", name, scope="col", class_=align(place)) for place, name in enumerate(columns)]
+    head = [element("th", _breakable(name), scope="col", class_=align(place)) for place, name in enumerate(columns)]
     body = [
         element(
             "tr",
             element("th", row[0], scope="row"),
-            *(element("td", value, class_=align(place)) for place, value in enumerate(row[1:], start=1)),
+            *(element("td", _breakable(value), class_=align(place)) for place, value in enumerate(row[1:], start=1)),
         )
         for row in rows
     ]
-    made = element(
-        "table", element("caption", caption), element("thead", element("tr", *head)), element("tbody", *body)
-    )
+    made = element("table", element("thead", element("tr", *head)), element("tbody", *body), aria_label=caption)
     # Focusable, so that the keyboard scrolls what is too wide for the window.
-    return element("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    moved = element("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    return element("div", element("p", caption, class_="caption"), moved, class_="table")
+
+
+def _breakable(value: object) -> object:
+    """A number that has its interval, deviation or count behind it: there a narrow window may break the line."""
+    parts = re.split(r" (?=[\[(±])", value) if isinstance(value, str) and not isinstance(value, Html) else []
+    pieces = Html(" ".join(element("span", part) for part in parts))
+    return element("span", pieces, class_="pieces") if len(parts) > 1 else value
 
 
 def folded(summary: str, *parts: object) -> Html:
@@ -216,9 +225,8 @@ pre { margin: 0; padding: 1rem; overflow-x: auto; background: var(--shade); font
 .banner p { margin: .3rem 0 0; }
 .banner .headline { margin: 0; font-size: 1.3rem; line-height: 1.35; font-weight: 650; }
 .numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 1px; margin: 1.2rem 0;
-  padding: 0; list-style: none; background: var(--line); border: 1px solid var(--line); border-radius: 4px;
-  overflow: hidden; }
-.numbers li { display: flex; flex-direction: column; padding: .8rem 1rem; background: var(--paper); }
+  padding: 0; list-style: none; border: 1px solid var(--line); border-radius: 4px; overflow: hidden; }
+.numbers li { display: flex; flex-direction: column; padding: .8rem 1rem; box-shadow: 0 0 0 1px var(--line); }
 .numbers .name { font-size: .86rem; color: var(--soft); }
 .numbers b { font-size: 1.55rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
 .numbers .of { font-size: .8rem; color: var(--soft); }
@@ -231,16 +239,21 @@ figure { margin: 0; min-width: 0; } figure img { display: block; width: 100%; he
 .wide > figure { max-width: 40rem; } .small h3 { margin: 0; font-size: .85rem; }
 figcaption { margin-top: .4rem; } .tiny figcaption { font-size: .78rem; overflow-wrap: anywhere; }
 .pixels { image-rendering: pixelated; border: 1px solid var(--line); background: var(--shade); }
-.scroll { overflow-x: auto; margin: 1rem 0; /* a shadow at a side where there is more */
+.table { margin: 1.2rem 0; } .grid > .table, .grid > div > .table:first-child { margin-top: 0; }
+.caption { margin: 0 0 .2rem; font-weight: 650; font-size: .95rem; line-height: 1.35; }
+.scroll { overflow-x: auto; /* a shadow at a side where there is more */
   background: linear-gradient(to right, var(--paper) 1.5rem, transparent) left / 3rem 100% no-repeat local,
     linear-gradient(to left, var(--paper) 1.5rem, transparent) right / 3rem 100% no-repeat local,
     linear-gradient(to right, #0003, transparent) left / .8rem 100% no-repeat scroll,
     linear-gradient(to left, #0003, transparent) right / .8rem 100% no-repeat scroll; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 650; font-size: .95rem; padding-bottom: .4rem; }
-th, td { padding: .34rem .9rem .34rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem; line-height: 22px;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: 5px .9rem 5px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 1.5px solid var(--ink); font-weight: 600; vertical-align: bottom; }
-tbody th { font-weight: 500; } .number { text-align: right; padding: .34rem .2rem .34rem 1.1rem; }
+tr > :first-child { position: sticky; left: 0; background: var(--paper); /* stays where a table is moved */ }
+tbody th { font-weight: 500; overflow-wrap: break-word; max-width: 18rem; } .pieces { white-space: normal; }
+.pieces span { white-space: nowrap; }
+.number { text-align: right; padding: 5px .2rem 5px 1.1rem; }
 td.number { white-space: nowrap; } .grid + h3 { margin-top: 1.8rem; } figcaption code { display: block; }
 dl { margin: 1rem 0; } dl > div { display: grid; grid-template-columns: 14rem 1fr; gap: .2rem 1rem; padding: .34rem 0;
   border-bottom: 1px solid var(--line); } dt { color: var(--soft); } dd { margin: 0; }
@@ -252,7 +265,9 @@ footer { color: var(--soft); font-size: .86rem; }
 @media (max-width: 600px) { body { padding: 1.4rem 1rem 3rem; } h1 { font-size: 1.5rem; }
   section { margin-top: 2.3rem; } .small, .numbers { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .tiny { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-  table { font-size: .82rem; } .number { padding-left: .7rem; } th, td { padding-right: .5rem; }
+  table { font-size: .8rem; } thead { font-size: .74rem; } th, td { padding-right: .4rem; }
+  .number { padding: 5px .1rem 5px .4rem; } tbody th { max-width: 7rem; } table { line-height: 20px; }
+  tr > :first-child { box-shadow: 1px 0 var(--line); } tr > :nth-child(2) { padding-left: .5rem; }
   .banner { gap: .8rem; padding: 1rem; } .banner .headline { font-size: 1.1rem; }
   dl > div { grid-template-columns: 1fr; gap: 0; } }
 @media print { body { max-width: none; padding: 0; } nav { display: none; } figure, tr { break-inside: avoid; } }

@@ -20,7 +20,9 @@ _STYLE = {
     "axes.grid": True,
     "grid.color": "0.92",
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 9.0,
+    "legend.handlelength": 2.4,
+    "legend.columnspacing": 1.2,
     "hatch.linewidth": 0.6,
     "svg.hashsalt": "dpl_ray",  # the same drawing is the same file
 }
@@ -29,14 +31,15 @@ _STYLE = {
 def draw(
     plot: Callable[..., None],
     *,
-    width: float = 5.2,
-    height: float = 3.3,
+    width: float = 4.4,
+    height: float = 3.0,
     heights: Sequence[float] = (1,),
 ) -> bytes:
     """An SVG that `plot(axes, ...)` fills.
 
     Args:
-        width, height: in inches, with letters of 9.5 points.
+        width, height: in inches, with letters of 9.5 points. A page sets a drawing as wide as its column, which on a
+            telephone is some 360 pixels: letters of 10 of these need a width of 4.6 or less.
         heights: of the axes that stand below each other on one horizontal axis.
     """
     import matplotlib
@@ -46,6 +49,7 @@ def draw(
         drawing = Figure(figsize=(width, height), layout="constrained")
         axes = drawing.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
         plot(*axes[:, 0])
+        _fit_legends(drawing)
         buffer = io.BytesIO()
         drawing.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     return buffer.getvalue()
@@ -68,9 +72,23 @@ def curves(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], **styl
         legend_above(axes)
 
 
-def legend_above(axes: Any, num_columns: int = 2) -> None:
-    """A legend that hides nothing that is drawn."""
+def legend_above(axes: Any, num_columns: int = 4) -> None:
+    """A legend that hides nothing that is drawn; `draw` takes fewer columns where there is no room for so many."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=num_columns, borderaxespad=0.3)
+
+
+def _fit_legends(drawing: Any) -> None:
+    """The most columns for which a legend does not reach beyond the drawing."""
+    with_legend = [axes for axes in drawing.axes if axes.get_legend()]
+    for axes in with_legend:
+        axes.get_legend().set_in_layout(False)
+    if with_legend:
+        drawing.draw_without_rendering()  # from here on the axes have their place
+    for axes in with_legend:
+        for num_columns in (4, 2, 1):
+            legend_above(axes, num_columns)
+            if axes.bbox.x0 + axes.get_legend().get_window_extent().width < drawing.bbox.x1:
+                break
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

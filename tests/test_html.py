@@ -102,3 +102,11 @@ def test_every_link_of_the_contents_has_its_section() -> None:
     found = Outline(page_of("x").render())
     anchors = {address.removeprefix("#") for address in found.addresses if address.startswith("#")}
     assert anchors == {"first", "second"} <= set(found.ids)
+
+
+def test_the_caption_of_a_table_is_not_moved_with_it_and_an_interval_stays_whole() -> None:
+    made = table("What it is", ["a", "b [95 %]"], [["x [1]", "1.0 [0.5, 1.5]"], ["y", Html("<b>2</b> [3]")]])
+    assert made.index("What it is</p>") < made.index('class="scroll"') < made.index("<table")
+    assert "<span>1.0</span> <span>[0.5, 1.5]</span>" in made
+    assert "<b>2</b> [3]</td>" in made, "markup is left alone"
+    assert "1.0 [0.5, 1.5]" in Outline(made).text

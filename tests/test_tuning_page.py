@@ -84,7 +84,7 @@ def test_the_page_has_every_section_and_its_numbers() -> None:
 
 def rows(built: Page, caption: str) -> list[list[str]]:
     """The cells of the table of this caption, below its head."""
-    (body,) = re.findall(rf"<caption>{caption}</caption>.*?<tbody>(.*?)</tbody>", built.render())
+    (body,) = re.findall(rf'<p class="caption">{caption}</p>.*?<tbody>(.*?)</tbody>', built.render())
     cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", body)]
     return [[Outline(f"<p>{cell}</p>").text for cell in row] for row in cells]
 

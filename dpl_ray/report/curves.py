@@ -133,7 +133,7 @@ def thresholds_section(main: History, class_names: Sequence[str], thresholds: di
     panels = []
     for place in shown:
         lines = {label: main.points(f"threshold/{name}/{class_names[place]}") for name, label in names.items()}
-        width, height = (5.2, 3.3) if same else (2.6, 2.1)
+        width, height = (4.4, 3.0) if same else (2.2, 1.9)
         title = "All classes" if same else class_names[place]
         panels.append(figure(draw(lambda axes, lines=lines: _band(axes, lines), width=width, height=height), title))
     parts = [paragraph(which, _says(thresholds)), grid(panels, "wide" if same else "small")]
@@ -179,5 +179,5 @@ def _band(axes: Any, lines: dict[str, Points]) -> None:
         axes.fill_between([step for step, _ in over], [v for _, v in over], [v for _, v in under], color="0.85")
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("confidence")
-    if len(axes.get_lines()) > 1:
+    if axes.get_legend():
         axes.get_legend().remove()  # the sentence above the panels says it once

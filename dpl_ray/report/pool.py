@@ -142,7 +142,7 @@ def pool_section(sample: PoolSample, policy: str) -> Section:
         "gives every image a weight. Confidence and entropy are those that the policy reads, aligned where it aligns."
     )
     known = int((sample.targets >= 0).sum())
-    drawing = draw(lambda *axes: _histogram(axes, sample, policy), height=4.4, width=5.6, heights=(3, 2))
+    drawing = draw(lambda *axes: _histogram(axes, sample, policy), height=4.2, width=4.6, heights=(3, 2))
     caption = (
         "Images by entropy, stacked. Below: precision of the pseudo-labels in each bar, weighted as they are counted"
         + (
@@ -167,24 +167,20 @@ def pool_section(sample: PoolSample, policy: str) -> Section:
 def _sums(sample: PoolSample, policy: str) -> Any:
     above = sample.confidence >= HIGH_ENTROPY_CONFIDENCE
     masks = {f"{HIGH_ENTROPY_CONFIDENCE} and above": above, f"below {HIGH_ENTROPY_CONFIDENCE}": ~above}
-    rows = [
-        [
-            name,
-            f"{mask.sum():,}",
-            *_counted(part(sample, mask, fixmatch=True)),
-            *_counted(part(sample, mask, fixmatch=False)),
-        ]
-        for name, mask in (masks | {"all": np.ones_like(above)}).items()
-    ]
-    columns = ["confidence", "images", "FixMatch counts", "precision", f"{policy} counts", "precision"]
-    return table("What is counted of the sample", columns, rows)
+    masks["all"] = np.ones_like(above)
+    rows = [["images", *(f"{mask.sum():,}" for mask in masks.values())]]
+    for name, fixmatch in (("FixMatch", True), (policy, False)):
+        parts = [part(sample, mask, fixmatch=fixmatch) for mask in masks.values()]
+        rows.append([f"{name} counts", *(f"{found.counts:,.0f}" for found in parts)])
+        rows.append(["their precision", *map(_precision, parts)])
+    return table("What is counted of the sample, by confidence", ["", *masks], rows)
 
 
-def _counted(found: Part) -> tuple[str, str]:
+def _precision(found: Part) -> str:
     if found.precision is None:
-        return f"{found.counts:,.0f}", MISSING
+        return MISSING
     low, high = found.interval
-    return f"{found.counts:,.0f}", f"{100 * found.precision:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * found.precision:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _histogram(axes: Any, sample: PoolSample, policy: str) -> None:
@@ -205,7 +201,7 @@ def _histogram(axes: Any, sample: PoolSample, policy: str) -> None:
         bottom += values
     _clip(bars, centres, bottom)
     bars.set_ylabel("images (by weight)")
-    legend_above(bars, 3)
+    legend_above(bars)
     for mask, fixmatch, marker, face, name in (
         (above, True, "o", "0.25", "FixMatch's"),
         (~above, False, "^", "white", f"{policy}'s in addition"),

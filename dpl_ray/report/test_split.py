@@ -31,7 +31,7 @@ MAX_PIXELS = 96  # of a picture's longer side
 def calibration_section(test: ImageSet, found: Predictions, ece: float, baseline_ece: float | None) -> Section:
     """The reliability diagram."""
     right = found.labels == test.targets
-    drawing = draw(lambda *axes: _reliability(axes, found.confidence, right), width=5.2, height=4.4, heights=(3, 1))
+    drawing = draw(lambda *axes: _reliability(axes, found.confidence, right), width=4.4, height=4.0, heights=(3, 1))
     said = f"{100 * float(found.confidence.mean()):.1f} %"
     beside = "" if baseline_ece is None else f"; of the supervised baseline {100 * baseline_ece:.1f} %"
     tends = "over" if found.confidence.mean() > right.mean() else "under"
@@ -95,7 +95,7 @@ def confusion_section(
     num_classes = len(class_names)
     matrix = np.bincount(test.targets * num_classes + found.labels, minlength=num_classes**2)
     matrix = matrix.reshape(num_classes, num_classes)
-    size = 5.2 if num_classes <= MAX_NAMED else 6.0
+    size = 4.6
     drawing = draw(lambda axes: _matrix(axes, matrix, class_names), width=size, height=size * 0.95)
     caption = "Rows: the true class; columns: what the last teacher says. Grey: share of the true class. "
     caption += "Numbers: images." if num_classes <= MAX_NAMED else "Classes are numbered; the tables name them."

@@ -188,7 +188,7 @@ def _curves(axes: Any, ranked: Sequence[TrialResult]) -> None:
     axes.set_ylabel("validation accuracy (%)")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-    legend_above(axes, 4)
+    legend_above(axes)
 
 
 def _way(result: TrialResult) -> tuple[list[float], list[float]]:
@@ -214,7 +214,7 @@ def _progress(axes: Any, ranked: Sequence[TrialResult]) -> None:
     axes.set_ylabel("validation accuracy (%)")
     axes.set_xlim(-0.5, max(result.number for result in ranked) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    legend_above(axes, 4)
+    legend_above(axes)
 
 
 def _seconds(axes: Any, ranked: Sequence[TrialResult]) -> None:
@@ -236,7 +236,7 @@ def _seconds(axes: Any, ranked: Sequence[TrialResult]) -> None:
     axes.set_ylabel("seconds in training steps")
     axes.set_xlim(-0.6, max(result.number for result in ranked) + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    legend_above(axes, 4)
+    legend_above(axes)
 
 
 def _percent(result: TrialResult) -> float:
