@@ -16,6 +16,8 @@ from dpl_ray.data.dataset import ImageSet
 from dpl_ray.models import Classifier
 from dpl_ray.training.distributed import Workers
 
+BELOW_ONE = 1 - 2**-24  # the largest float32 that is
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -64,10 +66,11 @@ def classification_metrics(probs: Tensor, targets: Tensor) -> dict[str, float]:
     num_classes = probs.shape[1]
     recall = multiclass_recall(probs, targets, num_classes, average="none")
     occurs = torch.bincount(targets, minlength=num_classes) > 0
+    in_bins = probs.clamp(max=BELOW_ONE)  # torchmetrics has a sixteenth bin for what is 1
     return {
         "eval/accuracy": float(multiclass_accuracy(probs, targets, num_classes, average="micro")),
         "eval/balanced_accuracy": float(recall[occurs].mean()),
-        "eval/ece": float(multiclass_calibration_error(probs, targets, num_classes, n_bins=15, norm="l1")),
+        "eval/ece": float(multiclass_calibration_error(in_bins, targets, num_classes, n_bins=15, norm="l1")),
     }
 
 

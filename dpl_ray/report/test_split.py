@@ -61,9 +61,12 @@ def _bins(confidence: NDArray, right: NDArray[np.bool_]) -> Html:
     return table("The bins of the diagram", ["confidence", "images", "mean confidence", "accuracy"], rows)
 
 
-def _places(confidence: NDArray) -> NDArray[np.int64]:
-    """Of bins that are closed above, as those of eval/ece."""
-    return np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+def _places(confidence: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Bins of (N,) confidences, from 0: those of eval/ece, to the last bit of their bounds."""
+    import torch
+
+    places = torch.bucketize(torch.from_numpy(confidence), torch.linspace(0, 1, NUM_BINS + 1), right=True) - 1
+    return places.clamp(max=NUM_BINS - 1).numpy()
 
 
 def _reliability(axes: Any, confidence: NDArray, right: NDArray[np.bool_]) -> None:
