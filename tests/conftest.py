@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before ray, torch and mlflow are imported, and for the workers too.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -23,6 +25,8 @@ for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+from tests.figures import check_names  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -83,3 +87,20 @@ def unrendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
     if request.node.get_closest_marker("rendered") is None:
         monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"not rendered"))
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The figures that are drawn, in order, not rendered where they would be saved; every axis has to have a name."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Any] = []
+
+    def save(figure: Figure, buffer: io.BytesIO, **_: Any) -> None:
+        drawn.append(figure)
+        buffer.write(b"<svg/>")
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    yield drawn
+    for figure in drawn:
+        check_names(figure)
