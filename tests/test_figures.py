@@ -75,15 +75,15 @@ def test_a_model_that_says_too_little_is_underconfident(figures: list[Figure]) -
 
 @pytest.mark.parametrize("bound", range(2, NUM_BINS + 1))
 def test_the_bins_are_those_of_the_error_below_it(figures: list[Figure], bound: int) -> None:
-    """One image at the bound is right, one a little below is wrong: apart, they have a larger error than together."""
+    """One image at the bound is wrong, one a little below is right: apart, they have a larger error than together."""
     confidence = np.array([bound / NUM_BINS, bound / NUM_BINS - 0.01], np.float32)
     probs = torch.from_numpy(
         np.concatenate([confidence[:, None], (1 - confidence[:, None]) / 20 * np.ones(20)], axis=1)
     )
-    ece = classification_metrics(probs.float(), torch.tensor([0, 1]))["eval/ece"]
-    apart = (1 - confidence[0] + confidence[1]) / 2
+    ece = classification_metrics(probs.float(), torch.tensor([1, 0]))["eval/ece"]
+    apart = (confidence[0] + 1 - confidence[1]) / 2
     together = abs(0.5 - confidence.mean())
-    calibration(confidence.tolist(), [True, False])
+    calibration(confidence.tolist(), [False, True])
     numbers = bars(figures[0].axes[1].containers[0], 1 / NUM_BINS)
     assert ece == pytest.approx(apart if len(numbers) == 2 else together, abs=1e-5)
     assert sum(height for _, height in numbers.values()) == 2
