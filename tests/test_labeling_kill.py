@@ -79,6 +79,7 @@ def test_the_job_is_killed_at_random_moments_and_goes_on(
     process = start(checkpoint, pool, output, "scale.num_workers=0")
     told = process.end()
     assert process.status == 0, told
+    assert "logging.cc" not in told, "nothing of Ray's core"
     assert {name: part for name, part in parts(output).items() if name in before} == before, "not computed again"
     check_same(output, whole)
 
@@ -118,5 +119,6 @@ def test_an_actor_is_killed_then_the_job_and_both_are_made_up_for(
     let_through(output, total + 1)  # a part that is written may be asked for once more
     told = process.end()
     assert process.status == 0, told
+    assert "logging.cc" not in told, "nothing of Ray's core"
     assert {name: part for name, part in parts(output).items() if name in before} == before, "not computed again"
     check_same(output, whole)

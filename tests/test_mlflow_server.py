@@ -13,6 +13,7 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,13 +130,14 @@ def test_a_server_that_dies_in_the_middle_costs_one_warning_and_is_told_later(
     client, add = MlflowClient(tracking_uri=server.address), RunFolder.add
     experiment = client.create_experiment("dying")
 
-    def killing(self: RunFolder, record: Record) -> None:
-        add(self, record)
+    def killing(self: RunFolder, record: Record) -> dict[str, Any]:
+        row = add(self, record)
         if "train/loss_labeled" in record.metrics and record.step == STEPS[1]:
             # It has begun: the first metrics are there.
             while not any("train/loss_labeled" in run.data.metrics for run in client.search_runs([experiment])):
                 pass
             server.kill()
+        return row
 
     monkeypatch.setattr(RunFolder, "add", killing)
     with warnings.catch_warnings(record=True) as told:

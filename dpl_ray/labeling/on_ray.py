@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ FILE_THREADS = 16  # of a task that opens files; a parquet file is read in one g
 BLOCKS_PER_ACTOR = 2  # given to an actor at a time
 BLOCKS_PER_DATASET = 32_768  # for each Ray Data takes 0.8 ms and 3 kB before the first task; actors start anew
 MAX_DEATHS = 3  # of processes over the same block or start; Ray Data would begin it again without end
+LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 BYTES_PER_ACTOR = 512 * 2**20  # of decoded blocks in the object store
 _WHAT_TO_DO = {
     "read": "an image of these crashes its decoder or takes more memory than there is; to find it, label its folder or "
@@ -70,9 +72,8 @@ def label_on_ray(
         ValueError: the cluster is not there or is too small.
         WorkersFailedError: a task failed, or MAX_DEATHS processes died over one block; fewer are made up for.
     """
-    # Its core complains on stderr of every actor of Ray Data that may be restarted.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    started = cluster.connect(scale)
+    with _quiet_core():
+        started = cluster.connect(scale)
     import ray
     import ray.data
 
@@ -89,6 +90,31 @@ def label_on_ray(
             results.close()
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Ray's core would complain on stderr of every actor of Ray Data that may be restarted.
+
+    It reads its level where it is started, and says so on stderr too, with nothing that would stop it.
+    """
+    if LOG_LEVEL in os.environ:
+        yield
+        return
+    os.environ[LOG_LEVEL] = "fatal"
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            del os.environ[LOG_LEVEL]
+            said.seek(0)
+            for line in said:
+                if LOG_LEVEL.encode() not in line:
+                    os.write(2, line)
 
 
 def _stream(

@@ -65,8 +65,8 @@ def _places(confidence: NDArray[np.float32]) -> NDArray[np.int64]:
     """Bins of (N,) confidences, from 0: those of eval/ece, to the last bit of their bounds."""
     import torch
 
-    places = torch.bucketize(torch.from_numpy(confidence), torch.linspace(0, 1, NUM_BINS + 1), right=True) - 1
-    return places.clamp(max=NUM_BINS - 1).numpy()
+    bounds = torch.linspace(0, 1, NUM_BINS + 1).numpy()
+    return np.minimum(np.searchsorted(bounds, confidence, side="right") - 1, NUM_BINS - 1)
 
 
 def _reliability(axes: Any, confidence: NDArray, right: NDArray[np.bool_]) -> None:
