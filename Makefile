@@ -44,4 +44,5 @@ bench: install
 	$(BIN)/python -m benchmarks.mistakes
 	$(BIN)/python -m benchmarks.pool_rates
 	$(BIN)/python -m benchmarks.tracking
+	$(BIN)/python -m benchmarks.search
 	$(BIN)/python -m benchmarks.pool
