@@ -272,7 +272,11 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
     if folder.finished:
         return f"{folder.name} had finished; another run.name trains anew"
     streamed = "" if isinstance(splits.unlabeled, ImageSet) else " (streamed)"
-    place = f"{config.scale.num_workers} Ray Train workers" if config.scale.num_workers else "this process"
+    place = (
+        f"{config.scale.num_workers} Ray Train worker{'s' * (config.scale.num_workers > 1)}"
+        if config.scale.num_workers
+        else "this process"
+    )
     data = config.data
     num_pseudo = f" + {splits.num_pseudo_labeled} pseudo-labelled" if data.labels else ""
     of_pseudo_labels = " (of pseudo-labels)" if data.labels and not data.train and not data.test else ""

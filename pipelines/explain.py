@@ -21,7 +21,9 @@ def job(config: ExplainConfig, console: Console) -> None:
     rows |= {f"threshold {name}": f"{value:.4f}" for name, value in found.thresholds.items()}
     rows |= {"weight": f"{found.weight:.4f}", "FixMatch's 0.95": f"{found.fixmatch_weight:.0f}"}
     name = f"{found.sample} (image {config.sample} of the pool)" if config.sample.isdecimal() else found.sample
-    made = Table(title=Text(f"{name}, as {found.policy} weighs it"), title_justify="left", show_header=False)
+    made = Table(
+        title=Text(f"{name}, as {found.policy} weighs it, read by the student"), title_justify="left", show_header=False
+    )
     for name, value in rows.items():
         made.add_row(Text(name), Text(value))
     console.print(made)

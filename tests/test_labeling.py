@@ -14,6 +14,7 @@ import torch
 
 from dpl_ray.algorithm.pseudo_labels import entropy, pseudo_labels
 from dpl_ray.config import DataConfig
+from dpl_ray.data.files import open_location
 from dpl_ray.data.labels import read_pseudo_labels
 from dpl_ray.data.pool_files import PoolFiles, list_pool
 from dpl_ray.labeling.config import load_labeling
@@ -443,5 +444,6 @@ def test_an_mlflow_run_has_numbers_and_files(checkpoint: str, pool: Path, tmp_pa
     assert run.data.metrics["label/class/ant"] == summary(tmp_path / "out")["classes"]["ant"]["selected"]
     assert run.data.params["checkpoint"] == checkpoint
     assert {file.path for file in client.list_artifacts(result.run_id)} == {"summary.json", "summary.png"}
-    assert len(run.data.tags["data.fingerprint"]) == 32
+    listed = list_pool(open_location("pool", str(pool)), image_column="image", every_file=True)
+    assert run.data.tags["data.fingerprint"] == listed.fingerprint(), "of the pool, not of the parts it is cut into"
     assert label(checkpoint, pool, tmp_path / "out", **fields).run_id == result.run_id

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from dpl_ray.html import Page
+from dpl_ray.tuning import table
+from dpl_ray.tuning.console import search_table
 from dpl_ray.tuning.figure import best_so_far
 from dpl_ray.tuning.page import expected_best, make_page
 from dpl_ray.tuning.space import Space, draw_values, parse_space
@@ -55,6 +59,17 @@ def page_of_a_search() -> Page:
     trials = [trial(number, [0.3, 0.5, 0.6 + number / 20]) for number in range(4)]
     trials += [trial(4, [0.1], state="stopped", facts={}), trial(5, [], state="diverged", cause="loss <nan>")]
     return page(trials, failed={"trial-0006": "OSError: no space left", "trial-0007": "its process died"})
+
+
+def test_the_table_on_a_narrow_terminal_breaks_no_value_in_two() -> None:
+    fields = ("policy.ema_decay", "train.ema_decay", "optim.learning_rate")  # two end alike: whole names
+    space = parse_space({field: {"loguniform": [1e-8, 1]} for field in fields})
+    trials = [trial(number, [0.5], space) for number in range(3)]
+    output = io.StringIO()
+    Console(file=output, width=80).print(search_table(trials, space))
+    for row in table.rows(trials, space):
+        for value in row[len(table.COLUMNS) :]:
+            assert re.search(rf"\b{value}\b", output.getvalue())
 
 
 def test_the_page_has_every_section_and_its_numbers() -> None:

@@ -23,7 +23,7 @@ from dpl_ray import cluster
 from dpl_ray.config import Config, RunConfig
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.files import Location, open_location, would_list
-from dpl_ray.data.pool_files import list_pool
+from dpl_ray.data.pool_files import PoolFiles, list_pool
 from dpl_ray.folder_lock import sole_use
 from dpl_ray.labeling.config import LabelConfig
 from dpl_ray.labeling.console import LabelProgress, label_table
@@ -112,7 +112,7 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
     with sole_use(f"output={config.output}", ledger.books):
         ledger.begin(listed, rows_per_block(config.rows_per_part, (source.settings.channels, side, side)))
         console.print(_headline(ledger, num_workers), highlight=False, soft_wrap=True)
-        tracker = _start_tracker(config, source, uri, ledger)
+        tracker = _start_tracker(config, source, uri, ledger, listed)
         began, done_before = time.monotonic(), ledger.counts.num_rows
         with recording(tracker, console):
             _check_bad(ledger, source)
@@ -329,16 +329,16 @@ def _report(
     )
 
 
-def _start_tracker(config: LabelConfig, source: _Source, uri: str | None, ledger: Ledger) -> Tracker:
+def _start_tracker(config: LabelConfig, source: _Source, uri: str | None, ledger: Ledger, listed: PoolFiles) -> Tracker:
     """The MLflow run of this output; the same one when the labelling goes on."""
     params = {key: str(value) for key, value in config.model_dump(mode="json", exclude={"tracking"}).items()}
     journal = Journal(ledger.storage, "_ledger/")
-    tags = describe_code() | {"data.fingerprint": ledger.plan.pool.fingerprint(), "checkpoint": str(source.checkpoint)}
+    tags = describe_code() | {"data.fingerprint": listed.fingerprint(), "checkpoint": str(source.checkpoint)}
     return start_tracker(_tracking_config(config, source), uri, journal, name=ledger.name, params=params, tags=tags)
 
 
 def _headline(ledger: Ledger, num_workers: int) -> str:
-    place = f"{num_workers} actors" if num_workers else "this process"
+    place = f"{num_workers} actor{'s' * (num_workers > 1)}" if num_workers else "this process"
     rows, missing = len(ledger.plan), len(ledger.missing)
     begins = f"starts with {place}"
     if ledger.resumed:

@@ -77,7 +77,8 @@ def search_table(ranked: Sequence[TrialResult], space: Space) -> Table:
     names = last_names if len(set(last_names)) == len(last_names) else list(space)
     for row in rows(ranked, space):
         values = row[len(COLUMNS) :]
-        listed = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+        # With spaces, at which a narrow terminal may break the line: half a number would be read as a whole one.
+        listed = ", ".join(f"{name} = {value}" for name, value in zip(names, values, strict=True))
         table.add_row(*map(Text, (*row[: len(COLUMNS)], listed)))
     return table
 
