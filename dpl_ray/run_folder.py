@@ -28,6 +28,7 @@ from dpl_ray.config import Config, to_yaml
 from dpl_ray.data.bad_images import MAX_LISTED, read_bad, write_bad
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.file_systems import one_line
+from dpl_ray.json_lines import from_lines, to_lines
 from dpl_ray.storage import Storage
 
 if TYPE_CHECKING:
@@ -185,10 +186,10 @@ class RunFolder:
             )
         self.info |= info
         if self._history.exists():
-            lines = self._history.read().splitlines()
-            self.history = list(filter(None, map(_parsed, lines)))
-            if len(self.history) < len(lines):
-                self.save_history()  # for those that read the file
+            written = self._history.read()
+            self.history = from_lines(written)
+            if to_lines(self.history) != written:
+                self.save_history()  # without half a line, which would stand before the next row
         for row in self.history:
             self._before.setdefault((row["phase"], row["step"]), []).append(row)
         # Those of a streamed pool are found on the way: what is read again is not the whole list.
@@ -216,7 +217,7 @@ class RunFolder:
         if record.bad:
             self._add_bad(record.bad)
         if self.storage.is_local:
-            self._history.append(_line(row))
+            self._history.append(to_lines([row]))
         elif time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
             self.save_history()
         return row
@@ -274,23 +275,10 @@ class RunFolder:
 
     def save_history(self) -> None:
         self._saved_at = time.monotonic()
-        self._history.write(b"".join(map(_line, self.history)))
+        self._history.write(to_lines(self.history))
 
     def save_info(self) -> None:
         (self.storage / RUN_FILE).write(json.dumps(self.info, indent=1).encode())
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    return f"{json.dumps(row)}\n".encode()
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """None of half a line, as a full disk leaves it."""
-    try:
-        row: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return None
-    return row
 
 
 def run_storage(config: Config) -> Storage:

@@ -95,8 +95,11 @@ def test_a_file_system_without_locks_keeps_nobody_out(
         raise error
 
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
-    with sole_use("run.name=a", Storage(str(tmp_path))):
-        pass
+    let_in = []
+    for name in ("first", "second"):
+        with sole_use("run.name=a", Storage(str(tmp_path))):
+            let_in.append(name)
+    assert let_in == ["first", "second"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -203,6 +203,20 @@ def test_a_bucket_that_does_not_answer_is_named_with_its_field() -> None:
     assert "give a bucket that answers, with credentials and region" in str(error.value)
 
 
+def test_half_a_line_of_the_history_costs_no_other(tmp_path: Path) -> None:
+    record = Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5})
+    first = opened(config(tmp_path), splits())
+    row = first.add(record)
+    file = tmp_path / "first" / "history.jsonl"
+    assert json.loads(file.read_text()) == row, "written at once"
+    with file.open("a") as stream:
+        stream.write('{"phase": "dpl", "st')
+    again = opened(config(tmp_path), splits())
+    assert again.history == [row]
+    later = again.add(record)
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [row, later]
+
+
 def test_what_is_told_again_after_an_interruption_is_no_news(tmp_path: Path) -> None:
     first = opened(config(tmp_path), splits())
     told = Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5})

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CPUS_PER_TASK = 0.25  # that reads and decodes: it waits for files, or for its blocks to be taken
 FILE_THREADS = 16  # of a task that opens files; a parquet file is read in one go
 BLOCKS_PER_ACTOR = 2  # given to an actor at a time
-BLOCKS_PER_DATASET = 32_768  # for each Ray Data takes 0.8 ms and 3 kB before the first task; actors start anew
+BLOCKS_PER_DATASET = 32_768  # for each Ray Data takes time and memory before the first task; actors start anew
 MAX_DEATHS = 3  # of processes over the same block or start; Ray Data would begin it again without end
 LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 BYTES_PER_ACTOR = 512 * 2**20  # of decoded blocks in the object store

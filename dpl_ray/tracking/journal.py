@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from dpl_ray.json_lines import from_lines, to_lines
 from dpl_ray.storage import Storage
 
 Entry = dict[str, Any]
@@ -64,12 +65,12 @@ class Journal:
         if entries:
             # A process that was killed may have left half a line at the end.
             begin = b"" if self._has_kept or not self._unsent.exists() else b"\n"
-            self._unsent.append(begin + _lines(entries))
+            self._unsent.append(begin + to_lines(entries))
             self._has_kept = True
 
     def refuse(self, entries: list[Entry], answer: str) -> None:
         """Set aside what MLflow does not take."""
-        self.refused.append(_lines([{"answer": answer, **entry} for entry in entries]))
+        self.refused.append(to_lines([{"answer": answer, **entry} for entry in entries]))
         self.num_refused += len(entries)
 
     def take(self) -> list[Entry]:
@@ -78,25 +79,11 @@ class Journal:
             if not self._unsent.exists():
                 return []
             self._unsent.rename(self._sending)
-        return _entries(self._sending.read())
+        return from_lines(self._sending.read())
 
     def put_back(self, entries: list[Entry]) -> None:
         """What was taken and not sent."""
         if entries:
-            self._sending.write(_lines(entries))
+            self._sending.write(to_lines(entries))
         else:
             self._sending.remove()
-
-
-def _lines(entries: list[Entry]) -> bytes:
-    return "".join(f"{json.dumps(entry)}\n" for entry in entries).encode()
-
-
-def _entries(data: bytes) -> list[Entry]:
-    found = []
-    for line in filter(None, data.decode(errors="replace").split("\n")):
-        try:
-            found.append(json.loads(line))
-        except ValueError:  # half a line
-            continue
-    return found
