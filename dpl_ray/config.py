@@ -75,10 +75,11 @@ class PoolConfig(Section):
         ge=1,
         description="stream: rows that are shuffled with each other, of all workers together",
     )
-    windows_ahead: int = Field(
-        4,
+    windows_ahead: int | None = Field(
+        None,
         ge=1,
-        description="stream: shares of such rows that each worker has read in advance, at once where CPUs allow",
+        description="stream: shares of such rows that each worker has read in advance; null: all workers together "
+        "three for every CPU of the cluster, in at most half of its object store",
     )
 
 

@@ -18,8 +18,8 @@ from dpl_ray.cluster import READER_CPUS
 from dpl_ray.data.stream import StreamedPool, WindowRows, Windows, read_window
 
 WINDOWS_PER_DATASET = 256  # a task each: the tasks of a data set are planned at once
-TASKS_PER_CPU = 3  # at once: as many run, the others wait for a CPU or for being taken
-LEAST_AHEAD = 2
+SHARES_PER_CPU = 3  # in advance: some are being read, the others wait for a CPU or for being taken
+COUNTED = 2  # times that Ray Data counts a task's output: while it runs and when it is there
 
 
 def read_windows(
@@ -64,8 +64,12 @@ def _iterate(
         logging.getLogger(logger).setLevel(logging.ERROR)
     pool = ray.get(pool_ref)
     share = windows.rows // world_size
-    # Ray Data counts a task's output twice, while it runs and when it is there.
-    bytes_ahead = 2 * share * pool.bytes_per_image() * (_ahead(pool, windows, world_size) + 1)
+    share_bytes = COUNTED * share * pool.bytes_per_image()
+    ahead = windows.ahead
+    if ahead is None:
+        cluster = ray.cluster_resources()
+        ahead = shares_ahead(cluster.get("CPU", 0.0), cluster.get("object_store_memory", 0.0), share_bytes, world_size)
+    bytes_ahead = share_bytes * (ahead + 1)
     read = partial(_read_task, pool_ref, windows, rank, world_size)
     for first in range(numbers.start, numbers.stop, WINDOWS_PER_DATASET):
         some = range(first, min(first + WINDOWS_PER_DATASET, numbers.stop))
@@ -79,16 +83,18 @@ def _iterate(
         yield from dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=1)
 
 
-def _ahead(pool: StreamedPool, windows: Windows, world_size: int) -> int:
-    """`windows.ahead`, or TASKS_PER_CPU for every CPU of the cluster in at most half of its object store."""
-    import ray
+def shares_ahead(num_cpus: float, object_store_bytes: float, share_bytes: float, num_workers: int) -> int:
+    """Shares that each worker has read in advance where `data.pool.windows_ahead` is null; at least 1.
 
-    if windows.ahead is not None:
-        return windows.ahead
-    resources = ray.cluster_resources()
-    enough = TASKS_PER_CPU * resources.get("CPU", 1.0) / world_size
-    room = resources.get("object_store_memory", 0.0) / 2 / (2 * windows.rows * pool.bytes_per_image())
-    return max(LEAST_AHEAD, int(min(enough, room)))
+    All workers together have SHARES_PER_CPU for every CPU of the cluster, and what they hold, each with the share
+    that it takes from, fits into half of the cluster's object store.
+
+    Args:
+        share_bytes: of one worker's share of a window, as Ray Data counts it.
+    """
+    by_cpus = SHARES_PER_CPU * num_cpus / num_workers
+    by_room = object_store_bytes / 2 / (share_bytes * num_workers) - 1
+    return max(1, int(min(by_cpus, by_room)))
 
 
 def _read_task(pool_ref: Any, windows: Windows, rank: int, world_size: int, rows: dict[str, np.ndarray]) -> WindowRows:

@@ -30,6 +30,7 @@ from dpl_ray.data.stream import (
     read_window,
 )
 from dpl_ray.launch import FitResult, fit
+from dpl_ray.ray_stream import shares_ahead
 from tests.builders import png, tiny_config, write_images
 from tests.test_pool_files import pool as list_files
 
@@ -381,3 +382,27 @@ def test_streaming_needs_files_and_a_size(tmp_path: Path) -> None:
         tiny_config(data={"pool": {"mode": "stream"}})
     with pytest.raises(ValueError, match=r"data.pool.mode=stream, which takes images of one size"):
         load_splits(digits_like(tmp_path, "stream", image_size=None).data, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("num_cpus", "object_store_bytes", "num_workers", "expected"),
+    [
+        (2, 1e12, 1, 6),  # three for each CPU
+        (16, 1e12, 4, 12),  # of all workers together
+        (2, 1e12, 4, 1),  # 1.5, rounded down
+        (16, 2000, 1, 9),  # half of the store has 10 shares of 100 bytes, one of them is in use
+        (16, 2000, 2, 4),  # for both workers together
+        (16, 1999, 1, 8),
+        (16, 300, 1, 1),  # too small a store
+        (0, 0, 1, 1),  # a cluster that says nothing of itself
+    ],
+)
+def test_shares_are_read_ahead_by_cpus_in_half_of_the_object_store(
+    num_cpus: float, object_store_bytes: float, num_workers: int, expected: int
+) -> None:
+    assert shares_ahead(num_cpus, object_store_bytes, 100, num_workers) == expected
+
+
+def test_shares_read_ahead_follow_the_cluster_unless_they_are_given() -> None:
+    given = [tiny_config(data={"name": "parquet", "train": "t", "pool": pool}) for pool in ({}, {"windows_ahead": 4})]
+    assert [Windows.from_config(config).ahead for config in given] == [None, 4]
