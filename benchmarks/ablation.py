@@ -5,7 +5,8 @@
 takes the overrides of pipelines.train, and sets the variants of benchmarks/dpl_variants.py beside dpl: the same
 labelled images, initial weights, order of batches and steps a seed. Variants that are parameters of dpl (cut=none,
 rule=band, ...) need no code: pipelines.compare takes 'policies=[dpl,dpl(cut=none)]'. Cells are those of
-dpl_ray/comparison/cells.py, so a finished one is never run again; the tables lie in RUNS/ablation-DATA or run.name.
+dpl_ray/studies/comparison/cells.py, so a finished one is never run again; the tables lie in RUNS/ablation-DATA or
+run.name.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from benchmarks.dpl_variants import VARIANTS
 from dpl_ray.algorithm.policies import POLICIES
-from dpl_ray.comparison.cells import Cell, CellResult, run_cell
-from dpl_ray.comparison.folder import write_comparison
-from dpl_ray.compose import load_config
-from dpl_ray.config import Config, suggest
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.schema import Config, suggest
 from dpl_ray.data.sources import load_splits
-from dpl_ray.storage import Storage
+from dpl_ray.store.storage import Storage
+from dpl_ray.studies.comparison.cells import Cell, CellResult, run_cell
+from dpl_ray.studies.comparison.folder import write_comparison
 
 OWN = ("variants", "seeds", "workers")
 

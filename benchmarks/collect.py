@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from dpl_ray.storage import Storage
+from dpl_ray.store.storage import Storage
 
 KEYS = (
     "eval/accuracy",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpl_ray.provenance import PACKAGES, describe_code
+from dpl_ray.runs.provenance import PACKAGES, describe_code
 
 
 def environment_line() -> str:

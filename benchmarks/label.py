@@ -27,14 +27,14 @@ from rich.table import Table
 
 from benchmarks.environment import environment_line
 from benchmarks.pool import write_pool
-from dpl_ray.config import Config, parse_config
+from dpl_ray.config.schema import Config, parse_config
 from dpl_ray.data.decode import DecodeSettings, decode_many
 from dpl_ray.data.files import open_location
-from dpl_ray.data.pool_files import PoolFiles, list_pool
+from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.inference.label_batch import label_batch
 from dpl_ray.labeling.config import parse_labeling
 from dpl_ray.labeling.job import label_pool
-from dpl_ray.labels import label_batch
-from dpl_ray.storage import Storage
+from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, load_classifier, load_policy, save_checkpoint
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state

@@ -29,8 +29,8 @@ from benchmarks.environment import environment_line
 from benchmarks.memory import MemorySampler
 from dpl_ray.data.decode import DecodeSettings, decode_many
 from dpl_ray.data.files import open_location
-from dpl_ray.data.pool_files import PoolFiles, list_pool
-from dpl_ray.data.stream import StreamedPool, Windows
+from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.pool.windows import StreamedPool, Windows
 
 IMAGE_SIZE = 32
 ROWS_PER_FILE, ROWS_PER_GROUP = 10_000, 1000
@@ -161,7 +161,7 @@ def _labeled(pool: Path, path: Path) -> Path:
 def _compare_feed(folder: Path, rounds: int, ahead: int | None) -> None:
     import ray
 
-    from dpl_ray.ray_stream import read_windows
+    from dpl_ray.cluster.windows import read_windows
 
     num_processes = os.cpu_count() or 1
     files = list_pool(open_location("data.unlabeled", str(folder)), image_column="image")
@@ -196,7 +196,7 @@ def _compare_feed(folder: Path, rounds: int, ahead: int | None) -> None:
 
 
 def _warm() -> None:
-    import dpl_ray.data.stream  # noqa: F401
+    import dpl_ray.data.pool.windows  # noqa: F401
 
 
 def _decode_spans(part: tuple[PoolFiles, np.ndarray]) -> int:

@@ -25,8 +25,8 @@ from benchmarks.memory import own_peak
 from benchmarks.pool import encoded_digits
 from dpl_ray.data.decode import DecodeSettings, decode
 from dpl_ray.data.files import open_location
-from dpl_ray.data.pool_files import PoolFiles, list_pool
-from dpl_ray.data.stream import StreamedPool
+from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
 
 ROUNDS = 5

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from dpl_ray.self_training.config import load_self_training
-from dpl_ray.self_training.job import self_train
+from dpl_ray.studies.self_training.config import load_self_training
+from dpl_ray.studies.self_training.job import self_train
 
 NUM_TEST = 359  # the same for every seed
 ROWS_PER_FILE = 700

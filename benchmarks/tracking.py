@@ -25,9 +25,9 @@ from rich.table import Table
 
 import dpl_ray.tracking.tracker
 from benchmarks.environment import environment_line
-from dpl_ray.config import Config, parse_config
+from dpl_ray.config.schema import Config, parse_config
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
-from dpl_ray.storage import Storage
+from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
 from dpl_ray.tracking.sender import Sender
 from dpl_ray.tracking.tracker import Tracker, default_uri, start_tracker

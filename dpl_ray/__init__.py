@@ -10,20 +10,20 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpl_ray.comparison.config import CompareConfig
-    from dpl_ray.comparison.job import CompareResult, compare
-    from dpl_ray.compose import load_config
-    from dpl_ray.config import Config
+    from dpl_ray.config.compose import load_config
+    from dpl_ray.config.schema import Config
+    from dpl_ray.inference.predictor import Predictor, load_checkpoint
+    from dpl_ray.jobs.explain import Explanation, explain
+    from dpl_ray.jobs.fit import FitResult, fit
     from dpl_ray.labeling.config import LabelConfig
     from dpl_ray.labeling.job import LabelResult, label_pool
-    from dpl_ray.launch import FitResult, fit
-    from dpl_ray.predictor import Predictor, load_checkpoint
-    from dpl_ray.report.explanation import Explanation, explain
-    from dpl_ray.self_training.config import SelfTrainConfig
-    from dpl_ray.self_training.job import SelfTrainResult, self_train
+    from dpl_ray.studies.comparison.config import CompareConfig
+    from dpl_ray.studies.comparison.job import CompareResult, compare
+    from dpl_ray.studies.self_training.config import SelfTrainConfig
+    from dpl_ray.studies.self_training.job import SelfTrainResult, self_train
+    from dpl_ray.studies.tuning.config import SearchConfig
+    from dpl_ray.studies.tuning.job import SearchResult, search
     from dpl_ray.tracking.sync import SyncResult, sync_tracking
-    from dpl_ray.tuning.config import SearchConfig
-    from dpl_ray.tuning.job import SearchResult, search
 
 __all__ = [
     "CompareConfig",
@@ -57,27 +57,27 @@ except PackageNotFoundError:  # a checkout that nobody installed, as the working
     __version__ = "0+unknown"
 
 _HOME = {
-    "CompareConfig": "comparison.config",
-    "CompareResult": "comparison.job",
-    "Config": "config",
-    "Explanation": "report.explanation",
-    "FitResult": "launch",
+    "CompareConfig": "studies.comparison.config",
+    "CompareResult": "studies.comparison.job",
+    "Config": "config.schema",
+    "Explanation": "jobs.explain",
+    "FitResult": "jobs.fit",
     "LabelConfig": "labeling.config",
     "LabelResult": "labeling.job",
-    "Predictor": "predictor",
-    "SearchConfig": "tuning.config",
-    "SearchResult": "tuning.job",
-    "SelfTrainConfig": "self_training.config",
-    "SelfTrainResult": "self_training.job",
+    "Predictor": "inference.predictor",
+    "SearchConfig": "studies.tuning.config",
+    "SearchResult": "studies.tuning.job",
+    "SelfTrainConfig": "studies.self_training.config",
+    "SelfTrainResult": "studies.self_training.job",
     "SyncResult": "tracking.sync",
-    "compare": "comparison.job",
-    "explain": "report.explanation",
-    "fit": "launch",
+    "compare": "studies.comparison.job",
+    "explain": "jobs.explain",
+    "fit": "jobs.fit",
     "label_pool": "labeling.job",
-    "load_checkpoint": "predictor",
-    "load_config": "compose",
-    "search": "tuning.job",
-    "self_train": "self_training.job",
+    "load_checkpoint": "inference.predictor",
+    "load_config": "config.compose",
+    "search": "studies.tuning.job",
+    "self_train": "studies.self_training.job",
     "sync_tracking": "tracking.sync",
 }
 

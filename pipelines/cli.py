@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from dpl_ray.compose import default_options, describe_policies, list_groups, load_config, option_values
-from dpl_ray.config import Config, Section
-from dpl_ray.field_help import describe_fields
+from dpl_ray.config.compose import default_options, describe_policies, list_groups, load_config, option_values
+from dpl_ray.config.describe import describe_fields
+from dpl_ray.config.schema import Config, Section
 
 WRONG_USE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 LEAST_COLUMNS = 100  # of a terminal that shows a field and its meaning side by side

@@ -7,14 +7,14 @@ import sys
 
 from rich.console import Console
 
-from dpl_ray.comparison.config import CompareConfig, load_comparison
-from dpl_ray.config import Config
+from dpl_ray.config.schema import Config
+from dpl_ray.studies.comparison.config import CompareConfig, load_comparison
 from pipelines.cli import main_guard, print_results
 
 
 def job(loaded: tuple[Config, CompareConfig], console: Console) -> None:
     """A comparison, its tables and its paths."""
-    from dpl_ray.comparison.job import CellsFailedError, compare, describe_failed
+    from dpl_ray.studies.comparison.job import CellsFailedError, compare, describe_failed
 
     config, options = loaded
     command = shlex.join(["python", "-m", "pipelines.compare", *sys.argv[1:]])

@@ -6,13 +6,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dpl_ray.report.explanation_config import ExplainConfig, load_explaining
+from dpl_ray.jobs.explain_config import ExplainConfig, load_explaining
 from pipelines.cli import main_guard
 
 
 def job(config: ExplainConfig, console: Console) -> None:
     """One explanation as a table, and the path of its page."""
-    from dpl_ray.report.explanation import explain
+    from dpl_ray.jobs.explain import explain
 
     found = explain(config.checkpoint, config.sample, image_column=config.image_column, output=config.output)
     rows = {"pseudo-label": found.pseudo_label, "confidence": f"{found.confidence:.4f}"}

@@ -7,14 +7,14 @@ import sys
 
 from rich.console import Console
 
-from dpl_ray.config import Config
-from dpl_ray.self_training.config import SelfTrainConfig, load_self_training
+from dpl_ray.config.schema import Config
+from dpl_ray.studies.self_training.config import SelfTrainConfig, load_self_training
 from pipelines.cli import main_guard, print_results
 
 
 def job(loaded: tuple[Config, SelfTrainConfig], console: Console) -> None:
     """Self-training, its table and its paths."""
-    from dpl_ray.self_training.job import self_train
+    from dpl_ray.studies.self_training.job import self_train
 
     config, options = loaded
     command = shlex.join(["python", "-m", "pipelines.self_train", *sys.argv[1:]])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from dpl_ray.config import Config
+from dpl_ray.config.schema import Config
 from pipelines.cli import main_guard, print_results
 
 
 def job(config: Config, console: Console) -> None:
     """One training run, its table and its paths."""
-    from dpl_ray.launch import fit
+    from dpl_ray.jobs.fit import fit
 
     result = fit(config, console=console)
     places = {"checkpoint": result.checkpoint, "report": result.report, "model": result.model}

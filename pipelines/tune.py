@@ -7,14 +7,14 @@ import sys
 
 from rich.console import Console
 
-from dpl_ray.config import Config
-from dpl_ray.tuning.config import GROUPS, SearchConfig, load_search
+from dpl_ray.config.schema import Config
+from dpl_ray.studies.tuning.config import GROUPS, SearchConfig, load_search
 from pipelines.cli import main_guard, print_results
 
 
 def job(loaded: tuple[Config, SearchConfig], console: Console) -> None:
     """A search, its table and its paths."""
-    from dpl_ray.tuning.job import SearchFailedError, describe_failed, search
+    from dpl_ray.studies.tuning.job import SearchFailedError, describe_failed, search
 
     config, options = loaded
     command = shlex.join(["python", "-m", "pipelines.tune", *sys.argv[1:]])

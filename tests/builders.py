@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from dpl_ray.algorithm.policies import POLICIES
-from dpl_ray.config import Config, parse_config
+from dpl_ray.config.schema import Config, parse_config
 from dpl_ray.data.batches import BatchFeed, view_settings
 from dpl_ray.data.dataset import ImageSet, Splits
-from dpl_ray.storage import Storage
+from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, save_checkpoint
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state

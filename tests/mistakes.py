@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dpl_ray.compose import load_config
-from dpl_ray.config import to_yaml
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.schema import to_yaml
 
 CLASSES = ("ant", "bee", "cat")
 JOB = b'{"identity": {"class_names": ["ant", "bee", "cat"], "pool": "/pool"}}'  # of an output of pipelines.label

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dpl_ray.storage import Storage
+from dpl_ray.store.storage import Storage
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -30,8 +30,8 @@ SERVER.set_forkserver_preload(
         "ray.data",
         "ray.tune",
         "dpl_ray.labeling.job",
-        "dpl_ray.self_training.job",
-        "dpl_ray.tuning.job",
+        "dpl_ray.studies.self_training.job",
+        "dpl_ray.studies.tuning.job",
     ]
 )
 SECONDS = 300.0  # for what is waited for to happen, on a machine that others use too

@@ -15,17 +15,18 @@ import pytest
 import yaml
 
 import dpl_ray.algorithm
-from dpl_ray import compose
 from dpl_ray.algorithm import policies as policies_module
 from dpl_ray.algorithm.policies import POLICIES
-from dpl_ray.compose import load_config
+from dpl_ray.config import compose
+from dpl_ray.config.compose import load_config
 from dpl_ray.data.batches import view_settings
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.metrics import SUMS
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
-from tests import policy_references, test_policies, test_step
+from tests.algorithm import policy_references, test_policies
 from tests.builders import tiny_config, tiny_feed, tiny_splits
+from tests.training import test_step
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "policies.md").read_text()
@@ -78,7 +79,7 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
 
 def calls() -> Iterator[tuple[Callable[..., None], dict[str, Any]]]:
-    """The tests of tests/test_policies.py that every policy has, with the arguments that the example's row gives."""
+    """The tests of tests/algorithm/test_policies.py that every policy has, with the arguments of the example's row."""
     row = test_policies.ROWS[NAME]
     own: dict[str, list[tuple[Any, ...]]] = {
         "name": [(NAME,)],

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.data.augment import strong, weak
 from dpl_ray.data.batches import view_settings
-from dpl_ray.evaluation import evaluate_split
 from dpl_ray.training.distributed import Workers
+from dpl_ray.training.evaluation import evaluate_split
 from dpl_ray.training.metrics import SUMS
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step

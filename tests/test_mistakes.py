@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-import dpl_ray.cluster
-import dpl_ray.file_systems
-import dpl_ray.launch
+import dpl_ray.cluster.connect
+import dpl_ray.jobs.fit
+import dpl_ray.store.file_systems
 from pipelines import cli, train
 from tests.mistakes import MISTAKES, Mistake, command
 
@@ -29,10 +29,10 @@ def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*arguments: Any, **keywords: Any) -> None:
         pytest.fail("a worker was started")
 
-    monkeypatch.setattr(dpl_ray.launch, "run_workers", started)
-    monkeypatch.setattr(dpl_ray.launch, "train_phases", started)
+    monkeypatch.setattr(dpl_ray.jobs.fit, "run_workers", started)
+    monkeypatch.setattr(dpl_ray.jobs.fit, "train_phases", started)
     # The answers about GPUs and clusters are those of a machine that has none.
-    monkeypatch.setattr(dpl_ray.cluster, "count_gpus", lambda: 0)
+    monkeypatch.setattr(dpl_ray.cluster.connect, "count_gpus", lambda: 0)
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
 
@@ -116,4 +116,4 @@ def test_an_answer_costs_no_more_than_loading_the_libraries(tmp_path: Path) -> N
         check_answer(status, "", errors, fragments)
         assert seconds < allowed, name
     # The longest wait: for a connection, and for an answer over it.
-    assert 2 * max(dpl_ray.cluster.SECONDS_TO_ANSWER, dpl_ray.file_systems.SECONDS_TO_ANSWER) < 5
+    assert 2 * max(dpl_ray.cluster.connect.SECONDS_TO_ANSWER, dpl_ray.store.file_systems.SECONDS_TO_ANSWER) < 5

@@ -1,1 +1,4 @@
-"""The method: pure functions and small modules of tensors. Imports torch alone."""
+"""The method: pure functions and small modules of tensors.
+
+May import: torch.
+"""

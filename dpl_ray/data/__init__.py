@@ -1,1 +1,4 @@
-"""From files and arrays to batches of views."""
+"""From files and arrays to batches of views.
+
+May import: store, config, torch.
+"""

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping
 
-from dpl_ray.storage import Storage
+from dpl_ray.store.storage import Storage
 
 BAD_IMAGES_FILE = "bad_images.csv"
 MAX_LISTED = 100_000  # the list is in memory

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpl_ray.config import ViewsConfig
+from dpl_ray.config.schema import ViewsConfig
 from dpl_ray.data.augment import OPERATION_NAMES, WEAK_UNIFORMS, ViewSettings, num_strong_uniforms
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.pool import Stream, sample_order, view_uniforms
-from dpl_ray.data.stream import PoolStream
+from dpl_ray.data.order import Stream, sample_order, view_uniforms
+from dpl_ray.data.pool.windows import PoolStream
 
 
 @dataclass(frozen=True)

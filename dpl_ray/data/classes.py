@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.config import DataConfig, suggest
+from dpl_ray.config.schema import DataConfig, suggest
 from dpl_ray.data.dataset import UNLABELED
 from dpl_ray.data.files import Label, Records
 

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dpl_ray.config import DataConfig
+from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.dataset import BadImage
 
 Payload = bytes | Callable[[], bytes] | None

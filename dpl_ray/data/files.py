@@ -24,9 +24,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from dpl_ray.config import suggest
+from dpl_ray.config.schema import suggest
 from dpl_ray.data.decode import Payload
-from dpl_ray.file_systems import one_line, open_uri
+from dpl_ray.store.file_systems import one_line, open_uri
 
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif",

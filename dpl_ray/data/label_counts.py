@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dpl_ray.config import DataConfig
+from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.classes import label_indices
 from dpl_ray.data.dataset import UNLABELED
 from dpl_ray.data.files import Label, Location, as_label, is_parquet, list_files, open_location
 from dpl_ray.data.labels import part_files
 from dpl_ray.data.parquet import has_labels
-from dpl_ray.file_systems import one_line
+from dpl_ray.store.file_systems import one_line
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from dpl_ray.config import DataConfig
+from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.dataset import UNLABELED
 from dpl_ray.data.decode import Payload
 from dpl_ray.data.files import Location, Records, is_parquet, list_files, open_location, read_file
-from dpl_ray.data.pool_files import PoolFiles, list_pool
-from dpl_ray.data.streamed import bytes_per_image, memory_size
-from dpl_ray.file_systems import one_line
+from dpl_ray.data.pool.choice import bytes_per_image, memory_size
+from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.store.file_systems import one_line
 
 JOB_FILE = "_ledger/job.json"
 SUMMARY_FILE = "_report/summary.json"  # written when the job has finished

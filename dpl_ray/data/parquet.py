@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpl_ray.config import suggest
+from dpl_ray.config.schema import suggest
 from dpl_ray.data.decode import Payload
 from dpl_ray.data.files import Label, Location, Records, as_label, is_parquet, read_class_names
-from dpl_ray.file_systems import one_line
+from dpl_ray.store.file_systems import one_line
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.config import DataConfig
+from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.classes import check_class_names, find_class_names, find_targets, find_test_targets, label_indices
 from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
 from dpl_ray.data.decode import DecodeSettings, Payload, decode_many
@@ -29,10 +29,10 @@ from dpl_ray.data.files import (
 )
 from dpl_ray.data.labels import PseudoLabels, read_pseudo_labels
 from dpl_ray.data.parquet import read_parquet
-from dpl_ray.data.pool_files import PoolFiles
+from dpl_ray.data.pool.choice import list_unlabeled, should_stream, streamed_pool
+from dpl_ray.data.pool.files import PoolFiles
 from dpl_ray.data.split import Plan, check_pool, plan_split, split, unlabeled_rest
 from dpl_ray.data.standard import read_standard
-from dpl_ray.data.streamed import list_unlabeled, should_stream, streamed_pool
 
 
 def load_splits(

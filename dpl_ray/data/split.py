@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.config import DataConfig
+from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Source, Splits, concatenate, empty_like
 
 _TEST_SEED = 0  # the same test split for every train.seed

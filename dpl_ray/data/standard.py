@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.config import DataConfig, suggest
+from dpl_ray.config.schema import DataConfig, suggest
 from dpl_ray.data.dataset import ImageSet, Source
 from dpl_ray.data.decode import DecodeSettings, convert_arrays
 

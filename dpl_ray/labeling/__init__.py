@@ -1,1 +1,4 @@
-"""Labelling a pool of files with a trained model."""
+"""Labelling a pool of files with a trained model, every image exactly once.
+
+May import: store, config, algorithm, models, page, tracking, data, training, runs, inference, cluster, torch, ray.
+"""

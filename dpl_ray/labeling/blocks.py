@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from dpl_ray.algorithm.policy import Policy
+from dpl_ray.inference.label_batch import label_batch
 from dpl_ray.labeling.decoding import DecodedBlock
 from dpl_ray.labeling.parts import Counts, make_part, write_part
 from dpl_ray.labeling.plan import Plan
-from dpl_ray.labels import label_batch
 from dpl_ray.models import Classifier
-from dpl_ray.storage import Storage
+from dpl_ray.store.storage import Storage
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from dpl_ray.console import LiveProgress
 from dpl_ray.labeling.parts import Counts
+from dpl_ray.page.console import LiveProgress
 
 SECONDS_BETWEEN_LINES = 5.0
 

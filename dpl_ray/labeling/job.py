@@ -19,12 +19,11 @@ from typing import Any
 
 from rich.console import Console
 
-from dpl_ray import cluster
-from dpl_ray.config import Config, RunConfig
+from dpl_ray.cluster import connect as cluster
+from dpl_ray.config.schema import Config, RunConfig
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.files import Location, open_location, would_list
-from dpl_ray.data.pool_files import PoolFiles, list_pool
-from dpl_ray.folder_lock import sole_use
+from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.labeling.config import LabelConfig
 from dpl_ray.labeling.console import LabelProgress, label_table
 from dpl_ray.labeling.figure import draw_summary
@@ -32,8 +31,9 @@ from dpl_ray.labeling.ledger import SUMMARY_NAME, Ledger
 from dpl_ray.labeling.on_ray import count_actors, count_on, label_on_ray
 from dpl_ray.labeling.parts import NUM_BINS, Counts
 from dpl_ray.labeling.plan import rows_per_block
-from dpl_ray.provenance import describe_code
-from dpl_ray.storage import Storage
+from dpl_ray.runs.provenance import describe_code
+from dpl_ray.store.lock import sole_use
+from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.tracker import Tracker, recording, start_tracker, tracking_uri
 from dpl_ray.training.checkpoint_folder import MANIFEST, ModelInfo, find_checkpoint, load_config_and_info

@@ -24,13 +24,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from dpl_ray.config import shown
-from dpl_ray.data.pool_files import PoolFiles
-from dpl_ray.file_systems import one_line
+from dpl_ray.config.schema import shown
+from dpl_ray.data.pool.files import PoolFiles
 from dpl_ray.labeling.parts import FOREIGN, Counts, read_counts
 from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
-from dpl_ray.run_folder import differences
-from dpl_ray.storage import Storage
+from dpl_ray.runs.folder import differences
+from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.storage import Storage
 
 FORMAT = 1  # of the output
 SUMMARY_NAME = "summary.json"  # written when all is done: data.labels looks for it

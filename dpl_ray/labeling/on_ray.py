@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpl_ray import cluster
-from dpl_ray.config import ScaleConfig
+from dpl_ray.cluster import connect as cluster
+from dpl_ray.config.schema import ScaleConfig
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.labeling.parts import Counts
 from dpl_ray.labeling.plan import Plan, empty_plan

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dpl_ray.storage import Storage
+from dpl_ray.store.storage import Storage
 
 #: Reason of a file that no program would take for an image: counted apart from those that cannot be read.
 FOREIGN = "neither an image nor called one"

@@ -20,7 +20,7 @@ from pyarrow import ipc
 
 from dpl_ray.data.decode import Payload
 from dpl_ray.data.files import Location, are_parquet, is_image, is_parquet, read_file
-from dpl_ray.data.pool_files import PoolFiles
+from dpl_ray.data.pool.files import PoolFiles
 
 BLOCKS_PER_INPUT = 16  # of image files
 MAX_DECODED_BYTES = 64 * 2**20  # of a block

@@ -1,1 +1,4 @@
-"""What is shown of a run: its page, the verdict, and why an image got its weight."""
+"""What is shown of a finished run: its page, the verdict and the figures.
+
+May import: store, config, page, tracking, data, training, runs, inference, torch.
+"""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dpl_ray.history import merge_records
-from dpl_ray.html import Section, figure, folded, grid, note, paragraph, table
-from dpl_ray.plots import curves, draw, thinned
+from dpl_ray.page.html import Section, figure, folded, grid, note, paragraph, table
+from dpl_ray.page.plots import curves, draw, thinned
+from dpl_ray.store.history import merge_records
 
 MAX_PANELS = 12  # classes whose thresholds are drawn
 MAX_ROWS = 20  # classes of a table that is not folded

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dpl_ray.config import Config, to_yaml
+from dpl_ray.config.schema import Config, to_yaml
 from dpl_ray.data.dataset import ImageSet, Splits
-from dpl_ray.html import MISSING, Html, Page, Section, banner, code, element, facts, folded, note, numbers, paragraph
-from dpl_ray.provenance import describe_code
+from dpl_ray.page.html import (
+    MISSING,
+    Html,
+    Page,
+    Section,
+    banner,
+    code,
+    element,
+    facts,
+    folded,
+    note,
+    numbers,
+    paragraph,
+)
+from dpl_ray.report.accuracy import calibration_section, confusion_section, pictures_section
 from dpl_ray.report.curves import History, pseudo_section, thresholds_section, training_section
-from dpl_ray.report.test_split import calibration_section, confusion_section, pictures_section
 from dpl_ray.report.verdict import Verdict, compare_paired
-from dpl_ray.run_folder import RunFolder
-from dpl_ray.storage import Storage
+from dpl_ray.runs.folder import RunFolder
+from dpl_ray.runs.provenance import describe_code
+from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
 
 if TYPE_CHECKING:

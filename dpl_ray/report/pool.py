@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from dpl_ray.data.classes import label_indices
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.decode import decode_many
-from dpl_ray.data.stream import StreamedPool
-from dpl_ray.html import MISSING, Section, figure, grid, note, paragraph, table
-from dpl_ray.labels import label_batch
-from dpl_ray.plots import draw, legend_above
+from dpl_ray.data.pool.windows import StreamedPool
+from dpl_ray.inference.label_batch import label_batch
+from dpl_ray.page.html import MISSING, Section, figure, grid, note, paragraph, table
+from dpl_ray.page.plots import draw, legend_above
 from dpl_ray.report.verdict import wilson_interval
-from dpl_ray.storage import Storage
+from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import load_classifier, load_policy
 from dpl_ray.training.metrics import HIGH_ENTROPY_CONFIDENCE
 

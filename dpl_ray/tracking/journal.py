@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dpl_ray.json_lines import from_lines, to_lines
-from dpl_ray.storage import Storage
+from dpl_ray.store.records import from_lines, to_lines
+from dpl_ray.store.storage import Storage
 
 Entry = dict[str, Any]
 STATE_FILE, UNSENT_FILE, SENDING_FILE = "tracking.json", "tracking-unsent.jsonl", "tracking-sending.jsonl"
@@ -20,7 +20,7 @@ REFUSED_FILE = "tracking-refused.jsonl"
 
 
 class Journal:
-    """The tracking files in a folder, of the command that has locked it (dpl_ray/folder_lock.py)."""
+    """The tracking files in a folder, of the command that has locked it (dpl_ray/store/lock.py)."""
 
     def __init__(self, folder: Storage, prefix: str = "") -> None:
         """

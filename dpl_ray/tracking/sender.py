@@ -28,9 +28,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpl_ray.history import TABLE_FILE, Point, threshold_table
-from dpl_ray.html import drawings
-from dpl_ray.storage import Storage
+from dpl_ray.page.html import drawings
+from dpl_ray.store.history import TABLE_FILE, Point, threshold_table
+from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
 
 if TYPE_CHECKING:

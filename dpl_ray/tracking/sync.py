@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from dpl_ray.config import Section
-from dpl_ray.folder_lock import sole_use
-from dpl_ray.own_fields import load_section
-from dpl_ray.storage import Storage
+from dpl_ray.config.own_fields import load_section
+from dpl_ray.config.schema import Section
+from dpl_ray.store.lock import sole_use
+from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.sender import Sender, shown_uri
 from dpl_ray.tracking.tracker import check_uri, first_line

@@ -19,9 +19,9 @@ from typing import Any
 
 from rich.console import Console
 
-from dpl_ray.config import Config, RegistryConfig, suggest
-from dpl_ray.history import Point
-from dpl_ray.storage import Storage
+from dpl_ray.config.schema import Config, RegistryConfig, suggest
+from dpl_ray.store.history import Point
+from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
 from dpl_ray.tracking.sender import Sender, shown_uri
 
@@ -59,10 +59,10 @@ class Tracker:
         """A file, named relative to the run's folder, as those below."""
 
     def log_page(self, file: str) -> None:
-        """An HTML page of `dpl_ray.html`, and its drawings."""
+        """An HTML page of `dpl_ray.page.html`, and its drawings."""
 
     def log_table(self, file: str) -> None:
-        """A table as `dpl_ray.history.threshold_table` writes it."""
+        """A table as `dpl_ray.store.history.threshold_table` writes it."""
 
     def log_model(self, folder: str, step: int, registry: RegistryConfig) -> None:
         """A model in MLflow's format (`export_model`), registered where the registry has a name."""

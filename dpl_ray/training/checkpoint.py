@@ -24,9 +24,9 @@ from torch import Tensor
 
 from dpl_ray.algorithm.policies import build_policy
 from dpl_ray.algorithm.policy import Policy, RunFacts
-from dpl_ray.config import Config, to_yaml
+from dpl_ray.config.schema import Config, to_yaml
 from dpl_ray.models import Classifier, build_model
-from dpl_ray.storage import Storage
+from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import (
     MANIFEST,
     ModelInfo,

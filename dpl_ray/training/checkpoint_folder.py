@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from dpl_ray.config import Config, parse_config
-from dpl_ray.storage import Storage
+from dpl_ray.config.schema import Config, parse_config
+from dpl_ray.store.storage import Storage
 
 MANIFEST = "manifest.json"
 LOOKS_LIKE = f"give a folder step-N that holds a {MANIFEST}, or the folder of a run, which holds such folders"

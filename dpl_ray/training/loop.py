@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from dpl_ray.algorithm.policies import POLICIES
-from dpl_ray.config import CURVE_POINTS, Config
+from dpl_ray.config.schema import CURVE_POINTS, Config
 from dpl_ray.data.bad_images import read_bad
 from dpl_ray.data.batches import BatchFeed, view_settings
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
-from dpl_ray.data.pool import layer_seed
-from dpl_ray.data.stream import PoolStream, StreamedPool, WindowReader, Windows, read_here
-from dpl_ray.evaluation import Predictions, classification_metrics, evaluate_split, predict_split
-from dpl_ray.storage import Storage
+from dpl_ray.data.order import layer_seed
+from dpl_ray.data.pool.windows import PoolStream, StreamedPool, WindowReader, Windows, read_here
+from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, list_checkpoints, load_state, save_checkpoint
 from dpl_ray.training.distributed import Workers
+from dpl_ray.training.evaluation import Predictions, classification_metrics, evaluate_split, predict_split
 from dpl_ray.training.metrics import SUMS, mean_metrics
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step

@@ -11,7 +11,7 @@ from torch import nn
 
 from dpl_ray.algorithm.policies import build_policy
 from dpl_ray.algorithm.policy import Policy, RunFacts
-from dpl_ray.config import Config, OptimConfig
+from dpl_ray.config.schema import Config, OptimConfig
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.training.distributed import Workers
 

@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from dpl_ray.algorithm.ema import update_teacher, warmed_decay
 from dpl_ray.algorithm.losses import consistency, ramp
 from dpl_ray.algorithm.pseudo_labels import StepFacts, pseudo_labels
-from dpl_ray.config import Config
+from dpl_ray.config.schema import Config
 from dpl_ray.data.augment import ViewSettings, strong, weak
 from dpl_ray.data.batches import Batch
 from dpl_ray.models import Classifier

@@ -1,1 +1,1 @@
-"""What earlier versions wrote, and the weights that they came to: `python -m tests.recorded.digests` writes the latter."""
+"""What an earlier version wrote, and the weights it came to (`python -m tests.recorded.digests` writes those)."""

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from dpl_ray.algorithm.policies import POLICIES
-from dpl_ray.config import Config
-from dpl_ray.storage import Storage
+from dpl_ray.config.schema import Config
+from dpl_ray.store.storage import Storage
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.loop import train
 from tests.builders import tiny_config, tiny_splits
@@ -29,7 +29,9 @@ def digest(config: Config, folder: Path) -> dict[str, float]:
     outcome = train(config, tiny_splits(), Workers(), Storage(str(folder)), lambda record: None)
     from safetensors.torch import load_file
 
-    found = {f"metric {key}": value for key, value in outcome.metrics.items() if not key.startswith(("time", "through"))}
+    found = {
+        f"metric {key}": value for key, value in outcome.metrics.items() if not key.startswith(("time", "through"))
+    }
     for file in sorted(Path(outcome.checkpoint).glob("*.safetensors")):
         generator = torch.Generator().manual_seed(0)
         total = 0.0
@@ -44,9 +46,7 @@ def all_digests() -> dict[str, dict[str, float]]:
     """Policy -> its digest."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        return {
-            name: digest(tiny_config(policy={"name": name}), Path(folder) / name) for name in POLICIES
-        }
+        return {name: digest(tiny_config(policy={"name": name}), Path(folder) / name) for name in POLICIES}
 
 
 if __name__ == "__main__":

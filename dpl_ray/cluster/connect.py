@@ -1,0 +1,257 @@
+"""Ray: is there room, and getting connected quietly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from dpl_ray.config.schema import ScaleConfig
+
+#: Set before Ray is imported; what the user has set stays.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+SECONDS_TO_ANSWER = 2.0
+READER_CPUS = (
+    0.5  # that a task which reads and decodes a streamed pool reserves; two a CPU, since tasks wait in between
+)
+CLIENT_PORT = 10001  # of ray://
+#: Scheme of an address -> a call that its service knows: for ray:// the client server, else the control service.
+FIRST_CALLS = {"": "/ray.rpc.NodeInfoGcsService/GetClusterId", "ray": "/ray.rpc.RayletDriver/ClusterInfo"}
+#: gRPC's status -> what it means for the user.
+REFUSALS = {
+    "UNAVAILABLE": "another program listens there, or one that asks for TLS",
+    "DEADLINE_EXCEEDED": f"what listens there says nothing within {SECONDS_TO_ANSWER:.0f} s",
+    "UNIMPLEMENTED": "host:port takes the port of `ray start --port`, ray://host:port that of --ray-client-server-port",
+    "UNAUTHENTICATED": "it refuses the token; RAY_AUTH_MODE=token and RAY_AUTH_TOKEN must be those of the cluster",
+}
+
+
+def cluster_address(scale: ScaleConfig) -> str | None:
+    """Where to connect; None where a cluster is started on this machine. Ray lets RAY_ADDRESS say what auto is."""
+    if scale.address in (None, "auto"):
+        return os.environ.get("RAY_ADDRESS") or scale.address
+    return scale.address
+
+
+@contextlib.contextmanager
+def checked_resources(scale: ScaleConfig) -> Iterator[None]:
+    """Refuse what this machine cannot give, or what the cluster at scale.address cannot.
+
+    A connection that this takes ends with the block: the next run of this process may be on another cluster.
+
+    Raises:
+        ValueError: naming the field, what is asked for and what there is.
+    """
+    address = cluster_address(scale)
+    connected = False
+    if scale.num_workers == 0:
+        if scale.use_gpu and not count_gpus():
+            raise ValueError("scale.use_gpu=true: this machine has no GPU; scale.use_gpu=false trains on CPUs")
+    elif address is None:
+        _check(scale, float(os.cpu_count() or 1), count_gpus() if scale.use_gpu else 0, "this machine")
+    else:
+        _check_address(address, scale)
+        connected = connect(scale)
+    try:
+        yield
+    finally:
+        if connected:
+            import ray
+
+            ray.shutdown()
+
+
+def check_readers(scale: ScaleConfig) -> None:
+    """Refuse workers that leave no CPU to read a streamed pool with: the run would wait for ever.
+
+    Raises:
+        ValueError: naming the fields, and what would do.
+    """
+    import ray
+
+    if scale.num_workers == 0:
+        return
+    if ray.is_initialized():
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    else:
+        nodes = [{"CPU": float(os.cpu_count() or 1), "GPU": float(scale.num_workers)}]
+    num_cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    needed = scale.num_workers * scale.cpus_per_worker
+    if needed + READER_CPUS > num_cpus:
+        most = (num_cpus - READER_CPUS) / scale.num_workers
+        raise ValueError(
+            f"scale.cpus_per_worker={scale.cpus_per_worker:g} with scale.num_workers={scale.num_workers} leaves "
+            f"{num_cpus - needed:g} of {num_cpus:g} CPUs, and reading a streamed pool takes {READER_CPUS:g}; "
+            + (f"at most {most:g} CPUs a worker, or fewer workers, leave it" if most > 0 else "it takes more CPUs")
+        )
+    if count_to_crowd_out(nodes, scale) <= scale.num_workers:
+        raise ValueError(
+            f"scale.cpus_per_worker={scale.cpus_per_worker:g} with scale.num_workers={scale.num_workers} may leave no "
+            f"node with {READER_CPUS:g} CPU, which reading a streamed pool takes; take fewer CPUs a worker, or fewer "
+            "workers"
+        )
+
+
+def count_to_crowd_out(nodes: list[dict[str, float]], scale: ScaleConfig) -> float:
+    """Fewest workers that, placed badly, leave no node a CPU to read with; infinite where none can."""
+    total = 0.0
+    for node in nodes:
+        spare = node.get("CPU", 0.0) - READER_CPUS
+        if spare < 0:
+            continue
+        wanted = int(spare / scale.cpus_per_worker + 1e-9) + 1
+        total += wanted if wanted <= count_places([node], scale) else math.inf
+    return total
+
+
+def check_cluster(scale: ScaleConfig) -> None:
+    """The same for the cluster that is connected."""
+    import ray
+
+    resources = ray.cluster_resources()
+    _check(scale, resources.get("CPU", 0.0), int(resources.get("GPU", 0)), "the cluster")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if (room := count_places(nodes, scale)) < scale.num_workers:
+        per_worker = f"{scale.cpus_per_worker:g} CPUs" + (" and a GPU" if scale.use_gpu else "")
+        raise ValueError(
+            f"scale.num_workers={scale.num_workers}: a worker needs {per_worker} on one node, and the cluster's "
+            f"{len(nodes)} nodes have room for {room} of them"
+        )
+
+
+def count_places(nodes: list[dict[str, float]], scale: ScaleConfig) -> int:
+    """Workers for which the nodes, given by their resources, have room: a worker is not spread over two."""
+    places = 0
+    for node in nodes:
+        by_cpu = int(node.get("CPU", 0.0) / scale.cpus_per_worker)
+        places += min(by_cpu, int(node.get("GPU", 0.0))) if scale.use_gpu else by_cpu
+    return places
+
+
+def _check(scale: ScaleConfig, num_cpus: float, num_gpus: int, where: str) -> None:
+    needed = scale.num_workers * scale.cpus_per_worker
+    if needed > num_cpus:
+        raise ValueError(
+            f"scale.num_workers={scale.num_workers} with scale.cpus_per_worker={scale.cpus_per_worker:g} needs "
+            f"{needed:g} CPUs, {where} has {num_cpus:g}; at most {int(num_cpus / scale.cpus_per_worker)} workers fit"
+        )
+    if scale.use_gpu and scale.num_workers > num_gpus:
+        raise ValueError(
+            f"scale.use_gpu=true with scale.num_workers={scale.num_workers} needs {scale.num_workers} GPUs, "
+            f"{where} has {num_gpus}; scale.use_gpu=false trains on CPUs"
+        )
+
+
+def count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def connect(scale: ScaleConfig) -> bool:
+    """Connect to the cluster, or start one on this machine; true where this call did so.
+
+    Raises:
+        ValueError: there is no cluster at the address, or it has not got what the workers need.
+    """
+    _set_environment()
+    address = cluster_address(scale)
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        # Train asks the dashboard for the state of placement groups and complains every second without one.
+        local: dict[str, Any] = {"include_dashboard": True, "dashboard_port": 0, "num_cpus": os.cpu_count()}
+        on_terminate = signal.getsignal(signal.SIGTERM)
+        try:
+            # Where no address is given, a cluster that somebody left on this machine is not taken over.
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else local),
+            )
+        # Ray ends the process where it gives up.
+        except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
+            raise _no_cluster(address, scale, str(error)) from None
+        finally:
+            if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_terminate)  # Ray's own ends the process without a word
+    try:
+        check_cluster(scale)
+    except ValueError:
+        if started:
+            ray.shutdown()
+        raise
+    return started
+
+
+def cause_line(failure: Any) -> str:
+    """The line of a failure's text, a traceback from another process, that names the exception."""
+    text = str(failure)
+    # Ray Data puts an exception of its own, with advice on retries, behind the one of the task.
+    cause, _, wrapper = text.rpartition("\n\nThe above exception was the direct cause of the following exception:\n")
+    if "UserCodeException: " in wrapper and cause:
+        text = cause
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else type(failure).__name__
+
+
+def _set_environment() -> None:
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
+def _check_address(address: str, scale: ScaleConfig) -> None:
+    """Nothing, or another program, listens at the address: told at once, where Ray tries for two minutes."""
+    scheme, _, place = address.rpartition("://")
+    if address in ("auto", "local") or scheme not in ("", "ray"):
+        return
+    host, colon, port = place.partition("/")[0].rpartition(":")
+    if scheme == "ray" and not colon:
+        host, port = port, str(CLIENT_PORT)
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise _no_cluster(address, scale, "it takes auto, host:port or ray://host:port")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise _no_cluster(address, scale, str(error)) from None
+    if (reason := _refusal(f"{host}:{port}", FIRST_CALLS[scheme])) is not None:
+        raise _no_cluster(address, scale, reason)
+
+
+def _refusal(place: str, call: str) -> str | None:
+    """Why what listens there is not the service that is looked for; None if it is."""
+    _set_environment()
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+
+    # As Ray makes its own: with the token, the TLS settings and the proxy of its environment.
+    channel = init_grpc_channel(place, GLOBAL_GRPC_OPTIONS)
+    try:
+        channel.unary_unary(call)(b"", timeout=SECONDS_TO_ANSWER)
+    except grpc.RpcError as error:
+        return REFUSALS.get(error.code().name)  # whatever else it says, it knows the call
+    finally:
+        channel.close()
+    return None
+
+
+def _no_cluster(address: str | None, scale: ScaleConfig, reason: str) -> ValueError:
+    field = "scale.address" if address == scale.address else "RAY_ADDRESS"
+    first_line = next(iter(reason.strip().splitlines()), "no answer")
+    return ValueError(
+        f"{field}={address}: no Ray cluster answers there ({first_line}); start one with `ray start --head`, "
+        "or leave scale.address and RAY_ADDRESS empty to start one here"
+    )

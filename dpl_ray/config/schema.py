@@ -1,0 +1,410 @@
+"""The configuration tree: one pydantic model per group of `conf/`.
+
+The models hold every field, its meaning, its bounds and its default; the YAML files of `conf/` say only what
+differs. `dpl_ray.config.compose` builds a `Config` from them and from command-line overrides. Nothing here imports
+torch or Ray: a mistake is answered before they are loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+DATA_NAMES = (
+    "digits",
+    "fashion_mnist",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "stl10",
+    "image_folder",
+    "parquet",
+)
+STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")  # of pyarrow's file systems
+CURVE_POINTS = 20  # of train.curve_every, where nothing else is said
+BESIDE_RUNS = ("ray", "mlflow.db", "mlflow-artifacts")  # in run.storage_path, and no runs
+DataName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "parquet"]
+OperationName = Literal[
+    "identity", "color", "sharpness", "autocontrast", "equalize", "brightness", "contrast",
+    "posterize", "solarize", "rotate", "shear_x", "shear_y", "translate_x", "translate_y",
+]  # fmt: skip
+
+
+class Section(BaseModel):
+    """A group of fields: frozen, and closed to unknown keys."""
+
+    # Hydra reads run.name=12 and data.class_names=[0,1] as numbers: a field that is text takes them as text.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
+
+
+class ViewsConfig(Section):
+    """The random weak and strong views of an image."""
+
+    crop_padding: float = Field(
+        0.125, ge=0, le=0.5, description="reflected border before the random crop, share of the side"
+    )
+    horizontal_flip: bool = Field(True, description="mirror at random; false where left and right carry the class")
+    num_operations: int = Field(3, ge=0, le=14, description="random operations of a strong view")
+    cutout: float = Field(0.5, ge=0, le=1, description="largest side of the grey square, share of the width")
+    exclude: tuple[OperationName, ...] = Field(
+        (), description="strong operations that this data set does not survive, of those of dpl_ray/data/augment.py"
+    )
+
+
+class PoolConfig(Section):
+    """How the unlabelled images reach the steps: from memory, or read while training goes on."""
+
+    mode: Literal["auto", "memory", "stream"] = Field(
+        "auto", description="stream: own files are read and decoded while training; auto: where memory_share is passed"
+    )
+    memory_share: float = Field(
+        0.2, gt=0, le=1, description="auto: stream a pool that, decoded, takes more than this share of the memory here"
+    )
+    shuffle_rows: int = Field(
+        8192,
+        ge=1,
+        description="stream: rows that are shuffled with each other, of all workers together",
+    )
+    windows_ahead: int | None = Field(
+        None,
+        ge=1,
+        description="stream: shares of such rows that each worker has read in advance; null: all workers together "
+        "three for every CPU of the cluster, in at most half of its object store",
+    )
+
+
+class DataConfig(Section):
+    """Where images and labels come from, and how they are made one size."""
+
+    name: DataName = Field("digits", description="data set; image_folder and parquet read your own files")
+    root: str | None = Field(
+        None, description="folder of a standard data set's files; null: the usual places, then download"
+    )
+    download: bool = Field(True, description="download a standard data set that is nowhere on this machine")
+    train: str | None = Field(
+        None,
+        description="own images to train on: folder with a subfolder per class, CSV of path,label, or parquet; "
+        "glob or s3://, gs:// too",
+    )
+    unlabeled: str | None = Field(None, description="own unlabelled images: folder, glob or parquet")
+    test: str | None = Field(
+        None, description="own labelled test images, same form as data.train; null: a share of data.train"
+    )
+    labels: str | None = Field(
+        None, description="output of pipelines.label: its selected samples are trained on with their pseudo-labels"
+    )
+    labels_per_class: int | None = Field(
+        None, ge=1, description="most confident of the selected samples of data.labels taken of each class; null: all"
+    )
+    image_column: str = Field("image", description="parquet column of encoded bytes, or of the struct {bytes, path}")
+    label_column: str | None = Field(
+        "label", description="parquet column of labels (class index or name; null or -1: unlabelled)"
+    )
+    class_names: tuple[str, ...] | None = Field(
+        None, description="classes in the order of their indices; null: from the data"
+    )
+    image_size: int | None = Field(
+        None, ge=4, le=1024, description="side in pixels that images are resized to; null: as they are (all must agree)"
+    )
+    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB; every mode is converted")
+    fit: Literal["crop", "pad", "squash"] = Field(
+        "crop", description="other shapes than square: cut the longer side, pad the shorter, or squash"
+    )
+    interpolation: Literal["area", "bilinear", "bicubic"] = Field("bilinear", description="how images are resized")
+    num_labels_per_class: int | None = Field(
+        None,
+        ge=1,
+        description="keep this many labels a class, drawn by data.subset_seed, and put the rest in the pool; "
+        "null: all labels",
+    )
+    subset_seed: int | None = Field(None, ge=0, description="seed of labelled subset and splits; null: train.seed")
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of the labelled images held out for selection, by class"
+    )
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share held out as test split where the data has none")
+    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="a larger share of unreadable images stops the run")
+    pool: PoolConfig = Field(PoolConfig(), description="how the unlabelled images reach the steps")
+    views: ViewsConfig = Field(ViewsConfig(), description="weak and strong views")
+
+
+class ModelConfig(Section):
+    """The network: images to features to logits."""
+
+    name: Literal["wide_resnet", "torchvision"] = Field("wide_resnet", description="family of backbones")
+    depth: int = Field(28, description="wide_resnet: layers, 6 n + 4 (10, 16, 22, 28, ...)")
+    width: int = Field(2, ge=1, le=16, description="wide_resnet: factor on the channels 16, 32, 64")
+    normalization: Literal["batch", "group"] = Field(
+        "batch", description="wide_resnet: group is free of batch statistics"
+    )
+    bn_momentum: float = Field(
+        0.05, gt=0, le=1, description="BatchNorm: weight of the newest batch in the running statistics"
+    )
+    architecture: str = Field("resnet18", description="torchvision: name of a classification model")
+    weights: str | None = Field(
+        None, description="torchvision: pretrained weights by name (DEFAULT, IMAGENET1K_V1); null: random"
+    )
+
+
+class OptimConfig(Section):
+    """Optimizer and learning-rate schedule: lr * cos(7 pi t / 16 T) after the warm-up."""
+
+    name: Literal["sgd", "adamw"] = Field("sgd", description="sgd is Nesterov's")
+    learning_rate: float = Field(0.03, gt=0, description="at the start")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd: momentum; adamw: beta 1")
+    weight_decay: float = Field(5e-4, ge=0, description="on parameters of 2 or more dimensions only")
+    num_warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+
+
+class TrainConfig(Section):
+    """The training run. Sizes are global: more workers split the same batches."""
+
+    num_steps: int = Field(2000, ge=1, description="steps of the global batch")
+    batch_size: int = Field(16, ge=1, description="B: labelled images in the global batch")
+    mu: int = Field(7, ge=1, description="unlabelled images for each labelled one in the global batch")
+    lambda_u: float = Field(1.0, ge=0, description="weight of the unlabelled loss")
+    lambda_u_ramp: float = Field(0.0, ge=0, le=1, description="share of the run over which lambda_u rises from 0")
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="decay of the teacher's weights, warmed up over the first steps"
+    )
+    seed: int = Field(0, ge=0, description="of initial weights, order, views and splits")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 is autocast; master weights stay float32"
+    )
+    weak_precision: Literal["float32", "bfloat16"] | None = Field(
+        None, description="precision of the weak views' pass, through which no gradient flows; null: train.precision"
+    )
+    baseline: bool = Field(True, description="train the supervised baseline on the same labels too, for comparison")
+    log_every: int = Field(50, ge=1, description="steps between two records of the metrics")
+    evaluate_every: int | None = Field(
+        None, ge=1, description="steps between evaluations on the validation split; null: at the end"
+    )
+    curve_every: int | None = Field(
+        None, ge=1, description=f"steps between scores on a fixed part of the test split; null: {CURVE_POINTS} in all"
+    )
+    curve_images: int = Field(2000, ge=0, description="most test images that such a score is made of; 0: no scores")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; there is always one at the end")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
+
+
+class ScaleConfig(Section):
+    """How many workers, and what each of them needs."""
+
+    num_workers: int = Field(2, ge=0, le=4096, description="Ray Train workers; 0: in this process, without Ray")
+    cpus_per_worker: float = Field(0.5, gt=0, description="CPUs that a worker reserves (leave some for Ray Data)")
+    threads_per_worker: int | None = Field(
+        None, ge=1, description="threads of a worker's tensor operations; null: the node's CPUs / its workers"
+    )
+    use_gpu: bool = Field(False, description="one GPU a worker, with NCCL")
+    address: str | None = Field(
+        None, description="Ray cluster: auto, ray://host:port; null: RAY_ADDRESS, else start one here"
+    )
+    max_failures: int = Field(0, ge=0, description="restarts from the last checkpoint after a lost worker")
+
+
+class RunConfig(Section):
+    """The run's name and place."""
+
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="same name: the run goes on; null: a new one from data, policy and time",
+    )
+    storage_path: str = Field(
+        "runs", min_length=1, description="folder of runs (local, s3://, gs://): checkpoints, records, report"
+    )
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    enabled: bool = Field(True, description="record the run in MLflow")
+    uri: str | None = Field(
+        None, description="tracking server; null: MLFLOW_TRACKING_URI, else SQLite in run.storage_path"
+    )
+    experiment: str = Field("dpl_ray", min_length=1, description="MLflow experiment")
+
+
+class RegistryConfig(Section):
+    """MLflow's model registry."""
+
+    name: str | None = Field(
+        None, pattern=r"^[^/:'\"]+$", description="registered model that the final model becomes a version of"
+    )
+    alias: str = Field("candidate", pattern=r"^[A-Za-z0-9_-]+$", description="alias that this version gets")
+
+
+class Config(Section):
+    """Everything a training run is made of."""
+
+    data: DataConfig = Field(DataConfig(), description="images and labels")
+    model: ModelConfig = Field(ModelConfig(), description="network")
+    policy: dict[str, Any] = Field({"name": "dpl"}, description="pseudo-labelling policy and its parameters")
+    optim: OptimConfig = Field(OptimConfig(), description="optimizer and schedule")
+    train: TrainConfig = Field(TrainConfig(), description="steps and batches")
+    scale: ScaleConfig = Field(ScaleConfig(), description="workers")
+    run: RunConfig = Field(RunConfig(), description="name and place")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
+    registry: RegistryConfig = Field(RegistryConfig(), description="MLflow's model registry")
+
+
+def parse_config(tree: dict[str, Any], *, in_cells: bool = False) -> Config:
+    """Validate a nested dict; the first mistake is a `ValueError` naming field, value and what would be right.
+
+    Args:
+        in_cells: whether it is a comparison's: each cell trains in one process, so that any scale.num_workers but 0
+            means 1, and a batch need not divide by it.
+    """
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
+    if in_cells and config.scale.num_workers:
+        config = config.model_copy(update={"scale": config.scale.model_copy(update={"num_workers": 1})})
+    _check_across(config)
+    return config
+
+
+def _check_across(config: Config) -> None:
+    """Conditions on more than one field."""
+    if config.model.name == "wide_resnet" and (config.model.depth < 10 or (config.model.depth - 4) % 6):
+        raise ValueError(f"model.depth={config.model.depth}: must be 6 n + 4 with n >= 1, as 10, 16, 22 or 28")
+    if config.scale.num_workers > 1 and config.train.batch_size % config.scale.num_workers:
+        workers, size = config.scale.num_workers, config.train.batch_size
+        lower = size // workers * workers
+        near = " or ".join(str(n) for n in (lower, lower + workers) if n)
+        num_cpus = os.cpu_count() or 1
+        room = int(num_cpus / config.scale.cpus_per_worker)
+        raise ValueError(
+            f"train.batch_size={size}: the global batch must divide by scale.num_workers={workers}; "
+            f"{near} would, or other workers"
+            + (f" (without a cluster, the {num_cpus} CPUs here carry {room} at most)" if workers > room else "")
+        )
+    if config.optim.num_warmup_steps >= config.train.num_steps:
+        raise ValueError(
+            f"optim.num_warmup_steps={config.optim.num_warmup_steps}: must be below "
+            f"train.num_steps={config.train.num_steps}"
+        )
+    views = config.data.views
+    if views.num_operations and len(set(views.exclude)) == len(typing.get_args(OperationName)):
+        raise ValueError("data.views.exclude: leaves no operation; data.views.num_operations=0 takes none")
+    if config.train.evaluate_every is not None and not config.data.validation_fraction:
+        raise ValueError(
+            f"train.evaluate_every={config.train.evaluate_every}: there is no validation split to evaluate on; set its "
+            "share, as data.validation_fraction=0.1"
+        )
+    registry = config.registry
+    if registry.name and not config.tracking.enabled:
+        raise ValueError(
+            f"registry.name={registry.name}: the registry is MLflow's, and tracking.enabled=false records nothing there"
+        )
+    if registry.alias == "latest" or re.fullmatch(r"v\d+", registry.alias):
+        raise ValueError(f"registry.alias={registry.alias}: MLflow keeps latest, v1, v2, ... for itself; take another")
+    if config.run.name in BESIDE_RUNS:
+        raise ValueError(f"run.name={config.run.name}: something else of this name lies beside the runs; take another")
+    scheme, separator, _ = config.run.storage_path.partition("://")
+    if separator and scheme not in STORAGE_SCHEMES:
+        raise ValueError(
+            f"run.storage_path={config.run.storage_path}: there is no storage {scheme}://; it takes a local path, "
+            f"{', '.join(f'{known}://' for known in STORAGE_SCHEMES)}{suggest(scheme, STORAGE_SCHEMES)}"
+        )
+    own = config.data.name in ("image_folder", "parquet")
+    if config.data.pool.mode == "stream" and not own:
+        raise ValueError(
+            f"data.pool.mode=stream: data={config.data.name} is in memory; your own files, data=image_folder or "
+            "data=parquet, can be streamed"
+        )
+    for field in ("train", "unlabeled", "test", "labels"):
+        if not own and getattr(config.data, field) is not None:
+            raise ValueError(
+                f"data.{field}={getattr(config.data, field)}: data={config.data.name} brings its own images; "
+                "your own files take data=image_folder or data=parquet"
+            )
+    if own and config.data.train is None and config.data.labels is None:
+        raise ValueError(
+            f"data.train is missing: data={config.data.name} needs the labelled images, as "
+            + (
+                "a folder with a subfolder per class, or a CSV of path,label"
+                if config.data.name == "image_folder"
+                else "parquet files"
+            )
+        )
+    if config.data.train is None and config.data.labels and config.data.num_labels_per_class is not None:
+        raise ValueError(
+            f"data.num_labels_per_class={config.data.num_labels_per_class}: without data.train there are pseudo-labels "
+            "alone; data.labels_per_class takes the most confident of each class"
+        )
+    if "name" not in config.policy:
+        raise ValueError("policy.name is missing: choose one with policy=NAME")
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` where a known word is near, else an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+#: pydantic's type of a mistake -> what would be right, where pydantic's own words are not a user's.
+_RIGHT = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "must be letters, digits and . _ - alone, the first a letter or digit",
+    "tuple_type": "must be a list, as {field}=[{given}]",
+    "model_type": "must be a section of fields",
+    "dict_type": "must be a section of fields",
+}
+
+
+def explain(error: ValidationError, section: str = "") -> str:
+    """The first mistake that pydantic found: field, value and what would be right."""
+    first = error.errors()[0]
+    # The position in a list is left out: the value says which one it is.
+    path = [*section.split(), *(part for part in first["loc"] if isinstance(part, str))]
+    field, given = ".".join(path), shown(first.get("input"))
+    if first["type"] == "extra_forbidden":
+        known = field_names(path[:-1])
+        return f"{field}={given}: there is no such field; known: {', '.join(known)}{suggest(path[-1], known)}"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if first["type"] in _RIGHT:
+        message = _RIGHT[first["type"]].format(field=field, given=given)
+    near = ""
+    if first["type"] == "literal_error":
+        near = suggest(given, [word.strip("'") for word in first["ctx"]["expected"].replace(" or ", ", ").split(", ")])
+    return f"{field or 'the configuration'}={given}: {message}{near}"
+
+
+def shown(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(shown, value))}]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def field_names(path: list[str]) -> list[str]:
+    """Names of the fields below a dotted path of the tree."""
+    section: Any = Config
+    for part in path:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML; `parse_config(yaml.safe_load(text))` gives it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,133 @@
+"""Whether a pool is streamed, and the files that it is read from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from dpl_ray.config.schema import DataConfig
+from dpl_ray.data.classes import label_indices
+from dpl_ray.data.decode import DecodeError, DecodeSettings, decode
+from dpl_ray.data.files import Records, is_parquet, open_location
+from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.pool.windows import StreamedPool
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def should_stream(data: DataConfig, train: Records, num_images: int) -> bool:
+    """Whether the mode, or in `auto` the size of all images decoded, asks for streaming.
+
+    Raises:
+        ValueError: it does, but the images have no size yet.
+    """
+    if data.pool.mode == "memory":
+        return False
+    if data.pool.mode == "auto":
+        decoded = num_images * bytes_per_image(data, train)
+        limit = data.pool.memory_share * memory_size()
+        if decoded <= limit:
+            return False
+        why = f"data.pool.memory_share={data.pool.memory_share}: the {num_images} images take {decoded / 1e9:.1f} GB"
+        why += f" decoded, more than {limit / 1e9:.1f} GB, so that they are streamed"
+    else:
+        why = "data.pool.mode=stream"
+    if data.image_size is None:
+        raise ValueError(
+            f"{why}, which takes images of one size; set the side to resize them to, as data.image_size=32"
+        )
+    return True
+
+
+def memory_size() -> int:
+    """Bytes of memory of this machine, or of the container that this is."""
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
+    return min(size, int(limit)) if limit.isdecimal() else size
+
+
+def streamed_pool(
+    data: DataConfig,
+    class_names: tuple[str, ...],
+    train: Records,
+    rest: Collection[str],
+    unlabeled: PoolFiles | None,
+    others: Collection[str],
+) -> StreamedPool:
+    """The pool of what is left of data.train and of data.unlabeled.
+
+    Args:
+        rest: ids of data.train that are in the pool.
+        unlabeled: files of data.unlabeled.
+        others: ids of data.train and data.test, which are not taken from data.unlabeled.
+    """
+    parts = []
+    if rest:
+        parts.append(_rest_of(data, train, set(rest), class_names))
+    if unlabeled is not None:
+        parts.append(unlabeled.without(others))
+    return StreamedPool(tuple(parts), DecodeSettings.from_config(data), class_names)
+
+
+def list_unlabeled(data: DataConfig) -> PoolFiles:
+    """The files of data.unlabeled, in memory or streamed.
+
+    Raises:
+        ValueError: there is nothing to read, or no file has the column of the images, or too much of it is in parquet
+            files that cannot be opened.
+    """
+    assert data.unlabeled is not None, "asked for where it is given"
+    location = open_location("data.unlabeled", data.unlabeled)
+    files = list_pool(location, image_column=data.image_column, label_column=data.label_column)
+    files.check_image_column("data.image_column")
+    files.check_unopened("data.max_bad_fraction", data.max_bad_fraction)
+    return files
+
+
+def _rest_of(data: DataConfig, train: Records, rest: set[str], class_names: tuple[str, ...]) -> PoolFiles:
+    if train.location.path.lower().endswith(".csv"):
+        files = _files_named(train, sorted(rest))
+    else:
+        files = list_pool(train.location, image_column=data.image_column, label_column=data.label_column)
+        if data.name == "parquet":
+            files = files.where(lambda file: is_parquet(files.name(file)))
+            return files.without([sample_id for sample_id in train.ids if sample_id not in rest])
+        files = files.where(lambda file: files.name(file) in rest)
+    known = dict(zip(train.ids, label_indices(train.labels, class_names).tolist(), strict=True))
+    return replace(files, labels=np.array([known.get(files.name(file), -1) for file in range(len(files.paths))]))
+
+
+def _files_named(train: Records, ids: list[str]) -> PoolFiles:
+    """The images that a CSV names."""
+    scheme = train.location.scheme
+    if elsewhere := [sample_id for sample_id in ids if ("://" in sample_id) != bool(scheme)]:
+        raise train.location.error(
+            f"a streamed pool lies on one file system, and {elsewhere[0]} does not lie beside it"
+        )
+    paths = [sample_id.removeprefix(scheme) for sample_id in ids]
+    sizes = [info.size or 0 for info in train.location.filesystem.get_file_info(paths)]
+    files = np.arange(len(ids))
+    return PoolFiles(
+        train.location,
+        pa.array(paths, pa.large_string()),
+        np.array(sizes, np.int64),
+        np.ones_like(files),
+        np.stack([files, np.zeros_like(files), np.ones_like(files)], axis=1),
+    )
+
+
+def bytes_per_image(data: DataConfig, train: Records) -> int:
+    """Of a decoded image: all are of one size, that of the first where data.image_size does not say it."""
+    if data.image_size is not None:
+        return data.channels * data.image_size**2
+    for payload in train.read():
+        try:
+            return decode((payload() if callable(payload) else payload) or b"", DecodeSettings.from_config(data)).nbytes
+        except (DecodeError, OSError):
+            continue
+    return 0

@@ -1,0 +1,251 @@
+"""Why an image of a pool got its weight: what the student, the heads and the policy of a checkpoint say of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpl_ray.config.schema import Config
+from dpl_ray.data.dataset import ImageSet
+from dpl_ray.data.decode import DecodeError, DecodeSettings, decode
+from dpl_ray.data.files import is_parquet, open_location
+from dpl_ray.data.pool.files import Rows, list_pool
+from dpl_ray.data.pool.windows import StreamedPool
+from dpl_ray.data.sources import load_splits
+from dpl_ray.page.html import Page, Section, banner, code, element, facts, grid, note, paragraph, picture, table
+from dpl_ray.store.storage import Storage
+from dpl_ray.training.checkpoint_folder import ModelInfo, find_checkpoint, load_config_and_info
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dpl_ray.algorithm.policy import Policy
+
+NUM_VIEWS = 6  # strong ones; of the weak ones one fewer, beside the image itself
+NUM_CLASSES = 5  # most likely ones that are listed
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a checkpoint says of one image, without augmentation, as training would read it at the end of the run."""
+
+    sample: str
+    policy: str
+    pseudo_label: str
+    confidence: float  # as the policy aligns it
+    entropy: float  # nats
+    probs: dict[str, float]  # of the most likely classes, as the classifier has them: not aligned
+    heads: dict[str, tuple[str, float]]  # LGP, HGP -> class and confidence; empty where the policy has none
+    thresholds: dict[str, float]  # of the class of the pseudo-label
+    weight: float
+    fixmatch_weight: float  # 1 from a confidence of 0.95 on
+    reason: str
+    page: str  # where it is written, with the views
+
+
+def explain(
+    checkpoint: str | PathLike[str],
+    sample: str | PathLike[str] | int,
+    *,
+    image_column: str | None = None,
+    output: str | PathLike[str] | None = None,
+) -> Explanation:
+    """Say of one image why it gets its weight, and write it as a page with the image's weak and strong views.
+
+    Args:
+        checkpoint: folder step-N, or of a run, whose newest checkpoint is taken.
+        sample: an image file, `file.parquet:row`, or the index of an image in the pool of the run, whose data have to
+            be where they were.
+        image_column: of a parquet file; None: the one of training.
+        output: file of the page; None: `explanation-SAMPLE.html` in the folder that holds the checkpoint.
+
+    Raises:
+        ValueError: there is no whole checkpoint, or no such image.
+    """
+    place = find_checkpoint(Storage(fspath(checkpoint)))
+    config, info = load_config_and_info(place)
+    if image_column:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"image_column": image_column})})
+    image, sample_id, known = _read(str(sample) if isinstance(sample, int) else fspath(sample), config, info)
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", str(sample)).strip("-")[-60:]
+    default = str(place).removesuffix(place.name) + f"explanation-{slug}.html" if not place.options else None
+    file = Storage(fspath(output or default or f"explanation-{slug}.html"))
+    found = _explain(place, image, sample_id, str(file))
+    file.write(_page(found, image, known, config, info, str(place)).render().encode())
+    return found
+
+
+def _read(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint8], str, str | None]:
+    """The decoded image, its id, and its class where it is known."""
+    if sample.isdecimal():
+        return _read_pool(int(sample), config)
+    settings = replace(DecodeSettings.from_config(config.data), channels=info.channels)  # type: ignore[arg-type]
+    if settings.image_size is None and info.image_size[0] == info.image_size[1]:
+        settings = replace(settings, image_size=info.image_size[0])
+    path, _, number = sample.rpartition(":")
+    row = int(number) if is_parquet(path) and number.isdecimal() else None
+    location = open_location("sample", path if row is not None else sample)
+    if row is None and is_parquet(sample):
+        raise ValueError(f"sample={sample}: a parquet file has many images; name a row, as sample={sample}:0")
+    files = list_pool(location, image_column=config.data.image_column, every_file=True)
+    if len(files.paths) > 1:
+        raise ValueError(f"sample={sample}: {len(files.paths)} files are there; name one image")
+    if not 0 <= (row or 0) < len(files):
+        raise ValueError(f"sample={sample}: the file has {len(files)} rows; give one of 0 to {len(files) - 1}")
+    return _decode(files.read(0, row or 0, 1), settings, sample), sample, None
+
+
+def _read_pool(index: int, config: Config) -> tuple[NDArray[np.uint8], str, str | None]:
+    pool: Any = load_splits(config.data, seed=config.train.seed).unlabeled
+    if not index < len(pool):
+        raise ValueError(f"sample={index}: the pool of this run has {len(pool)} images; give 0 to {len(pool) - 1}")
+    if isinstance(pool, ImageSet):
+        target = int(pool.targets[index])
+        return pool.images[index], str(pool.ids[index]), None if target < 0 else str(target)
+    assert isinstance(pool, StreamedPool)
+    part, file, first, _, first_id = pool.spans[np.searchsorted(pool.spans[:, 4], index, side="right") - 1].tolist()
+    rows = pool.parts[part].read(file, first + index - first_id, 1)
+    return _decode(rows, pool.settings, str(index)), rows[0][0], None
+
+
+def _decode(rows: Rows, settings: DecodeSettings, sample: str) -> NDArray[np.uint8]:
+    payload = rows[0][1]
+    try:
+        return decode((payload() if callable(payload) else payload) or b"", settings)
+    except (DecodeError, OSError) as error:
+        raise ValueError(f"sample={sample}: cannot be read ({error})") from None
+
+
+def _explain(place: Storage, image: NDArray[np.uint8], sample_id: str, page: str) -> Explanation:
+    import torch
+
+    from dpl_ray.algorithm.dpl import DynamicPseudoLabels
+    from dpl_ray.inference.label_batch import label_batch
+    from dpl_ray.training.checkpoint import load_classifier, load_policy
+    from dpl_ray.training.metrics import HIGH_ENTROPY_CONFIDENCE
+
+    student, config, info = load_classifier(place, "student")
+    policy = load_policy(place)
+    images = torch.from_numpy(image[None].copy())
+    found = {key: values for key, values in label_batch(student, policy, images).items() if values is not None}
+    with torch.inference_mode():
+        features, logits = student(images)
+        probs = logits.softmax(dim=1)[0]
+        heads: dict[str, tuple[str, float]] = {}
+        if isinstance(policy, DynamicPseudoLabels):
+            for name, head in zip(("LGP", "HGP"), policy.heads(features), strict=True):
+                heads[name] = _top(head.softmax(dim=1)[0], info.class_names)
+    label = int(found["pseudo_label"])
+    confidence, weight = float(found["confidence"]), float(found["weight"])
+    likely = probs.argsort(descending=True)[:NUM_CLASSES].tolist()
+    thresholds = {name: float(values[label]) for name, values in policy.thresholds().items()}
+    return Explanation(
+        sample=sample_id,
+        policy=config.policy["name"],
+        pseudo_label=info.class_names[label],
+        confidence=confidence,
+        entropy=float(found["entropy"]),
+        probs={info.class_names[index]: float(probs[index]) for index in likely},
+        heads=heads,
+        thresholds=thresholds,
+        weight=weight,
+        fixmatch_weight=float(confidence >= HIGH_ENTROPY_CONFIDENCE),
+        reason=_reason(policy, info.class_names[label], confidence, thresholds, heads),
+        page=page,
+    )
+
+
+def _top(probs: Tensor, class_names: tuple[str, ...]) -> tuple[str, float]:
+    confidence, label = probs.max(dim=0)
+    return class_names[int(label)], float(confidence)
+
+
+def _reason(
+    policy: Policy, label: str, confidence: float, thresholds: dict[str, float], heads: dict[str, tuple[str, float]]
+) -> str:
+    """The rule as it was applied, in a sentence."""
+    if not policy.uses_unlabeled:
+        return "The policy is supervised and uses no pool; the weight is FixMatch's."
+    rule = getattr(policy, "rule", None)
+    if rule == "agreement":
+        agree = "agree on" if all(name == label for name, _ in heads.values()) else "do not both say"
+        return (
+            f"The rule `agreement` counts a sample fully where both heads share its pseudo-label; they {agree} {label}."
+        )
+    if "over" not in thresholds:
+        said = ", ".join(f"{name} {value:.3f}" for name, value in thresholds.items())
+        return f"The policy's state for class {label}: {said}." if said else "The policy keeps no threshold of its own."
+    over, under = thresholds["over"], thresholds["under"]
+    if confidence >= over:
+        return f"The confidence is at or above the over-confident threshold of class {label}: it counts fully."
+    where = "between the thresholds" if confidence >= under else "below the under-confident threshold"
+    width = max(over - under, float(getattr(policy, "epsilon", 0.0)))
+    formula = (
+        f"exp(-({confidence:.3f} - {over:.3f})² / (2 · {width:.3f}²))"
+        if rule == "gaussian"
+        else f"1 + ({confidence:.3f} - {over:.3f}) / {width:.3f}, from 0 to 1"
+    )
+    return f"The confidence lies {where} of class {label}, whose band is {width:.3f} wide: the weight is {formula}."
+
+
+def _page(
+    found: Explanation, image: NDArray[np.uint8], known: str | None, config: Config, info: ModelInfo, checkpoint: str
+) -> Page:
+    headline = f"Weight {found.weight:.3f}; FixMatch's 0.95 would give {found.fixmatch_weight:.0f}"
+    values: dict[str, object] = {"pseudo-label": found.pseudo_label}
+    values |= {"true class": info.class_names[int(known)]} if known is not None else {}
+    values |= {
+        "confidence": f"{found.confidence:.4f}",
+        "entropy": f"{found.entropy:.4f} nats (at most {math.log(len(info.class_names)):.4f})",
+    }
+    names = {"LGP": "low gradient pass", "HGP": "high gradient pass"}
+    values |= {names[name]: f"{label}, confidence {value:.4f}" for name, (label, value) in found.heads.items()}
+    values |= {
+        f"{name}-confident threshold" if name in ("over", "under") else name: f"{value:.4f}"
+        for name, value in found.thresholds.items()
+    }
+    likely = table("Most likely classes", ["class", "probability"], [(n, f"{p:.4f}") for n, p in found.probs.items()])
+    sections = [
+        Section(
+            "why",
+            "Why this weight",
+            banner("•", headline, paragraph(found.reason)),
+            grid([element("div", facts(values)), element("div", likely)]),
+            note(
+                "Read by the student of the last checkpoint, without augmentation. Confidence and entropy are aligned "
+                "as the policy aligns them; the probabilities of the table and of the heads are not."
+            ),
+        ),
+        Section("views", "What training sees of it", *_views(image, config)),
+        Section("checkpoint", "The checkpoint", paragraph(code(checkpoint))),
+    ]
+    return Page(found.sample, f"One image, as {found.policy} weighs it", sections, "The file needs no network.")
+
+
+def _views(image: NDArray[np.uint8], config: Config) -> list[Any]:
+    import torch
+
+    from dpl_ray.data.augment import num_strong_uniforms, strong, weak
+    from dpl_ray.data.batches import view_settings
+    from dpl_ray.report.accuracy import encode_png
+
+    settings = view_settings(config.data.views)
+    images = torch.from_numpy(np.repeat(image[None], NUM_VIEWS, axis=0))
+    uniforms = np.random.default_rng(0).random((NUM_VIEWS, num_strong_uniforms(settings)), dtype=np.float32)
+    columns = torch.from_numpy(uniforms)
+    parts: list[Any] = [paragraph("Weak views give the pseudo-label, strong views learn it.")]
+    views_weak, views_strong = weak(images, columns, settings)[:-1], strong(images, columns, settings)
+    for name, views in (("weak", views_weak), ("strong", views_strong)):
+        pictures = [picture(encode_png(image), "the image as it is decoded", "as decoded")] if name == "weak" else []
+        pictures += [
+            picture(encode_png(view), f"{name} view {number}", f"{name} {number}")
+            for number, view in enumerate(views.numpy(), start=1)
+        ]
+        parts.append(grid(pictures, "tiny"))
+    return parts

@@ -1,0 +1,208 @@
+"""What a report says of the test split: calibration, confusions, and the images that the model is most wrong about.
+
+Legend: N images, C classes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpl_ray.data.dataset import ImageSet
+from dpl_ray.page.html import MISSING, Html, Section, code, element, figure, folded, grid, paragraph, picture, table
+from dpl_ray.page.plots import draw
+from dpl_ray.report.verdict import wilson_interval
+
+if TYPE_CHECKING:
+    from dpl_ray.training.evaluation import Predictions
+
+NUM_BINS = 15  # those of eval/ece
+NUM_PICTURES = 12  # of each sheet
+MAX_NAMED = 20  # classes of a confusion matrix with names and counts in it
+MAX_CONFUSIONS = 10
+MAX_ROWS = 20
+MAX_PIXELS = 96  # of a picture's longer side
+
+
+def calibration_section(test: ImageSet, found: Predictions, ece: float, baseline_ece: float | None) -> Section:
+    """The reliability diagram."""
+    right = found.labels == test.targets
+    drawing = draw(lambda *axes: _reliability(axes, found.confidence, right), width=4.4, height=4.0, heights=(3, 1))
+    said = f"{100 * float(found.confidence.mean()):.1f} %"
+    beside = "" if baseline_ece is None else f"; of the supervised baseline {100 * baseline_ece:.1f} %"
+    tends = "over" if found.confidence.mean() > right.mean() else "under"
+    text = (
+        f"The last teacher is right on {100 * right.mean():.1f} % of the {len(test):,} test images and says {said} on "
+        f"average, so that it is {tends}confident by {100 * abs(found.confidence.mean() - right.mean()):.1f} points. "
+        f"Its expected calibration error (ECE, {NUM_BINS} bins) is {100 * ece:.1f} %{beside}."
+    )
+    caption = "Bars: accuracy of the images of that confidence, with Wilson's 95 % interval. On the dashed line "
+    caption += "confidence is accuracy; below it the model is overconfident."
+    return Section(
+        "calibration",
+        "Calibration",
+        paragraph(text),
+        grid([figure(drawing, "Reliability diagram", caption), _bins(found.confidence, right)]),
+    )
+
+
+def _bins(confidence: NDArray, right: NDArray[np.bool_]) -> Html:
+    places = _places(confidence)
+    rows = []
+    for place in np.unique(places):
+        mine = places == place
+        name = f"{place / NUM_BINS:.2f} to {(place + 1) / NUM_BINS:.2f}"
+        said, true = 100 * confidence[mine].mean(), 100 * right[mine].mean()
+        rows.append([name, f"{mine.sum():,}", f"{said:.1f} %", f"{true:.1f} %"])
+    return table("The bins of the diagram", ["confidence", "images", "mean confidence", "accuracy"], rows)
+
+
+def _places(confidence: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Bins of (N,) confidences, from 0: those of eval/ece, to the last bit of their bounds."""
+    import torch
+
+    bounds = torch.linspace(0, 1, NUM_BINS + 1).numpy()
+    return np.minimum(np.searchsorted(bounds, confidence, side="right") - 1, NUM_BINS - 1)
+
+
+def _reliability(axes: Any, confidence: NDArray, right: NDArray[np.bool_]) -> None:
+    above, below = axes
+    edges = np.linspace(0, 1, NUM_BINS + 1)
+    places = _places(confidence)
+    numbers = np.bincount(places, minlength=NUM_BINS)
+    hits = np.bincount(places, right, NUM_BINS)
+    filled = numbers > 0
+    centres = ((edges[:-1] + edges[1:]) / 2)[filled]
+    shares = hits[filled] / numbers[filled]
+    bounds = np.array([wilson_interval(hit, n) for hit, n in zip(hits[filled], numbers[filled], strict=True)])
+    above.bar(centres, 100 * shares, 1 / NUM_BINS, color="0.8", edgecolor="0.1", linewidth=0.7)
+    errors = 100 * np.abs(bounds.T - shares)
+    above.errorbar(centres, 100 * shares, errors, fmt="none", ecolor="0.1", elinewidth=1, capsize=2.5)
+    above.plot([0, 1], [0, 100], "--", color="0", linewidth=1)
+    above.set_ylim(0, 103)
+    above.set_ylabel("accuracy (%)")
+    below.bar(centres, numbers[filled], 1 / NUM_BINS, color="0.45", edgecolor="0.1", linewidth=0.7)
+    below.set_ylabel("images")
+    below.set_xlabel("confidence of the last teacher")
+    below.set_xlim(0, 1)
+
+
+def confusion_section(
+    test: ImageSet, found: Predictions, baseline: Predictions | None, class_names: Sequence[str]
+) -> Section:
+    """The confusion matrix, its largest entries, and the recall of every class."""
+    num_classes = len(class_names)
+    matrix = np.bincount(test.targets * num_classes + found.labels, minlength=num_classes**2)
+    matrix = matrix.reshape(num_classes, num_classes)
+    size = 4.6
+    drawing = draw(lambda axes: _matrix(axes, matrix, class_names), width=size, height=size * 0.95)
+    caption = "Rows: the true class; columns: what the last teacher says. Grey: share of the true class. "
+    caption += "Numbers: images." if num_classes <= MAX_NAMED else "Classes are numbered; the tables name them."
+    wrong = matrix - np.diag(np.diag(matrix))
+    order = [place for place in np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS] if wrong.flat[place]]
+    rows = []
+    for place in order:
+        target, label = divmod(int(place), num_classes)
+        number = matrix[target].sum()
+        share = 100 * matrix[target, label] / number
+        rows.append(
+            [class_names[target], class_names[label], f"{matrix[target, label]:,} of {number:,}", f"{share:.0f} %"]
+        )
+    confusions = (
+        table("The most frequent confusions", ["true class", "said to be", "images", "share"], rows, text_columns=2)
+        if rows
+        else paragraph("No test image is given a wrong class.")
+    )
+    recall = _recall(test, found, baseline, class_names)
+    if num_classes > MAX_ROWS:
+        recall = folded(f"Recall of all {num_classes} classes", recall)
+    title = f"Confusion matrix, {len(test):,} test images"
+    return Section(
+        "confusions",
+        "Confusions",
+        grid([figure(drawing, title, caption), element("div", confusions, recall)]),
+    )
+
+
+def _recall(test: ImageSet, found: Predictions, baseline: Predictions | None, class_names: Sequence[str]) -> Html:
+    rows = []
+    numbered = len(class_names) > MAX_NAMED  # as in the matrix
+    for place, name in enumerate(class_names):
+        name = f"{place}: {name}" if numbered else name
+        mine = test.targets == place
+        if not mine.any():
+            rows.append([name, "0", MISSING] + [MISSING, MISSING] * (baseline is not None))
+            continue
+        recall = 100 * float((found.labels[mine] == place).mean())
+        row = [name, f"{mine.sum():,}", f"{recall:.1f} %"]
+        if baseline is not None:
+            before = 100 * float((baseline.labels[mine] == place).mean())
+            row += [f"{before:.1f} %", f"{recall - before:+.1f}"]
+        rows.append(row)
+    columns = ["class", "test images", "recall", *(["supervised", "difference"] if baseline is not None else [])]
+    return table("Recall of the classes", columns, rows)
+
+
+def _matrix(axes: Any, matrix: NDArray[np.int64], class_names: Sequence[str]) -> None:
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.grid(False)
+    axes.spines[:].set_visible(True)
+    axes.set_xlabel("said to be")
+    axes.set_ylabel("true class")
+    if len(class_names) > MAX_NAMED:
+        return
+    names = [name if len(name) <= 14 else name[:13] + "…" for name in class_names]
+    turned = any(len(name) > 2 for name in names)
+    axes.set_xticks(range(len(names)), names, rotation=90 if turned else 0, fontsize=8.5)
+    axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    size = 8.5 if len(names) <= 12 else 6
+    for (target, label), number in np.ndenumerate(matrix):
+        if number:
+            shade = "white" if shares[target, label] > 0.5 else "black"
+            axes.text(label, target, f"{number}", ha="center", va="center", color=shade, fontsize=size)
+
+
+def pictures_section(test: ImageSet, found: Predictions, class_names: Sequence[str]) -> Section:
+    """The most confident wrong images and the least confident right ones."""
+    right = found.labels == test.targets
+    parts: list[Html] = []
+    for title, mask, sign in (
+        ("Most confident, and wrong", ~right, -1),
+        ("Least confident, and right", right, 1),
+    ):
+        rows = np.flatnonzero(mask)
+        rows = rows[np.argsort(sign * found.confidence[rows], kind="stable")][:NUM_PICTURES]
+        parts.append(element("h3", f"{title}: {len(rows)} of {int(mask.sum()):,} images"))
+        if not len(rows):
+            parts.append(paragraph("There is none."))
+            continue
+        parts.append(grid((_sample(test, found, int(row), class_names) for row in rows), "tiny"))
+    return Section("images", "Images to look at", *parts)
+
+
+def _sample(test: ImageSet, found: Predictions, row: int, class_names: Sequence[str]) -> Html:
+    said, true = class_names[found.labels[row]], class_names[test.targets[row]]
+    confidence = f"{100 * found.confidence[row]:.1f} %"
+    text = f"{said}, {confidence}" if said == true else f"said {said}, {confidence}; is {true}"
+    return picture(
+        encode_png(test.images[row]),
+        f"Test image {test.ids[row]}: {text}",
+        text,
+        code(str(test.ids[row])),
+    )
+
+
+def encode_png(image: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> bytes:
+    """(1 or 3, H, W) to a PNG, made smaller where a side is longer than `max_pixels`."""
+    from PIL import Image
+
+    made = Image.fromarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, 2))
+    made.thumbnail((max_pixels, max_pixels))
+    buffer = io.BytesIO()
+    made.save(buffer, "png", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,4 @@
+"""The folder of a run, and where its numbers come from.
+
+May import: store, config, data, training.
+"""

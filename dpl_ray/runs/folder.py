@@ -1,0 +1,308 @@
+"""The folder of a run: what is in it, and whether a run of the same name may go on.
+
+<run.storage_path>/<run.name>/
+  config.yaml      resolved configuration
+  run.json         data fingerprint, and what a finished run has measured
+  history.jsonl    every record of metrics
+  bad_images.csv   images that could not be read, with the reason
+  step-N/          checkpoints        baseline/step-N/  those of the supervised baseline
+  report.html      the page of a finished run           thresholds.json   class-wise thresholds over time
+  tracking*.json   what MLflow knows (dpl_ray/tracking/journal.py)         model/   the last teacher in MLflow's format
+  .lock            held by the command that is at work here (dpl_ray/store/lock.py)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Collection, Iterable, Iterator
+from datetime import datetime
+from itertools import chain, count, islice
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import yaml
+
+from dpl_ray.config.schema import Config, to_yaml
+from dpl_ray.data.bad_images import MAX_LISTED, read_bad, write_bad
+from dpl_ray.data.dataset import BadImage, ImageSet, Splits
+from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.records import from_lines, to_lines
+from dpl_ray.store.storage import Storage
+
+if TYPE_CHECKING:
+    from dpl_ray.training.loop import Outcome, Record
+
+RUN_FILE = "run.json"
+MODEL_FOLDER = "model"  # the final model in MLflow's format
+COMPARISON_FILE = "comparison.json"  # of a comparison's folder, which is no run's
+SELF_TRAINING_FILE = "self_train.json"  # of the folder of a self-training's rounds
+SEARCH_FILE = "search.json"  # of the folder of a search's trials
+#: File -> what a folder is, that holds it.
+KINDS = {
+    RUN_FILE: "a training run",
+    COMPARISON_FILE: "a comparison",
+    SELF_TRAINING_FILE: "a self-training",
+    SEARCH_FILE: "a search",
+}
+#: Sections that may differ when a run goes on: they change where and how, not what is computed.
+FREE_SECTIONS = ("scale", "run", "tracking", "registry")
+FREE_FIELDS = (
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.checkpoint_every",
+    "data.root",
+    "data.download",
+    "data.max_bad_fraction",
+    "data.pool.memory_share",
+    "data.pool.windows_ahead",
+)
+SECONDS_BETWEEN_SAVES = 10.0
+
+
+def bound_tree(config: Config, *, keep: Collection[str] = (), drop: Collection[str] = ()) -> dict[str, Any]:
+    """The configuration without what may differ when something of it goes on.
+
+    Args:
+        keep: fields of FREE_FIELDS that may not differ here.
+        drop: dotted fields or sections that may, besides.
+    """
+    tree = config.model_dump(mode="json", exclude=set(FREE_SECTIONS))
+    for field in (set(FREE_FIELDS) - set(keep)) | set(drop):
+        *path, name = field.split(".")
+        section = tree
+        for part in path:
+            section = section[part]
+        del section[name]
+    return tree
+
+
+def writable_folder(path: str, name: str | None) -> Storage:
+    """The folder of a run, which may not be there yet; writes nothing.
+
+    Raises:
+        ValueError: run.storage_path cannot be written.
+    """
+    try:
+        folder = Storage(path) / name if name else Storage(path)
+        folder.check_writable()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        right = "a bucket that answers, with credentials and region," if "://" in path else "a folder"
+        raise ValueError(
+            f"run.storage_path={path}: cannot be written ({one_line(error)}); give {right} that you may write to"
+        ) from None
+    return folder
+
+
+def check_run(config: Config) -> None:
+    """What can be told before the data are read: whether the run has a place, and is not another one. Writes nothing.
+
+    Raises:
+        ValueError: run.storage_path cannot be written, or something else of this name exists, or a run with another
+            configuration.
+    """
+    name = config.run.name
+    folder = writable_folder(config.run.storage_path, name)
+    if name:
+        check_kind(folder, RUN_FILE)
+    saved = folder / "config.yaml"
+    old = yaml.safe_load(saved.read()) if name and saved.exists() else None
+    if old:
+        check_same(name, "run", old, config.model_dump(mode="json"))
+
+
+def check_kind(folder: Storage, file: str) -> None:
+    """Refuse the folder of another kind than the one that holds `file`."""
+    for other, kind in KINDS.items():
+        if other != file and (folder / other).exists():
+            raise ValueError(f"run.name={folder.name}: {kind} has this name; take another run.name")
+
+
+def check_same(
+    name: str | None,
+    what: str,
+    old: dict[str, Any],
+    new: dict[str, Any],
+    free: Collection[str] = (*FREE_SECTIONS, *FREE_FIELDS),
+) -> None:
+    """`ValueError` naming the first field that is another one now, of a run or comparison (`what`) that is to go on.
+
+    Args:
+        free: sections and fields that may differ.
+    """
+    found = sorted(differences(old, new, free), key=lambda difference: difference[0])
+    if found:
+        field, before, now = found[0]
+        more = f" (and {len(found) - 1} more fields)" if len(found) > 1 else ""
+        raise ValueError(
+            f"run.name={name}: this {what} exists with {field}={before}, now it is {now}{more}; "
+            "take another run.name, or the same values to go on"
+        )
+
+
+class RunFolder:
+    """Opens or makes the folder of a run and keeps its records."""
+
+    def __init__(self, storage: Storage, config: Config, splits: Splits) -> None:
+        """
+        Args:
+            storage: the folder, as `run_storage` has it.
+            config: as `check_run` has let it through.
+
+        Raises:
+            ValueError: a run of this name exists with other data.
+        """
+        self.storage, self.name = storage, storage.name
+        self.history: list[dict[str, Any]] = []
+        self._before: dict[tuple[str, int], list[dict[str, Any]]] = {}  # phase, step -> rows of an earlier start
+        self._saved_at = time.monotonic()
+        self.info: dict[str, Any] = {
+            "fingerprint": splits.fingerprint(),
+            "num_pseudo_labeled": splits.num_pseudo_labeled,
+            "result": None,
+        }
+        self._bad: dict[str, str] = {}
+        self.resumed = (self.storage / RUN_FILE).exists()
+        if self.resumed:
+            self._load()
+        if not isinstance(splits.unlabeled, ImageSet):
+            self._check_bad(config.data.max_bad_fraction, splits)
+        (self.storage / "config.yaml").write(to_yaml(config).encode())
+        self.save_info()
+        if splits.bad:
+            self._add_bad(splits.bad)
+
+    @property
+    def _history(self) -> Storage:
+        return self.storage / "history.jsonl"
+
+    def _load(self) -> None:
+        info = json.loads((self.storage / RUN_FILE).read())
+        if info["fingerprint"] != self.info["fingerprint"]:
+            raise ValueError(
+                f"run.name={self.name}: this run exists with other data (the images or labels have changed since); "
+                "take another run.name"
+            )
+        self.info |= info
+        if self._history.exists():
+            written = self._history.read()
+            self.history = from_lines(written)
+            if to_lines(self.history) != written:
+                self.save_history()  # without half a line, which would stand before the next row
+        for row in self.history:
+            self._before.setdefault((row["phase"], row["step"]), []).append(row)
+        # Those of a streamed pool are found on the way: what is read again is not the whole list.
+        self._bad = read_bad(self.storage)
+
+    def _check_bad(self, limit: float, splits: Splits) -> None:
+        """Refuse a run that has stopped for its unreadable images already: it would meet them again later."""
+        number, pool_size = len(self._bad.keys() - {image.id for image in splits.bad}), len(splits.unlabeled)
+        if number > limit * pool_size and not self.finished:
+            raise ValueError(
+                f"data.max_bad_fraction={limit}: run.name={self.name} has found {number} images that cannot be "
+                f"read, of a pool of {pool_size} (bad_images.csv); raise the limit to go on, or repair or remove them "
+                "and take another run.name"
+            )
+
+    def add(self, record: Record) -> dict[str, Any]:
+        """Keep a record of metrics, and return it as it is kept.
+
+        It is written at once, but in a bucket, where nothing can be added to a file: there now and then, so that a run
+        that is killed loses little.
+        """
+        row = dataclasses.asdict(record) | {"time": int(time.time() * 1000)}
+        del row["bad"]
+        self.history.append(row)
+        if record.bad:
+            self._add_bad(record.bad)
+        if self.storage.is_local:
+            self._history.append(to_lines([row]))
+        elif time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
+            self.save_history()
+        return row
+
+    def _add_bad(self, bad: Iterable[BadImage]) -> None:
+        self._bad |= {image.id: image.reason for image in islice(bad, MAX_LISTED - len(self._bad))}
+        write_bad(self.storage, self._bad)
+
+    def news(self, record: Record) -> dict[str, float]:
+        """The metrics of a record that are not here of the same step already, as after an interruption."""
+        known = {key for row in self._before.get((record.phase, record.step), []) for key in row["metrics"]}
+        return {key: value for key, value in record.metrics.items() if key not in known}
+
+    def first_told(self) -> Iterator[dict[str, Any]]:
+        """The rows that are here, each without the metrics that one before it has of the same step."""
+        known: set[tuple[str, int, str]] = set()
+        for row in self.history:
+            keys = {key: (row["phase"], row["step"], key) for key in row["metrics"]}
+            yield row | {"metrics": {key: row["metrics"][key] for key in keys if keys[key] not in known}}
+            known.update(keys.values())
+
+    def last_metrics(self, phase: str) -> dict[str, float]:
+        """The newest value of every metric of a phase, thresholds aside."""
+        metrics: dict[str, float] = {}
+        for row in self.history:
+            if row["phase"] == phase:
+                metrics |= {key: value for key, value in row["metrics"].items() if not key.startswith("threshold/")}
+        return metrics
+
+    def finish(self, outcomes: list[Outcome], class_names: tuple[str, ...], verdict: str | None = None) -> None:
+        """Keep what a finished run has measured, so that started again it has nothing to train.
+
+        Args:
+            verdict: whether the pool has helped, in a sentence.
+        """
+        # Phases that were finished before have trained nothing this time: what they measured is in the history.
+        metrics = [self.last_metrics(outcome.phase) | outcome.metrics for outcome in outcomes]
+        main = outcomes[-1]
+        self.info["result"] = {
+            "metrics": metrics[-1],
+            "baseline": metrics[0] if len(outcomes) > 1 else None,
+            "thresholds": {
+                name: dict(zip(class_names, values, strict=True)) for name, values in main.thresholds.items()
+            },
+            "checkpoint": Storage(main.checkpoint).name,
+            "verdict": verdict,
+        }
+        self.save_info()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train: the result is known, and its checkpoint still there."""
+        result = self.info["result"]
+        return result is not None and (self.storage / result["checkpoint"] / "manifest.json").exists()
+
+    def save_history(self) -> None:
+        self._saved_at = time.monotonic()
+        self._history.write(to_lines(self.history))
+
+    def save_info(self) -> None:
+        (self.storage / RUN_FILE).write(json.dumps(self.info, indent=1).encode())
+
+
+def run_storage(config: Config) -> Storage:
+    """The folder of a run; of one without a name a new one, called by data, policy and time, and made at once."""
+    root = Storage(config.run.storage_path)
+    if config.run.name:
+        return root / config.run.name
+    name = f"{config.data.name}-{config.policy['name']}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    # With a number where one has started in this second.
+    return next(folder for folder in (root / name for name in names) if folder.make())
+
+
+def differences(
+    old: dict[str, Any], new: dict[str, Any], free: Collection[str], prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """(field, before, now) of the fields that are not free and differ."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in old.keys() | new.keys():
+        field, before, now = prefix + key, old.get(key), new.get(key)
+        if field in free or before == now:
+            continue
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += differences(before, now, free, f"{field}.")
+        else:
+            found.append((field, before, now))
+    return found

@@ -1,0 +1,138 @@
+"""Folders and files of a run, on a local disk or in a bucket, through pyarrow's file systems."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import posixpath
+import tempfile
+import uuid
+from pathlib import Path
+
+from pyarrow import fs
+
+from dpl_ray.store.file_systems import open_uri, split_options
+
+
+class Storage:
+    """A path on a file system: `Storage("runs") / "a" / "b.json"`. Local paths are made absolute."""
+
+    def __init__(self, path: str) -> None:
+        """
+        Raises:
+            ValueError: pyarrow knows no file system for the URI.
+            OSError: the file system does not answer.
+        """
+        if "://" not in path:
+            self.filesystem, self.path = fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+        else:
+            try:
+                self.filesystem, self.path = open_uri(path)
+            except (ValueError, NotImplementedError) as error:
+                raise ValueError(f"{path}: no file system for this address ({error})") from None
+        self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
+        self.scheme = "" if self.is_local else path.partition("://")[0] + "://"
+        self.options = "" if self.is_local else split_options(path)[1]  # as ?region=...&endpoint_override=...
+
+    def __truediv__(self, name: str) -> Storage:
+        child = copy.copy(self)
+        child.path = posixpath.join(self.path, name)
+        return child
+
+    def __str__(self) -> str:
+        """The path or URI that makes this storage again."""
+        return self.scheme + self.path + self.options
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.path)
+
+    def exists(self) -> bool:
+        return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+
+    def changed(self) -> int:
+        """When this file was written, in ns."""
+        return self.filesystem.get_file_info(self.path).mtime_ns or 0
+
+    def list(self) -> list[str]:
+        """Names in this folder; none where there is no folder."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        try:
+            return [info.base_name for info in self.filesystem.get_file_info(selector)]
+        except NotADirectoryError:
+            return []
+
+    def read(self) -> bytes:
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return stream.read()
+
+    def write(self, data: bytes) -> None:
+        """Write a whole file, making its folders. Readers see the old file or the new one, whoever else writes it."""
+        folder = posixpath.dirname(self.path)
+        self.filesystem.create_dir(folder, recursive=True)
+        # Hidden, for what reads a folder of files; and no two writers share it, as those of a job that was killed may.
+        temporary = posixpath.join(folder, f".{self.name}.{uuid.uuid4().hex[:8]}") if self.is_local else self.path
+        try:
+            with self.filesystem.open_output_stream(temporary) as stream:
+                stream.write(data)
+            if self.is_local:
+                self.filesystem.move(temporary, self.path)
+        except OSError:
+            if self.is_local:
+                Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def append(self, data: bytes) -> None:
+        """Write at the end of a file, new or old. In a bucket, which cannot, the file is read and written anew."""
+        if not self.is_local:
+            self.write((self.read() if self.exists() else b"") + data)
+            return
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(self.path).open("ab") as stream:
+            stream.write(data)
+
+    def rename(self, new: Storage) -> None:
+        """Give this file another place on the same file system."""
+        self.filesystem.move(self.path, new.path)
+
+    def make(self) -> bool:
+        """Make this folder; false where it is there already. In a bucket, where there are no folders, it only looks."""
+        if not self.is_local:
+            return not self.list()
+        try:
+            Path(self.path).mkdir(parents=True)
+        except FileExistsError:
+            return False
+        return True
+
+    def check_writable(self) -> None:
+        """`OSError` unless files can be written below; nothing is left behind."""
+        if not self.is_local:
+            probe = self / ".probe"
+            probe.write(b"")
+            self.filesystem.delete_file(probe.path)
+            return
+        folder = Path(self.path)
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+        try:
+            # Permissions alone do not tell: root has all of them in /proc, where nothing can be made.
+            with tempfile.TemporaryFile(dir=nearest):
+                pass
+        except OSError as error:
+            number = error.errno or errno.EACCES
+            raise OSError(number, os.strerror(number), str(nearest)) from None
+
+    def remove(self) -> None:
+        """Remove this file, if it is there."""
+        if self.exists():
+            self.filesystem.delete_file(self.path)
+
+    def delete(self) -> None:
+        """Remove a folder with all it holds, its manifest first, so that what is half removed does not look whole."""
+        manifest = self / "manifest.json"
+        if manifest.exists():
+            self.filesystem.delete_file(manifest.path)
+        self.filesystem.delete_dir(self.path)

@@ -1,0 +1,174 @@
+"""The cells of a comparison: one policy trained with one seed, and what is kept of it.
+
+<run.storage_path>/<name of the comparison>/
+  <cell>/            a run's folder: configuration, records, checkpoints
+  <cell>/cell.json   written last; a cell that has it is finished, and is never run again
+
+`run_cell` needs neither Ray nor MLflow: a Ray task calls it, or any other process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dpl_ray.config.schema import CURVE_POINTS, Config, shown
+from dpl_ray.data.dataset import Splits
+from dpl_ray.runs.folder import RunFolder, check_run, run_storage
+from dpl_ray.runs.provenance import describe_run
+from dpl_ray.store.storage import Storage
+
+if TYPE_CHECKING:
+    from dpl_ray.training.distributed import Workers
+    from dpl_ray.training.loop import Record
+
+CELL_FILE = "cell.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is to be trained: a policy with all its parameters, and a seed."""
+
+    label: str  # of the policy in tables: fixmatch, or dpl(rule=band,cut=own)
+    policy: dict[str, Any]  # its name and parameters, as Config.policy
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder: a function of label and seed, in the characters of run.name."""
+        return f"{re.sub(r'[^A-Za-z0-9.]+', '-', self.label).strip('-')}-seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a finished cell leaves."""
+
+    label: str
+    policy: dict[str, Any]
+    seed: int
+    steps: int
+    seconds: float  # in training steps
+    metrics: dict[str, float]  # of the last teacher and of the last record: eval/..., pseudo/..., train/...
+    curve: list[tuple[int, float, float]]  # step, accuracy, seconds in training steps
+    checkpoint: str
+    facts: dict[str, str] = field(default_factory=dict)  # commit, versions, hardware, data
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.label, self.policy, self.seed)
+
+    def save(self, folder: Storage) -> None:
+        (folder / CELL_FILE).write(json.dumps(dataclasses.asdict(self), indent=1).encode())
+
+    @classmethod
+    def load(cls, folder: Storage) -> CellResult | None:
+        """None where the cell has not finished."""
+        file = folder / CELL_FILE
+        if not file.exists():
+            return None
+        tree = json.loads(file.read())
+        return cls(**tree | {"curve": [(int(step), accuracy, seconds) for step, accuracy, seconds in tree["curve"]]})
+
+
+def policy_label(policy: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """The policy's name, with the parameters that are not its defaults: the same however it was written."""
+    different = [f"{key}={shown(policy[key])}" for key in defaults if policy[key] != defaults[key]]
+    return policy["name"] + (f"({','.join(different)})" if different else "")
+
+
+def cell_config(config: Config, cell: Cell, folder: str) -> Config:
+    """The configuration of a cell: everything but policy, seed and place is the comparison's."""
+    train = {"seed": cell.seed, "baseline": False}
+    if config.train.curve_every is None:
+        train["curve_every"] = max(1, config.train.num_steps // CURVE_POINTS)
+    return config.model_copy(
+        update={
+            "policy": cell.policy,
+            "train": config.train.model_copy(update=train),
+            "scale": config.scale.model_copy(update={"num_workers": 0}),
+            "run": config.run.model_copy(update={"storage_path": folder, "name": cell.name}),
+        }
+    )
+
+
+def run_cell(
+    config: Config,
+    cell: Cell,
+    splits: Splits,
+    folder: str,
+    tell: Callable[[Record], None] = lambda _: None,
+) -> CellResult:
+    """Train a cell in this process, from its newest checkpoint where it has one; nothing if it has finished.
+
+    Args:
+        config: of the comparison; scale.use_gpu and scale.threads_per_worker are the cell's.
+        splits: of the cell's seed: load_splits(config.data, seed=cell.seed).
+        folder: of the comparison.
+        tell: called now and then with how far the cell is.
+
+    Raises:
+        ValueError: the cell was begun with another configuration or other data.
+        NonFiniteLossError: naming step and term.
+    """
+    config = cell_config(config, cell, folder)
+    check_run(config)
+    run = RunFolder(run_storage(config), config, splits)
+    if finished := CellResult.load(run.storage):
+        return finished
+    import torch
+
+    from dpl_ray.training.loop import train
+
+    def receive(record: Record) -> None:
+        tell(record)
+        if record.metrics:
+            run.add(record)
+        if "curve/accuracy" in record.metrics:
+            # The loop saves a checkpoint after this: no point of the curve is lost that would not be told again.
+            run.save_history()
+
+    outcome = train(config, splits, one_worker(config), run.storage, receive)
+    run.save_history()
+    result = CellResult(
+        label=cell.label,
+        policy=cell.policy,
+        seed=cell.seed,
+        steps=config.train.num_steps,
+        seconds=outcome.training_seconds,
+        metrics=run.last_metrics(outcome.phase) | outcome.metrics,
+        curve=_curve(run.history),
+        checkpoint=outcome.checkpoint,
+        facts=describe_run(splits)
+        | {"device": torch.cuda.get_device_name() if config.scale.use_gpu else "CPU"}
+        | {"data.num_test": str(len(splits.test)), "data.num_classes": str(len(splits.class_names))},
+    )
+    result.save(run.storage)
+    return result
+
+
+def one_worker(config: Config) -> Workers:
+    """This process, with the device and the threads of the configuration."""
+    import torch
+
+    from dpl_ray.training.distributed import Workers
+
+    if config.scale.threads_per_worker:
+        torch.set_num_threads(config.scale.threads_per_worker)
+    return Workers(device=torch.device("cuda" if config.scale.use_gpu else "cpu"))
+
+
+def read_cells(folder: str) -> list[CellResult]:
+    """The finished cells of a comparison, by policy and seed."""
+    place = Storage(folder)
+    found = [CellResult.load(place / name) for name in place.list() if "-seed-" in name]
+    return sorted((cell for cell in found if cell), key=lambda cell: (cell.label, cell.seed))
+
+
+def _curve(history: list[dict[str, Any]]) -> list[tuple[int, float, float]]:
+    """What was told twice, before and after an interruption, counts as it was told last."""
+    points = {row["step"]: row["metrics"] for row in history if "curve/accuracy" in row["metrics"]}
+    return [(step, points[step]["curve/accuracy"], points[step]["curve/seconds"]) for step in sorted(points)]

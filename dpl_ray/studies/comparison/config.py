@@ -1,0 +1,169 @@
+"""What a comparison is made of besides a training run's configuration: policies, seeds, room for its cells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from dpl_ray.config.compose import check_policy, list_groups, load_config, policy_file
+from dpl_ray.config.own_fields import as_yaml, refuse_near_miss, validated
+from dpl_ray.config.schema import Config, Section, suggest
+from dpl_ray.runs.folder import bound_tree
+from dpl_ray.studies.comparison.cells import Cell, policy_label
+
+
+class CompareConfig(Section):
+    """A comparison's own fields, set without a section: `seeds=5`."""
+
+    policies: tuple[str, ...] = Field(
+        (),
+        description="policies, with parameters in parentheses, as [dpl,dpl(rule=band,cut=own),fixmatch]; []: every "
+        "policy with its defaults",
+    )
+    seeds: int = Field(5, ge=1, description="seeds of every policy, from train.seed on")
+    reference: str = Field("fixmatch", description="the policy that the others are compared to")
+    cpus_per_cell: float = Field(1.0, gt=0, description="CPUs that a cell (one policy with one seed) reserves")
+    gpus_per_cell: float = Field(
+        0.25, gt=0, le=1, description="share of a GPU that a cell reserves, with scale.use_gpu=true"
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a comparison, by seed and then by policy, and the label of the reference policy."""
+
+    cells: tuple[Cell, ...]
+    reference: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(cell.label for cell in self.cells))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(cell.seed for cell in self.cells))
+
+
+def load_comparison(overrides: Sequence[str] = ()) -> tuple[Config, CompareConfig]:
+    """The configurations that `python -m pipelines.compare OVERRIDES` runs with.
+
+    Raises:
+        ValueError: naming the field, the value and what would be right.
+    """
+    own = [text for text in overrides if "=" in text and text.partition("=")[0] in CompareConfig.model_fields]
+    rest = [text for text in overrides if text not in own]
+    for text in rest:
+        _check_override(text)
+    values = {key: _value(key, text) for key, _, text in (text.partition("=") for text in own)}
+    compare = validated(CompareConfig, values)
+    return load_config(["scale.num_workers=1", "data.pool.mode=memory", *rest], in_cells=True), compare
+
+
+def make_plan(config: Config, compare: CompareConfig) -> Plan:
+    """The cells that the configurations ask for.
+
+    Raises:
+        ValueError: there is no such policy or parameter, a policy is there twice, or the reference is not there.
+    """
+    policies: dict[str, dict[str, Any]] = {}
+    written: dict[str, str] = {}
+    for entry in compare.policies or list_groups()["policy"]:
+        label, policy = read_policy(entry)
+        if label in policies:
+            same = "is there twice" if written[label] == entry else f"and {written[label]} are the same policy"
+            raise ValueError(f"policies: {entry} {same}; leave one of them out")
+        policies[label], written[label] = policy, entry
+    reference, _ = read_policy(compare.reference, "reference")
+    if reference not in policies:
+        listed = ", ".join(policies)
+        raise ValueError(
+            f"reference={compare.reference}: is not among the policies ({listed}); add it, or choose one of them"
+            f"{suggest(reference, policies)}"
+        )
+    seeds = range(config.train.seed, config.train.seed + compare.seeds)
+    cells = tuple(Cell(label, policy, seed) for seed in seeds for label, policy in policies.items())
+    return Plan(cells, reference)
+
+
+def read_policy(entry: str, field: str = "policies") -> tuple[str, dict[str, Any]]:
+    """(label, name and parameters) of `dpl` or `dpl(rule=band,cut=own)`."""
+    where = f"{field}=[{entry}]" if field == "policies" else f"{field}={entry}"
+    found = re.fullmatch(r"\s*([^\s()]+)\s*(?:\((.*)\))?\s*", entry)
+    if not found:
+        raise ValueError(f"{where}: a policy is written as dpl, or with parameters as dpl(rule=band,cut=own)")
+    name, inside = found.groups()
+    known = list_groups()["policy"]
+    if name not in known:
+        raise ValueError(f"{where}: there is no such policy; known: {', '.join(known)}{suggest(name, known)}")
+    defaults = policy_file(name)
+    given: dict[str, Any] = {}
+    for text in filter(None, (inside or "").split(",")):
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"{where}: {text.strip()} says no parameter=value, as in dpl(rule=band,cut=own)")
+        if key.strip() == "name":
+            raise ValueError(
+                f"{where}: {text.strip()} is no parameter; the name stands before the parentheses, as {name}"
+            )
+        try:
+            given[key.strip()] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError):  # the latter where it looks like a date and is none
+            raise ValueError(
+                f"{where}: {text.strip()} has no value that can be read; a parameter is a number, a word, true or false"
+            ) from None
+    try:
+        policy = check_policy(defaults | given)
+    except ValueError as error:
+        raise ValueError(f"{where}: {str(error).removeprefix('policy.')}") from None
+    return policy_label(policy, defaults), policy
+
+
+def comparison_name(config: Config) -> str:
+    """run.name, or a name that the same command has again and another configuration has not, so that it resumes."""
+    if config.run.name:
+        return config.run.name
+    digest = hashlib.blake2b(json.dumps(shared_tree(config), sort_keys=True).encode(), digest_size=4).hexdigest()
+    return f"{config.data.name}-comparison-{digest}"
+
+
+def shared_tree(config: Config) -> dict[str, Any]:
+    """What all cells of a comparison have in common and none may change: neither policy and seed, nor where and how."""
+    # A run may change train.log_every, but cells may not differ in it: the last record, of which the tables have
+    # coverage and precision, is of that many steps.
+    return bound_tree(config, keep=("train.log_every",), drop=("policy", "train.seed", "train.baseline"))
+
+
+def _check_override(text: str) -> None:
+    """What a comparison answers otherwise than a training run would."""
+    key = text.partition("=")[0].lstrip("+~")
+    if key == "policy" or key.startswith("policy."):
+        raise ValueError(
+            f"{text}: a comparison's policies carry their parameters with them, as 'policies=[dpl(rule=band),fixmatch]'"
+        )
+    if key == "train.baseline":
+        raise ValueError(f"{text}: a comparison's baseline is the policy supervised, as 'policies=[supervised,dpl]'")
+    if key == "data.pool" or key.startswith("data.pool."):
+        raise ValueError(f"{text}: a comparison keeps the pool in memory, for all cells of a machine")
+    if key.partition(".")[0] == "registry":
+        raise ValueError(f"{text}: a comparison has no final model; pipelines.train registers the one that it trains")
+    refuse_near_miss(text, CompareConfig.model_fields)
+
+
+def _value(key: str, text: str) -> Any:
+    if key == "reference":
+        return text
+    if key != "policies":
+        return as_yaml(text)
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return text  # which pydantic refuses, naming the form
+    # Commas between policies, not those between a policy's parameters.
+    entries = re.split(r",(?![^()]*\))", text[1:-1])
+    return [entry.strip(" '\"") for entry in entries if entry.strip()]

@@ -1,0 +1,113 @@
+"""The trials of a search as CSV, Markdown and rows for the console. Pure functions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dpl_ray.config.schema import Config, shown
+from dpl_ray.studies.tuning.space import Domain, Space
+from dpl_ray.studies.tuning.trials import TrialResult
+
+MISSING = "-"
+COLUMNS = ("trial", "accuracy, %", "step", "state", "seconds")
+MAX_ROWS = 20  # of the Markdown table and the console's; trials.csv has all
+
+
+def to_csv(ranked: Sequence[TrialResult], space: Space) -> str:
+    """A row per trial, the best first."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["rank", "trial", "state", "step", "validation_accuracy", "seconds", *space, "checkpoint", "cause"])
+    for rank, result in enumerate(ranked, 1):
+        accuracy = "" if result.accuracy is None else result.accuracy
+        values = [_cell(result.values.get(field, "")) for field in space]
+        start = [rank, result.number, result.state, result.steps, accuracy, result.seconds or ""]
+        writer.writerow([*start, *values, result.checkpoint or "", result.cause])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Numbers as they are, in all their digits."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else shown(value)
+
+
+def rows(ranked: Sequence[TrialResult], space: Space) -> list[list[str]]:
+    """The best trials, as text: COLUMNS, and the value of every field."""
+    return [
+        [
+            str(result.number),
+            MISSING if result.accuracy is None else f"{100 * result.accuracy:.1f}",
+            str(result.steps),
+            result.state,
+            f"{result.seconds:,.1f}" if result.seconds else MISSING,
+            *(short(result.values[field], domain) for field, domain in space.items()),
+        ]
+        for result in ranked[:MAX_ROWS]
+    ]
+
+
+def short(value: Any, domain: Domain) -> str:
+    """A value to be read: what was drawn from a range in as many digits as tell a hundredth of it."""
+    if domain.kind == "uniform":
+        low, high = domain.values
+        return f"{value:.{max(0, 2 - math.floor(math.log10(high - low)))}f}"
+    return f"{value:.3g}" if domain.kind == "loguniform" else shown(value)
+
+
+def describe(
+    ranked: Sequence[TrialResult], config: Config, searched: str, command: str | None, run_id: str | None
+) -> dict[str, str]:
+    """Name -> value of what was searched, and what it was measured with.
+
+    Args:
+        searched: who has proposed and stopped, as config.how_searched says it.
+        run_id: of MLflow.
+    """
+    states = [result.state for result in ranked]
+    counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    train = config.train
+    described = {"command": command} if command else {}
+    described |= {
+        "trials": f"{len(ranked)} ({counted}), {searched}",
+        "training": f"{train.num_steps:,} steps of {train.batch_size} labelled images, {config.policy['name']}, "
+        f"{config.model.name}, {train.precision}; where a field was searched, with its value",
+    }
+    kept = [result.facts for result in ranked if result.facts]  # what was stopped has left none
+    if kept:
+        first = kept[0]
+        versions = [
+            f"{key.removeprefix('version.')} {_listed(kept, key)}" for key in first if key.startswith("version.")
+        ]
+        described |= {
+            "data": f"{config.data.name}, {first['data.num_labeled']} labelled images of {first['data.num_classes']} "
+            f"classes, {first['data.num_unlabeled']} in the pool; accuracy is of the teacher on "
+            f"{first['data.num_validation']} held-out labelled images, so that one image more is "
+            f"{100 / int(first['data.num_validation']):.1f} points",
+            "fingerprint of the data": first["data.fingerprint"],
+            "hardware": _listed(kept, "hardware"),
+            "versions": f"{', '.join(versions)}; commit {_listed(kept, 'commit')}",
+        }
+    return described | ({"MLflow run": run_id} if run_id else {})
+
+
+def _listed(kept: Sequence[dict[str, str]], key: str) -> str:
+    """Of all trials, since a search may go on elsewhere."""
+    return ", ".join(dict.fromkeys(facts[key] for facts in kept))
+
+
+def to_markdown(ranked: Sequence[TrialResult], space: Space, name: str, described: dict[str, str]) -> str:
+    """What was searched, with what it was measured, and the best trials."""
+    lines = [f"# {name}", ""]
+    for key, value in described.items():
+        lines += [f"    {value}", ""] if key == "command" else [f"- {key}: {value}"]
+    titles = [*COLUMNS, *space]
+    lines += ["", "| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows(ranked, space)]
+    if len(ranked) > MAX_ROWS:
+        lines += ["", f"The {MAX_ROWS} best of {len(ranked)}; trials.csv has all."]
+    lines += ["", "The space:", "", *(f"- `{field}`: {domain}" for field, domain in space.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,145 @@
+"""What a single peer's policy has beside its weights: FreeMatch's fairness, FlexMatch's bytes, Dash's warm-up."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpl_ray.algorithm.freematch import FreeMatch, fairness
+from dpl_ray.algorithm.policies import build_policy
+from dpl_ray.algorithm.policy import RunFacts
+from dpl_ray.algorithm.pseudo_labels import StepFacts, pseudo_labels
+from dpl_ray.store.storage import Storage
+from dpl_ray.training.checkpoint import ModelInfo, load_state, save_checkpoint
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.state import TrainState, build_state
+from dpl_ray.training.step import train_step
+from tests.builders import tiny_config, tiny_feed, tiny_splits
+
+NUM_CLASSES = 4
+
+
+def slow_fairness(mean_probs: list[float], histogram: list[float], strong: list[list[float]]) -> float:
+    """sum over the classes of Norm(p / h) log Norm(q / h_q), with 0 for a class that a histogram has not."""
+    mean = [sum(column) / len(strong) for column in zip(*strong, strict=True)]
+    labels = [row.index(max(row)) for row in strong]
+    strong_histogram = [labels.count(k) / len(labels) for k in range(NUM_CLASSES)]
+
+    def shares(probs: list[float], counts: list[float]) -> list[float]:
+        quotients = [p / h if h else 0.0 for p, h in zip(probs, counts, strict=True)]
+        return [value / sum(quotients) for value in quotients]
+
+    pairs = zip(shares(mean_probs, histogram), shares(mean, strong_histogram), strict=True)
+    return sum(p * math.log(q + 1e-12) for p, q in pairs)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000), num_strong=st.integers(1, 12))
+def test_fairness_is_the_loop(seed: int, num_strong: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    strong = torch.randn(num_strong, NUM_CLASSES, generator=generator).double().softmax(dim=1)
+    mean_probs, histogram = (torch.rand(NUM_CLASSES, generator=generator).double() for _ in range(2))
+    histogram[seed % NUM_CLASSES] = 0
+    labels = strong.argmax(dim=1).bincount(minlength=NUM_CLASSES) / num_strong
+    found = fairness(mean_probs, histogram, strong.mean(dim=0), labels.double())
+    assert found.item() == pytest.approx(slow_fairness(mean_probs.tolist(), histogram.tolist(), strong.tolist()))
+
+
+def fairness_loss(logits: torch.Tensor, weight: float = 0.5) -> torch.Tensor:
+    policy = build_policy({"name": "freematch", "fairness_weight": weight}, 2, NUM_CLASSES)
+    pseudo = pseudo_labels(torch.zeros(3, 2), torch.zeros(3, NUM_CLASSES))
+    labeled = torch.zeros(1, NUM_CLASSES)
+    return policy.auxiliary_loss(pseudo, torch.zeros(1, 2), labeled, torch.zeros(1, dtype=torch.int64), logits)
+
+
+def test_fairness_reaches_the_strong_logits_and_is_nothing_without_them() -> None:
+    logits = torch.randn(5, NUM_CLASSES, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    fairness_loss(logits).backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().sum() > 0
+    assert fairness_loss(torch.zeros(0, NUM_CLASSES)) == 0
+    assert fairness_loss(logits, weight=0.0) == 0
+
+
+def test_the_gradients_of_two_workers_average_to_that_of_one() -> None:
+    logits = torch.randn(6, NUM_CLASSES, generator=torch.Generator().manual_seed(1))
+    whole = logits.clone().requires_grad_()
+    fairness_loss(whole).backward()
+    halves = [part.clone().requires_grad_() for part in logits.chunk(2)]
+    sums = [
+        torch.cat([half.detach().double().softmax(1).sum(0), half.argmax(1).bincount(minlength=NUM_CLASSES).double()])
+        for half in halves
+    ]
+    for rank, half in enumerate(halves):
+        policy = FreeMatch(2, NUM_CLASSES, fairness_weight=0.5)
+        policy.join(RunFacts(0, 6, rank, 2, lambda _: sums[0] + sums[1]))
+        pseudo = pseudo_labels(torch.zeros(3, 2), torch.zeros(3, NUM_CLASSES))
+        loss = policy.auxiliary_loss(pseudo, torch.zeros(1, 2), torch.zeros(1, 4), torch.zeros(1), half)
+        assert loss.item() == pytest.approx(fairness_loss(logits).item())
+        loss.backward()
+    averaged = torch.cat([half.grad for half in halves if half.grad is not None]) / 2
+    torch.testing.assert_close(averaged, whole.grad)
+
+
+@pytest.mark.parametrize(("num_classes", "bytes_each"), [(10, 1), (255, 1), (256, 2), (1000, 2)])
+def test_flexmatch_keeps_a_byte_or_two_of_its_share_of_the_pool(num_classes: int, bytes_each: int) -> None:
+    policy = build_policy({"name": "flexmatch"}, 2, num_classes)
+    policy.join(RunFacts(pool_size=1001, num_unlabeled=8, rank=1, world_size=4))
+    labels = policy.get_buffer("last_labels")
+    assert labels.nbytes == 250 * bytes_each
+    assert sum(buffer.nbytes for buffer in policy.buffers()) == labels.nbytes + 8 * (num_classes + 8)
+
+
+def test_flexmatch_counts_the_last_class_of_many() -> None:
+    policy = build_policy({"name": "flexmatch"}, 2, 300)
+    policy.join(RunFacts(pool_size=5, num_unlabeled=2))
+    logits = torch.zeros(2, 300)
+    logits[:, 299] = 50
+    for step in range(2):
+        facts = StepFacts(step / 2, torch.tensor([3, 4]), torch.zeros(1, dtype=torch.int64))
+        policy.update(policy.statistics(pseudo_labels(torch.zeros(2, 2), logits, facts=facts)))
+    assert policy.get_buffer("last_labels").tolist() == [0, 0, 0, 300, 300]
+    assert policy.get_buffer("counts")[299] == 2
+
+
+def test_dash_trains_on_labels_alone_until_its_threshold_is_measured() -> None:
+    policy = build_policy({"name": "dash", "warmup": 0.5}, 2, NUM_CLASSES)
+    sure = 50 * torch.eye(NUM_CLASSES)
+    weights = []
+    for step in range(10):
+        facts = StepFacts(step / 10, torch.arange(NUM_CLASSES), torch.zeros(2, dtype=torch.int64))
+        rows = torch.cat([sure, torch.zeros(2, NUM_CLASSES)])
+        pseudo = pseudo_labels(torch.zeros(len(rows), 2), rows, facts=facts)
+        policy.update(policy.statistics(pseudo))
+        weights.append(policy.weights(pseudo).sum().item())
+    assert weights == [0] * 5 + [NUM_CLASSES] * 5
+    # Steps 3 and 4 lie in the second half of the warm-up; a guess among four classes costs log 4.
+    assert policy.get_buffer("loss_count") == 4
+    assert policy.get_buffer("loss_sum").item() == pytest.approx(4 * math.log(NUM_CLASSES))
+
+
+def test_flexmatch_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
+    config = tiny_config(policy={"name": "flexmatch", "threshold": 0.3})
+    splits, folder = tiny_splits(), Storage(str(tmp_path))
+    feed = tiny_feed(config, splits)
+
+    def build(workers: Workers) -> TrainState:
+        return build_state(config, 3, 3, workers, pool_size=len(splits.unlabeled))
+
+    alone = build(Workers())
+    for _ in range(4):
+        train_step(alone, feed(alone.step), config, feed.views, Workers())
+    save_checkpoint(folder, alone, config, ModelInfo(("a", "b", "c"), 3, (8, 8)), Workers(), keep=1)
+    whole = alone.policy.get_buffer("last_labels")
+    assert whole.count_nonzero() > 10
+    for rank in range(3):
+        workers = Workers(rank, 3)
+        state = build(workers)
+        load_state(folder / "step-00000004", state, workers)
+        assert torch.equal(state.policy.get_buffer("last_labels"), whole[rank::3])
+        assert torch.equal(state.policy.get_buffer("counts"), alone.policy.get_buffer("counts"))

@@ -1,0 +1,392 @@
+"""Every policy against a loop that says what its samples count: one row each, and what holds for all of them.
+
+A new policy is a new row in ROWS.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dpl_ray.algorithm.fixed_threshold import FixMatch
+from dpl_ray.algorithm.policies import POLICIES, build_policy
+from dpl_ray.algorithm.policy import Policy, RunFacts
+from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
+from dpl_ray.config.compose import CONF_FOLDER, check_policy, describe_policies
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.state import build_state
+from dpl_ray.training.step import train_step
+from tests.algorithm import policy_references as references
+from tests.builders import tiny_config, tiny_feed, tiny_splits
+
+NUM_FEATURES, NUM_CLASSES, NUM_UNLABELED, NUM_LABELED, NUM_STEPS = 4, 3, 24, 6, 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """A policy and its loop in tests/algorithm/policy_references.py."""
+
+    reference: Callable[..., Iterator[references.Answer]]
+    #: Parameters other than the defaults, each to be tested too.
+    variants: tuple[dict[str, Any], ...] = ()
+    #: Values that the constructor refuses.
+    wrong: tuple[tuple[str, Any], ...] = ()
+    uses_unlabeled: bool = field(default=True)
+
+
+OUT_OF_SHARE = (-0.1, 1.1, math.nan)
+
+ROWS = {
+    "adamatch": Row(
+        references.adamatch,
+        variants=({"ema_decay": 0.5}, {"threshold": 0.7}),
+        wrong=(("ema_decay", 1.0), *(("threshold", value) for value in OUT_OF_SHARE)),
+    ),
+    "dash": Row(references.dash, variants=({"warmup": 0.5}, {"warmup": 0.0}), wrong=(("warmup", 0.6),)),
+    "dpl": Row(
+        references.dpl,
+        variants=(
+            {"ema_decay": 0.5, "rule": "band", "epsilon": 0.1},
+            {"ema_decay": 0.5, "cut": "own", "alignment": False},
+            {"rule": "agreement", "classifier_from": 1.0},
+            {"ema_decay": 0.5, "cut": "none"},
+        ),
+        wrong=(("ema_decay", 1.0), ("rule", "none"), ("cut", "head"), ("epsilon", 0.0), ("classifier_from", 1.1)),
+    ),
+    "fixmatch": Row(
+        references.fixmatch,
+        variants=({"threshold": 0.6}, {"threshold": 0.0}, {"threshold": 1.0}),
+        wrong=tuple(("threshold", value) for value in OUT_OF_SHARE),
+    ),
+    "flexmatch": Row(
+        references.flexmatch,
+        variants=({"threshold": 0.6}, {"threshold": 0.0}),
+        wrong=tuple(("threshold", value) for value in OUT_OF_SHARE),
+    ),
+    "freematch": Row(
+        references.freematch,
+        variants=({"ema_decay": 0.5}, {"ema_decay": 0.0, "fairness_weight": 0.0}),
+        wrong=(("ema_decay", 1.0), ("fairness_weight", -0.1)),
+    ),
+    "pseudolabel": Row(
+        references.fixmatch, variants=({"threshold": 0.6},), wrong=tuple(("threshold", v) for v in OUT_OF_SHARE)
+    ),
+    "softmatch": Row(
+        references.softmatch,
+        variants=({"ema_decay": 0.5}, {"ema_decay": 0.5, "num_sigmas": 4.0, "alignment": False}),
+        wrong=(("ema_decay", 1.0), ("num_sigmas", 0.0)),
+    ),
+    "supervised": Row(references.supervised, uses_unlabeled=False),
+    "uda": Row(
+        references.uda,
+        variants=({"threshold": 0.5, "temperature": 2.0},),
+        wrong=(("temperature", 0.0), *(("threshold", value) for value in OUT_OF_SHARE)),
+    ),
+}
+
+VARIANTS = [{"name": name} | variant for name, row in ROWS.items() for variant in ({}, *row.variants)]
+every_variant = pytest.mark.parametrize(
+    "parameters", VARIANTS, ids=[" ".join(str(value) for value in variant.values()) for variant in VARIANTS]
+)
+
+
+def grid(*shape: int, seed: int) -> Tensor:
+    """Multiples of 1/8: products and their sums are exact, whatever the order a library takes them in."""
+    return torch.randint(-16, 17, shape, generator=torch.Generator().manual_seed(seed)) / 8
+
+
+def main_classifier() -> nn.Linear:
+    classifier = nn.Linear(NUM_FEATURES, NUM_CLASSES)
+    with torch.no_grad():
+        classifier.weight.copy_(grid(NUM_CLASSES, NUM_FEATURES, seed=100) / 2)
+        classifier.bias.copy_(grid(NUM_CLASSES, seed=101))
+    return classifier
+
+
+def build(parameters: dict[str, Any], rank: int = 0, world_size: int = 1) -> Policy:
+    policy = build_policy(parameters, NUM_FEATURES, NUM_CLASSES)
+    policy.start_as(main_classifier())
+    policy.join(RunFacts(references.POOL_SIZE, NUM_UNLABELED, rank, world_size))
+    return policy
+
+
+def read(policy: Policy, step: int, rank: int = 0, world_size: int = 1, num_samples: int | None = None) -> PseudoLabels:
+    """What a worker sees of the global batch of a step; `num_samples` shows it only so many of its samples."""
+    seed = 10 * step
+    features = grid(NUM_UNLABELED, NUM_FEATURES, seed=seed)
+    # Every pool sample comes round several times, in another order each time, and some twice in one batch.
+    ids = torch.randint(references.POOL_SIZE, (NUM_UNLABELED,), generator=torch.Generator().manual_seed(seed + 1))
+    labeled = grid(NUM_LABELED, NUM_FEATURES, seed=seed + 2)
+    targets = torch.randint(NUM_CLASSES, (NUM_LABELED,), generator=torch.Generator().manual_seed(seed + 3))
+    share, share_labeled = NUM_UNLABELED // world_size, NUM_LABELED // world_size
+    mine = slice(rank * share, rank * share + (share if num_samples is None else num_samples))
+    mine_labeled = slice(rank * share_labeled, (rank + 1) * share_labeled)
+    facts = StepFacts(step / NUM_STEPS, ids[mine], targets[mine_labeled])
+    rows = torch.cat([features[mine], labeled[mine_labeled]] if policy.reads_labeled else [features[mine]])
+    return pseudo_labels(rows, main_classifier()(rows).detach(), policy.alignment(), facts)
+
+
+def observe(policy: Policy, step: int) -> PseudoLabels:
+    pseudo = read(policy, step)
+    policy.update(policy.statistics(pseudo))
+    return pseudo
+
+
+def observe_together(workers: list[Policy], step: int) -> list[PseudoLabels]:
+    """One step of several workers; the statistics of each of them is the sum over all."""
+    seen = [read(policy, step, rank, len(workers)) for rank, policy in enumerate(workers)]
+    total = torch.stack([policy.statistics(mine) for policy, mine in zip(workers, seen, strict=True)]).sum(dim=0)
+    for policy in workers:
+        policy.update(total.clone())
+    return seen
+
+
+def as_lists(pseudo: PseudoLabels, labeled: PseudoLabels) -> references.Step:
+    assert pseudo.facts is not None
+    assert labeled.logits_labeled is not None
+    return references.Step(
+        features=pseudo.features.tolist(),
+        logits=pseudo.logits.tolist(),
+        ids=pseudo.facts.ids.tolist(),
+        logits_labeled=labeled.logits_labeled.tolist(),
+        targets_labeled=pseudo.facts.targets_labeled.tolist(),
+        progress=pseudo.facts.progress,
+    )
+
+
+def snapshot(policy: Policy) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in policy.state_dict().items()}
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def defaults_of(policy: type[Policy]) -> dict[str, Any]:
+    signature = inspect.signature(policy).parameters.values()
+    return {parameter.name: parameter.default for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def test_every_policy_has_a_row_and_a_yaml_file() -> None:
+    assert set(ROWS) == set(POLICIES)
+    assert {path.stem for path in (CONF_FOLDER / "policy").glob("*.yaml")} == set(POLICIES)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_yaml_says_the_constructors_parameters_and_defaults(name: str) -> None:
+    said = yaml.safe_load((CONF_FOLDER / "policy" / f"{name}.yaml").read_text())
+    assert said.pop("name") == name
+    defaults = defaults_of(POLICIES[name])
+    assert said == defaults
+    assert {key: type(value) for key, value in said.items()} == {key: type(value) for key, value in defaults.items()}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_parameter_is_described(name: str) -> None:
+    rows = describe_policies()[name]
+    assert [row[0] for row in rows] == [f"policy.{key}" for key in defaults_of(POLICIES[name])]
+    assert all(meaning for *_, meaning in rows)
+
+
+@every_variant
+def test_weights_and_targets_are_those_of_the_loop(parameters: dict[str, Any]) -> None:
+    own = {key: value for key, value in parameters.items() if key != "name"}
+    policy, reader = build(parameters), build({"name": "dash"})
+    steps = [as_lists(read(policy, step), read(reader, step)) for step in range(NUM_STEPS)]
+    expected = ROWS[parameters["name"]].reference(steps, main_classifier(), **own)
+    for step, (weights, targets) in enumerate(expected):
+        pseudo = observe(policy, step)
+        assert policy.weights(pseudo).tolist() == pytest.approx(weights, abs=1e-5)
+        torch.testing.assert_close(policy.targets(pseudo), torch.tensor(targets), rtol=0, atol=1e-5)
+
+
+@every_variant
+def test_weights_lie_between_zero_and_one_and_every_sample_has_a_target(parameters: dict[str, Any]) -> None:
+    policy = build(parameters)
+    for step in range(NUM_STEPS):
+        pseudo = observe(policy, step)
+        weights, targets = policy.weights(pseudo), policy.targets(pseudo)
+        assert weights.shape == (NUM_UNLABELED,)
+        assert weights.is_floating_point()
+        assert ((weights >= 0) & (weights <= 1)).all()
+        assert not weights.requires_grad
+        assert not targets.requires_grad
+        if targets.dtype == torch.int64:
+            assert targets.shape == (NUM_UNLABELED,)
+        else:
+            torch.testing.assert_close(targets.sum(dim=1), torch.ones(NUM_UNLABELED))
+        for values in policy.thresholds().values():
+            assert values.shape == (NUM_CLASSES,)
+            assert values.isfinite().all()
+
+
+@every_variant
+@pytest.mark.parametrize("num_samples", [0, 1])
+def test_hardly_any_images_are_as_good_as_many(parameters: dict[str, Any], num_samples: int) -> None:
+    policy = build(parameters)
+    many = policy.statistics(read(policy, 0))
+    pseudo = read(policy, 0, num_samples=num_samples)
+    statistics = policy.statistics(pseudo)
+    assert statistics.shape == many.shape
+    policy.update(statistics)
+    assert policy.weights(pseudo).shape == (num_samples,)
+    assert all(value.isfinite().all() for value in policy.state_dict().values())
+
+
+@every_variant
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_workers_hold_together_the_state_of_one_and_weigh_as_it_does(
+    parameters: dict[str, Any], world_size: int
+) -> None:
+    alone, workers = build(parameters), [build(parameters, rank, world_size) for rank in range(world_size)]
+    for step in range(NUM_STEPS):
+        pseudo, seen = observe(alone, step), observe_together(workers, step)
+        weights = torch.cat([policy.weights(mine) for policy, mine in zip(workers, seen, strict=True)])
+        torch.testing.assert_close(weights, alone.weights(pseudo), rtol=0, atol=1e-6)
+    for name, whole in alone.state_dict().items():
+        for rank, policy in enumerate(workers):
+            mine = whole[rank::world_size] if name in policy.sharded else whole
+            torch.testing.assert_close(policy.state_dict()[name], mine, rtol=0, atol=1e-12)
+
+
+@every_variant
+@settings(max_examples=15)
+@given(data=st.data())
+def test_statistics_of_shards_sum_to_those_of_the_batch(parameters: dict[str, Any], data: st.DataObject) -> None:
+    world_size = data.draw(st.sampled_from([1, 2, 3, 6]))
+    num_steps = data.draw(st.integers(0, 3))
+    alone, workers = build(parameters), [build(parameters, rank, world_size) for rank in range(world_size)]
+    for step in range(num_steps):
+        observe(alone, step)
+        observe_together(workers, step)
+    whole = alone.statistics(read(alone, num_steps))
+    shards = [policy.statistics(read(policy, num_steps, rank, world_size)) for rank, policy in enumerate(workers)]
+    assert whole.dtype == torch.float64
+    torch.testing.assert_close(torch.stack(shards).sum(dim=0), whole, rtol=0, atol=1e-12)
+
+
+@every_variant
+def test_only_an_update_changes_the_state(parameters: dict[str, Any]) -> None:
+    policy = build(parameters)
+    pseudo = observe(policy, 0)
+    before = snapshot(policy)
+    asked = (policy.statistics(pseudo), policy.weights(pseudo), policy.alignment(), policy.thresholds())
+    policy.targets(pseudo)
+    policy.auxiliary_loss(pseudo, torch.zeros(2, NUM_FEATURES), torch.zeros(2, NUM_CLASSES), torch.tensor([0, 1]))
+    assert_same(snapshot(policy), before)
+    assert torch.equal(policy.statistics(pseudo), asked[0])
+    assert torch.equal(policy.weights(pseudo), asked[1])
+
+
+@every_variant
+def test_the_state_dict_holds_all_that_later_steps_depend_on(parameters: dict[str, Any]) -> None:
+    policy, restored = build(parameters), build_policy(parameters, NUM_FEATURES, NUM_CLASSES)
+    restored.join(RunFacts(references.POOL_SIZE, NUM_UNLABELED))
+    for step in range(3):
+        observe(policy, step)
+    restored.load_state_dict(snapshot(policy))
+    for step in range(3, 6):
+        weights, weights_restored = (each.weights(observe(each, step)) for each in (policy, restored))
+        assert torch.equal(weights, weights_restored)
+        assert_same(snapshot(policy), snapshot(restored))
+        assert_same(policy.thresholds(), restored.thresholds())
+
+
+@every_variant
+def test_the_heads_loss_is_one_number_without_a_gradient_for_the_student(parameters: dict[str, Any]) -> None:
+    policy = build(parameters)
+    features = grid(4, NUM_FEATURES, seed=50).requires_grad_()
+    logits = grid(4, NUM_CLASSES, seed=51).requires_grad_()
+    loss = policy.auxiliary_loss(observe(policy, 0), features, logits, torch.tensor([0, 1, 2, 0]))
+    assert loss.shape == ()
+    (loss + 0 * (features.sum() + logits.sum())).backward()
+    assert not features.grad.any()
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"), [(name, key, value) for name, row in ROWS.items() for key, value in row.wrong]
+)
+def test_a_parameter_out_of_bounds_is_named(name: str, key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{key}={value}: must be"):
+        build({"name": name, key: value})
+    with pytest.raises(ValueError, match=f"^policy.{key}={value}: must be"):
+        check_policy({"name": name, key: value})
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_only_supervised_does_without_unlabelled_images(name: str) -> None:
+    assert POLICIES[name].uses_unlabeled == ROWS[name].uses_unlabeled == (name != "supervised")
+
+
+def test_fixmatch_takes_a_sample_at_exactly_the_threshold_and_none_below() -> None:
+    policy = build({"name": "fixmatch", "threshold": 0.75})
+    confidence = torch.tensor([0.75, 0.75, 0.75]).nextafter(torch.tensor([0.0, 0.75, 1.0]))
+    none = torch.zeros(3, 0)
+    pseudo = PseudoLabels(none, none, none, torch.zeros(3, dtype=torch.int64), confidence)
+    assert policy.weights(pseudo).tolist() == [0, 1, 1]
+
+
+def test_supervised_weighs_nothing_however_certain() -> None:
+    policy = build({"name": "supervised"})
+    pseudo = pseudo_labels(torch.zeros(3, NUM_FEATURES), 1000 * torch.eye(3))
+    assert policy.weights(pseudo).tolist() == [0, 0, 0]
+    assert policy.statistics(pseudo).numel() == 0
+
+
+class ReadsAll(FixMatch):
+    """Asks for all that a policy may read, as the peers' do, and keeps what it was given."""
+
+    reads_labeled = True
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__(num_features, num_classes, threshold=0.0)
+        self.seen: dict[str, Any] = {}
+
+    def weights(self, pseudo: PseudoLabels) -> Tensor:
+        self.seen["pseudo"] = pseudo
+        return (torch.arange(len(pseudo.labels)) % 2).float()
+
+    def auxiliary_loss(self, pseudo: Any, features: Any, logits: Tensor, targets: Any, *strong: Any) -> Tensor:
+        self.seen["strong"] = strong
+        return 0.0 * strong[0].sum()
+
+
+@pytest.mark.parametrize("view", ["strong", "weak"])
+def test_a_policy_may_read_pool_indices_progress_labelled_answers_and_strong_logits(
+    view: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, splits = tiny_config(), tiny_splits()
+    state = build_state(config, 3, 3, Workers())
+    policy = ReadsAll(state.policy.num_features, 3)
+    monkeypatch.setattr(ReadsAll, "trains_on", view)
+    state.policy = policy
+    feed = tiny_feed(config, splits)
+    forwarded: list[Tensor] = []
+    state.student.register_forward_pre_hook(lambda _module, inputs: forwarded.append(inputs[0]))
+    batch = feed(0)
+    train_step(state, batch, config, feed.views, Workers())
+    pseudo = policy.seen["pseudo"]
+    assert torch.equal(pseudo.facts.ids, torch.from_numpy(feed.ids(0)[1]))
+    assert (splits.unlabeled.images[pseudo.facts.ids] == batch.images_unlabeled.numpy()).all()
+    assert torch.equal(pseudo.facts.targets_labeled, batch.targets)
+    assert pseudo.facts.progress == 0
+    assert pseudo.logits_labeled.shape == (4, 3)
+    assert len(pseudo.logits) == 12
+    logits_strong, kept = policy.seen["strong"]
+    assert kept.tolist() == list(range(1, 12, 2))
+    assert logits_strong.shape == (6, 3)
+    # The images that the loss is computed on: those of the pass without gradient, or other views of them.
+    assert torch.equal(forwarded[1][4:], forwarded[0][kept]) == (view == "weak")

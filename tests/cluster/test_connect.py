@@ -1,0 +1,129 @@
+"""Is there room for the workers, and a cluster at the address: what can be told without a cluster."""
+
+from __future__ import annotations
+
+import http.server
+import math
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from dpl_ray.cluster import connect as cluster
+from dpl_ray.cluster.connect import cause_line, checked_resources, count_places, count_to_crowd_out
+from dpl_ray.config.schema import ScaleConfig
+from tests.builders import serving
+
+
+def check(scale: ScaleConfig) -> None:
+    with checked_resources(scale):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "use_gpu", "places"),
+    [
+        ([{"CPU": 4.0}], 1, False, 4),
+        ([{"CPU": 4.0}, {"CPU": 4.0}], 5, False, 0),  # 8 CPUs, and no node with 5
+        ([{"CPU": 4.0}, {"CPU": 4.0}], 3, False, 2),
+        ([{"CPU": 2.0}], 0.5, False, 4),
+        ([{"CPU": 8.0, "GPU": 2.0}], 1, True, 2),
+        ([{"CPU": 8.0}, {"GPU": 4.0}], 1, True, 0),  # CPUs here and GPUs there
+        ([], 1, False, 0),
+    ],
+)
+def test_a_worker_fits_on_one_node_or_not_at_all(
+    nodes: list[dict[str, float]], cpus: float, use_gpu: bool, places: int
+) -> None:
+    assert count_places(nodes, ScaleConfig(num_workers=1, cpus_per_worker=cpus, use_gpu=use_gpu)) == places
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "use_gpu", "fewest"),
+    [
+        ([{"CPU": 2.0}], 0.5, False, 4),
+        ([{"CPU": 2.0}, {"CPU": 2.0}], 1.7, False, 2),  # 0.6 of 4 CPUs are left, and no node has them
+        ([{"CPU": 4.0}, {"CPU": 4.0}], 1, False, 8),
+        ([{"CPU": 4.0}, {"CPU": 4.0}], 1.5, False, math.inf),  # two on a node leave it 1
+        ([{"CPU": 8.0}, {"CPU": 4.0, "GPU": 4.0}], 1, True, math.inf),
+        ([{"CPU": 4.0, "GPU": 4.0}], 1, True, 4),
+        ([{"CPU": 0.4}, {"GPU": 1.0}], 0.5, False, 0),
+    ],
+)
+def test_workers_that_would_leave_no_node_room_to_read_with_are_counted(
+    nodes: list[dict[str, float]], cpus: float, use_gpu: bool, fewest: float
+) -> None:
+    assert count_to_crowd_out(nodes, ScaleConfig(num_workers=1, cpus_per_worker=cpus, use_gpu=use_gpu)) == fewest
+
+
+def test_the_cause_of_a_failed_task_is_named() -> None:
+    traceback = 'ray::Task()\n  File "a.py", line 1\nOSError: the disk is gone\n'
+    chained = "\n\nThe above exception was the direct cause of the following exception:\n\nray::Task()\n"
+    advice = "ray.exceptions.UserCodeException: UDF failed.\nTo change retry attempts, configure it.\n"
+    for text in (traceback, traceback.strip() + chained + advice):
+        assert cause_line(RuntimeError(text)) == "OSError: the disk is gone"
+    assert cause_line(RuntimeError(traceback.strip() + chained + "TrainError: lost")) == "TrainError: lost"
+    assert cause_line(RuntimeError()) == "RuntimeError"
+
+
+def test_more_than_this_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    check(ScaleConfig(num_workers=4, cpus_per_worker=0.5))
+    with pytest.raises(ValueError, match=r"scale\.num_workers=5 .* needs 2\.5 CPUs, this machine has 2; at most 4"):
+        check(ScaleConfig(num_workers=5, cpus_per_worker=0.5))
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a socket that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@pytest.fixture
+def website() -> Iterator[int]:
+    """The port of a plain HTTP server."""
+    with serving(http.server.SimpleHTTPRequestHandler) as port:
+        yield port
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would try for two minutes."""
+    monkeypatch.setattr(cluster, "connect", lambda scale: pytest.fail("Ray was asked to connect"))
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+@pytest.mark.parametrize(
+    ("program", "reason"), [("silent", "says nothing within"), ("website", "another program listens there")]
+)
+def test_another_program_at_the_address_is_refused(
+    scheme: str,
+    program: str,
+    reason: str,
+    no_ray: None,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "SECONDS_TO_ANSWER", 0.5 if program == "silent" else 60)
+    address = f"{scheme}127.0.0.1:{request.getfixturevalue(program)}"
+    with pytest.raises(ValueError, match=rf"^scale\.address={address}: no Ray cluster answers .*{reason}.*; start one"):
+        check(ScaleConfig(address=address))
+
+
+@pytest.mark.parametrize("was_connected", [False, True])
+def test_a_connection_ends_with_the_run_that_made_it(was_connected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the process's next run would be on this cluster, whatever its address."""
+    ended: list[bool] = []
+    monkeypatch.setattr(cluster, "_check_address", lambda *_: None)
+    monkeypatch.setattr(cluster, "connect", lambda scale: not was_connected)
+    monkeypatch.setattr("ray.shutdown", lambda: ended.append(True))
+
+    def fail() -> None:
+        with checked_resources(ScaleConfig(address="head:6379")):
+            assert ended == []
+            raise ValueError("the data")
+
+    with pytest.raises(ValueError, match="the data"):
+        fail()
+    assert ended == ([] if was_connected else [True])

@@ -1,0 +1,283 @@
+"""Training through Ray Train with 2 workers: the demo, a killed worker, Ctrl-C, and a job on a cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dpl_ray import FitResult, fit, load_checkpoint, load_config
+from dpl_ray.cluster.connect import check_cluster, checked_resources
+from dpl_ray.config.schema import BESIDE_RUNS, ScaleConfig
+from dpl_ray.page.console import ProgressLine
+from dpl_ray.training.loop import Record
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).resolve().parents[2]
+NUM_STEPS = 200
+#: What conftest.py sets for the other tests. A user has not set it: what it would silence must be silent by itself.
+SET_BY_TESTS = (
+    "OMP_NUM_THREADS",
+    "MLFLOW_DISABLE_TELEMETRY",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER",
+    "RAY_USAGE_STATS_ENABLED",
+)
+ALLOWED = (
+    r"demo starts with 2 Ray Train workers: digits, 40 labelled images of 10 classes, 1398 in the pool, .* 359 test",
+    r"starting Ray takes some 20 seconds",
+    rf" *(supervised|dpl) +\d+/{NUM_STEPS} steps +[\d,]+ images/s  (\d\d:\d\d:\d\d|--:--:--) left"
+    r"(  loss \d+\.\d{3}(  coverage \d\.\d\d  precision \d\.\d\d)?)?",
+    r"Last teacher on the test split",
+    r"Thresholds of every class \(confidence\)",
+    r"[┏┡└][━┳╇┩┓─┴┘]+",
+    r"┃ +┃ +dpl ┃ supervised ┃",
+    r"┃ class ┃ over-confident ┃ under-confident ┃",
+    r"│ [a-z (),ECE-]+ │ +\d+\.\d % │( +\d+\.\d %)? +│",
+    r"│ \d +│ +\d\.\d{3} │ +\d\.\d{3} │",
+    r"(The pool (helped|hurt)|It cannot be told whether the pool helped or hurt): \d+\.\d % against \d+\.\d % "
+    r"supervised, difference [+-]\d+\.\d points \[95 %: [+-]\d+\.\d, [+-]\d+\.\d\], 359 test images",
+    r"checkpoint  /.+",
+    r"model       /.+",
+    r"MLflow run  [0-9a-f]{32}",
+    r"report      /.+",
+    r"look at it: mlflow ui --backend-store-uri sqlite:////.+",
+)
+
+
+def arguments(folder: Path, *overrides: str) -> list[str]:
+    fixed = [f"train.num_steps={NUM_STEPS}", "train.log_every=10", "train.checkpoint_every=50", "model.width=1"]
+    return [*fixed, "train.batch_size=4", f"run.storage_path={folder}", "run.name=demo", *overrides]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """What `make demo` prints, with a smaller network, as a user starts it; and the folder of its runs."""
+    folder = tmp_path_factory.mktemp("demo") / "runs"
+    environment = {name: value for name, value in os.environ.items() if name not in SET_BY_TESTS} | {"COLUMNS": "120"}
+    command = [sys.executable, "-m", "pipelines.train", *arguments(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done, folder
+
+
+@pytest.fixture(scope="module")
+def whole(demo: tuple[subprocess.CompletedProcess[str], Path]) -> FitResult:
+    """The demo's result: a run of 2 workers that nothing has disturbed. Told again, not trained again."""
+    return fit(load_config(arguments(demo[1])))
+
+
+@pytest.mark.slow
+def test_the_demo_prints_its_own_lines_and_no_other(demo: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    done, folder = demo
+    assert done.stderr == ""
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert [line for line in lines if not any(re.fullmatch(pattern, line) for pattern in ALLOWED)] == []
+    assert [pattern for pattern in ALLOWED if not any(re.fullmatch(pattern, line) for line in lines)] == []
+    values = dict(re.split(r"  +|: ", line, maxsplit=1) for line in lines[-5:])
+    assert (Path(values["checkpoint"]) / "manifest.json").exists()
+    assert Path(values["report"]).read_text().startswith("<!doctype html>")
+    assert (Path(values["model"]) / "MLmodel").exists()
+    database = values["look at it"].partition("sqlite:///")[2]
+    assert Path(database).is_file()
+    assert (folder / "mlflow-artifacts" / values["MLflow run"]).is_dir()
+    assert {path.name for path in folder.iterdir()} == {"demo", *BESIDE_RUNS}
+
+
+def test_two_workers_learn_digits(whole: FitResult) -> None:
+    assert whole.baseline is not None
+    assert whole.metrics["eval/accuracy"] > 0.5, "chance is 0.1"
+    assert 0 < whole.metrics["pseudo/coverage"] <= 1
+    assert set(whole.thresholds) == {"over", "under"}
+    for name in map(str, range(10)):
+        assert 0 < whole.thresholds["under"][name] <= whole.thresholds["over"][name] <= 1
+    assert Path(whole.report).read_text().startswith("<!doctype html>")
+    probs = load_checkpoint(whole.checkpoint).predict(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    assert probs.sum(dim=1).tolist() == pytest.approx([1, 1])
+
+
+def test_mlflow_has_configuration_metrics_thresholds_and_files(whole: FitResult) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=whole.tracking_uri)
+    run = client.get_run(whole.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.num_steps"] == str(NUM_STEPS)
+    assert run.data.params["policy.name"] == "dpl"
+    assert run.data.tags["checkpoint"] == whole.checkpoint
+    assert {"commit", "hardware", "version.torch", "data.fingerprint"} <= set(run.data.tags)
+    keys = {"train/loss_labeled", "train/loss_unlabeled", "pseudo/coverage", "pseudo/precision", "eval/accuracy"}
+    keys |= {"eval/balanced_accuracy", "eval/ece", "time/data_wait", "time/step", "throughput/images_per_second"}
+    keys |= {"pseudo/high_entropy_share", "baseline/eval/accuracy", "baseline/train/loss_labeled"}
+    assert keys <= set(run.data.metrics)
+    for state in ("over", "under"):
+        for name in range(10):
+            history = client.get_metric_history(whole.run_id, f"threshold/{state}/{name}")
+            assert sorted(point.step for point in history) == list(range(10, NUM_STEPS + 1, 10))
+    assert {file.path for file in client.list_artifacts(whole.run_id)} >= {"report.html", "config.yaml"}
+    assert run.data.tags["report"] == whole.report
+    assert run.data.tags["mlflow.note.content"].startswith(str(whole.verdict))
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(
+    whole: FitResult, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.util.state import list_actors
+
+    shown, workers, killed = ProgressLine.show, list[int](), list[int]()
+    steps: list[int] = []
+
+    def show(self: ProgressLine, record: Record) -> None:
+        shown(self, record)
+        steps.append(record.step)
+        if not workers:
+            address = ray.get_runtime_context().gcs_address  # of this cluster, should there be others
+            alive = list_actors(address, filters=[("state", "=", "ALIVE")], detail=True)
+            workers.extend(actor.pid for actor in alive if "TrainWorker" in actor.class_name)
+        if record.step >= 60 and not killed:
+            killed.append(workers[-1])
+            os.kill(workers[-1], signal.SIGKILL)
+
+    monkeypatch.setattr(ProgressLine, "show", show)
+    overrides = ("scale.max_failures=1", "train.baseline=false", "tracking.enabled=false")
+    result = fit(load_config(arguments(tmp_path, *overrides)))
+    assert killed
+    assert any(later < earlier for earlier, later in pairwise(steps)), "some steps are told twice"
+    for name in ("student", "teacher", "policy"):
+        mine = load_file(Path(result.checkpoint) / f"{name}.safetensors")
+        expected = load_file(Path(whole.checkpoint) / f"{name}.safetensors")
+        assert [key for key in expected if not torch.equal(mine[key], expected[key])] == []
+    assert result.metrics["eval/accuracy"] == whole.metrics["eval/accuracy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_one_line_and_its_status(number: signal.Signals, status: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.train", "train.num_steps=100000", "train.baseline=false"]
+    command += [f"run.storage_path={tmp_path}", "run.name=long", "tracking.enabled=false"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "/100000 steps" in line:
+            break
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == status, output + errors
+    assert errors.startswith("interrupted; the same command with the same run.name goes on")
+    assert len(errors.splitlines()) == 1
+    assert (tmp_path / "long" / "history.jsonl").exists()
+
+
+def test_more_workers_than_the_cluster_carries_are_refused(ray_cluster: None) -> None:
+    with pytest.raises(ValueError, match=r"scale\.num_workers=9 .* needs 9 CPUs, the cluster has 4; at most 4"):
+        check_cluster(ScaleConfig(num_workers=9, cpus_per_worker=1))
+
+
+def test_the_address_of_a_cluster_is_recognized_and_its_other_form_is_not(ray_cluster: None) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    with checked_resources(ScaleConfig(address=address)):
+        assert ray.is_initialized()
+    assert ray.is_initialized(), "the connection was there before"
+    wrong = ScaleConfig(address=f"ray://{address}")
+    message = rf"^scale\.address=ray://{address}: .* --ray-client-server-port"
+    with pytest.raises(ValueError, match=message), checked_resources(wrong):
+        pass
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """`ray start --head` with token authentication; yields the environment of a client, and the two addresses."""
+    ports = []
+    for _ in range(4):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(str(probe.getsockname()[1]))
+    port, dashboard_port, client_port, agent_port = ports
+    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    env["RAY_TMPDIR"] = tempfile.mkdtemp(dir=os.environ["RAY_TMPDIR"])
+    env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody has to be moved to another node at the end
+    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", "--disable-usage-stats"]
+    # Every cluster of a machine needs an agent's port of its own, or no job can be submitted to it.
+    command += [f"--ray-client-server-port={client_port}", f"--dashboard-agent-listen-port={agent_port}"]
+    log = tmp_path_factory.mktemp("head") / "log"
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=log.open("w"), text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "Ray runtime started" in line:
+            break
+    else:
+        pytest.fail("".join(lines) + log.read_text())
+    addresses = {"CONTROL": f"127.0.0.1:{port}", "CLIENT": f"ray://127.0.0.1:{client_port}"}
+    yield env | addresses | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}", "HEAD_LOG": str(log)}
+    process.terminate()
+    process.wait()
+
+
+def submit(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command: list[Any] = [Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", ".", "--"]
+    return subprocess.run([*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.slow
+def test_the_same_command_runs_as_a_job_of_a_cluster_with_tokens(head: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.train", "train.num_steps=20", "train.baseline=false"]
+    command += [f"run.storage_path={tmp_path}", "run.name=job", "tracking.enabled=false", "scale.num_workers=1"]
+    refused = submit(head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, *command)
+    assert refused.returncode != 0
+    assert not (tmp_path / "job").exists()
+    # A head that has just been started answers before its agent does; each attempt takes seconds by itself.
+    for _ in range(5):
+        done = submit(head, *command)
+        if "No available agent" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stdout + done.stderr + Path(head["HEAD_LOG"]).read_text()
+    assert "accuracy" in done.stdout
+    assert (tmp_path / "job" / "step-00000020" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["CONTROL", "CLIENT"])
+def test_both_forms_of_an_address_are_recognized_with_the_token_and_refused_with_another(
+    head: dict[str, str], kind: str
+) -> None:
+    code = "from dpl_ray.cluster.connect import _check_address as check; from dpl_ray.config.schema import ScaleConfig;"
+    command = [sys.executable, "-c", code + f"check({head[kind]!r}, ScaleConfig(address={head[kind]!r}))"]
+    done = subprocess.run(command, cwd=ROOT, env=head, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    wrong = head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    refused = subprocess.run(command, cwd=ROOT, env=wrong, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert f"scale.address={head[kind]}: no Ray cluster answers there (it refuses the token" in refused.stderr
+
+
+def test_what_travels_to_a_cluster_is_under_5_mb(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    package = tmp_path / "package.zip"
+    create_package(str(ROOT), package, include_gitignore=True)
+    assert package.stat().st_size < 5 * 2**20
+    names = zipfile.ZipFile(package).namelist()
+    assert {"pipelines/train.py", "dpl_ray/jobs/fit.py", "conf/data/digits.yaml"} <= set(names)
+    assert not [name for name in names if name.startswith((".venv", ".git/", "runs", "docs", "tests"))]

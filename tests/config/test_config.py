@@ -1,0 +1,202 @@
+"""The configuration: conf/, overrides, validation, and the text that a run is saved with."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from dpl_ray.algorithm.policies import POLICIES
+from dpl_ray.config import compose
+from dpl_ray.config.compose import default_options, describe_policies, list_groups, load_config, option_values
+from dpl_ray.config.describe import describe_fields
+from dpl_ray.config.schema import (
+    DATA_NAMES,
+    Config,
+    DataConfig,
+    DataName,
+    OperationName,
+    Section,
+    explain,
+    parse_config,
+    suggest,
+    to_yaml,
+)
+from dpl_ray.data.augment import OPERATION_NAMES
+
+OPTIONS = [(group, option) for group, options in list_groups().items() for option in options]
+
+
+def needed(group: str, option: str) -> list[str]:
+    """What an option cannot do without."""
+    return ["data.train=somewhere"] if (group, option) in (("data", "image_folder"), ("data", "parquet")) else []
+
+
+def field_at(config: Config, field: str) -> Any:
+    value: Any = config
+    for part in field.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return value
+
+
+def test_defaults_are_valid() -> None:
+    assert parse_config({}) == Config()
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes(group: str, option: str) -> None:
+    config = load_config([f"{group}={option}", *needed(group, option)])
+    assert field_at(config, "scale.num_workers" if group == "scale" else f"{group}.name") is not None
+    for field, value in option_values(group, option).items():
+        assert yaml.safe_load(value) == field_at(config, field), "the recipe is what --help says it sets"
+    assert parse_config(yaml.safe_load(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_says_what_it_is(group: str, option: str) -> None:
+    assert list_groups()[group][option].strip()
+
+
+def test_default_options() -> None:
+    assert default_options().keys() == list_groups().keys()
+    config = load_config()
+    assert config == load_config([f"{group}={option}" for group, option in default_options().items()])
+    assert (config.data.name, config.policy["name"], config.scale.num_workers) == ("digits", "dpl", 2)
+
+
+def test_names_agree_with_the_files_and_the_code() -> None:
+    groups = list_groups()
+    assert set(groups["data"]) == set(DATA_NAMES) == set(typing.get_args(DataName))
+    assert set(groups["policy"]) == set(POLICIES)
+    assert typing.get_args(OperationName) == OPERATION_NAMES
+    assert {name for name, policy in POLICIES.items() if not policy.uses_unlabeled} == {"supervised"}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_file_has_its_parameters_and_their_defaults(name: str) -> None:
+    parameters = yaml.safe_load((compose.CONF_FOLDER / "policy" / f"{name}.yaml").read_text())
+    rows = {
+        field.removeprefix("policy."): yaml.safe_load(default) for field, _, default, _ in describe_policies()[name]
+    }
+    assert parameters == {"name": name} | rows
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "value"),
+    [
+        (["train.num_steps=9", "data=digits"], "train.num_steps", 9),
+        (["data.channels=3"], "data.channels", 3),
+        (["data.views.horizontal_flip=true"], "data.views.horizontal_flip", True),
+        (["model=wide_resnet", "data=fashion_mnist"], "model.depth", 16),
+        (["model.depth=22", "data=fashion_mnist"], "model.depth", 22),
+        (["data=image_folder", "data.train=/a b/*.png", "data.image_size=null"], "data.image_size", None),
+        (["data=image_folder", "data.train=/a b/*.png"], "data.train", "/a b/*.png"),
+        (["policy=fixmatch", "policy.threshold=0.8"], "policy.threshold", 0.8),
+        (["data.views={cutout: 0.25, num_operations: 1}"], "data.views.cutout", 0.25),
+        (["data=parquet", "data.train=x", "data.class_names=[0,1]"], "data.class_names", ("0", "1")),
+        (["run.name=12"], "run.name", "12"),
+        (["data.views.exclude=[rotate,equalize]"], "data.views.exclude", ("rotate", "equalize")),
+        (["++train.seed=3"], "train.seed", 3),
+        (["train.seed=1", "train.seed=2"], "train.seed", 2),
+    ],
+)
+def test_overrides_win_over_recipes(overrides: list[str], field: str, value: Any) -> None:
+    assert field_at(load_config(overrides), field) == value
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"trian": {}}, "trian={}: there is no such field; known: data, model, .*; did you mean train"),
+        ({"train": {"batchsize": 4}}, "train.batchsize=4: there is no such field; .*; did you mean batch_size"),
+        ({"data": {"views": {"cut_out": 1}}}, "data.views.cut_out=1: .*; did you mean cutout"),
+        ({"train": {"seed": -1}}, "train.seed=-1: must be greater than or equal to 0"),
+        ({"train": {"lambda_u": float("nan")}}, "train.lambda_u=nan: must be a finite number"),
+        ({"train": 3}, "train=3: must be a section of fields"),
+        ({"data": {"class_names": "ant"}}, r"data.class_names=ant: must be a list, as data.class_names=\[ant\]"),
+        ({"data": {"views": {"exclude": list(OPERATION_NAMES)}}}, "data.views.exclude: leaves no operation"),
+        ({"policy": {}}, "policy.name is missing: choose one with policy=NAME"),
+        ({"policy": None}, "policy=null: must be a section of fields"),
+    ],
+)
+def test_mistakes_in_a_tree(tree: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        parse_config(tree)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [15, 1])
+def test_a_batch_must_divide_by_the_workers(size: int) -> None:
+    with pytest.raises(ValueError, match=f"train.batch_size={size}: .* scale.num_workers=2; .* would"):
+        parse_config({"train": {"batch_size": size}})
+    for workers in (0, 1):
+        assert parse_config({"train": {"batch_size": size}, "scale": {"num_workers": workers}})
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ({"name": "dlp"}, r"policy.name=dlp: .* did you mean dpl\?"),
+        ({"name": None}, "policy.name=None: there is no such policy"),
+        ({"name": ["dpl"]}, r"policy.name=\['dpl'\]: there is no such policy"),
+        ({"name": "dpl", "epsilom": 1}, r"policy.epsilom=1: dpl has no such parameter; .* did you mean epsilon\?"),
+        ({"name": "fixmatch", "threshold": "x"}, "policy.threshold=x: must be a number"),
+        ({"name": "fixmatch", "threshold": 2}, "policy.threshold=2: must be in"),
+        ({"name": "dpl", "cut": "owm"}, r"policy.cut=owm: must be one of confidence, own, none; did you mean own\?"),
+    ],
+)
+def test_mistakes_in_a_policy(policy: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        compose.check_policy(policy)
+    assert "\n" not in str(error.value)
+
+
+def test_every_field_is_described() -> None:
+    rows = {field: (kind, default, meaning) for field, kind, default, meaning in describe_fields()}
+
+    def check(section: type[Section], prefix: str) -> int:
+        count = 0
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+                assert field.description
+                count += check(field.annotation, f"{prefix}{name}.")
+            elif prefix + name != "policy":
+                kind, default, meaning = rows[prefix + name]
+                assert not {"Optional", "Union", ""} & set(kind.split("|"))
+                assert meaning.strip()
+                value = yaml.safe_load(default)
+                assert (tuple(value) if isinstance(value, list) else value) == field.default
+                count += 1
+        return count
+
+    assert check(Config, "") == len(rows)
+    for parameters in describe_policies().values():
+        assert all(meaning.strip() for _, _, _, meaning in parameters)
+
+
+def test_sections_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Config().train.seed = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError) as error:
+        DataConfig(image_size=2)
+    assert explain(error.value, "data") == "data.image_size=2: must be greater than or equal to 4"
+
+
+def test_suggestions() -> None:
+    assert suggest("batch_sise", ["batch_size", "mu"]) == "; did you mean batch_size?"
+    assert suggest("colour", ["batch_size", "mu"]) == ""
+
+
+def test_loading_again_gives_the_same_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = load_config(["data=cifar10", "policy=fixmatch"])
+    load_config(["train.seed=5"])
+    with pytest.raises(ValueError, match="no such data"):
+        load_config(["data=none"])
+    assert load_config(["data=cifar10", "policy=fixmatch"]) == first
+    assert list(tmp_path.iterdir()) == []
+    assert Path.cwd() == tmp_path

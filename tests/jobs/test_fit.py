@@ -1,0 +1,307 @@
+"""Whole runs in this process: what is written, shown and recorded, with and without MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dpl_ray import FitResult, fit, load_checkpoint, load_config
+from dpl_ray.config.schema import BESIDE_RUNS
+from dpl_ray.page.console import ProgressLine
+from dpl_ray.runs.folder import RunFolder
+from dpl_ray.tracking.sender import Sender
+from dpl_ray.tracking.tracker import MlflowTracker
+from dpl_ray.training.loop import Record
+from pipelines import cli, train
+from tests.processes import Command
+
+pytestmark = pytest.mark.usefixtures("unrendered")
+
+
+def run(folder: Path, *overrides: str) -> tuple[FitResult, str]:
+    """A tiny run on digits and what it prints."""
+    output = io.StringIO()
+    fixed = ["scale.num_workers=0", "train.num_steps=4", "train.log_every=2", "model.width=1", "train.batch_size=4"]
+    fixed += [f"run.storage_path={folder}", "run.name=tiny", "tracking.enabled=false"]
+    result = fit(load_config([*fixed, *overrides]), console=Console(file=output, width=120))
+    return result, output.getvalue()
+
+
+@pytest.mark.rendered
+@pytest.mark.parametrize("policy", ["dpl", "fixmatch", "supervised"])
+def test_every_policy_runs_from_the_configuration_to_the_report(tmp_path: Path, policy: str) -> None:
+    result, output = run(tmp_path, f"policy={policy}")
+    assert "accuracy" in output
+    assert 0 <= result.metrics["eval/accuracy"] <= 1
+    assert (result.baseline is None) == (policy == "supervised")
+    assert ("over-confident" in output) == (policy == "dpl")
+    assert Path(result.report).read_text().startswith("<!doctype html>")
+    assert (result.verdict or "") in output
+    assert (result.verdict is None) == (policy == "supervised")
+    assert (Path(result.checkpoint) / "manifest.json").exists()
+    assert result.run_id is None
+    rows = [json.loads(line) for line in (tmp_path / "tiny" / "history.jsonl").read_text().splitlines()]
+    records = [row for row in rows if "train/loss_labeled" in row["metrics"]]
+    assert {row["step"] for row in records if row["phase"] == policy} == {2, 4}
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_finished_run_that_is_started_again_shows_what_it_had_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, output = run(tmp_path, "tracking.enabled=true")
+    history = (tmp_path / "tiny" / "history.jsonl").read_bytes()
+    for name in ("train_phases", "run_workers", "start_tracker"):
+        monkeypatch.setattr(f"dpl_ray.jobs.fit.{name}", lambda *_, **__: pytest.fail("there is nothing to do"))
+    for num_workers in (0, 1):
+        again, output_again = run(tmp_path, "tracking.enabled=true", f"scale.num_workers={num_workers}")
+        assert again == first
+        table = output[output.index("Last teacher") :]
+        assert output_again == f"tiny had finished; another run.name trains anew\n{table}"
+    assert (tmp_path / "tiny" / "history.jsonl").read_bytes() == history
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, phase: str, step: int) -> None:
+    """Fail when a record of this phase and step arrives, as a run does that is interrupted there."""
+    add = RunFolder.add
+
+    def failing(self: RunFolder, record: Record) -> dict[str, Any]:
+        row = add(self, record)
+        if (record.phase, record.step) == (phase, step):
+            monkeypatch.setattr(RunFolder, "add", add)
+            raise OSError("interrupted")
+        return row
+
+    monkeypatch.setattr(RunFolder, "add", failing)
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "beginning"),
+    [
+        ("supervised", 2, "starts again with"),
+        ("supervised", 4, "goes on from step 3 of the supervised baseline with"),
+        ("dpl", 4, "goes on from step 3 of dpl with"),
+    ],
+)
+def test_an_interrupted_run_says_from_where_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, step: int, beginning: str
+) -> None:
+    fail_at(monkeypatch, phase, step)
+    with pytest.raises(OSError, match="interrupted"):
+        run(tmp_path, "train.checkpoint_every=3")
+    result, output = run(tmp_path, "train.checkpoint_every=3")
+    assert output.startswith(f"tiny {beginning} this process: digits, 40 labelled")
+    assert result.metrics["eval/accuracy"] >= 0
+
+
+def test_a_finished_run_whose_checkpoint_was_removed_trains_again(tmp_path: Path) -> None:
+    first, _ = run(tmp_path, "train.baseline=false")
+    shutil.rmtree(first.checkpoint)
+    again, output = run(tmp_path, "train.baseline=false")
+    assert output.startswith("tiny starts again with")
+    assert again.metrics["eval/accuracy"] == first.metrics["eval/accuracy"]
+
+
+def test_the_baseline_is_the_supervised_run_of_the_same_seed(tmp_path: Path) -> None:
+    beside, _ = run(tmp_path / "beside")
+    alone, _ = run(tmp_path / "alone", "policy=supervised")
+    assert beside.baseline is not None
+    for key in ("eval/accuracy", "eval/ece", "train/loss_labeled"):
+        assert beside.baseline[key] == alone.metrics[key]
+
+
+def test_validation_is_measured_on_the_way_and_the_test_split_once(tmp_path: Path) -> None:
+    run(tmp_path, "data.num_labels_per_class=8", "data.validation_fraction=0.25", "train.evaluate_every=2")
+    rows = [json.loads(line) for line in (tmp_path / "tiny" / "history.jsonl").read_text().splitlines()]
+    main = [row for row in rows if row["phase"] == "dpl"]
+    assert [row["step"] for row in main if "validation/accuracy" in row["metrics"]] == [2, 4, 4]
+    assert [row["step"] for row in main if "eval/accuracy" in row["metrics"]] == [4]
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_mlflow_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    fail_at(monkeypatch, "dpl", 2)
+    with pytest.raises(OSError, match="interrupted"):
+        run(tmp_path, "tracking.enabled=true")
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    run_id = json.loads((tmp_path / "tiny" / "tracking.json").read_text())["run_id"]
+    assert client.get_run(run_id).info.status == "FAILED"
+    again, _ = run(tmp_path, "tracking.enabled=true")
+    assert again.run_id == run_id
+    assert client.get_run(run_id).info.status == "FINISHED"
+    artifact_uri = client.get_run(run_id).info.artifact_uri
+    assert artifact_uri.startswith(f"file://{tmp_path}"), "artifacts lie beside the runs, not in the working directory"
+
+
+def recorded(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Metric -> (step, value) of all points that MLflow has of the only run; 0 for what the clock decides."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    (found,) = client.search_runs([client.get_experiment_by_name("dpl_ray").experiment_id])
+    timed = tuple(key for key in found.data.metrics if re.search("time/|throughput/|seconds", key))
+    return {
+        key: [
+            (point.step, 0.0 if key in timed else point.value)
+            for point in client.get_metric_history(found.info.run_id, key)
+        ]
+        for key in found.data.metrics
+    }
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_what_mlflow_has_of_an_interrupted_run_is_there_once_and_whole(
+    mlflow_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    """Also where the driver was killed before a word of it was sent."""
+    overrides = (
+        "tracking.enabled=true",
+        "train.num_steps=8",
+        "train.checkpoint_every=3",
+        "data.validation_fraction=0.2",
+    )
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+        shutil.copy(mlflow_template, tmp_path / name)
+    run(tmp_path / "whole", *overrides)
+    hangs = threading.Event()
+    with monkeypatch.context() as patch:
+        if is_lost:
+            patch.setattr(Sender, "_log_metrics", lambda *_: hangs.wait())
+            patch.setattr(MlflowTracker, "finish", lambda *_: None)
+        fail_at(patch, "dpl", 6)
+        with pytest.raises(OSError, match="interrupted"):
+            run(tmp_path / "parts", *overrides)
+    run(tmp_path / "parts", *overrides)
+    whole, parts = recorded(tmp_path / "whole"), recorded(tmp_path / "parts")
+    hangs.set()
+    assert [step for step, _ in parts["train/loss_labeled"]] == [2, 4, 6, 8]
+    assert [step for step, _ in parts["baseline/train/loss_labeled"]] == [2, 4, 6, 8]
+    assert parts == whole
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_what_lies_beside_the_runs_can_be_no_run(tmp_path: Path) -> None:
+    run(tmp_path, "tracking.enabled=true")
+    assert {path.name for path in tmp_path.iterdir()} - {"tiny"} <= set(BESIDE_RUNS)
+    for name in BESIDE_RUNS:
+        with pytest.raises(ValueError, match=rf"^run\.name={name}: something else of this name lies beside the runs"):
+            run(tmp_path, f"run.name={name}")
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_run_that_fails_says_so_to_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("dpl_ray.training.loop.save_checkpoint", failing)
+    with pytest.raises(OSError, match="disk is full"):
+        run(tmp_path, "tracking.enabled=true")
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("dpl_ray").experiment_id])
+    assert [found.info.status for found in runs] == ["FAILED"]
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_run_that_is_ended_by_its_cluster_says_so_to_mlflow(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    arguments = ["train.num_steps=100000", "train.baseline=false", "train.checkpoint_every=2", "scale.num_workers=0"]
+    arguments += ["model.width=1", "train.batch_size=4", f"run.storage_path={tmp_path}", "run.name=long"]
+    process = Command("pipelines.train", arguments, tmp_path / "printed")
+    try:
+        process.wait_for(lambda: bool(list(tmp_path.glob("long/step-*/manifest.json"))))
+        os.kill(process.pid, signal.SIGTERM)
+        printed = process.end()
+    finally:
+        process.kill()
+    assert process.status == cli.TERMINATED
+    assert printed.endswith("interrupted; the same command with the same run.name goes on from the last checkpoint\n")
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("dpl_ray").experiment_id])
+    assert [found.info.status for found in runs] == ["KILLED"]
+
+
+def test_the_progress_line_of_a_terminal_shows_steps_rate_and_time_left() -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=120)
+    with ProgressLine(console) as line:
+        line.show(Record("dpl", 5, 10, 1234.0, {"train/loss_labeled": 0.5, "pseudo/coverage": 0.75}))
+        line.show(Record("dpl", 10, 10, 1234.0))
+    plain = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", output.getvalue())
+    for text in ("10/10 steps", "1,234 images/s", "left", "coverage 0.75"):
+        assert text in plain
+
+
+def test_the_progress_of_a_log_file_is_lines_without_control_characters() -> None:
+    output = io.StringIO()
+    with ProgressLine(Console(file=output)) as line:
+        for step in range(1, 101):
+            line.show(Record("dpl", step, 100, 1000.0))
+        line.show(Record("dpl", 100, 100, 1000.0, {"train/loss_labeled": 0.5}))
+    lines = output.getvalue().splitlines()
+    assert "100/100 steps" in lines[-1]
+    assert "loss 0.500" in lines[-1]
+    assert len(lines) < 20
+    assert "\x1b" not in output.getvalue()
+
+
+def test_words_for_true_and_false_mean_what_they_say() -> None:
+    assert load_config(["policy.alignment=no"]).policy["alignment"] is False
+    assert load_config(["policy.alignment=yes"]).policy["alignment"] is True
+
+
+def test_a_folder_that_only_this_machine_knows_is_refused_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpl_ray.jobs.fit.checked_resources", contextlib.nullcontext)
+    with pytest.raises(ValueError, match=r"^run\.storage_path=runs: on a cluster .* absolute path"):
+        fit(load_config(["scale.address=ray://head:10001"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("train.num_steps=5",), "run.name=tiny: this run exists with train.num_steps=4, now it is 5"),
+        (("run.storage_path={folder}/tiny/config.yaml",), "run.storage_path=.*/config.yaml: cannot be written"),
+    ],
+)
+def test_where_a_run_cannot_be_is_told_before_an_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], message: str
+) -> None:
+    run(tmp_path, "train.baseline=false")
+    monkeypatch.setattr("dpl_ray.jobs.fit.load_splits", lambda *_, **__: pytest.fail("images were read"))
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, "train.baseline=false", *(override.format(folder=tmp_path) for override in overrides))
+
+
+def test_a_checkpoint_is_loaded_from_a_path_object(tmp_path: Path) -> None:
+    run(tmp_path, "train.baseline=false")
+    assert load_checkpoint(tmp_path / "tiny").class_names == tuple(map(str, range(10)))
+
+
+@pytest.mark.rendered
+@pytest.mark.usefixtures("mlflow_store")
+def test_the_command_ends_with_the_paths_and_writes_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = ["scale.num_workers=0", "train.num_steps=4", "model.width=1", f"run.storage_path={tmp_path}"]
+    assert cli.run(train.job, [*fixed, "run.name=tiny"], "summary") == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    run_id = json.loads((tmp_path / "tiny" / "tracking.json").read_text())["run_id"]
+    for text in (f"{tmp_path}/tiny/step-00000004", f"{tmp_path}/tiny/report.html", run_id):
+        assert text in output

@@ -1,0 +1,153 @@
+"""Labelling in actors: several datasets one after another, and blocks over which processes die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dpl_ray.labeling import on_ray
+from dpl_ray.labeling.on_ray import MAX_DEATHS, WorkersFailedError
+from dpl_ray.labeling.plan import Plan
+from tests.labeling.jobs import label, make_checkpoint, parts, rows, summary, write_images, write_parquet
+
+pytestmark = pytest.mark.ray
+ON_RAY = {"scale": {"num_workers": 1, "cpus_per_worker": 1}}
+NUM_ROWS = 42  # in 11 blocks
+DEADLY = 8
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_checkpoint(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    write_images(tmp_path / "pool", range(20))
+    write_parquet(tmp_path / "pool" / "a.parquet", range(20, NUM_ROWS), row_group_size=4)
+    return tmp_path / "pool"
+
+
+def dying(block: int, deaths: Path, times: int) -> Callable[[int], None]:
+    """Kills the process that calls it with this block, so many times in all."""
+
+    def die(number: int) -> None:
+        if number == block and (not deaths.exists() or deaths.stat().st_size < times):
+            with deaths.open("a") as file:
+                file.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return die
+
+
+def die_in_tasks(monkeypatch: pytest.MonkeyPatch, die: Callable[[int], None]) -> None:
+    whole = on_ray._decode
+
+    def decode(batch: dict[str, Any], **keywords: Any) -> dict[str, Any]:
+        from dpl_ray.labeling import decoding
+
+        def decode_block(plan: Plan, block: int, *others: Any, **more: Any) -> decoding.DecodedBlock:
+            die(block)
+            return found(plan, block, *others, **more)
+
+        found, decoding.decode_block = decoding.decode_block, decode_block
+        try:
+            return whole(batch, **keywords)
+        finally:
+            decoding.decode_block = found
+
+    monkeypatch.setattr(on_ray, "_decode", decode)
+
+
+def die_in_actors(monkeypatch: pytest.MonkeyPatch, die: Callable[[int], None]) -> None:
+    class Dying(on_ray._Actor):
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            whole = self.labeler.label
+
+            def label(block: Any) -> Any:
+                die(block.number)
+                return whole(block)
+
+            self.labeler = SimpleNamespace(label=label)
+
+    monkeypatch.setattr(on_ray, "_Actor", Dying)
+
+
+def die_in_starts(monkeypatch: pytest.MonkeyPatch, die: Callable[[int], None]) -> None:
+    class Dying(on_ray._Actor):
+        def _load(self, device: Any) -> Any:
+            die(DEADLY)
+            return super()._load(device)
+
+    monkeypatch.setattr(on_ray, "_Actor", Dying)
+
+
+def test_what_reads_and_decodes_does_not_import_torch() -> None:
+    code = "import sys, dpl_ray.labeling.on_ray, dpl_ray.labeling.decoding; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
+
+
+@pytest.mark.slow
+def test_every_block_comes_once_over_several_datasets(
+    ray_cluster: None, checkpoint: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, datasets = on_ray._dataset, []
+
+    def dataset(shared: Any, blocks: list[int], *others: Any) -> Any:
+        datasets.append(blocks)
+        return whole(shared, blocks, *others)
+
+    monkeypatch.setattr(on_ray, "_dataset", dataset)
+    monkeypatch.setattr(on_ray, "BLOCKS_PER_DATASET", 5)
+    label(checkpoint, pool, tmp_path / "out", **ON_RAY)
+    assert datasets == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10]]
+    label(checkpoint, pool, tmp_path / "here")
+    assert rows(tmp_path / "out") == rows(tmp_path / "here")
+    assert len(parts(tmp_path / "out")) == 11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("die_in", "over", "advice"),
+    [
+        (die_in_tasks, r".*/0008\.png \.\.\. .*/0011\.png", "an image of these crashes its decoder .* rows_per_part=1"),
+        (die_in_actors, r".*/0008\.png \.\.\. .*/0011\.png", "the model may .* batch_size goes on"),
+        (die_in_starts, "the start of an actor", "the model may .* scale.num_workers goes on"),
+    ],
+    ids=["reads", "labels", "starts"],
+)
+def test_a_block_over_which_every_process_dies_ends_the_job_and_costs_no_other(
+    ray_cluster: None,
+    checkpoint: str,
+    pool: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    die_in: Callable[[pytest.MonkeyPatch, Callable[[int], None]], None],
+    over: str,
+    advice: str,
+) -> None:
+    output, deaths = tmp_path / "out", tmp_path / "deaths"
+    monkeypatch.setattr(on_ray, "BLOCKS_PER_DATASET", 6)
+    with monkeypatch.context() as patched:
+        die_in(patched, dying(DEADLY, deaths, 1000))
+        with pytest.raises(WorkersFailedError, match=rf"3 processes died over {over}: {advice}"):
+            label(checkpoint, pool, output, **ON_RAY)
+    assert deaths.stat().st_size == MAX_DEATHS
+    before = parts(output)
+    assert len(before) >= (0 if die_in is die_in_starts else 6)
+    with monkeypatch.context() as patched:
+        die_in(patched, dying(DEADLY, tmp_path / "again", MAX_DEATHS - 1))
+        label(checkpoint, pool, output, **ON_RAY)
+    assert (tmp_path / "again").stat().st_size == MAX_DEATHS - 1
+    assert {name: part for name, part in parts(output).items() if name in before} == before
+    assert len(rows(output)) == summary(output)["num_rows"] == NUM_ROWS

@@ -1,0 +1,109 @@
+"""Two commands on one folder: the second is told so, and touches nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+
+from dpl_ray.config.compose import load_config
+from dpl_ray.labeling.config import load_labeling
+from dpl_ray.store.lock import LOCK_FILE, sole_use
+from dpl_ray.store.storage import Storage
+from dpl_ray.studies.comparison.config import load_comparison
+from dpl_ray.studies.self_training.config import load_self_training
+from dpl_ray.studies.tuning.config import load_search
+from pipelines import cli, compare, label, self_train, train, tune
+from tests.labeling.jobs import make_checkpoint, write_images
+from tests.labeling.outputs import write_digits
+
+TINY = ("scale.num_workers=0", "tracking.enabled=false", "run.name=first", "model.width=1", "train.num_steps=2")
+
+
+def own_data(folder: Path) -> list[str]:
+    return ["data=parquet", "data.channels=1", "data.image_size=8"] + [
+        f"data.{field}={write_digits(folder / f'{field}.parquet', start, start + 40)}"
+        for start, field in enumerate(("train", "unlabeled", "test"))
+    ]
+
+
+def labeling(folder: Path) -> list[str]:
+    write_images(folder / "pool", range(3))
+    checkpoint = make_checkpoint(folder)
+    return [f"checkpoint={checkpoint}", f"pool={folder}/pool", f"output={folder}/runs/first"]
+
+
+@pytest.mark.parametrize(
+    ("job", "load", "more"),
+    [
+        (train.job, load_config, lambda folder: TINY),
+        (compare.job, load_comparison, lambda folder: [*TINY, "policies=[dpl,fixmatch]"]),
+        (tune.job, load_search, lambda folder: [*TINY, "num_trials=1"]),
+        (self_train.job, load_self_training, lambda folder: [*TINY, *own_data(folder)]),
+        (label.job, load_labeling, lambda folder: [*TINY[:2], *labeling(folder)]),
+    ],
+)
+def test_every_command_is_alone_in_its_folder(
+    job: Any,
+    load: Any,
+    more: Callable[[Path], Sequence[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [f"run.storage_path={tmp_path}/runs", *more(tmp_path)]
+    folder = tmp_path / "runs" / "first"
+    locked = folder / "_ledger" if job is label.job else folder
+    with sole_use("run.name=first", Storage(str(locked))):
+        assert cli.run(job, arguments, "", load=load) == cli.WRONG_USE
+        assert [path for path in folder.rglob("*") if path.is_file()] == [locked / LOCK_FILE]
+    field = f"output={folder}" if job is label.job else "run.name=first"
+    expected = f"error: {field}: another command is at work in this folder; wait for its end, or take another "
+    assert capsys.readouterr().err.strip() == expected + field.partition("=")[0]
+
+
+def _hold(folder: str, begun: Any) -> None:
+    with sole_use("run.name=a", Storage(folder)):
+        begun.set()
+        multiprocessing.Event().wait()
+
+
+def test_the_lock_of_a_process_that_is_killed_is_gone(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    process = context.Process(target=_hold, args=(str(tmp_path / "a"), begun), daemon=True)
+    process.start()
+    assert begun.wait(120)
+    folder = Storage(str(tmp_path / "a"))
+    with pytest.raises(ValueError, match=r"^run\.name=a: another command"), sole_use("run.name=a", folder):
+        pass
+    process.kill()
+    process.join()
+    for _ in range(2):
+        with sole_use("run.name=a", folder), sole_use("run.name=b", Storage(str(tmp_path / "b"))):
+            pass
+
+
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), NotImplementedError("no locks")])
+def test_a_file_system_without_locks_keeps_nobody_out(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    let_in = []
+    for name in ("first", "second"):
+        with sole_use("run.name=a", Storage(str(tmp_path))):
+            let_in.append(name)
+    assert let_in == ["first", "second"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    message = r"^output=link: the folder cannot be made \(.*link'\); take another output$"
+    with pytest.raises(ValueError, match=message), sole_use("output=link", Storage(f"{tmp_path}/link")):
+        pass

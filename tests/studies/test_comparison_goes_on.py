@@ -1,0 +1,89 @@
+"""What may be added to a comparison that was begun before, and what is refused because it would not be comparable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpl_ray import CompareConfig
+from dpl_ray.data.dataset import Splits
+from dpl_ray.data.sources import load_splits
+from dpl_ray.studies.comparison.cells import Cell, run_cell
+from dpl_ray.studies.comparison.config import make_plan
+from dpl_ray.studies.comparison.folder import ComparisonFolder, write_comparison
+from dpl_ray.studies.comparison.job import _loader
+from tests.mistakes import png, write, write_folder, write_pool
+from tests.studies.test_comparison import TWO, config_for, run
+
+pytestmark = pytest.mark.usefixtures("unrendered")
+
+
+def folder_of_images(root: Path) -> tuple[str, ...]:
+    """Three classes and a pool of their own, and the fields that read them."""
+    write_folder(root / "train")
+    write_pool(root / "pool")
+    paths = (f"data.train={root}/train", f"data.unlabeled={root}/pool")
+    return ("data=image_folder", *paths, "data.image_size=8", "data.num_labels_per_class=2")
+
+
+def test_seeds_are_not_added_to_cells_of_other_data(tmp_path: Path) -> None:
+    fields = folder_of_images(tmp_path / "images")
+    run(tmp_path, *fields, options=TWO.model_copy(update={"seeds": 1}))
+    write(tmp_path / "images" / "pool" / "0.png", png(7))
+    with pytest.raises(ValueError, match=r"run\.name=first: the cells of other seeds than 1 were trained on other"):
+        run(tmp_path, *fields)
+    assert not list((tmp_path / "first").glob("*-seed-1")), "before any cell starts"
+
+
+def test_a_policy_whose_defaults_have_changed_is_not_added_to_its_older_cells(tmp_path: Path) -> None:
+    config, splits = config_for(tmp_path), load_splits(config_for(tmp_path).data, seed=0)
+    for seed, threshold in ((0, 0.5), (1, 0.95)):
+        cell = Cell("fixmatch", {"name": "fixmatch", "threshold": threshold}, seed)
+        run_cell(config, cell, splits, str(tmp_path / "first"))
+    message = r"run\.name=first: fixmatch has threshold=0\.5 with seed 0 and threshold=0\.95 with seed \d"
+    with pytest.raises(ValueError, match=message):
+        write_comparison(str(tmp_path / "first"), "fixmatch")
+    (tmp_path / "first" / "fixmatch-seed-1" / "cell.json").unlink()
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, "train.seed=2", options=CompareConfig(policies=("fixmatch",), seeds=1))
+    assert not (tmp_path / "first" / "fixmatch-seed-2").exists(), "before any cell starts"
+
+
+def test_a_policy_that_uses_the_pool_can_be_added_to_one_that_does_not(tmp_path: Path) -> None:
+    fields = folder_of_images(tmp_path / "images")
+    one = CompareConfig(policies=("supervised",), seeds=1, reference="supervised")
+    run(tmp_path, *fields, options=one)
+    more, _ = run(tmp_path, *fields, options=one.model_copy(update={"policies": ("supervised", "fixmatch")}))
+    assert (len(more.rows), more.failed) == (2, {})
+
+
+def test_data_that_cannot_be_had_for_a_later_seed_fail_its_cells_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reading(*arguments: Any, seed: int, **keywords: Any) -> Splits:
+        if seed == 1:
+            raise ValueError("data.train=/x: there is no such folder")
+        return load_splits(*arguments, seed=seed, **keywords)
+
+    monkeypatch.setattr("dpl_ray.studies.comparison.job.load_splits", reading)
+    result, _ = run(tmp_path, options=TWO.model_copy(update={"seeds": 3}))
+    cause = "ValueError: data.train=/x: there is no such folder"
+    assert result.failed == {"dpl-seed-1": cause, "fixmatch-seed-1": cause}
+    assert {row.seeds for row in result.rows} == {(0, 2)}
+
+
+def test_the_error_of_a_cell_whose_success_was_not_heard_of_goes(tmp_path: Path) -> None:
+    one = CompareConfig(policies=("fixmatch",), seeds=1)
+    run(tmp_path, options=one)
+    error = write(tmp_path / "first" / "fixmatch-seed-0" / "error.txt", b"the node is gone")
+    run(tmp_path, options=one)
+    assert not error.exists()
+
+
+def test_a_batch_of_two_images_does_for_a_cell_whatever_the_workers(tmp_path: Path) -> None:
+    fields = (*folder_of_images(tmp_path / "images"), "data.image_size=4")  # one pixel is left for BatchNorm
+    config = config_for(tmp_path, *fields, "scale.num_workers=2", "train.batch_size=2")
+    load = _loader(config, make_plan(config, TWO), ComparisonFolder(str(tmp_path), "first", {}))
+    assert len(load(0).labeled) == 6

@@ -1,0 +1,126 @@
+"""Searches with Ray Tune: what it runs is what this process would run, and its driver may be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util.state import list_actors, list_objects
+
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.schema import to_yaml
+from dpl_ray.data.sources import load_splits
+from dpl_ray.studies.tuning.config import load_search
+from dpl_ray.studies.tuning.console import TrialsProgress
+from dpl_ray.studies.tuning.on_ray import check_places
+from pipelines import cli
+from tests.studies.test_tuning import overrides_for, run, scores, start
+
+ON_RAY = ("scale.num_workers=1", "scale.threads_per_worker=1")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_tune_runs_what_this_process_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, _ = run(tmp_path / "here")
+    pool = load_splits(load_search(overrides_for(tmp_path))[0].data, seed=0, uses_unlabeled=True).unlabeled
+    finish, stored, actors = TrialsProgress.finish, list[int](), dict[str, Any]()
+    here = {"address": ray.get_runtime_context().gcs_address, "limit": 10_000, "raise_on_missing_output": False}
+    before = {found.actor_id for found in list_actors(**here)}
+
+    def looking(self: TrialsProgress, *given: Any) -> None:
+        """How many objects in Ray's store are as large as the pool, and which actors there are."""
+        finish(self, *given)
+        objects = {found.object_id: found.object_size for found in list_objects(**here)}
+        stored.append(sum(size >= pool.images.nbytes for size in objects.values()))
+        actors.update({found.actor_id: found for found in list_actors(**here, detail=True)})
+
+    monkeypatch.setattr(TrialsProgress, "finish", looking)
+    result, output = run(tmp_path, *ON_RAY, "cpus_per_trial=0.5", "max_concurrent=2")
+    monkeypatch.undo()
+    assert stored[:2] == [1, 1], "two trials at once have one copy of the pool"
+    trials = [found for actor_id, found in actors.items() if actor_id not in before]
+    assert len(trials) == 2, "the third trial has the process of one that has ended"
+    for found in trials:
+        reserved = [amount for name, amount in found.required_resources.items() if name.startswith("CPU_group_0_")]
+        assert reserved == [0.5], "cpus_per_trial"
+    assert scores(result) == scores(alone)
+    assert result.failed == {}
+    assert "3 of 3 trials ended" in output
+    assert not (tmp_path / "first" / "tune").exists(), "what Tune pickles is not kept"
+    assert run(tmp_path, *ON_RAY)[0].trials == result.trials, "nothing is left to be run"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_after_another_with_asha_and_optuna_and_a_trial_that_diverges(tmp_path: Path) -> None:
+    space = ("space={optim:{learning_rate:{choice:[0.01,0.02,1e30]}}}", "num_trials=6")
+    options = ("tune=asha_optuna", "max_concurrent=1", "random_trials=3", "cpus_per_trial=1")
+    result, _ = run(tmp_path, *ON_RAY, *space, *options)
+    assert [each.number for each in sorted(result.trials, key=lambda each: each.number)] == list(range(6))
+    for each in result.trials:
+        assert (each.state == "diverged") == (each.values["optim.learning_rate"] == 1e30)
+    assert "diverged" in {each.state for each in result.trials}
+    assert result.trials[0].state == "finished"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_driver_is_killed_and_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+    longer = ("train.num_steps=60", "train.evaluate_every=10", "train.log_every=10", "num_trials=4")
+    options = (*longer, *ON_RAY, "max_concurrent=1")
+    whole, _ = run(tmp_path / "whole", *longer, "scale.threads_per_worker=1")
+    folder = tmp_path / "first"
+    process = start(tmp_path, *options)
+    try:
+        process.wait_for(lambda: len(list(folder.glob("trial-0001/step-*/manifest.json"))) > 0)
+        first = (folder / "trial-0000" / "result.json").read_bytes()
+        os.kill(process.pid, number)  # of the driver alone: its trials end by themselves, somewhat later
+        printed = process.end()
+        assert process.status == (-signal.SIGKILL if number == signal.SIGKILL else cli.INTERRUPTED)
+        assert printed.endswith("goes on from the last checkpoint\n") == (number == signal.SIGINT)
+        assert not (folder / "trial-0003" / "result.json").exists(), "it was killed too late to say anything"
+        result, output = run(tmp_path, *options)
+    finally:
+        process.kill()
+    assert "first goes on, " in output
+    assert scores(result) == scores(whole)
+    assert (folder / "trial-0000" / "result.json").read_bytes() == first
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_that_fails_is_told_of_and_run_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "first" / "trial-0001" / "config.yaml"
+    other.parent.mkdir(parents=True)
+    other.write_text(to_yaml(load_config(["data=digits", "policy=fixmatch"])))
+    result, output = run(tmp_path, *ON_RAY, "max_concurrent=2")
+    assert list(result.failed) == ["trial-0001"]
+    assert "trial 1 failed: ValueError: run.name=trial-0001: this run exists with " in output
+    assert "Traceback" not in "".join(capfd.readouterr())
+    other.unlink()
+    again, _ = run(tmp_path, *ON_RAY, "max_concurrent=2")
+    assert (again.failed, len(again.trials)) == ({}, 3)
+    assert not (other.parent / "error.txt").exists()
+
+
+def test_trials_are_counted_by_node() -> None:
+    config, options = load_search(overrides_for(Path("/"), "scale.num_workers=1", "cpus_per_trial=2"))
+    assert check_places([{"CPU": 3.0}, {"CPU": 4.0}], config, options, "the cluster") == 3
+    assert check_places([{"CPU": 0.3}], config, options.model_copy(update={"cpus_per_trial": 0.1}), "it") == 3
+    with pytest.raises(ValueError, match=r"cpus_per_trial=2: no node of the cluster has that many CPUs; at most 1\.5"):
+        check_places([{"CPU": 1.5}, {"CPU": 1.0}], config, options, "the cluster")
+    with pytest.raises(ValueError, match=r"max_concurrent=4: with cpus_per_trial=2 the cluster has room for 3"):
+        check_places([{"CPU": 7.0}], config, options.model_copy(update={"max_concurrent": 4}), "the cluster")
+    gpu = config.model_copy(update={"scale": config.scale.model_copy(update={"use_gpu": True})})
+    assert check_places([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}], gpu, options, "the cluster") == 4

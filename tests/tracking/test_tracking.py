@@ -1,0 +1,282 @@
+"""What is recorded in MLflow, and what happens to it where the server is not there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from rich.console import Console
+
+from dpl_ray import sync_tracking
+from dpl_ray.config.schema import RegistryConfig
+from dpl_ray.store.storage import Storage
+from dpl_ray.tracking.journal import Journal
+from dpl_ray.tracking.sender import Sender, make_client, metric_key
+from dpl_ray.tracking.tracker import recording
+from tests.recordings import (
+    NOWHERE,
+    QUIET,
+    every_kind,
+    everything_at,
+    new_tracker,
+    start_entry,
+    tell,
+)
+
+
+def test_what_is_sent_twice_is_there_once(tmp_path: Path, mlflow_uri: str) -> None:
+    journal, entries = Journal(Storage(str(tmp_path))), every_kind(tmp_path)
+    Sender(mlflow_uri, journal).send([start_entry(mlflow_uri, tmp_path), *entries])
+    assert journal.run_id is not None
+    once = everything_at(mlflow_uri, journal.run_id)
+    assert once["loss"] == [(1, 1.5, 1000), (2, 0.5, 2000)]
+    assert once["metrics"]["precision of é"] == 0.5
+    assert once["status"] == ("FINISHED", 500, 9000)
+    assert once["params"] == {"train.mu": "7", "long": "x" * 6000}
+    assert once["files"] == ["figures", "notes.txt", "page.html", "thresholds.json"]
+    assert once["figures"] == ["figures/a-b-c.svg"]
+    table = {"step": [1, 2], "class": ["cat", "cat"], "over": [0.5, 0.75]}
+    points = [(0.5, 3000), (0.75, 4000)]
+    assert once["children"] == [("it's one", ("FINISHED", 3000, 4000), {"a": "1"}, table, points)]
+    assert (once["models"], once["versions"], once["alias"]) == ([2], [("1", journal.run_id)], "1")
+    assert journal.registered == "models:/digits/1"
+    # Another process, that knows what is written down, and one that was killed before it could write it down.
+    for forgotten in ({}, {"children": {}, "registered": None}):
+        again = Journal(Storage(str(tmp_path)))
+        vars(again).update(forgotten)
+        Sender(mlflow_uri, again).send([start_entry(mlflow_uri, tmp_path), *entries])
+        assert everything_at(mlflow_uri, journal.run_id) == once
+
+
+@pytest.mark.parametrize("num_calls", range(18))
+def test_what_is_left_after_a_failure_is_sent_later(
+    tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, num_calls: int
+) -> None:
+    """The server goes after so many calls, at every place that there is; then it is back."""
+    calls = 0
+
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > num_calls:
+                raise ConnectionError("the server is gone")
+            return call(*arguments, **named)
+
+        return counted
+
+    with monkeypatch.context() as patched:
+        for name in ("get_run", "create_run", "log_batch", "log_artifact", "set_tag", "set_terminated"):
+            patched.setattr(MlflowClient, name, failing(getattr(MlflowClient, name)))
+        tracker = new_tracker(tmp_path, mlflow_uri)
+        with pytest.warns(UserWarning, match=r"MLflow at sqlite.*the server is gone.*sync_tracking run="):
+            tell(tracker, every_kind(tmp_path))
+    journal = Journal(Storage(str(tmp_path)))
+    assert journal.has_unsent
+    result = sync_tracking(str(tmp_path))
+    assert set(result.num_entries) == {str(tmp_path)}
+    assert sync_tracking(str(tmp_path)).num_entries == {}
+    found = everything_at(mlflow_uri, str(result.run_ids[str(tmp_path)]))
+    assert [point[:2] for point in found["loss"]] == [(1, 1.5), (2, 0.5)]
+    assert (found["runs"], found["status"][0], found["tags"]["checkpoint"]) == (2, "FINISHED", "step-2")
+    assert (found["params"], found["tags"]["commit"]) == ({"train.mu": "7", "long": "x" * 6000}, "abc")
+    assert found["files"] == ["figures", "notes.txt", "page.html", "thresholds.json"]
+    assert [child[4] for child in found["children"]] == [[(0.5, 3000), (0.75, 4000)]]
+    assert (found["models"], found["alias"]) == ([2], "1")
+
+
+def test_a_run_that_goes_on_sends_what_was_left_over(tmp_path: Path, mlflow_uri: str) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        first = new_tracker(tmp_path, NOWHERE)
+        first.log({"loss": 3.0}, 1)
+        first.log_tag("from", "first")
+        first.finish("FAILED", QUIET)
+        assert [str(warning.message).partition(":9: ")[0] for warning in told] == ["MLflow at http://127.0.0.1"]
+    assert first.run_id is None
+    # Half a line of a process that was killed, and an entry behind it.
+    with (tmp_path / "tracking-unsent.jsonl").open("ab") as unsent:
+        unsent.write(b'\n{"kind": "tag", "key": "ha')
+    Journal(Storage(str(tmp_path))).keep([{"kind": "tag", "key": "after", "value": "half"}])
+    second = new_tracker(tmp_path, mlflow_uri)
+    second.log({"loss": 2.0}, 2)
+    second.finish("FINISHED", QUIET)
+    client = MlflowClient(mlflow_uri)
+    run = client.get_run(str(second.run_id))
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "first")
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [1, 2]
+    assert (run.data.tags["from"], run.data.tags["after"]) == ("first", "half")
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    assert not list(tmp_path.glob("tracking-*"))
+
+
+def test_a_run_that_was_deleted_for_good_is_created_anew(tmp_path: Path, mlflow_uri: str) -> None:
+    journal = Journal(Storage(str(tmp_path)))
+    journal.uri, journal.run_id = mlflow_uri, "0" * 32
+    journal.save()
+    tracker = new_tracker(tmp_path, mlflow_uri)
+    tracker.finish("FINISHED", QUIET)
+    assert tracker.run_id != "0" * 32
+    assert MlflowClient(mlflow_uri).get_run(str(tracker.run_id)).info.status == "FINISHED"
+
+
+def test_a_server_that_does_not_answer_is_left_after_a_minute(
+    tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, is_asked = threading.Event(), threading.Event()
+    monkeypatch.setattr("dpl_ray.tracking.tracker.SECONDS_TO_FINISH", 0.5)
+
+    def hanging(*_: object) -> None:
+        is_asked.set()
+        hangs.wait()
+        raise ConnectionError("the server is gone")
+
+    tracker = new_tracker(tmp_path, mlflow_uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_tag", hanging)
+        tracker.log_tag("a", "1")
+        assert is_asked.wait(60)
+        tracker.log({"loss": 1.0}, 1)  # waits behind it
+        with pytest.warns(UserWarning, match="no answer within"):
+            tracker.finish("FINISHED", QUIET)
+        kept = (tmp_path / "tracking-unsent.jsonl").read_text()
+        assert [json.loads(line)["kind"] for line in kept.splitlines()] == ["tag", "metrics", "finish"]
+        hangs.set()
+        tracker._thread.join()
+    assert (tmp_path / "tracking-unsent.jsonl").read_text() == kept, "what the end has kept is not kept again"
+    sync_tracking(str(tmp_path))
+    run = MlflowClient(mlflow_uri).get_run(str(tracker.run_id))
+    assert (run.info.status, run.data.tags["a"], run.data.metrics["loss"]) == ("FINISHED", "1", 1.0)
+
+
+def test_a_file_that_is_gone_does_not_hold_up_the_others(tmp_path: Path, mlflow_uri: str) -> None:
+    tracker = new_tracker(tmp_path, mlflow_uri)
+    tracker.log_file("gone.csv")
+    tracker.log_table("gone.json")
+    tracker.log_page("gone.html")
+    tracker.log_model("gone", 1, RegistryConfig(name="digits"))
+    tracker.log_tag("after", "all")
+    tracker.finish("FINISHED", QUIET)
+    assert MlflowClient(mlflow_uri).get_run(str(tracker.run_id)).data.tags["after"] == "all"
+    assert not list(tmp_path.glob("tracking-*"))
+
+
+def test_what_mlflow_refuses_does_not_hold_up_what_is_behind_it(tmp_path: Path, mlflow_uri: str) -> None:
+    tracker = new_tracker(tmp_path, mlflow_uri)
+    tracker.log_tag("", "a tag without a name")
+    tracker.log_tag("after", "all")
+    with pytest.warns(UserWarning, match=r"it refuses some entries; the run goes on, .*tracking-refused.jsonl"):
+        tracker.finish("FINISHED", QUIET)
+    run = MlflowClient(mlflow_uri).get_run(str(tracker.run_id))
+    assert (run.data.tags["after"], run.info.status) == ("all", "FINISHED")
+    refused = json.loads((tmp_path / "tracking-refused.jsonl").read_text())
+    assert (refused["kind"], refused["value"]) == ("tag", "a tag without a name")
+    assert "name" in refused["answer"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what was refused before is no news
+        new_tracker(tmp_path, mlflow_uri).finish("FINISHED", QUIET)
+
+
+def test_a_store_is_made_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    assert make_client(f"sqlite:///{tmp_path}/mlflow.db").search_experiments()
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_server_that_is_back_is_used_again(tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, failures, set_tag = new_tracker(tmp_path, mlflow_uri), [1, 2], MlflowClient.set_tag
+    monkeypatch.setattr("dpl_ray.tracking.tracker.SECONDS_TO_RETRY", 0.0)
+
+    def failing(self: MlflowClient, *given: Any) -> None:
+        if failures:
+            failures.pop()
+            raise ConnectionError("the server is gone")
+        set_tag(self, *given)
+
+    monkeypatch.setattr(MlflowClient, "set_tag", failing)
+    output = io.StringIO()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number in range(8):
+            tracker.log_tag("a", str(number))
+            while tracker._queue.qsize():
+                pass
+        tracker.finish("FINISHED", Console(file=output))
+    assert ["the server is gone" in str(warning.message) for warning in told] == [True]
+    run = MlflowClient(mlflow_uri).get_run(str(tracker.run_id))
+    assert (run.data.tags["a"], run.info.status, output.getvalue()) == ("7", "FINISHED", "")
+    assert not list(tmp_path.glob("tracking-*"))
+
+
+def test_what_is_sent_late_does_not_take_the_alias_back(tmp_path: Path, mlflow_uri: str) -> None:
+    for name in ("late", "early"):
+        (tmp_path / name).mkdir()
+        journal = Journal(Storage(str(tmp_path / name)))
+        entries = every_kind(tmp_path / name)
+        entries[-2]["time"] = 10 if name == "early" else int(time.time() * 1000)
+        Sender(mlflow_uri, journal).send([start_entry(mlflow_uri, tmp_path), *entries])
+    client = MlflowClient(mlflow_uri)
+    assert len(client.search_model_versions("name = 'digits'")) == 2
+    assert str(client.get_model_version_by_alias("digits", "candidate").version) == "1"
+
+
+@given(st.sets(st.text(min_size=1, max_size=300) | st.text("./_+2be", max_size=6), min_size=2, max_size=9))
+@example({".", "..", "_2e", "_", "", "a/", "a//b", "./x", "c+", "c#", "c_2b"})
+@example({"+", metric_key("threshold/over/+").removeprefix("threshold/over/")})
+def test_keys_stay_apart_and_are_names_that_mlflow_takes(names: set[str]) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    keys = {f"threshold/over/{name}" for name in names}
+    made = {metric_key(key) for key in keys}
+    assert len(made) == len(keys)
+    for key in made:
+        _validate_metric_name(key)
+
+
+def test_ordinary_keys_are_as_they_are() -> None:
+    for key in ("train/loss_labeled", "threshold/over/maple tree", "threshold/under/a-1.5", "accuracy/dpl"):
+        assert metric_key(key) == key
+
+
+def test_runs_that_begin_together_make_one_store(tmp_path: Path) -> None:
+    """Two migrations of one file at once would leave it broken for good."""
+    uri = f"sqlite:///{tmp_path}/store/mlflow.db"
+    clients: list[MlflowClient] = []
+    threads = [threading.Thread(target=lambda: clients.append(make_client(uri))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, client in enumerate(clients):
+        client.create_experiment(f"of-{number}")
+    assert len(clients[0].search_experiments()) == 3
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["mlflow.db"]
+
+
+def test_an_interrupted_run_was_killed_and_the_end_says_what_is_not_sent(tmp_path: Path, mlflow_uri: str) -> None:
+    output = io.StringIO()
+    for uri in (mlflow_uri, NOWHERE):
+        tracker = new_tracker(tmp_path, uri)
+        with contextlib.suppress(KeyboardInterrupt), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with recording(tracker, Console(file=output, width=40)):
+                raise KeyboardInterrupt
+        if uri == mlflow_uri:
+            assert MlflowClient(uri).get_run(str(tracker.run_id)).info.status == "KILLED"
+            assert output.getvalue() == ""
+    expected = f"MLflow does not have all of it yet: python -m pipelines.sync_tracking run={tmp_path}"
+    assert output.getvalue().strip() == expected

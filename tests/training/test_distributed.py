@@ -1,0 +1,220 @@
+"""N workers train the model that one worker trains: real gloo processes on one global batch."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from dpl_ray.config.schema import Config
+from dpl_ray.data.batches import BatchFeed
+from dpl_ray.store.storage import Storage
+from dpl_ray.training.checkpoint import ModelInfo, load_state, save_checkpoint
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.evaluation import evaluate_split
+from dpl_ray.training.state import TrainState, build_state
+from dpl_ray.training.step import NonFiniteLossError, train_step
+from tests.builders import tiny_config, tiny_feed, tiny_splits
+from tests.processes import SERVER
+
+NUM_STEPS = 20
+NUM_CLASSES = 4
+PEERS = ("adamatch", "flexmatch", "freematch")
+
+
+def setup(workers: Workers, policy: dict[str, Any] | None = None) -> tuple[Config, TrainState, BatchFeed]:
+    # 6 labelled images divide by 1, 2 and 3 workers.
+    # At a rate of 0.03 this small network itself turns float32's rounding into 6e-4 within 20 steps (in float64 it
+    # would not); at 0.01 what is left is rounding.
+    config = tiny_config(
+        train={"batch_size": 6, "mu": 3, "num_steps": NUM_STEPS},
+        optim={"learning_rate": 0.01},
+        # Thresholds that move fast enough to leave some samples out within 20 steps.
+        policy=policy or {"name": "dpl", "ema_decay": 0.9},
+    )
+    splits = tiny_splits(NUM_CLASSES)
+    state = build_state(config, 3, NUM_CLASSES, workers, pool_size=len(splits.unlabeled))
+    return config, state, tiny_feed(config, splits, workers.rank, workers.world_size)
+
+
+def train_peer(workers: Workers, policy: str, folder: Storage) -> dict[str, Any]:
+    """Student and policy after 6 steps and after as many with a checkpoint halfway.
+
+    Of the policies with more to them than sums of the unlabelled samples: labels kept in shards, a loss over all
+    workers' strong views, labelled views. Half the confidence is enough here, or no sample would count.
+    """
+    lenient = {"flexmatch": {"threshold": 0.3}, "freematch": {"ema_decay": 0.5}}.get(policy, {})
+    config, state, feed = setup(workers, {"name": policy} | lenient)
+    for _ in range(3):
+        train_step(state, feed(state.step), config, feed.views, workers)
+    save_checkpoint(folder, state, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), workers, keep=1)
+    workers.gather(None)  # the checkpoint is there
+    _, resumed, _ = setup(workers, {"name": policy} | lenient)
+    load_state(folder / "step-00000003", resumed, workers)
+    saved = safetensors.torch.load((folder / "step-00000003" / "policy.safetensors").read())
+    for each in (state, resumed):
+        for _ in range(3):
+            train_step(each, feed(each.step), config, feed.views, workers)
+    return {
+        "student": state.student.state_dict(),
+        "resumed": resumed.student.state_dict(),
+        "saved": saved,
+        "num_counted": int(saved["last_labels"].count_nonzero()) if policy == "flexmatch" else 0,
+    }
+
+
+def train_peers(workers: Workers, folder: Storage) -> dict[str, dict[str, Any]]:
+    return {name: train_peer(workers, name, folder / name) for name in PEERS}
+
+
+def train_some(workers: Workers) -> dict[str, Any]:
+    """Student, policy and weights after NUM_STEPS, and how often the workers were asked to sum."""
+    config, state, feed = setup(workers)
+    sums_asked, weights = [], []
+    ask, weigh = Workers.all_reduce_sum, type(state.policy).weights
+
+    def counted(self: Workers, values: torch.Tensor) -> torch.Tensor:
+        sums_asked.append(len(values))
+        return ask(self, values)
+
+    def kept(self: Any, pseudo: Any) -> torch.Tensor:
+        weights.append(weigh(self, pseudo))
+        return weights[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workers, "all_reduce_sum", counted)
+        patch.setattr(type(state.policy), "weights", kept)
+        for _ in range(NUM_STEPS):
+            train_step(state, feed(state.step), config, feed.views, workers)
+    return {
+        "student": state.student.state_dict(),
+        "teacher": state.teacher.state_dict(),
+        "policy": state.policy.state_dict(),
+        "weights": torch.stack(weights),
+        "num_sums": len(sums_asked),
+        "evaluation": evaluate_split(state.teacher, tiny_splits(NUM_CLASSES).test, workers),
+    }
+
+
+def train_poisoned(workers: Workers) -> dict[str, Any]:
+    """Worker 1's images make its loss NaN in step 0; what each worker then says, and whether anything moved."""
+    config, state, feed = setup(workers)
+    before = {name: value.clone() for name, value in state.student.state_dict().items()}
+    batch = feed(0)
+    if workers.rank == 1:
+        forward = state.student.classifier.forward
+        poison = lambda: torch.nan if torch.is_grad_enabled() else 1  # noqa: E731 of the gradient pass alone
+        state.student.classifier.forward = lambda features: forward(features) * poison()  # type: ignore[method-assign]
+    try:
+        train_step(state, batch, config, feed.views, workers)
+        message = ""
+    except NonFiniteLossError as error:
+        message = str(error)
+    moved = [name for name, value in state.student.state_dict().items() if not torch.equal(value, before[name])]
+    return {"message": message, "moved": moved, "step": state.step, "optimizer": len(state.optimizer.state)}
+
+
+def train_in_halves(workers: Workers, folder: Storage) -> list[str]:
+    """Tensors that differ between 8 steps in one go and 4 + 4 with a checkpoint between."""
+    config, whole, feed = setup(workers)
+    _, first, _ = setup(workers)
+    _, second, _ = setup(workers)
+    for _ in range(8):
+        train_step(whole, feed(whole.step), config, feed.views, workers)
+    for _ in range(4):
+        train_step(first, feed(first.step), config, feed.views, workers)
+    save_checkpoint(folder, first, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), workers, keep=1)
+    workers.gather(None)  # the checkpoint is there
+    load_state(folder / "step-00000004", second, workers)
+    for _ in range(4):
+        train_step(second, feed(second.step), config, feed.views, workers)
+    parts = ("student", "teacher", "policy")
+    pairs = {
+        f"{part} {name}": (value, getattr(second, part).state_dict()[name])
+        for part in parts
+        for name, value in getattr(whole, part).state_dict().items()
+    }
+    return [name for name, (left, right) in pairs.items() if not torch.equal(left, right)]
+
+
+def worker(rank: int, world_size: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    found = {"trained": train_some(Workers.current()), "poisoned": train_poisoned(Workers.current())}
+    found["peers"] = train_peers(Workers.current(), Storage(folder))
+    found["different"] = train_in_halves(Workers.current(), Storage(folder) / "run")
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return train_some(Workers())
+
+
+@pytest.fixture(scope="module")
+def peers_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return train_peers(Workers(), Storage(str(tmp_path_factory.mktemp("peers"))))
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["2 workers", "3 workers"])
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of so many processes found."""
+    folder, world_size = tmp_path_factory.mktemp("workers"), request.param
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.start_processes(
+        worker, (world_size, port, str(folder)), nprocs=world_size, start_method=SERVER.get_start_method()
+    )
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+
+def test_workers_train_the_model_of_one_worker(alone: dict[str, Any], together: list[dict[str, Any]]) -> None:
+    trained = [found["trained"] for found in together]
+    for found in trained:
+        for part in ("student", "teacher", "policy"):
+            for name, expected in alone[part].items():
+                torch.testing.assert_close(found[part][name], expected, rtol=0, atol=1e-5, msg=f"{part} {name}")
+        assert found["evaluation"] == pytest.approx(alone["evaluation"], abs=1e-5)
+    # The workers' weights, side by side, are those of the global batch in every step.
+    weights = torch.cat([found["weights"] for found in trained], dim=1)
+    torch.testing.assert_close(weights, alone["weights"], rtol=0, atol=1e-5)
+    assert alone["weights"].std() > 0, "a rule that weighs all alike would prove nothing"
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_too_train_the_model_of_one_worker_and_go_on_exactly(
+    name: str, peers_alone: dict[str, dict[str, Any]], together: list[dict[str, Any]]
+) -> None:
+    expected = peers_alone[name]
+    for found in (each["peers"][name] for each in together):
+        for part in ("student", "saved"):
+            for key, value in expected[part].items():
+                torch.testing.assert_close(found[part][key], value, rtol=0, atol=1e-5, msg=f"{part} {key}")
+        for key, value in found["student"].items():
+            assert torch.equal(found["resumed"][key], value)
+    if name == "flexmatch":
+        assert expected["num_counted"] > 10, "without confident samples nothing would be kept in shards"
+
+
+def test_a_step_has_one_collective_of_statistics(together: list[dict[str, Any]]) -> None:
+    assert [found["trained"]["num_sums"] for found in together] == [NUM_STEPS] * len(together)
+
+
+def test_workers_that_stop_and_go_on_end_with_the_same_bits(together: list[dict[str, Any]]) -> None:
+    assert [found["different"] for found in together] == [[]] * len(together)
+
+
+def test_a_loss_that_is_not_finite_on_one_worker_stops_all_and_names_it(together: list[dict[str, Any]]) -> None:
+    for found in (found["poisoned"] for found in together):
+        assert found["message"].startswith("step 0: worker 1: labelled loss is nan")
+        assert "worker 0" not in found["message"]
+        assert found["moved"] == []
+        assert (found["step"], found["optimizer"]) == (0, 0)
