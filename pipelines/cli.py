@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pkgutil
 import signal
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,40 +22,46 @@ from dpl_ray.config.describe import describe_fields
 from dpl_ray.config.schema import Config, Section
 
 WRONG_USE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+EXIT_STATUS = "Exit status: 0 done, 1 the run failed, 2 a mistake in a field or file, 130 interrupted, 143 by SIGTERM."
+FOLDER = str(Path(__file__).parent)
 LEAST_COLUMNS = 100  # of a terminal that shows a field and its meaning side by side
+#: (field, type, default, meaning) as `describe_fields` has it; for an option of a group, (group, "", option, meaning).
+Row = tuple[str, str, str, str]
 
 
-def run(
-    job: Callable[[Any, Console], None],
-    arguments: list[str],
-    summary: str,
-    *,
-    load: Callable[[Sequence[str]], Any] = load_config,
-    own: type[Section] | None = None,
-    own_groups: Sequence[str] = (),
-    only: type[Section] | None = None,
-) -> int:
-    """Run a job on what `load` makes of the arguments; returns the exit status.
+@dataclass(frozen=True)
+class Command:
+    """A job, and what its command line takes."""
 
-    Args:
-        own: fields of the job besides those of `Config`, for --help.
-        own_groups: groups of conf/ that are the job's alone, for --help.
-        only: fields of the job, where it has none of `Config`.
+    job: Callable[[Any, Console], None]
+    summary: str  # what it does, in a sentence
+    example: str  # arguments of a run that makes sense
+    load: Callable[[Sequence[str]], Any] = load_config  # arguments -> what the job takes
+    own: type[Section] | None = None  # fields of the job besides those of `Config`
+    own_groups: Sequence[str] = ()  # groups of conf/ that are the job's alone
+    only: type[Section] | None = None  # fields of the job, where it has none of `Config`
+
+
+def commands() -> dict[str, Command]:
+    """Name -> command, of the modules beside this one."""
+    modules = {found.name: import_module(f"pipelines.{found.name}") for found in pkgutil.iter_modules([FOLDER])}
+    return {name: module.COMMAND for name, module in modules.items() if hasattr(module, "COMMAND")}
+
+
+def run(command: Command, arguments: list[str]) -> int:
+    """Run a command; returns the exit status.
 
     0: done; 2: a mistake in field, file or value; 1: the job failed; 130: interrupted (143 by SIGTERM: `main_guard`).
     """
     console, errors = Console(), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if {"-h", "--help"} & set(arguments):
-        if only:
-            print_fields(console, summary, _program(job), only)
-        else:
-            print_help(console, summary, _program(job), own, own_groups)
+        print_help(console, command)
         return 0
     warnings.showwarning = lambda message, *_args, **_kwargs: errors.print(f"warning: {_one_line(message)}")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        job(load(arguments), console)
+        command.job(command.load(arguments), console)
     except ValueError as error:
         errors.print(f"error: {_one_line(error)}")
         return WRONG_USE
@@ -59,71 +69,66 @@ def run(
         errors.print(f"failed: {type(error).__name__}: {_one_line(error)}")
         return FAILED
     except KeyboardInterrupt:
-        goes_on = "goes on" if only else "with the same run.name goes on from the last checkpoint"
+        goes_on = "goes on" if command.only else "with the same run.name goes on from the last checkpoint"
         errors.print(f"interrupted; the same command {goes_on}")
         return INTERRUPTED
     return 0
 
 
-def print_help(
-    console: Console,
-    summary: str,
-    program: str = "pipelines.train",
-    own: type[Section] | None = None,
-    own_groups: Sequence[str] = (),
-) -> None:
+def print_help(console: Console, command: Command) -> None:
     """Groups with their options, then every field with default, meaning and type."""
-    options = list_groups()
-    blocks: dict[str, list[tuple[str, str]]] = {}
-    if own:
-        blocks["Fields of this command"] = [
-            (f"{field}={default}", f"{meaning} ({kind})") for field, kind, default, meaning in describe_fields(own)
-        ]
-    for group in own_groups:
-        blocks[f"Group of this command: {group}"] = [
-            (f"{group}={option}", meaning) for option, meaning in list_groups([group])[group].items()
-        ]
-    blocks |= {
-        "Groups: what is chosen whole, and what an option sets": [
-            (f"{group}={option}", meaning + _sets(group, option))
-            for group, choices in options.items()
-            for option, meaning in choices.items()
-        ]
-    }
-    blocks["Instead of the groups"] = [
-        ("config=FILE", "a whole configuration, as config.yaml of a run or best.yaml of a search")
-    ]
-    for field, kind, default, meaning in describe_fields():
-        section = field.partition(".")[0]
-        title = f"{section}: {Config.model_fields[section].description}"
-        blocks.setdefault(title, []).append((f"{field}={default}", f"{meaning} ({kind})"))
-    for policy, parameters in describe_policies().items():
-        title = f"policy={policy}: {options['policy'].get(policy, '')}"
-        blocks[title] = [(f"{field}={default}", f"{meaning} ({kind})") for field, kind, default, meaning in parameters]
-    _print_blocks(console, summary, f"{program} [group=option ...] [field=value ...]", blocks)
-
-
-def print_fields(console: Console, summary: str, program: str, only: type[Section]) -> None:
-    """Every field of a job that has none of `Config`, with default, meaning and type."""
-    blocks: dict[str, list[tuple[str, str]]] = {}
-    for field, kind, default, meaning in describe_fields(only):
-        section = field.rpartition(".")[0]
-        title = f"{section}: {only.model_fields[section].description}" if section else "Fields"
-        blocks.setdefault(title, []).append((f"{field}={default}", f"{meaning} ({kind})"))
-    _print_blocks(console, summary, f"{program} field=value ...", blocks)
-
-
-def _print_blocks(console: Console, summary: str, usage: str, blocks: dict[str, list[tuple[str, str]]]) -> None:
-    print_text(console, summary.partition(": `")[0].rstrip(".") + ".")
-    print_text(console, f"\nUsage: python -m {usage}")
+    program = f"python -m {_program(command.job)}"
+    print_text(console, command.summary)
+    print_text(console, f"\nUsage: {usage(command, program)}")
+    print_text(console, f"\nExample: {program} {command.example}")
     print_text(console, "\nEvery field is shown with its default, as field=default.")
-    for title, rows in blocks.items():
-        print_text(console, f"\n{title}", style="bold")
-        _print_rows(console, rows or [("(no parameters)", "")])
-    print_text(
-        console,
-        "\nExit status: 0 done, 1 the run failed, 2 a mistake in a field or file, 130 interrupted, 143 by SIGTERM.",
-    )
+    for heading, rows in help_blocks(command).items():
+        print_text(console, f"\n{heading}", style="bold")
+        pairs = [
+            (f"{field}={default}", f"{meaning} ({kind})" if kind else meaning) for field, kind, default, meaning in rows
+        ]
+        _print_rows(console, pairs or [("(no parameters)", "")])
+    print_text(console, f"\n{EXIT_STATUS}")
+
+
+def usage(command: Command, program: str) -> str:
+    return f"{program} field=value ..." if command.only else f"{program} [group=option ...] [field=value ...]"
+
+
+def help_blocks(command: Command) -> dict[str, list[Row]]:
+    """Heading -> rows, of all that the command line takes."""
+    if command.only:
+        return _sections("Fields", command.only)
+    options = list_groups()
+    blocks: dict[str, list[Row]] = {}
+    if command.own:
+        blocks["Fields of this command"] = describe_fields(command.own)
+    for group in command.own_groups:
+        blocks[f"Group of this command: {group}"] = [
+            (group, "", option, meaning) for option, meaning in list_groups([group])[group].items()
+        ]
+    blocks["Groups: what is chosen whole, and what an option sets"] = [
+        (group, "", option, meaning + _sets(group, option))
+        for group, choices in options.items()
+        for option, meaning in choices.items()
+    ]
+    blocks["Instead of the groups"] = [
+        ("config", "", "FILE", "a whole configuration, as config.yaml of a run or best.yaml of a search")
+    ]
+    blocks |= _sections("", Config)
+    for policy, parameters in describe_policies().items():
+        blocks[f"policy={policy}: {options['policy'].get(policy, '')}"] = parameters
+    return blocks
+
+
+def _sections(heading: str, model: type[Section]) -> dict[str, list[Row]]:
+    """Heading -> rows, by the first part of a field's name; those without a section are below `heading`."""
+    blocks: dict[str, list[Row]] = {}
+    for row in describe_fields(model):
+        section, dot, _ = row[0].partition(".")
+        title = f"{section}: {model.model_fields[section].description}" if dot else heading
+        blocks.setdefault(title, []).append(row)
+    return blocks
 
 
 def print_text(console: Console, text: str, *, style: str = "") -> None:
@@ -183,15 +188,7 @@ def _one_line(error: object) -> str:
     return " ".join(str(error).split("\n"))
 
 
-def main_guard(
-    job: Callable[[Any, Console], None],
-    summary: str,
-    *,
-    load: Callable[[Sequence[str]], Any] = load_config,
-    own: type[Section] | None = None,
-    own_groups: Sequence[str] = (),
-    only: type[Section] | None = None,
-) -> None:
+def main_guard(command: Command) -> None:
     """Entry point of a module run with -m. SIGTERM, by which clusters end jobs, does what Ctrl-C does just then."""
     received = []
 
@@ -201,5 +198,5 @@ def main_guard(
         (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
 
     signal.signal(signal.SIGTERM, interrupt)
-    status = run(job, sys.argv[1:], summary, load=load, own=own, own_groups=own_groups, only=only)
+    status = run(command, sys.argv[1:])
     sys.exit(TERMINATED if received and status == INTERRUPTED else status)

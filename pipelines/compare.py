@@ -1,4 +1,4 @@
-"""Compare policies over seeds on the same labelled images: `python -m pipelines.compare --help`."""
+"""The command `compare`: `python -m pipelines.compare --help`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dpl_ray.config.schema import Config
 from dpl_ray.studies.comparison.config import CompareConfig, load_comparison
-from pipelines.cli import main_guard, print_results
+from pipelines.cli import Command, main_guard, print_results
 
 
 def job(loaded: tuple[Config, CompareConfig], console: Console) -> None:
@@ -25,5 +25,13 @@ def job(loaded: tuple[Config, CompareConfig], console: Console) -> None:
         raise CellsFailedError(describe_failed(result.failed))
 
 
+COMMAND = Command(
+    job,
+    "Compare policies over seeds on the same labelled images.",
+    "'policies=[supervised,fixmatch,dpl]' seeds=3 data=digits",
+    load=load_comparison,
+    own=CompareConfig,
+)
+
 if __name__ == "__main__":
-    main_guard(job, __doc__, load=load_comparison, own=CompareConfig)
+    main_guard(COMMAND)

@@ -1,4 +1,4 @@
-"""Say of one image why it gets its weight in training: `python -m pipelines.explain --help`."""
+"""The command `explain`: `python -m pipelines.explain --help`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpl_ray.jobs.explain_config import ExplainConfig, load_explaining
-from pipelines.cli import main_guard
+from pipelines.cli import Command, main_guard
 
 
 def job(config: ExplainConfig, console: Console) -> None:
@@ -31,5 +31,13 @@ def job(config: ExplainConfig, console: Console) -> None:
     console.print(f"page        {found.page}", highlight=False, soft_wrap=True, markup=False)
 
 
+COMMAND = Command(
+    job,
+    "Say of one image why it gets its weight in training.",
+    "checkpoint=runs/NAME sample=photos/1.jpg",
+    load=load_explaining,
+    only=ExplainConfig,
+)
+
 if __name__ == "__main__":
-    main_guard(job, __doc__, load=load_explaining, only=ExplainConfig)
+    main_guard(COMMAND)

@@ -1,11 +1,11 @@
-"""Label a pool of images with a trained model, every image once: `python -m pipelines.label --help`."""
+"""The command `label`: `python -m pipelines.label --help`."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
 from dpl_ray.labeling.config import LabelConfig, load_labeling
-from pipelines.cli import main_guard, print_results
+from pipelines.cli import Command, main_guard, print_results
 
 
 def job(config: LabelConfig, console: Console) -> None:
@@ -22,5 +22,13 @@ def job(config: LabelConfig, console: Console) -> None:
     print_results(console, places, result.run_id, result.tracking_uri)
 
 
+COMMAND = Command(
+    job,
+    "Label a pool of images with a trained model, every image once.",
+    "checkpoint=runs/NAME pool=/path/to/images output=/path/to/labels",
+    load=load_labeling,
+    only=LabelConfig,
+)
+
 if __name__ == "__main__":
-    main_guard(job, __doc__, load=load_labeling, only=LabelConfig)
+    main_guard(COMMAND)

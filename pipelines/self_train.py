@@ -1,4 +1,4 @@
-"""Train and label in rounds until the pseudo-labels no longer change: `python -m pipelines.self_train --help`."""
+"""The command `self_train`: `python -m pipelines.self_train --help`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dpl_ray.config.schema import Config
 from dpl_ray.studies.self_training.config import SelfTrainConfig, load_self_training
-from pipelines.cli import main_guard, print_results
+from pipelines.cli import Command, main_guard, print_results
 
 
 def job(loaded: tuple[Config, SelfTrainConfig], console: Console) -> None:
@@ -30,5 +30,13 @@ def job(loaded: tuple[Config, SelfTrainConfig], console: Console) -> None:
     print_results(console, places, result.run_id, result.tracking_uri)
 
 
+COMMAND = Command(
+    job,
+    "Train and label in rounds until the pseudo-labels no longer change.",
+    "data=parquet data.train=labelled.parquet data.unlabeled=pool data.image_size=32 rounds=3",
+    load=load_self_training,
+    own=SelfTrainConfig,
+)
+
 if __name__ == "__main__":
-    main_guard(job, __doc__, load=load_self_training, own=SelfTrainConfig)
+    main_guard(COMMAND)

@@ -1,11 +1,11 @@
-"""Send MLflow what a run could not while the server was down: `python -m pipelines.sync_tracking --help`."""
+"""The command `sync_tracking`: `python -m pipelines.sync_tracking --help`."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
 from dpl_ray.tracking.sync import SyncConfig, load_syncing
-from pipelines.cli import main_guard
+from pipelines.cli import Command, main_guard
 
 
 def job(config: SyncConfig, console: Console) -> None:
@@ -22,5 +22,13 @@ def job(config: SyncConfig, console: Console) -> None:
         console.print(f"{config.run}: nothing is left to send", highlight=False, markup=False, soft_wrap=True)
 
 
+COMMAND = Command(
+    job,
+    "Send MLflow what a run could not while the server was down.",
+    "run=runs/NAME",
+    load=load_syncing,
+    only=SyncConfig,
+)
+
 if __name__ == "__main__":
-    main_guard(job, __doc__, load=load_syncing, only=SyncConfig)
+    main_guard(COMMAND)

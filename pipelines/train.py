@@ -1,11 +1,11 @@
-"""Train a classifier on a few labelled and many unlabelled images: `python -m pipelines.train --help`."""
+"""The command `train`: `python -m pipelines.train --help`."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
 from dpl_ray.config.schema import Config
-from pipelines.cli import main_guard, print_results
+from pipelines.cli import Command, main_guard, print_results
 
 
 def job(config: Config, console: Console) -> None:
@@ -18,5 +18,11 @@ def job(config: Config, console: Console) -> None:
     print_results(console, places, result.run_id, result.tracking_uri)
 
 
+COMMAND = Command(
+    job,
+    "Train a classifier on a few labelled and many unlabelled images.",
+    "data=image_folder data.train=photos/labelled data.unlabeled=photos/rest data.image_size=64",
+)
+
 if __name__ == "__main__":
-    main_guard(job, __doc__)
+    main_guard(COMMAND)

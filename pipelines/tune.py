@@ -1,4 +1,4 @@
-"""Search for the best values of fields of the configuration: `python -m pipelines.tune --help`."""
+"""The command `tune`: `python -m pipelines.tune --help`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dpl_ray.config.schema import Config
 from dpl_ray.studies.tuning.config import GROUPS, SearchConfig, load_search
-from pipelines.cli import main_guard, print_results
+from pipelines.cli import Command, main_guard, print_results
 
 
 def job(loaded: tuple[Config, SearchConfig], console: Console) -> None:
@@ -31,5 +31,14 @@ def job(loaded: tuple[Config, SearchConfig], console: Console) -> None:
         raise SearchFailedError(describe_failed(result.failed))
 
 
+COMMAND = Command(
+    job,
+    "Search for the best values of fields of the configuration.",
+    "data=digits tune=asha",
+    load=load_search,
+    own=SearchConfig,
+    own_groups=GROUPS,
+)
+
 if __name__ == "__main__":
-    main_guard(job, __doc__, load=load_search, own=SearchConfig, own_groups=GROUPS)
+    main_guard(COMMAND)

@@ -137,4 +137,4 @@ def load_table(uri: str, run: Run) -> dict[str, Any]:
 
 
 def run_command(*given: str) -> int:
-    return cli.run(command.job, list(given), "", load=command.load_syncing, only=command.SyncConfig)
+    return cli.run(command.COMMAND, list(given))

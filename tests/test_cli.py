@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import shlex
 import sys
 import types
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from pipelines import cli, train
 
 def help_text(width: int, *, terminal: bool) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None, legacy_windows=False)
-    cli.print_help(console, "Train: `x`.")
+    cli.print_help(console, train.COMMAND)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -51,9 +53,20 @@ def test_help_fits_the_terminal(width: int) -> None:
         assert " ".join(meaning.split()) in whole
 
 
+@pytest.mark.parametrize("name", cli.commands())
+def test_help_has_an_example_that_composes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = cli.commands()[name]
+    assert cli.run(command, ["--help"]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith(f"{command.summary}\n\nUsage: python -m pipelines.{name} ")
+    example = re.search(rf"^Example: python -m pipelines.{name} (.+)$", output, re.MULTILINE)
+    assert example
+    command.load(shlex.split(example[1]))
+
+
 def test_help_is_not_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--help", "-h"):
-        assert cli.run(train.job, ["train.nonsense=1", option], str(train.__doc__)) == 0
+        assert cli.run(train.COMMAND, ["train.nonsense=1", option]) == 0
         output, errors = capsys.readouterr()
         assert output.startswith("Train a classifier on a few labelled and many unlabelled images.\n")
         assert "Usage: python -m pipelines.train [group=option ...]" in output
@@ -83,7 +96,7 @@ def failing(error: BaseException) -> Callable[[Config, Console], None]:
     ],
 )
 def test_exit_status(error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(failing(error), [], "") == status
+    assert cli.run(cli.Command(failing(error), "", ""), []) == status
     output, errors = capsys.readouterr()
     assert output == ""
     assert errors.startswith(line)
@@ -93,7 +106,7 @@ def test_exit_status(error: BaseException, status: int, line: str, capsys: pytes
 @pytest.mark.parametrize("error", [TypeError("x"), KeyError("x"), AssertionError("x"), AttributeError("x")])
 def test_a_programming_error_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
-        cli.run(failing(error), [], "")
+        cli.run(cli.Command(failing(error), "", ""), [])
 
 
 def test_done_and_warned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,20 +116,20 @@ def test_done_and_warned(capsys: pytest.CaptureFixture[str]) -> None:
         warnings.warn("MLflow is\ndown", stacklevel=1)
         console.print(config.train.seed)
 
-    assert cli.run(job, ["train.seed=7"], "") == 0
+    assert cli.run(cli.Command(job, "", ""), ["train.seed=7"]) == 0
     assert capsys.readouterr() == ("7\n", "warning: MLflow is down\n")
 
 
 def test_a_long_message_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
-    assert cli.run(failing(ValueError("word " * 100)), [], "") == 2
+    assert cli.run(cli.Command(failing(ValueError("word " * 100)), "", ""), []) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["pipelines/train.py", "train.nonsense=1"])
     with pytest.raises(SystemExit) as ended:
-        cli.main_guard(train.job, "")
+        cli.main_guard(train.COMMAND)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: train.nonsense=1: there is no field")
 

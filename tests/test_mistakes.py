@@ -77,7 +77,7 @@ def test_mistake(
     monkeypatch.chdir(tmp_path / "here")
     arguments, fragments = command(mistake, tmp_path)
     before = contents(tmp_path)
-    status = cli.run(train.job, arguments, "")
+    status = cli.run(train.COMMAND, arguments)
     check_answer(status, *capsys.readouterr(), fragments)
     assert contents(tmp_path) == before, "the user's files are as they were, and nothing is left behind"
 

@@ -126,7 +126,7 @@ def test_a_mistake_is_answered_in_one_line(
     (tmp_path / "text.png").write_text("no image")
     write_images(tmp_path / "some.parquet", range(2))
     arguments = [argument.format(run=run, tmp=tmp_path) for argument in arguments]
-    assert cli.run(command.job, arguments, "", load=load_explaining) == cli.WRONG_USE
+    assert cli.run(command.COMMAND, arguments) == cli.WRONG_USE
     _, errors = capsys.readouterr()
     assert message.format(tmp=tmp_path) in errors
     assert len(errors.splitlines()) == 1

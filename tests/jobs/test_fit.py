@@ -299,7 +299,7 @@ def test_the_command_ends_with_the_paths_and_writes_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fixed = ["scale.num_workers=0", "train.num_steps=4", "model.width=1", f"run.storage_path={tmp_path}"]
-    assert cli.run(train.job, [*fixed, "run.name=tiny"], "summary") == 0
+    assert cli.run(train.COMMAND, [*fixed, "run.name=tiny"]) == 0
     output, errors = capsys.readouterr()
     assert errors == ""
     run_id = json.loads((tmp_path / "tiny" / "tracking.json").read_text())["run_id"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -416,15 +417,14 @@ def interrupted(config: Any, console: Any) -> None:
 def test_help_and_status(capsys: pytest.CaptureFixture[str]) -> None:
     from pipelines import label as command
 
-    arguments: dict[str, Any] = {"load": load_labeling, "only": command.LabelConfig}
-    assert cli.run(command.job, ["--help"], str(command.__doc__), **arguments) == 0
+    assert cli.run(command.COMMAND, ["--help"]) == 0
     output = capsys.readouterr().out
     assert output.startswith("Label a pool of images with a trained model, every image once.\n")
     for field in ("checkpoint=''", "scale.num_workers=null", "tracking.enabled=true", "max_bad_fraction=null"):
         assert f"  {field} " in output
     assert "train." not in output
-    assert cli.run(command.job, ["pool=x"], "", **arguments) == 2
-    assert cli.run(interrupted, ["checkpoint=a", "pool=b", "output=c"], "", **arguments) == 130
+    assert cli.run(command.COMMAND, ["pool=x"]) == 2
+    assert cli.run(replace(command.COMMAND, job=interrupted), ["checkpoint=a", "pool=b", "output=c"]) == 130
     errors = capsys.readouterr().err.splitlines()
     assert errors[0].startswith("error: checkpoint is missing")
     assert errors[1:] == ["interrupted; the same command goes on"]

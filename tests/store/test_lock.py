@@ -10,13 +10,8 @@ from typing import Any
 import filelock
 import pytest
 
-from dpl_ray.config.compose import load_config
-from dpl_ray.labeling.config import load_labeling
 from dpl_ray.store.lock import LOCK_FILE, sole_use
 from dpl_ray.store.storage import Storage
-from dpl_ray.studies.comparison.config import load_comparison
-from dpl_ray.studies.self_training.config import load_self_training
-from dpl_ray.studies.tuning.config import load_search
 from pipelines import cli, compare, label, self_train, train, tune
 from tests.labeling.jobs import make_checkpoint, write_images
 from tests.labeling.outputs import write_digits
@@ -38,29 +33,28 @@ def labeling(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("job", "load", "more"),
+    ("command", "more"),
     [
-        (train.job, load_config, lambda folder: TINY),
-        (compare.job, load_comparison, lambda folder: [*TINY, "policies=[dpl,fixmatch]"]),
-        (tune.job, load_search, lambda folder: [*TINY, "num_trials=1"]),
-        (self_train.job, load_self_training, lambda folder: [*TINY, *own_data(folder)]),
-        (label.job, load_labeling, lambda folder: [*TINY[:2], *labeling(folder)]),
+        (train.COMMAND, lambda folder: TINY),
+        (compare.COMMAND, lambda folder: [*TINY, "policies=[dpl,fixmatch]"]),
+        (tune.COMMAND, lambda folder: [*TINY, "num_trials=1"]),
+        (self_train.COMMAND, lambda folder: [*TINY, *own_data(folder)]),
+        (label.COMMAND, lambda folder: [*TINY[:2], *labeling(folder)]),
     ],
 )
 def test_every_command_is_alone_in_its_folder(
-    job: Any,
-    load: Any,
+    command: cli.Command,
     more: Callable[[Path], Sequence[str]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = [f"run.storage_path={tmp_path}/runs", *more(tmp_path)]
     folder = tmp_path / "runs" / "first"
-    locked = folder / "_ledger" if job is label.job else folder
+    locked = folder / "_ledger" if command is label.COMMAND else folder
     with sole_use("run.name=first", Storage(str(locked))):
-        assert cli.run(job, arguments, "", load=load) == cli.WRONG_USE
+        assert cli.run(command, arguments) == cli.WRONG_USE
         assert [path for path in folder.rglob("*") if path.is_file()] == [locked / LOCK_FILE]
-    field = f"output={folder}" if job is label.job else "run.name=first"
+    field = f"output={folder}" if command is label.COMMAND else "run.name=first"
     expected = f"error: {field}: another command is at work in this folder; wait for its end, or take another "
     assert capsys.readouterr().err.strip() == expected + field.partition("=")[0]
 

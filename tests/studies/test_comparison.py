@@ -20,7 +20,7 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.studies.comparison.cells import Cell, CellResult, cell_config, read_cells, run_cell
-from dpl_ray.studies.comparison.config import load_comparison, make_plan
+from dpl_ray.studies.comparison.config import make_plan
 from dpl_ray.studies.comparison.console import CellsProgress
 from dpl_ray.studies.comparison.folder import write_comparison
 from dpl_ray.studies.comparison.job import CellsFailedError
@@ -172,7 +172,7 @@ def test_the_command_fails_when_a_cell_does(
     failing_at(3, monkeypatch)
     arguments = [*FIXED, *SMALL, "scale.num_workers=0", f"run.storage_path={tmp_path}"]
     arguments += ["policies=[dpl,fixmatch]", "seeds=2"]
-    assert cli.run(command.job, arguments, "", load=load_comparison) == 1
+    assert cli.run(command.COMMAND, arguments) == 1
     output, errors = capsys.readouterr()
     assert "comparison.csv" in output
     assert errors.startswith("failed: CellsFailedError: 1 cells did not finish, as dpl-seed-1 (RuntimeError: the node")

@@ -91,7 +91,7 @@ def test_the_same_command_has_the_same_name_and_another_configuration_has_not() 
 
 
 def test_help_lists_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(compare.job, ["--help"], str(compare.__doc__), load=load_comparison, own=CompareConfig) == 0
+    assert cli.run(compare.COMMAND, ["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for field, _, default, meaning in [*describe_fields(CompareConfig), *describe_fields()]:
         assert any(line.startswith(f"  {field}={default} ") and meaning in line for line in lines), field
@@ -195,7 +195,7 @@ def test_mistake(
     monkeypatch.chdir(tmp_path)
     arguments, fragments = command(mistake, tmp_path)
     before = contents(tmp_path)
-    status = cli.run(compare.job, arguments, "", load=load_comparison, own=CompareConfig)
+    status = cli.run(compare.COMMAND, arguments)
     check_answer(status, *capsys.readouterr(), fragments)
     assert contents(tmp_path) == before, "nothing is left behind"
 

@@ -289,7 +289,7 @@ def test_mlflow_has_one_run_with_a_step_a_round_and_a_child_for_each(data: Path,
 
 
 def answer(capsys: pytest.CaptureFixture[str], given: list[str]) -> str:
-    status = cli.run(command.job, given, "", load=load_self_training)
+    status = cli.run(command.COMMAND, given)
     captured = capsys.readouterr()
     assert (status, captured.out) == (2, "")
     assert captured.err.count("\n") == 1
@@ -337,7 +337,7 @@ def test_names_that_are_taken(data: Path, tmp_path: Path, capsys: pytest.Capture
     write(tmp_path / "loop" / "self_train.json", b"{}")
     from pipelines import train
 
-    assert cli.run(train.job, given, "") == 2
+    assert cli.run(train.COMMAND, given) == 2
     assert "run.name=loop: a self-training has this name; take another run.name" in capsys.readouterr().err
 
 
@@ -372,14 +372,14 @@ def test_the_same_command_without_a_name_has_the_same_one(data: Path, tmp_path: 
 
 
 def test_help_lists_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(command.job, ["--help"], command.__doc__ or "", load=load_self_training, own=SelfTrainConfig) == 0
+    assert cli.run(command.COMMAND, ["--help"]) == 0
     text = capsys.readouterr().out
     for field in ("rounds=3", "min_change=0.01", "checkpoint=null", "data.labels_per_class=null"):
         assert field in text
 
 
 def test_the_paths_are_shown(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(command.job, [*arguments(data, tmp_path), "rounds=1"], "", load=load_self_training) == 0
+    assert cli.run(command.COMMAND, [*arguments(data, tmp_path), "rounds=1"]) == 0
     output = capsys.readouterr().out
     folder = Storage(str(tmp_path)) / "loop"
     for expected in (f"labels      {folder}/round-1/labels", f"rounds      {folder}/self_train.csv", "Rounds of self"):

@@ -143,7 +143,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert f"report      {tmp_path}/first/search.html" in found.stdout
     assert "    python -m pipelines.tune train.num_steps=6" in (tmp_path / "first" / "search.md").read_text()
     best = f"config={tmp_path}/first/best.yaml"
-    assert cli.run(train.job, [best, "scale.num_workers=0"], "") == 0
+    assert cli.run(train.COMMAND, [best, "scale.num_workers=0"]) == 0
     assert "digits-dpl-" in capsys.readouterr().out
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from dpl_ray import search
 from dpl_ray.config.compose import list_groups, load_config
 from dpl_ray.config.schema import to_yaml
-from dpl_ray.studies.tuning.config import SearchConfig, load_search, resolve, search_name, search_tree
+from dpl_ray.studies.tuning.config import load_search, resolve, search_name, search_tree
 from pipelines import cli, tune
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +114,7 @@ def test_mistake(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("dpl_ray.studies.tuning.job._run", lambda *_: pytest.fail("a trial was started"))
     overrides = [*overrides, f"run.storage_path={tmp_path / 'runs'}", "tracking.enabled=false"]
-    assert cli.run(tune.job, overrides, "", load=load_search, own=SearchConfig) == 2
+    assert cli.run(tune.COMMAND, overrides) == 2
     output, errors = capsys.readouterr()
     assert errors.startswith(f"error: {message}"), errors
     assert errors.count("\n") == 1
@@ -140,8 +140,7 @@ def test_a_search_is_configured_without_torch_or_ray() -> None:
 
 
 def test_help_lists_fields_and_groups(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = {"load": load_search, "own": SearchConfig, "own_groups": tune.GROUPS}
-    assert cli.run(tune.job, ["--help"], str(tune.__doc__), **arguments) == 0  # type: ignore[arg-type]
+    assert cli.run(tune.COMMAND, ["--help"]) == 0
     output = capsys.readouterr().out
     for text in ("num_trials=12", "tune=asha_optuna", "space=schedules", "reduction_factor=3.0", "config=FILE"):
         assert text in output

@@ -152,8 +152,7 @@ def test_a_server_that_dies_in_the_middle_costs_one_warning_and_is_told_later(
     server.start()
     assert client.get_run(str(result.run_id)).info.status == "RUNNING"
     arguments = [f"run={tmp_path}/runs/tiny"]
-    load, only = sync_tracking.load_syncing, sync_tracking.SyncConfig
-    assert cli.run(sync_tracking.job, arguments, "", load=load, only=only) == 0
+    assert cli.run(sync_tracking.COMMAND, arguments) == 0
     assert f"entries sent to run {result.run_id}" in capsys.readouterr().out
     run = client.get_run(str(result.run_id))
     assert run.info.status == "FINISHED"
