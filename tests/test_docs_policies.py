@@ -208,6 +208,6 @@ def test_docs_metrics_names_the_policys_thresholds(name: str) -> None:
     assert keys == set(test_policies.build({"name": name}).thresholds())
 
 
-def test_the_readme_lists_every_policy() -> None:
-    listed = only(r"`policy=([^`]+)`", section((ROOT / "README.md").read_text(), "Settings"))
+def test_the_page_of_settings_lists_every_policy() -> None:
+    listed = only(r"`policy=([^`]+)`", (ROOT / "docs" / "configuration.md").read_text())
     assert set(listed.split(r"\|")) == set(POLICIES)
