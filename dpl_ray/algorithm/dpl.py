@@ -2,7 +2,7 @@
 
 That a low- and a high-gradient-pass classifier give over- and under-confident class-wise thresholds, and that both
 states are combined into the rule, is the paper's (Park et al., CVPR 2025, abstract). Every formula here is our
-construction of it: docs/method.md, part 2.
+construction of it: docs/method.md.
 
 Legend: U unlabelled, B labelled images, C classes, D features; rows of (2, C) are LGP, HGP.
 """
@@ -51,7 +51,7 @@ RULES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor] | None] = {
 
 
 class DynamicPseudoLabels(Policy):
-    """METHOD part 2, steps 2 to 5 (docs/method.md)."""
+    """Steps 2 to 6 of docs/method.md."""
 
     min_weight = 1e-3
 

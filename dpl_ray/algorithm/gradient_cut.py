@@ -1,7 +1,7 @@
 """The low- and high-gradient-pass classifiers (LGP, HGP) and the cut that feeds them.
 
 The paper's abstract names the two classifiers and that gradients are passed or cut; the rule below (which size,
-which boundary) is ours: METHOD part 2, step 2, in docs/method.md.
+which boundary) is ours: steps 2 and 3 of docs/method.md.
 
 Legend: N samples, C classes, D features; index 0 is LGP, index 1 is HGP.
 """

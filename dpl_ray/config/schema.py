@@ -57,7 +57,7 @@ class ViewsConfig(Section):
     num_operations: int = Field(3, ge=0, le=14, description="random operations of a strong view")
     cutout: float = Field(0.5, ge=0, le=1, description="largest side of the grey square, share of the width")
     exclude: tuple[OperationName, ...] = Field(
-        (), description="strong operations that this data set does not survive, of those of dpl_ray/data/augment.py"
+        (), description="operations to leave out of the strong views, because they change the class"
     )
 
 
@@ -65,15 +65,15 @@ class PoolConfig(Section):
     """How the unlabelled images reach the steps: from memory, or read while training goes on."""
 
     mode: Literal["auto", "memory", "stream"] = Field(
-        "auto", description="stream: own files are read and decoded while training; auto: where memory_share is passed"
+        "auto", description="stream: read your own files during training; auto: stream where memory_share is exceeded"
     )
     memory_share: float = Field(
-        0.2, gt=0, le=1, description="auto: stream a pool that, decoded, takes more than this share of the memory here"
+        0.2, gt=0, le=1, description="auto: stream where the decoded images take more than this share of the memory"
     )
     shuffle_rows: int = Field(
         8192,
         ge=1,
-        description="stream: rows that are shuffled with each other, of all workers together",
+        description="stream: number of rows that are shuffled together, over all workers",
     )
     windows_ahead: int | None = Field(
         None,
@@ -90,7 +90,7 @@ class DataConfig(Section):
     root: str | None = Field(
         None, description="folder of a standard data set's files; null: the usual places, then download"
     )
-    download: bool = Field(True, description="download a standard data set that is nowhere on this machine")
+    download: bool = Field(True, description="download a standard data set that is not on this machine")
     train: str | None = Field(
         None,
         description="own images to train on: folder with a subfolder per class, CSV of path,label, or parquet; "
@@ -104,7 +104,7 @@ class DataConfig(Section):
         None, description="output of pipelines.label: its selected samples are trained on with their pseudo-labels"
     )
     labels_per_class: int | None = Field(
-        None, ge=1, description="most confident of the selected samples of data.labels taken of each class; null: all"
+        None, ge=1, description="samples of data.labels that are taken of each class, the most confident; null: all"
     )
     image_column: str = Field("image", description="parquet column of encoded bytes, or of the struct {bytes, path}")
     label_column: str | None = Field(
@@ -144,7 +144,7 @@ class ModelConfig(Section):
     depth: int = Field(28, description="wide_resnet: layers, 6 n + 4 (10, 16, 22, 28, ...)")
     width: int = Field(2, ge=1, le=16, description="wide_resnet: factor on the channels 16, 32, 64")
     normalization: Literal["batch", "group"] = Field(
-        "batch", description="wide_resnet: group is free of batch statistics"
+        "batch", description="wide_resnet: batch, or group, which uses no batch statistics"
     )
     bn_momentum: float = Field(
         0.05, gt=0, le=1, description="BatchNorm: weight of the newest batch in the running statistics"
@@ -158,17 +158,17 @@ class ModelConfig(Section):
 class OptimConfig(Section):
     """Optimizer and learning-rate schedule: lr * cos(7 pi t / 16 T) after the warm-up."""
 
-    name: Literal["sgd", "adamw"] = Field("sgd", description="sgd is Nesterov's")
-    learning_rate: float = Field(0.03, gt=0, description="at the start")
+    name: Literal["sgd", "adamw"] = Field("sgd", description="optimizer; sgd has Nesterov momentum")
+    learning_rate: float = Field(0.03, gt=0, description="learning rate at the start")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd: momentum; adamw: beta 1")
-    weight_decay: float = Field(5e-4, ge=0, description="on parameters of 2 or more dimensions only")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay, on parameters of 2 or more dimensions only")
     num_warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
 
 
 class TrainConfig(Section):
     """The training run. Sizes are global: more workers split the same batches."""
 
-    num_steps: int = Field(2000, ge=1, description="steps of the global batch")
+    num_steps: int = Field(2000, ge=1, description="training steps; each takes one global batch")
     batch_size: int = Field(16, ge=1, description="B: labelled images in the global batch")
     mu: int = Field(7, ge=1, description="unlabelled images for each labelled one in the global batch")
     lambda_u: float = Field(1.0, ge=0, description="weight of the unlabelled loss")
@@ -176,14 +176,14 @@ class TrainConfig(Section):
     ema_decay: float = Field(
         0.999, ge=0, lt=1, description="decay of the teacher's weights, warmed up over the first steps"
     )
-    seed: int = Field(0, ge=0, description="of initial weights, order, views and splits")
+    seed: int = Field(0, ge=0, description="seed of initial weights, order, views and splits")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16 is autocast; master weights stay float32"
     )
     weak_precision: Literal["float32", "bfloat16"] | None = Field(
-        None, description="precision of the weak views' pass, through which no gradient flows; null: train.precision"
+        None, description="precision of the weak views' pass, which has no gradient; null: train.precision"
     )
-    baseline: bool = Field(True, description="train the supervised baseline on the same labels too, for comparison")
+    baseline: bool = Field(True, description="also train the supervised baseline on the same labels, for comparison")
     log_every: int = Field(50, ge=1, description="steps between two records of the metrics")
     evaluate_every: int | None = Field(
         None, ge=1, description="steps between evaluations on the validation split; null: at the end"
@@ -191,9 +191,9 @@ class TrainConfig(Section):
     curve_every: int | None = Field(
         None, ge=1, description=f"steps between scores on a fixed part of the test split; null: {CURVE_POINTS} in all"
     )
-    curve_images: int = Field(2000, ge=0, description="most test images that such a score is made of; 0: no scores")
+    curve_images: int = Field(2000, ge=0, description="largest number of test images in such a score; 0: no scores")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; there is always one at the end")
-    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_checkpoints: int = Field(2, ge=1, description="number of newest checkpoints that are kept")
 
 
 class ScaleConfig(Section):
@@ -204,7 +204,7 @@ class ScaleConfig(Section):
     threads_per_worker: int | None = Field(
         None, ge=1, description="threads of a worker's tensor operations; null: the node's CPUs / its workers"
     )
-    use_gpu: bool = Field(False, description="one GPU a worker, with NCCL")
+    use_gpu: bool = Field(False, description="give each worker a GPU, with NCCL")
     address: str | None = Field(
         None, description="Ray cluster: auto, ray://host:port; null: RAY_ADDRESS, else start one here"
     )
@@ -217,7 +217,7 @@ class RunConfig(Section):
     name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="same name: the run goes on; null: a new one from data, policy and time",
+        description="name of the run; the same name continues it; null: a new name from data, policy and time",
     )
     storage_path: str = Field(
         "runs", min_length=1, description="folder of runs (local, s3://, gs://): checkpoints, records, report"
@@ -238,13 +238,13 @@ class RegistryConfig(Section):
     """MLflow's model registry."""
 
     name: str | None = Field(
-        None, pattern=r"^[^/:'\"]+$", description="registered model that the final model becomes a version of"
+        None, pattern=r"^[^/:'\"]+$", description="name of a registered model; the final model becomes a version of it"
     )
     alias: str = Field("candidate", pattern=r"^[A-Za-z0-9_-]+$", description="alias that this version gets")
 
 
 class Config(Section):
-    """Everything a training run is made of."""
+    """The whole configuration of a training run."""
 
     data: DataConfig = Field(DataConfig(), description="images and labels")
     model: ModelConfig = Field(ModelConfig(), description="network")

@@ -21,7 +21,7 @@ from dpl_ray.training.evaluation import predict_probs
 
 
 class Predictor:
-    """The last teacher of a run, with what it takes to feed it."""
+    """The teacher of a checkpoint, the names of its classes and the shape of its images."""
 
     def __init__(self, model: Classifier, config: Config, info: ModelInfo) -> None:
         self.model, self.config = model, config

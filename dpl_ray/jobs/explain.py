@@ -33,7 +33,7 @@ NUM_CLASSES = 5  # most likely ones that are listed
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a checkpoint says of one image, without augmentation, as training would read it at the end of the run."""
+    """Why one image gets its weight: what training reads of it at the end of the run, without augmentation."""
 
     sample: str
     policy: str
@@ -56,12 +56,12 @@ def explain(
     image_column: str | None = None,
     output: str | PathLike[str] | None = None,
 ) -> Explanation:
-    """Say of one image why it gets its weight, and write it as a page with the image's weak and strong views.
+    """Find out why one image gets its weight, and write a page with its weak and strong views.
 
     Args:
         checkpoint: folder step-N, or of a run, whose newest checkpoint is taken.
-        sample: an image file, `file.parquet:row`, or the index of an image in the pool of the run, whose data have to
-            be where they were.
+        sample: an image file, `file.parquet:row`, or the index of an image in the pool of the run. An index needs the
+            data where they were.
         image_column: of a parquet file; None: the one of training.
         output: file of the page; None: `explanation-SAMPLE.html` in the folder that holds the checkpoint.
 

@@ -13,7 +13,7 @@ from dpl_ray.config.schema import Section
 class ExplainConfig(Section):
     """All fields of `python -m pipelines.explain`."""
 
-    checkpoint: str = Field("", description="folder step-N, or of a run, whose newest checkpoint is taken; required")
+    checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
     sample: str = Field(
         "", description="an image file, file.parquet:row, or the index of an image in the pool of the run; required"
     )

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What `fit` gives back."""
+    """The result of `fit`."""
 
     name: str
     metrics: dict[str, float]  # of the last teacher: eval/..., pseudo/..., in the keys of docs/metrics.md
@@ -56,14 +56,14 @@ class FitResult:
 
 
 def fit(config: Config, *, console: Console | None = None) -> FitResult:
-    """Train as the configuration says; a run of the same name goes on where it stopped.
+    """Train a model as the configuration says. A run of the same name goes on where it stopped.
 
     Args:
         console: where progress and tables are shown; None shows nothing.
 
     Raises:
         ValueError: a field, the data or the resources do not fit; before any worker starts.
-        NonFiniteLossError: naming step, worker and term.
+        NonFiniteLossError: a loss is not finite; names step, worker and term.
         WorkersLostError: Ray gave up on the workers; the same run.name goes on from the last checkpoint.
     """
     config = config.model_copy(update={"policy": check_policy(config.policy)})

@@ -21,9 +21,9 @@ class LabelScaleConfig(Section):
         description="actors with the model; null: as many as the cluster carries; 0: in this process, without Ray",
     )
     cpus_per_worker: float = Field(
-        0.75, gt=0, description="CPUs that an actor reserves, rounded its threads; what it leaves reads and decodes"
+        0.75, gt=0, description="CPUs that an actor reserves, rounded its threads; the other CPUs read and decode"
     )
-    use_gpu: bool = Field(False, description="one GPU an actor")
+    use_gpu: bool = Field(False, description="give each actor a GPU")
     address: str | None = Field(
         None, description="Ray cluster: auto, ray://host:port; null: RAY_ADDRESS, else start one here"
     )
@@ -47,14 +47,14 @@ class LabelRunConfig(Section):
 class LabelConfig(Section):
     """All fields of `python -m pipelines.label`."""
 
-    checkpoint: str = Field("", description="folder step-N, or of a run, whose newest checkpoint is taken; required")
+    checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
     pool: str = Field("", description="images to label: folder, glob, image or parquet files, s3:// too; required")
-    output: str = Field("", description="folder or s3:// of the labels; begun before, it goes on; required")
+    output: str = Field("", description="folder or s3:// for the labels; one begun before goes on; required")
     image_column: str | None = Field(
         None, description="parquet column of encoded bytes or {bytes, path}; null: the one of training"
     )
     batch_size: int = Field(256, ge=1, description="images that pass through the model at once")
-    rows_per_part: int = Field(8192, ge=1, description="most rows of an output file, which is what a kill costs")
+    rows_per_part: int = Field(8192, ge=1, description="most rows of an output file; a kill loses those in progress")
     max_bad_fraction: float | None = Field(
         None, ge=0, le=1, description="a larger share of unreadable images stops the job; null: the one of training"
     )

@@ -45,7 +45,7 @@ class TooManyBadError(RuntimeError):
 
 @dataclass(frozen=True)
 class LabelResult:
-    """What `label_pool` gives back."""
+    """The result of `label_pool`."""
 
     output: str  # folder of the parts: pyarrow.dataset.dataset(output)
     num_rows: int  # selected + rejected + unreadable
@@ -84,7 +84,7 @@ class _Source:
 
 
 def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelResult:
-    """Label every image of a pool with a checkpoint's teacher and policy; an output that was begun before goes on.
+    """Label every image of a pool with the teacher and the policy of a checkpoint. An output that was begun goes on.
 
     Args:
         console: where progress and the table are shown; None shows nothing.
@@ -92,7 +92,7 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
     Raises:
         ValueError: a field, the checkpoint, the pool, the output or the resources do not fit; before any work.
         TooManyBadError: more of the pool cannot be read than max_bad_fraction allows.
-        LedgerError: what was written is not what was planned.
+        LedgerError: the parts that were written are not those that were planned.
         WorkersFailedError: a process of Ray failed, or several died over the same images.
     """
     console = console or Console(quiet=True)

@@ -24,9 +24,9 @@ class SyncConfig(Section):
 
     run: str = Field(
         "",
-        description="folder of a run, comparison, search, self-training or labelling, or one of such folders; required",
+        description="folder of a run, comparison, search, self-training or labelling, or a folder of these; required",
     )
-    uri: str | None = Field(None, description="where the server is now; null: where it was")
+    uri: str | None = Field(None, description="new address of the same server; null: the address it had")
 
 
 class NotSentError(RuntimeError):
@@ -35,7 +35,7 @@ class NotSentError(RuntimeError):
 
 @dataclass(frozen=True)
 class SyncResult:
-    """What `sync_tracking` has sent."""
+    """The result of `sync_tracking`."""
 
     num_entries: dict[str, int]  # folder -> entries, of those that had any
     num_refused: dict[str, int]  # folder -> those of them that MLflow does not take: tracking-refused.jsonl
@@ -52,17 +52,17 @@ def load_syncing(overrides: Sequence[str] = ()) -> SyncConfig:
 
 
 def sync_tracking(run: str, uri: str | None = None) -> SyncResult:
-    """Send what could not be sent when a run recorded itself; nothing of it is there twice.
+    """Send MLflow what a run could not send. Nothing is recorded twice.
 
-    One that is at work just now is left out: it sends what is left itself.
+    A run that is at work is left out: it sends its own records.
 
     Args:
         run: its folder, or a folder of such folders.
-        uri: where the server is now, with all that it had; None: where it was.
+        uri: new address of the same server; None: the address it had.
 
     Raises:
-        ValueError: there is no such folder, or nothing that recorded itself in it; `uri` is no address.
-        NotSentError: the server has not taken all of it, or a run is at work; the same call goes on.
+        ValueError: there is no such folder, or nothing in it was recorded; `uri` is no address.
+        NotSentError: the server has not taken everything, or a run is at work; the same call goes on.
     """
     folder = Storage(run)
     if not folder.exists():

@@ -20,14 +20,14 @@ from dpl_ray.studies.comparison.cells import Cell, policy_label
 
 
 class CompareConfig(Section):
-    """A comparison's own fields, set without a section: `seeds=5`."""
+    """The fields of a comparison beside those of `Config`; on the command line without a section: `seeds=5`."""
 
     policies: tuple[str, ...] = Field(
         (),
-        description="policies, with parameters in parentheses, as [dpl,dpl(rule=band,cut=own),fixmatch]; []: every "
+        description="policies, with parameters in parentheses: [dpl,dpl(rule=band,cut=own),fixmatch]; []: every "
         "policy with its defaults",
     )
-    seeds: int = Field(5, ge=1, description="seeds of every policy, from train.seed on")
+    seeds: int = Field(5, ge=1, description="number of seeds for every policy, counted from train.seed")
     reference: str = Field("fixmatch", description="the policy that the others are compared to")
     cpus_per_cell: float = Field(1.0, gt=0, description="CPUs that a cell (one policy with one seed) reserves")
     gpus_per_cell: float = Field(

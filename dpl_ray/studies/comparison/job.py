@@ -47,7 +47,7 @@ class CellsFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class CompareResult:
-    """What `compare` gives back."""
+    """The result of `compare`."""
 
     name: str
     rows: list[Row]  # one per policy, the most accurate first
@@ -71,13 +71,13 @@ def compare(
     console: Console | None = None,
     command: str | None = None,
 ) -> CompareResult:
-    """Train policies x seeds, those cells that have not finished, and write tables and page.
+    """Train every policy with every seed, except the cells that have finished, and write tables and page.
 
     Args:
-        config: of every cell; config.policy and train.baseline are not read, and train.seed is the first seed.
+        config: configuration of every cell. Its policy and train.baseline are not read; train.seed is the first seed.
             scale.num_workers=0 runs the cells one after another in this process, any other number as Ray tasks.
         console: where progress and tables are shown; None shows nothing.
-        command: that the tables are to name as their origin.
+        command: command line that the tables name as their origin.
 
     Raises:
         ValueError: a field, the data or the resources do not fit; before any cell starts.

@@ -17,10 +17,12 @@ from dpl_ray.runs.provenance import describe_config
 
 
 class SelfTrainConfig(Section):
-    """Self-training's own fields, set without a section: `rounds=5`."""
+    """The fields of self-training beside those of `Config`; on the command line without a section: `rounds=5`."""
 
     rounds: int = Field(
-        3, ge=1, description="rounds after round 0; each trains on the pseudo-labels of the one before and labels anew"
+        3,
+        ge=1,
+        description="largest number of rounds after round 0; each trains on the pseudo-labels of the round before",
     )
     min_change: float = Field(
         0.01, ge=0, le=1, description="stop when a smaller share of the pool's pseudo-labels changed in a round"

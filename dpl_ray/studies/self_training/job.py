@@ -39,7 +39,7 @@ TRAINING, LABELS = "training", "labels"  # folders of a round
 
 @dataclass(frozen=True)
 class SelfTrainResult:
-    """What `self_train` gives back."""
+    """The result of `self_train`."""
 
     name: str
     rounds: list[Round]
@@ -61,17 +61,17 @@ def self_train(
     console: Console | None = None,
     command: str | None = None,
 ) -> SelfTrainResult:
-    """Train and label in rounds until the pseudo-labels no longer change; what was begun before goes on.
+    """Train and label in rounds until the pseudo-labels no longer change. A loop that was begun before goes on.
 
     Args:
-        config: of every training. data.unlabeled is the pool that is labelled; data.labels_per_class, how many of the
-            selected samples of each class are trained on; train.baseline is of round 0 alone.
+        config: configuration of every training. data.unlabeled is the pool that is labelled. data.labels_per_class is
+            the number of selected samples of each class that are trained on. train.baseline holds for round 0 alone.
         console: where progress and tables are shown; None shows nothing.
-        command: kept in self_train.json as its origin.
+        command: command line that self_train.json keeps as its origin.
 
     Raises:
         ValueError: a field, the data, the checkpoint or the resources do not fit.
-        Everything that `fit` and `label_pool` raise: the same configuration goes on where it stopped.
+        Everything that `fit` and `label_pool` raise. The same call then goes on where it stopped.
     """
     console, options = console or Console(quiet=True), options or SelfTrainConfig()
     config = config.model_copy(update={"policy": check_policy(config.policy)})

@@ -26,27 +26,27 @@ DEFAULTS = ("scale.num_workers=1", "data.pool.mode=memory", "data.validation_fra
 
 
 class SearchConfig(Section):
-    """A search's own fields, set without a section: `num_trials=20`."""
+    """The fields of a search beside those of `Config`; on the command line without a section: `num_trials=20`."""
 
-    searcher: Literal["random", "optuna"] = Field("random", description="who proposes the values of a trial")
+    searcher: Literal["random", "optuna"] = Field("random", description="how the values of a trial are proposed")
     scheduler: Literal["none", "asha"] = Field("none", description="asha stops trials that are behind the others")
     space: dict[str, Any] | None = Field(
         None,
         description="fields and their values: space=NAME of the group; space.train.mu={choice:[3,7]} sets one, "
         "space.train.mu=null leaves it out; null: schedules",
     )
-    num_trials: int = Field(12, ge=1, description="trials in all, those of an interrupted search counted")
+    num_trials: int = Field(12, ge=1, description="total number of trials, including those of an interrupted search")
     random_trials: int = Field(5, ge=1, description="optuna: trials drawn at random before TPE proposes")
     grace_steps: int | None = Field(
         None, ge=1, description="asha: no trial is stopped before this step; null: a fifth of the run"
     )
-    reduction_factor: float = Field(3.0, gt=1, description="asha: one of so many trials passes a rung")
+    reduction_factor: float = Field(3.0, gt=1, description="asha: one in this many trials passes a rung")
     cpus_per_trial: float = Field(1.0, gt=0, description="CPUs that a trial reserves")
     gpus_per_trial: float = Field(
         0.25, gt=0, le=1, description="share of a GPU that a trial reserves, with scale.use_gpu=true"
     )
     max_concurrent: int | None = Field(
-        None, ge=1, description="trials at once, at most; null: as many as there is room for"
+        None, ge=1, description="largest number of trials at once; null: as many as there is room for"
     )
 
 

@@ -42,7 +42,7 @@ class SearchFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What `search` gives back."""
+    """The result of `search`."""
 
     name: str
     trials: list[TrialResult]  # the best first
@@ -65,10 +65,10 @@ def search(
     """Run the trials that have not ended, and write best.yaml, tables and page.
 
     Args:
-        config: of every trial, but for the searched fields. scale.num_workers=0 runs the trials one after another in
-            this process, any other number as Ray Tune's.
+        config: configuration of every trial, except the searched fields. scale.num_workers=0 runs the trials one after
+            another in this process, any other number as trials of Ray Tune.
         console: where progress and table are shown; None shows nothing.
-        command: that the table is to name as its origin.
+        command: command line that the table names as its origin.
 
     Raises:
         ValueError: a field, the space, the data or the resources do not fit; before any trial starts.
