@@ -33,7 +33,7 @@ from dpl_ray.tracking.sender import Sender
 from dpl_ray.tracking.tracker import Tracker, default_uri, start_tracker
 from dpl_ray.training import loop
 from dpl_ray.training.distributed import Workers
-from dpl_ray.training.loop import Record
+from dpl_ray.training.records import Record
 
 
 def noise(arguments: argparse.Namespace) -> Splits:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config.schema import Config, parse_config
-from dpl_ray.data.batches import BatchFeed, view_settings
+from dpl_ray.data.batches import BatchFeed
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, save_checkpoint
@@ -66,16 +66,8 @@ def tiny_splits(
 
 def tiny_feed(config: Config, splits: Splits, rank: int = 0, world_size: int = 1) -> BatchFeed:
     """The feed as the training loop makes it."""
-    return BatchFeed(
-        splits.labeled,
-        splits.unlabeled if POLICIES[config.policy["name"]].uses_unlabeled else None,
-        batch_size=config.train.batch_size,
-        mu=config.train.mu,
-        seed=config.train.seed,
-        views=view_settings(config.data.views),
-        rank=rank,
-        world_size=world_size,
-    )
+    pool = splits.unlabeled if POLICIES[config.policy["name"]].uses_unlabeled else None
+    return BatchFeed.from_config(config, splits.labeled, pool, rank, world_size)
 
 
 @contextlib.contextmanager

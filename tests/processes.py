@@ -22,7 +22,6 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         "torch._dynamo",  # by the first optimizer of a process
-        "torchmetrics.functional.classification",
         "torchvision",
         "sklearn.datasets",
         "matplotlib.figure",

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpl_ray.config.schema import ViewsConfig
+from dpl_ray.config.schema import Config, ViewsConfig
 from dpl_ray.data.augment import OPERATION_NAMES, WEAK_UNIFORMS, ViewSettings, num_strong_uniforms
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.order import Stream, sample_order, view_uniforms
@@ -94,6 +94,22 @@ class BatchFeed:
         self.labeled, self.unlabeled = labeled, unlabeled
         self.batch_size, self.mu, self.seed, self.views = batch_size, mu, seed, views
         self.rank, self.world_size = rank, world_size
+
+    @classmethod
+    def from_config(
+        cls, config: Config, labeled: ImageSet, unlabeled: ImageSet | PoolStream | None, rank: int, world_size: int
+    ) -> BatchFeed:
+        """The feed of a training."""
+        return cls(
+            labeled,
+            unlabeled,
+            batch_size=config.train.batch_size,
+            mu=config.train.mu,
+            seed=config.train.seed,
+            views=view_settings(config.data.views),
+            rank=rank,
+            world_size=world_size,
+        )
 
     def ids(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices of the whole global batch: labelled (batch_size,), unlabelled in memory (mu * batch_size,)."""

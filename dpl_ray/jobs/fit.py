@@ -35,7 +35,7 @@ from dpl_ray.tracking.tracker import Tracker, recording, start_tracker, tracking
 if TYPE_CHECKING:
     from dpl_ray.data.pool.windows import WindowReader
     from dpl_ray.training.distributed import Workers
-    from dpl_ray.training.loop import Outcome, Record
+    from dpl_ray.training.records import Outcome, Record
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from dpl_ray.training.loop import Record
+    from dpl_ray.training.records import Record
 
 SECONDS_BETWEEN_LINES = 5.0
 COLUMNS_OF_ALL = 120

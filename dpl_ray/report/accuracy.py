@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,8 @@ from dpl_ray.data.dataset import ImageSet
 from dpl_ray.page.html import MISSING, Html, Section, code, element, figure, folded, grid, paragraph, picture, table
 from dpl_ray.page.plots import draw
 from dpl_ray.report.verdict import wilson_interval
+from dpl_ray.training.evaluation import NUM_BINS, Predictions, confidence_bins
 
-if TYPE_CHECKING:
-    from dpl_ray.training.evaluation import Predictions
-
-NUM_BINS = 15  # those of eval/ece
 NUM_PICTURES = 12  # of each sheet
 MAX_NAMED = 20  # classes of a confusion matrix with names and counts in it
 MAX_CONFUSIONS = 10
@@ -51,7 +48,7 @@ def calibration_section(test: ImageSet, found: Predictions, ece: float, baseline
 
 
 def _bins(confidence: NDArray, right: NDArray[np.bool_]) -> Html:
-    places = _places(confidence)
+    places = confidence_bins(confidence)
     rows = []
     for place in np.unique(places):
         mine = places == place
@@ -61,18 +58,10 @@ def _bins(confidence: NDArray, right: NDArray[np.bool_]) -> Html:
     return table("The bins of the diagram", ["confidence", "images", "mean confidence", "accuracy"], rows)
 
 
-def _places(confidence: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Bins of (N,) confidences, from 0: those of eval/ece, to the last bit of their bounds."""
-    import torch
-
-    bounds = torch.linspace(0, 1, NUM_BINS + 1).numpy()
-    return np.minimum(np.searchsorted(bounds, confidence, side="right") - 1, NUM_BINS - 1)
-
-
 def _reliability(axes: Any, confidence: NDArray, right: NDArray[np.bool_]) -> None:
     above, below = axes
     edges = np.linspace(0, 1, NUM_BINS + 1)
-    places = _places(confidence)
+    places = confidence_bins(confidence)
     numbers = np.bincount(places, minlength=NUM_BINS)
     hits = np.bincount(places, right, NUM_BINS)
     filled = numbers > 0

@@ -29,7 +29,7 @@ from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
 
 if TYPE_CHECKING:
-    from dpl_ray.training.loop import Outcome
+    from dpl_ray.training.records import Outcome
 
 REPORT_FILE = "report.html"
 _SIGNS = {"helped": "▲", "hurt": "▼", "unknown": "≈"}

@@ -32,7 +32,7 @@ from dpl_ray.store.records import from_lines, to_lines
 from dpl_ray.store.storage import Storage
 
 if TYPE_CHECKING:
-    from dpl_ray.training.loop import Outcome, Record
+    from dpl_ray.training.records import Outcome, Record
 
 RUN_FILE = "run.json"
 MODEL_FOLDER = "model"  # the final model in MLflow's format

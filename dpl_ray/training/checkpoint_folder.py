@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from dpl_ray.config.schema import Config, parse_config
+from dpl_ray.data.dataset import Splits
 from dpl_ray.store.storage import Storage
 
 MANIFEST = "manifest.json"
@@ -27,6 +28,12 @@ class ModelInfo:
     class_names: tuple[str, ...]
     channels: int
     image_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, splits: Splits) -> ModelInfo:
+        """Of a model for these images."""
+        channels, height, width = splits.labeled.images.shape[1:]
+        return cls(splits.class_names, channels, (height, width))
 
 
 def list_checkpoints(folder: Storage) -> list[Storage]:

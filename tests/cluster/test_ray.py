@@ -24,7 +24,7 @@ from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.cluster.connect import check_cluster, checked_resources
 from dpl_ray.config.schema import BESIDE_RUNS, ScaleConfig
 from dpl_ray.page.console import ProgressLine
-from dpl_ray.training.loop import Record
+from dpl_ray.training.records import Record
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,7 +22,7 @@ from dpl_ray.page.console import ProgressLine
 from dpl_ray.runs.folder import RunFolder
 from dpl_ray.tracking.sender import Sender
 from dpl_ray.tracking.tracker import MlflowTracker
-from dpl_ray.training.loop import Record
+from dpl_ray.training.records import Record
 from pipelines import cli, train
 from tests.processes import Command
 

@@ -16,7 +16,7 @@ from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import Config, parse_config
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.runs.folder import FREE_FIELDS, FREE_SECTIONS, RunFolder, check_run, run_storage
-from dpl_ray.training.loop import Outcome, Record
+from dpl_ray.training.records import Outcome, Record
 
 
 def splits(value: int = 0, bad: tuple[BadImage, ...] = ()) -> Splits:

@@ -20,7 +20,7 @@ import pytest
 
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.runs.folder import RunFolder
-from dpl_ray.training.loop import Record
+from dpl_ray.training.records import Record
 from pipelines import cli, sync_tracking
 
 NUM_STEPS, LOG_EVERY = 6, 2

@@ -13,7 +13,8 @@ from dpl_ray.config.schema import Config, parse_config
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import MODULES, list_checkpoints
 from dpl_ray.training.distributed import Workers
-from dpl_ray.training.loop import Outcome, Record, train
+from dpl_ray.training.loop import train
+from dpl_ray.training.records import Outcome, Record
 from tests.builders import tiny_splits
 
 #: A network with BatchNorm, and one whose Dropout draws random numbers in every step.

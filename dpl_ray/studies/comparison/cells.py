@@ -24,7 +24,7 @@ from dpl_ray.store.storage import Storage
 
 if TYPE_CHECKING:
     from dpl_ray.training.distributed import Workers
-    from dpl_ray.training.loop import Record
+    from dpl_ray.training.records import Record
 
 CELL_FILE = "cell.json"
 

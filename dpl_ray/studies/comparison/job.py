@@ -36,7 +36,7 @@ from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.tracker import Tracker, recording, start_tracker, tracking_uri
 
 if TYPE_CHECKING:
-    from dpl_ray.training.loop import Record
+    from dpl_ray.training.records import Record
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at the cells that run
 

@@ -1,0 +1,59 @@
+"""Images of a streamed pool that cannot be read."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from dpl_ray.config.schema import Config
+from dpl_ray.data.bad_images import read_bad
+from dpl_ray.data.dataset import BadImage, ImageSet
+from dpl_ray.data.pool.windows import PoolStream
+from dpl_ray.store.storage import Storage
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.records import Window
+
+
+class Unreadable:
+    """Counted over all workers and told; too many stop the run."""
+
+    def __init__(
+        self,
+        config: Config,
+        pool: ImageSet | PoolStream | None,
+        others: tuple[BadImage, ...],
+        folder: Storage,
+        workers: Workers,
+        window: Window,
+    ) -> None:
+        """
+        Args:
+            others: of the run's unreadable images those that are not of the pool.
+            folder: of the run, whose list has those that an earlier start has found.
+        """
+        self.stream = pool if isinstance(pool, PoolStream) else None
+        self.limit, self.workers, self.window = config.data.max_bad_fraction, workers, window
+        #: Sample id -> reason; at most data.max_bad_fraction of the pool, or the run has stopped.
+        self.known: dict[str, str] = {}
+        if self.stream is not None:
+            # Of one worker: the list may grow while they read it, and all have to stop in the same step.
+            self.known = workers.gather({} if workers.rank else read_bad(folder))[0]
+            for image in others:
+                self.known.pop(image.id, None)
+
+    def check(self, step: int) -> None:
+        """`ValueError`, on every worker, where they are more than data.max_bad_fraction of the pool."""
+        if self.stream is None:
+            return
+        found = [image for images in self.workers.gather(self.stream.take_bad()) for image in images]
+        new = {image.id: image.reason for image in found if image.id not in self.known}
+        self.known |= new
+        if new:
+            bad = tuple(BadImage(*item) for item in new.items())
+            self.window.tell(step, {"data/unreadable": float(len(self.known))}, bad)
+        if len(self.known) > self.limit * self.stream.pool_size:
+            listed = ", ".join(f"{name} ({reason})" for name, reason in islice((new or self.known).items(), 3))
+            raise ValueError(
+                f"data.max_bad_fraction={self.limit}: {len(self.known)} of {self.stream.pool_size} images of the pool "
+                f"cannot be read, as {listed}; bad_images.csv has those found so far; repair or remove them, or raise "
+                "the limit"
+            )
