@@ -5,6 +5,9 @@ Legend: N images, D features, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,8 +23,26 @@ class Classifier(nn.Module):
     a saved model needs no preprocessing around it.
     """
 
-    def __init__(self, backbone: nn.Module, num_features: int, num_classes: int) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_features: int,
+        num_classes: int,
+        *,
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
+    ) -> None:
+        """
+        Args:
+            mean, std: of each channel, of images in [0, 1], as the backbone's weights were trained with; one value
+                stands for all channels.
+        """
         super().__init__()
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
         self.backbone = backbone
         self.classifier = nn.Linear(num_features, num_classes)
         nn.init.xavier_normal_(self.classifier.weight)
@@ -29,9 +50,16 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, channels, H, W) -> features (N, D), logits (N, C)."""
-        scaled = images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images * 2 - 1
-        features = self.backbone(scaled)
+        white = 255 if images.dtype == torch.uint8 else 1
+        features = self.backbone(images.float() / (white * self.std) - self.mean / self.std)
         return features, self.classifier(features)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
+        # The shape is that of the saved ones; checkpoints of before version 0.2 have neither, and scaled to [-1, 1].
+        for name in ("mean", "std"):
+            saved = state_dict.setdefault(f"{prefix}{name}", torch.full((1, 1, 1), 0.5))
+            setattr(self, name, getattr(self, name).new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def frozen_logits(self, features: Tensor) -> Tensor:
         """(N, D) -> logits (N, C) float32 whose gradient reaches the features and not the main classifier."""
@@ -110,8 +138,10 @@ def _torchvision(config: ModelConfig, channels: int, num_classes: int) -> Classi
     from torchvision import models
 
     check_names(config)
-    weights = config.weights and models.get_model_weights(config.architecture)[config.weights]
+    weights = models.get_model_weights(config.architecture)[config.weights] if config.weights else None
     backbone = models.get_model(config.architecture, weights=weights)
+    preset = weights.transforms() if weights else None
+    scaling = {"mean": preset.mean, "std": preset.std} if preset else {}
     linear = [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ValueError(
@@ -125,7 +155,7 @@ def _torchvision(config: ModelConfig, channels: int, num_classes: int) -> Classi
             module.momentum = config.bn_momentum
     if channels == 1:
         backbone = nn.Sequential(_GreyToColour(), backbone)
-    return Classifier(backbone, last.in_features, num_classes)
+    return Classifier(backbone, last.in_features, num_classes, **scaling)
 
 
 class _GreyToColour(nn.Module):

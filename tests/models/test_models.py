@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights, resnet18
 
 from dpl_ray.config.schema import ModelConfig, parse_config
 from dpl_ray.models import Classifier, build_model, check_model
@@ -107,7 +108,7 @@ def test_group_normalization_keeps_the_images_of_a_batch_apart() -> None:
     model = build(**SMALL, normalization="group")
     batch = images(4, 3)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    assert not list(model.buffers())
+    assert [name for name, _ in model.named_buffers()] == ["mean", "std"], "and no statistics of batches"
     for index in range(4):
         torch.testing.assert_close(model(batch)[1][index], model(batch[index : index + 1])[1][0], rtol=0, atol=1e-5)
 
@@ -189,3 +190,31 @@ def test_one_image_a_worker_is_enough_where_nothing_is_normalized_over_the_batch
 def test_images_that_are_too_small_for_the_network_are_named() -> None:
     with pytest.raises(ValueError, match=r"^data\.image_size: alexnet cannot be trained on images of 8x8 pixels \("):
         check(8, 4, 0, name="torchvision", architecture="alexnet")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pretrained_weights_get_images_scaled_as_in_their_training(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = ResNet18_Weights.DEFAULT
+    torch.manual_seed(1)
+    theirs = resnet18()
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda *_, **__: theirs.state_dict())
+    model = build(channels, **RESNET, weights="DEFAULT").eval()
+    theirs.fc = nn.Identity()
+    batch = images(2, channels, size=224)
+    with torch.no_grad():
+        expected = theirs.eval()(weights.transforms(resize_size=224)(batch.expand(-1, 3, -1, -1)))
+        torch.testing.assert_close(model(batch)[0], expected, rtol=1e-4, atol=1e-4)
+        # A checkpoint brings the scaling with it: nothing is downloaded for a model that is loaded.
+        loaded = build(channels, **RESNET).eval()
+        loaded.load_state_dict(model.state_dict())
+        torch.testing.assert_close(loaded(batch), model(batch))
+
+
+def test_a_checkpoint_without_a_scaling_keeps_that_of_its_time() -> None:
+    model = build(**SMALL).eval()
+    saved = {name: value for name, value in model.state_dict().items() if name not in ("mean", "std")}
+    loaded = Classifier(build(**SMALL).backbone, 64, 5, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0)).eval()
+    loaded.load_state_dict(saved)
+    torch.testing.assert_close(loaded(images(2, 3)), model(images(2, 3)), rtol=0, atol=0)
