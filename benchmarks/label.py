@@ -14,7 +14,6 @@ seconds that it takes longer.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,10 +21,8 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.environment import environment_line
+from benchmarks.figures import Figures, add_save, median, report
 from benchmarks.pool import write_pool
 from dpl_ray.config.schema import Config, parse_config
 from dpl_ray.data.decode import DecodeSettings, decode_many
@@ -105,6 +102,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--depth", type=int, default=28)
     parser.add_argument("--width", type=int, default=2)
+    add_save(parser, "label")
     arguments = parser.parse_args()
     small, large = arguments.sizes
     kinds: dict[str, Callable[..., float]] = {"plain loop": time_loop, "label_pool": time_label}
@@ -120,17 +118,19 @@ def main() -> None:
                 seconds = [measure(arguments, checkpoint, pool) for pool in pools]
                 rates[name].append((large / seconds[1], (large - small) / (seconds[1] - seconds[0])))
             print({name: [round(rate) for rate in found[-1]] for name, found in rates.items()}, flush=True)
-    title = f"{large:,} images, WRN-{arguments.depth}-{arguments.width}, {arguments.processes} processes"
-    table = Table("images/s, median (range)", "whole command", "steady state", title=title, title_justify="left")
-    for name, found in rates.items():
-        columns = list(zip(*found, strict=True))
-        table.add_row(name, *(f"{statistics.median(c):,.0f} ({min(c):,.0f}-{max(c):,.0f})" for c in columns))
+    kinds_of_rate = ("whole command", "steady state")
+    figures: Figures = {
+        name: {
+            kind: median(values, "images/s")
+            for kind, values in zip(kinds_of_rate, zip(*found, strict=True), strict=True)
+        }
+        for name, found in rates.items()
+    }
     pairs = list(zip(rates["label_pool"], rates["plain loop"], strict=True))
-    ratios = [[mine[index] / loop[index] for mine, loop in pairs] for index in range(2)]
-    table.add_row("ratio", *(f"{statistics.median(c):.2f} ({min(c):.2f}-{max(c):.2f})" for c in ratios))
-    console = Console()
-    console.print(table)
-    console.print(environment_line(), soft_wrap=True)
+    figures["ratio"] = {
+        kind: median([mine[index] / loop[index] for mine, loop in pairs]) for index, kind in enumerate(kinds_of_rate)
+    }
+    report("label", figures, arguments.save)
 
 
 if __name__ == "__main__":

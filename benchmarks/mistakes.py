@@ -7,6 +7,7 @@ The bound is 5 s; the status is 1 where an answer takes longer or is no answer.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.environment import environment_line
+from benchmarks.figures import Figure, add_save, report
 from tests.mistakes import MISTAKES, Mistake, command
 
 BOUND = 5.0  # seconds
@@ -48,7 +49,11 @@ def answer(mistake: Mistake) -> tuple[float, str, bool]:
 
 
 def main() -> int:
-    chosen = [mistake for mistake in MISTAKES if mistake.id in sys.argv[1:] or not sys.argv[1:]]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ids", nargs="*", metavar="id", help="of mistakes; default: all")
+    add_save(parser, "mistakes")
+    arguments = parser.parse_args()
+    chosen = [mistake for mistake in MISTAKES if mistake.id in arguments.ids or not arguments.ids]
     # The first process reads Python and the libraries from the disk; the others find them in memory.
     answer(next(mistake for mistake in MISTAKES if mistake.id == "architecture"))
     table = Table("mistake", "s", "message", box=None, padding=(0, 2, 0, 0))
@@ -61,14 +66,15 @@ def main() -> int:
         table.add_row(mistake.id, f"{seconds[mistake.id]:.2f}", message.removeprefix("error: ")[:COLUMNS])
     console = Console(width=COLUMNS + 40, markup=False, highlight=False)
     console.print(table)
-    slowest = max(seconds, key=lambda name: seconds[name])
-    console.print(
-        f"{len(seconds)} mistakes: median {statistics.median(seconds.values()):.2f} s, "
-        f"slowest {seconds[slowest]:.2f} s ({slowest}), bound {BOUND:.0f} s"
-    )
     if failed:
         console.print(f"not answered as they must be: {', '.join(failed)}")
-    console.print(environment_line(), soft_wrap=True)
+    slowest = Figure(max(seconds.values()), "s", at_most=BOUND)
+    middle = Figure(statistics.median(seconds.values()), "s")
+    report(
+        "mistakes",
+        {f"{len(seconds)} mistakes, median": {"answer": middle}, "slowest": {"answer": slowest}},
+        arguments.save,
+    )
     return bool(failed)
 
 

@@ -12,12 +12,13 @@ import io
 import json
 import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.environment import environment_line
+from benchmarks.figures import Figure, Figures, median, report
 from benchmarks.memory import MemorySampler
 from dpl_ray.data.decode import DecodeSettings, decode_many
 from dpl_ray.data.files import open_location
@@ -43,9 +44,18 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 400_000], help="images in the pools")
     parser.add_argument("--rounds", type=int, default=3, help="of feed and plain loop, in turn")
     parser.add_argument("--steps", type=int, default=30, help="of WRN-28-2, for the time that a step waits")
-    parser.add_argument("--ahead", type=int, help="data.pool.windows_ahead of the feed")
+    parser.add_argument(
+        "--ahead",
+        type=_ahead,
+        nargs="+",
+        default=[None],
+        help="data.pool.windows_ahead of the feed: one feed for each, in turn",
+    )
     parser.add_argument("--folder", help="where the pools are written; default: a temporary one, removed again")
     parser.add_argument("--only", choices=["memory", "feed", "wait"], help="one of the three measurements")
+    parser.add_argument(
+        "--save", action="store_true", help="write docs/results/bench/pool_feed.json, pool_wait.json, pool_memory.json"
+    )
     parser.add_argument("--train", help=argparse.SUPPRESS)  # a training run in a process of its own, as JSON
     options = parser.parse_args()
     if options.train:
@@ -54,13 +64,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.folder or temporary)
         pools = [write_pool(folder / str(size), size, options.images, options.image_column) for size in options.sizes]
-        if options.only in (None, "feed"):
-            _compare_feed(pools[-1], options.rounds, options.ahead)
-        if options.only in (None, "wait"):
-            _measure_wait(pools[0], options.steps)
-        if options.only in (None, "memory"):
-            _compare_memory(pools, options.sizes)
-    print(f"\n{environment_line()}")
+        measurements: dict[str, Callable[[], Figures]] = {
+            "feed": lambda: _compare_feed(pools[-1], options.rounds, options.ahead),
+            "wait": lambda: _measure_wait(pools[0], options.steps),
+            "memory": lambda: _compare_memory(pools, options.sizes),
+        }
+        for name, measure in measurements.items():
+            if options.only in (None, name):
+                report("pool", measure(), f"pool_{name}" if options.save else None)
+
+
+def _ahead(text: str) -> int | None:
+    return None if text == "null" else int(text)
 
 
 def _encoded_images(images: str | None, column: str) -> list[bytes]:
@@ -100,24 +115,23 @@ def write_pool(folder: Path, size: int, images: str | None, column: str) -> Path
 # Memory: as many steps as the largest pool has in a pass, 2 workers, a small network so that they are short.
 
 
-def _compare_memory(pools: list[Path], sizes: list[int]) -> None:
+def _compare_memory(pools: list[Path], sizes: list[int]) -> Figures:
     steps = -(-max(sizes) // (64 * 28))
-    print(f"\nmemory in {steps} steps, 2 workers, window of {Windows(64, 28, 4, 0).rows} rows, {os.cpu_count()} cores")
     # Nothing passes a threshold of 1: else strong views, of which there are more and more, would be measured.
     small = ["model.depth=10", "model.width=1"]
-    found = []
-    for pool, size in zip(pools, sizes, strict=True):
-        result = _train_apart(
+    found = [
+        _train_apart(
             pool=str(pool),
             overrides=[*small, "policy=fixmatch", "policy.threshold=1", "train.batch_size=64", "train.mu=28"],
             steps=steps,
-        )
-        found.append(result["peaks"])
-        print(f"  {size} images, {result['seconds']:.0f} s, peak in MB (anonymous memory of a process):")
-        for name, peak in sorted(result["peaks"].items()):
-            print(f"    {name:<28} {peak / 1e6:>8,.0f}")
-    for name in sorted(found[0].keys() & found[-1].keys()):
-        print(f"  {name:<28} {found[-1][name] / found[0][name]:>8.3f} times that of a pool of {sizes[0] / sizes[-1]:g}")
+        )["peaks"]
+        for pool in pools
+    ]
+    return {
+        name: {f"pool of {size:,}": Figure(peaks[name] / 1e6, "MB") for size, peaks in zip(sizes, found, strict=True)}
+        | {"ratio": Figure(found[-1][name] / found[0][name], at_most=1.15)}
+        for name in sorted(set.intersection(*map(set, found)))
+    }
 
 
 def _train_apart(**arguments: object) -> dict:
@@ -158,18 +172,17 @@ def _labeled(pool: Path, path: Path) -> Path:
 # Feed: images/s of the windows as a worker takes them, beside a plain loop over the same files on the same cores.
 
 
-def _compare_feed(folder: Path, rounds: int, ahead: int | None) -> None:
+def _compare_feed(folder: Path, rounds: int, aheads: list[int | None]) -> Figures:
     import ray
 
-    from dpl_ray.cluster.windows import read_windows
+    from dpl_ray.cluster.windows import COUNTED, shares_ahead_here
 
     num_processes = os.cpu_count() or 1
     files = list_pool(open_location("data.unlabeled", str(folder)), image_column="image")
     pool = StreamedPool((files,), DecodeSettings(IMAGE_SIZE, 3), tuple("0123456789"))
-    windows = Windows(16, 7, 73, seed=0, ahead=ahead)
-    num_windows = len(pool) // windows.rows
-    print(f"\nfeed: {num_windows * windows.rows} images of {IMAGE_SIZE}x{IMAGE_SIZE}, {num_processes} processes each")
-    rates: dict[str, list[float]] = {"plain loop": [], "feed": [], "feed with its start": []}
+    windows = Windows(16, 7, 73, seed=0)
+    plain: list[float] = []
+    feeds: dict[int | None, list[float]] = {ahead: [] for ahead in aheads}
     ray.init("local", num_cpus=num_processes, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_warm) as executor:
@@ -178,21 +191,32 @@ def _compare_feed(folder: Path, rounds: int, ahead: int | None) -> None:
             parts = [(files, files.spans[index::num_processes]) for index in range(num_processes)]
             began = time.perf_counter()
             count = sum(executor.map(_decode_spans, parts))
-            rates["plain loop"].append(count / (time.perf_counter() - began))
-            began = time.perf_counter()
-            started, count, first_count = began, 0, 0
-            for rows in read_windows(pool, windows, range(num_windows), 0, 1):
-                count += len(rows["ids"])
-                if not first_count:
-                    started, first_count = time.perf_counter(), count
-            ended = time.perf_counter()
-            rates["feed with its start"].append(count / (ended - began))
-            rates["feed"].append((count - first_count) / (ended - started))
+            plain.append(count / (time.perf_counter() - began))
+            for ahead, rates in feeds.items():
+                rates.append(_feed_rate(pool, replace(windows, ahead=ahead)))
+    null = f"null ({shares_ahead_here(COUNTED * windows.rows * pool.bytes_per_image(), 1)})"
     ray.shutdown()
-    for name, values in rates.items():
-        print(f"  {name:<20} {statistics.median(values):>8,.0f} images/s ({min(values):,.0f} to {max(values):,.0f})")
-    ratios = [feed / plain for feed, plain in zip(rates["feed"], rates["plain loop"], strict=True)]
-    print(f"  feed / plain loop    {statistics.median(ratios):>8.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    figures: Figures = {"plain loop": {"rate": median(plain, "images/s")}}
+    for ahead, rates in feeds.items():
+        ratios = [feed / loop for feed, loop in zip(rates, plain, strict=True)]
+        figures[f"feed, windows_ahead={null if ahead is None else ahead}"] = {
+            "rate": median(rates, "images/s"),
+            "feed / plain loop": median(ratios, at_least=0.8),
+        }
+    return figures
+
+
+def _feed_rate(pool: StreamedPool, windows: Windows) -> float:
+    """Images/s of a pass without its first window, which has the start in it."""
+    from dpl_ray.cluster.windows import read_windows
+
+    began = count = 0.0
+    for rows in read_windows(pool, windows, range(len(pool) // windows.rows), 0, 1):
+        if began:
+            count += len(rows["ids"])
+        else:
+            began = time.perf_counter()
+    return count / (time.perf_counter() - began)
 
 
 def _warm() -> None:
@@ -213,19 +237,12 @@ def _decode_spans(part: tuple[PoolFiles, np.ndarray]) -> int:
 # What a step waits for.
 
 
-def _measure_wait(pool: Path, steps: int) -> None:
+def _measure_wait(pool: Path, steps: int) -> Figures:
     result = _train_apart(pool=str(pool), overrides=["model.depth=28", "model.width=2"], steps=steps)
-    # The first record has the start of Ray Data in it, and the warming up of the network.
-    shares = [wait / step for wait, step in result["times"][1:]]
-    seconds = statistics.median(step for _, step in result["times"][1:])
-    print(
-        f"\nWRN-28-2, 2 workers, B=16, mu=7: a step takes {seconds:.2f} s, {statistics.median(shares):.2%} of it "
-        "waiting for data"
-    )
-    print(
-        f"  ({min(shares):.2%} to {max(shares):.2%} in {len(shares)} records; "
-        f"{result['times'][0][0]:.2f} s a step in the first, with the start of Ray Data)"
-    )
+    times = result["times"][1:]  # the first record has the start of Ray Data in it, and the warming up of the network
+    shares = median([100 * wait / step for wait, step in times], "%", at_most=5)
+    rows = {"a step, WRN-28-2, 2 workers": median([step for _, step in times], "s"), "its wait for data": shares}
+    return {row: {"measured": figure} for row, figure in rows.items()}
 
 
 if __name__ == "__main__":

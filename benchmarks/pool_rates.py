@@ -5,6 +5,7 @@ python -m benchmarks.pool_rates
 
 from __future__ import annotations
 
+import argparse
 import io
 import multiprocessing
 import pickle
@@ -20,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.environment import environment_line
+from benchmarks import paper
+from benchmarks.figures import Figure, add_save, median, report
 from benchmarks.memory import own_peak
 from benchmarks.pool import encoded_digits
 from dpl_ray.data.decode import DecodeSettings, decode
@@ -31,36 +33,44 @@ from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
 
 ROUNDS = 5
 NUM_FILES = 500
-NUM_IMAGE_FILES = (100_000, 400_000)
 PATH_LENGTH = 80  # as that of an image in a bucket
 ROWS_PER_PART = 8192
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_save(parser, "pool_rates")
+    arguments = parser.parse_args()
     photographs, small = _photographs(), encoded_digits()[:500]
-    kilobytes = statistics.mean(map(len, photographs)) / 1000
-    name = f"640x427 JPEG of {kilobytes:.0f} kB to 224x224"
-    _show(f"decode {name}", "images/s", _rate(lambda: _decode(photographs * 10, 224), 20))
-    _show("decode 32x32 JPEG", "images/s", _rate(lambda: _decode(small, 32), len(small)))
+    rows = {
+        paper.PHOTOGRAPH: Figure(statistics.mean(map(len, photographs)) / 1000, "kB"),
+        paper.DECODE: median(_rate(lambda: _decode(photographs * 10, 224), 20), "images/s"),
+        "decode a 32x32 JPEG": median(_rate(lambda: _decode(small, 32), len(small)), "images/s"),
+    }
     with tempfile.TemporaryDirectory() as folder:
         for number in range(NUM_FILES):
             table = pa.table({"image": small[:20]})
             pq.write_table(table, Path(folder) / f"{number:06d}.parquet", row_group_size=5)
         location = open_location("pool", folder)
-        _show("list, with footers", "files/s", _rate(lambda: list_pool(location, image_column="image"), NUM_FILES))
+        listed = _rate(lambda: list_pool(location, image_column="image"), NUM_FILES)
+        rows["list a folder of parquet files, footers read"] = median(listed, "files/s")
         files = list_pool(location, image_column="image")
-    _show("index", "bytes a file", [len(pickle.dumps(files)) / NUM_FILES])
+    rows[paper.INDEX] = Figure(len(pickle.dumps(files)) / NUM_FILES, "bytes")
     million = _pool_of_spans(files, 1_000_000)
     seconds = [1 / rate for rate in _rate(lambda: _first_rows(million), 1)]
-    _show("order of a pass of 1,000,000 spans", "s", seconds)
-    for number in NUM_IMAGE_FILES:
-        for what, memory in _listing_memory(number).items():
-            _show(f"peak memory a file of {number:,} images: {what}", "bytes a file", [memory / number])
-    print(f"\n{environment_line()}")
+    rows["order of a pass of 1,000,000 spans"] = median(seconds, "s")
+    for number in (paper.FEW_FILES, paper.MANY_FILES):
+        planned, goes_on = _listing_memory(number)
+        rows[paper.LISTING.format(number)] = Figure(planned / number, "bytes a file")
+        rows[f"the same beside an earlier plan, {number:,} image files"] = Figure(goes_on / number, "bytes a file")
+    report("pool_rates", {row: {paper.MEASURED: figure} for row, figure in rows.items()}, arguments.save)
 
 
-def _listing_memory(number: int) -> dict[str, int]:
-    """Peak memory, above that of the imports, of a fresh process that lists so many files in one folder."""
+def _listing_memory(number: int) -> tuple[int, int]:
+    """Peak memory, above that of the imports, of a fresh process that lists and plans so many files in one folder.
+
+    Without and with an earlier plan that they are compared with.
+    """
     with tempfile.TemporaryDirectory() as base:
         folder = Path(base) / ("x" * (PATH_LENGTH - len(f"{base}//{number}.png")))
         folder.mkdir()
@@ -70,21 +80,15 @@ def _listing_memory(number: int) -> dict[str, int]:
             return fresh.submit(_list_and_plan, str(folder)).result()
 
 
-def _list_and_plan(folder: str) -> dict[str, int]:
-    before, peaks = own_peak(), {}
+def _list_and_plan(folder: str) -> tuple[int, int]:
+    before = own_peak()
     listed = list_pool(open_location("pool", folder), image_column="image", every_file=True)
-    peaks["list"] = own_peak() - before
     plan = extend_plan(empty_plan(listed.location, "image"), listed, ROWS_PER_PART)
     written = plan.to_bytes()
-    peaks["and plan"] = own_peak() - before
+    planned = own_peak() - before
     del plan
     extend_plan(Plan.from_bytes(written, listed.location, "image"), listed, ROWS_PER_PART)
-    peaks["and go on"] = own_peak() - before
-    return peaks
-
-
-def _show(what: str, unit: str, values: list[float]) -> None:
-    print(f"{what:<64} {statistics.median(values):>10,.5g} {unit} ({min(values):,.5g} to {max(values):,.5g})")
+    return planned, own_peak() - before
 
 
 def _rate(work: Callable[[], object], count: int) -> list[float]:

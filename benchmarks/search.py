@@ -11,17 +11,13 @@ that starts, and in one that has ended a trial.
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks.environment import environment_line
+from benchmarks.figures import Figure, Figures, add_save, median, report
 
 WAYS = ("random", "asha", "asha_optuna")
 
@@ -32,18 +28,18 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--at-once", type=int, default=2, help="trials")
+    add_save(parser, "search")
     arguments = parser.parse_args()
-    console = Console()
-    table = Table(title=f"{arguments.trials} trials of {arguments.steps} steps on digits, {arguments.at_once} at once")
-    for heading in ("tune=", "seconds", "start of a trial in a new process, s", "in a process that has ended one, s"):
-        table.add_column(heading, justify="left" if heading == "tune=" else "right")
+    figures: Figures = {}
     for way in arguments.tune:
         with tempfile.TemporaryDirectory() as folder:
             seconds = run_search(Path(folder), way, arguments)
             starts = start_seconds(Path(folder) / "search")
-        table.add_row(way, f"{seconds:.0f}", median(starts[: arguments.at_once]), median(starts[arguments.at_once :]))
-    console.print(table)
-    console.print(environment_line(), highlight=False)
+        columns = figures[f"tune={way}"] = {"whole command": Figure(seconds, "s")}
+        kinds = {"start of a trial in a new process": starts[: arguments.at_once]}
+        kinds["in a process that has ended one"] = starts[arguments.at_once :]
+        columns |= {kind: median(values, "s") for kind, values in kinds.items() if values}
+    report("search", figures, arguments.save)
 
 
 def run_search(folder: Path, way: str, arguments: argparse.Namespace) -> float:
@@ -60,11 +56,6 @@ def start_seconds(search: Path) -> list[float]:
     """From proposal to work, of the trials in the order of their proposals."""
     trials = sorted(search.glob("trial-*"))
     return [(trial / "config.yaml").stat().st_mtime - (trial / "trial.json").stat().st_mtime for trial in trials]
-
-
-def median(values: list[float]) -> str:
-    """With the least and the largest."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else "-"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Rounds of self-training on digits written as PNGs in parquet files: `python -m benchmarks.self_training --help`.
 
-Prints a table of each round's test accuracy and pseudo-labels, for policies and seeds.
+Each round's test accuracy, and the pseudo-labels of the first and the last one: mean and standard deviation over seeds,
+in %. A loop that has stopped counts with its last round.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from benchmarks.figures import Figure, Figures, add_save, mean_deviation, report
 from dpl_ray.studies.self_training.config import load_self_training
 from dpl_ray.studies.self_training.job import self_train
 
@@ -36,6 +38,10 @@ FIELDS = (
 )  # fmt: skip
 
 
+#: Column -> metric of a round.
+POOL_METRICS = {"pool": "round/pool_accuracy", "selected": "round/selected_share", "their precision": "round/precision"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/self_training"), help="of data and runs")
@@ -44,12 +50,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    add_save(parser, "self_training")
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     console = Console(stderr=True)
-    print("| policy | seed | round | pseudo-labels | test accuracy | selected | their precision | changed |")
-    print("|---|---|---|---|---|---|---|---|")
+    figures: Figures = {}
     for variant in given.variants:
+        loops: list[list[dict[str, float]]] = []
         for seed in range(given.seeds):
             data = write_digits(given.folder / f"{given.labels}-{seed}", given.labels, seed)
             name = "".join(letter if letter.isalnum() else "-" for letter in f"{variant}-{given.labels}-{seed}")
@@ -57,10 +64,22 @@ def main() -> None:
             places += [f"data.test={data}/test.parquet", f"run.storage_path={given.folder}", f"run.name={name}"]
             sizes = (f"train.num_steps={given.steps}", f"train.seed={seed}", f"rounds={given.rounds}")
             result = self_train(*load_self_training([*FIELDS, *places, *sizes, *VARIANTS[variant]]), console=console)
-            for each in result.rounds:
-                shares = [each.metrics.get(f"round/{key}") for key in ("accuracy", "selected_share", "precision")]
-                shown = ["-" if share is None else f"{100 * share:.2f}" for share in (*shares, each.changed_share)]
-                print(f"| {variant} | {seed} | {each.number} | {each.num_pseudo_labeled} | {' | '.join(shown)} |")
+            found = [each.metrics for each in result.rounds]
+            loops.append(found + [found[-1]] * (given.rounds + 1 - len(found)))
+        figures[variant] = columns(loops)
+    report("self_training", figures, given.save)
+
+
+def columns(loops: list[list[dict[str, float]]]) -> dict[str, Figure]:
+    """Of the metrics of every seed's rounds."""
+
+    def mean(metric: str, number: int) -> Figure:
+        return mean_deviation([100 * rounds[number][metric] for rounds in loops])
+
+    found = {f"round {number}": mean("round/accuracy", number) for number in range(len(loops[0]))}
+    for name, metric in POOL_METRICS.items():
+        found |= {f"{name}, round 0": mean(metric, 0), f"{name}, last": mean(metric, -1)}
+    return found
 
 
 def write_digits(folder: Path, labels_per_class: int, seed: int) -> Path:

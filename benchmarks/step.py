@@ -21,12 +21,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.environment import environment_line
+from benchmarks.figures import Figure, Figures, add_save, quartiles, report
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.ema import update_teacher, warmed_decay
 from dpl_ray.algorithm.losses import consistency
@@ -128,7 +126,7 @@ def _setup(
 
 
 def measure_phases(rank: int, arguments: argparse.Namespace, port: int) -> None:
-    """Print the share of every phase of the step, as worker 0 of `arguments.workers` sees it."""
+    """Report the share of every phase of the step, as worker 0 of `arguments.workers` sees it."""
     torch.set_num_threads(max(1, arguments.threads))
     if arguments.workers > 1:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=arguments.workers)
@@ -147,41 +145,29 @@ def measure_phases(rank: int, arguments: argparse.Namespace, port: int) -> None:
         times = {event.key: event.cpu_time_total / 1e6 for event in profiler.key_averages() if event.key in PHASES}
         rows.append(times | {"total": total})
     if rank == 0:
-        _print_phases(rows, arguments)
+        _report_phases(rows, arguments)
     if arguments.workers > 1:
         dist.destroy_process_group()
 
 
-def _print_phases(rows: list[dict[str, float]], arguments: argparse.Namespace) -> None:
-    def median_share(phases: tuple[str, ...]) -> float:
-        return statistics.median(sum(row.get(phase, 0.0) for phase in phases) / row["total"] for row in rows)
+def _report_phases(rows: list[dict[str, float]], arguments: argparse.Namespace) -> None:
+    def share(*phases: str, **bounds: float) -> Figure:
+        shares = [100 * sum(row.get(phase, 0.0) for phase in phases) / row["total"] for row in rows]
+        return Figure(statistics.median(shares), "%", **bounds)
 
-    table = Table(
-        "phase", "median ms", "share", title=f"{arguments.steps} steps, {_what(arguments)}", title_justify="left"
-    )
-    for phase in PHASES:
-        median = statistics.median(row.get(phase, 0.0) for row in rows)
-        table.add_row(phase, f"{1e3 * median:.2f}", f"{100 * median_share((phase,)):.2f} %")
-    table.add_row("whole step", f"{1e3 * statistics.median(row['total'] for row in rows):.2f}", "")
-    console = Console()
-    console.print(table)
-    method = median_share(("heads and policy", "collective"))
-    console.print(f"heads, policy and collective together: {100 * method:.2f} % of the step (bound: 3 %)")
-    console.print(environment_line(), soft_wrap=True)
+    def milliseconds(phase: str) -> Figure:
+        return Figure(1e3 * statistics.median(row.get(phase, 0.0) for row in rows), "ms")
+
+    figures: Figures = {phase: {"median": milliseconds(phase), "share": share(phase)} for phase in PHASES}
+    figures["whole step"] = {"median": milliseconds("total")}
+    figures["heads, policy and collective together"] = {"share": share("heads and policy", "collective", at_most=3)}
+    report("step", figures, arguments.save)
 
 
 def compare_forms(arguments: argparse.Namespace) -> None:
-    """Print the time of our step over the peers' form, alternating, at coverage 1 and 0.7."""
+    """Report the time of our step over the peers' form, alternating, at coverage 1 and 0.7."""
     torch.set_num_threads(max(1, arguments.threads))
-    table = Table(
-        "coverage",
-        "ours, ms",
-        "peers' form, ms",
-        "ours / peers'",
-        "quartiles",
-        title=f"{arguments.steps} pairs, {_what(arguments)}",
-        title_justify="left",
-    )
+    figures: Figures = {}
     workers = Workers(device=torch.device(arguments.device))
     for coverage, bound in ((1.0, 0.65), (0.7, 0.55)):
         config, ours, feed = _setup(arguments, workers, coverage)
@@ -196,18 +182,10 @@ def compare_forms(arguments: argparse.Namespace) -> None:
             if index >= 2:
                 pairs.append(seconds)
         ratios = [mine / theirs for mine, theirs in pairs]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        medians = [1e3 * statistics.median(column) for column in zip(*pairs, strict=True)]
-        table.add_row(
-            f"{coverage}",
-            f"{medians[0]:.1f}",
-            f"{medians[1]:.1f}",
-            f"{middle:.3f} (bound {bound})",
-            f"{low:.3f} to {high:.3f}",
-        )
-    console = Console()
-    console.print(table)
-    console.print(environment_line(), soft_wrap=True)
+        medians = [Figure(1e3 * statistics.median(column), "ms") for column in zip(*pairs, strict=True)]
+        columns = {"ours": medians[0], "peers' form": medians[1]}
+        figures[f"coverage {coverage}"] = columns | {"ours / peers' form": quartiles(ratios, at_most=bound)}
+    report("step", figures, arguments.save)
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -224,14 +202,6 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _what(arguments: argparse.Namespace) -> str:
-    return (
-        f"WRN-{arguments.depth}-{arguments.width}, {arguments.size} px, B={arguments.batch_size}, mu={arguments.mu}, "
-        f"{arguments.workers} worker(s) x {arguments.threads} thread(s), {arguments.device}, {arguments.precision}"
-        + (f", weak pass {arguments.weak_precision}" if arguments.weak_precision else "")
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compare", action="store_true", help="our step beside the peers' form of it")
@@ -246,6 +216,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--weak-precision", choices=["float32", "bfloat16"], help="default: that of the step")
+    add_save(parser, "step")
     arguments = parser.parse_args()
     arguments.batch_size = arguments.batch_size or (8 if arguments.compare else 16)
     arguments.workers = arguments.workers or (1 if arguments.compare else 2)

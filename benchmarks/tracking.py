@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import dpl_ray.tracking.tracker
-from benchmarks.environment import environment_line
+from benchmarks.figures import Figure, add_save, median, report
 from dpl_ray.config.schema import Config, parse_config
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
 from dpl_ray.store.storage import Storage
@@ -126,6 +125,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--width", type=int, default=2)
+    add_save(parser, "tracking")
     arguments = parser.parse_args()
     config = parse_config(
         {
@@ -150,17 +150,16 @@ def main() -> None:
     costs = [seconds - statistics.median(meter.extra[False]) for seconds in meter.extra[True]]
     window = usual * arguments.log_every
     seconds = TimedSender.seconds / len(meter.calls) + statistics.mean(meter.calls)
-    title = f"{meter.num_metrics} metrics every {arguments.log_every} steps, WRN-28-{arguments.width}"
-    table = Table("", "", title=title, title_justify="left", show_header=False)
-    table.add_row("step, median", f"{usual:.4f} s")
-    spread = f"{statistics.median(costs):+.3f} s ({min(costs):+.3f} to {max(costs):+.3f})"
-    table.add_row("steps after a record take longer by, median (range)", spread)
-    share = f"{statistics.median(costs) / window:+.2%} ({min(costs) / window:+.2%} to {max(costs) / window:+.2%})"
-    table.add_row("of the steps between two records", share)
-    table.add_row("CPU time of a record", f"{seconds:.3f} s, {seconds / window:.2%} of those steps")
-    console = Console()
-    console.print(table)
-    console.print(environment_line(), soft_wrap=True)
+    rows = {
+        "a step": Figure(usual, "s"),
+        f"the {STEPS_AFTER} steps after a record take longer by": median(costs, "s"),
+        f"share of the {arguments.log_every} steps between two records": median(
+            [100 * cost / window for cost in costs], "%"
+        ),
+        f"CPU time of a record of {meter.num_metrics} metrics": Figure(seconds, "s"),
+        "its share of those steps": Figure(100 * seconds / window, "%"),
+    }
+    report("tracking", {row: {"measured": figure} for row, figure in rows.items()}, arguments.save)
 
 
 if __name__ == "__main__":

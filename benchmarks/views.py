@@ -3,29 +3,26 @@
     python -m benchmarks.views [--batch 448] [--size 32] [--seconds 3]
 
 One thread, one process. Contestants take turns within each of the repeats, so that a noisy neighbour slows
-all of them; what is printed is the median over the repeats and their lowest and highest. Ours includes
+all of them; what is told is the median over the repeats and their lowest and highest. Ours includes
 drawing the uniforms, and cutout in the strong view. The pipeline starts from Pillow images in memory, has
 no cutout and returns Pillow images: neither decoding nor conversion to tensors is counted against it.
 """
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import PIL
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor
 from torchvision import transforms
 
+from benchmarks.figures import Figure, Figures, add_save, median, report
 from dpl_ray.data.augment import WEAK_UNIFORMS, ViewSettings, num_strong_uniforms, strong, weak
 
 NUM_REPEATS = 7
+LEAST_RATIO = 10.0  # of the strong view
 
 
 def smooth_noise(num: int, size: int) -> Tensor:
@@ -46,18 +43,12 @@ def images_per_second(run: Callable[[], object], batch: int, seconds: float) -> 
     return num_runs * batch / elapsed
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=448)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=3, help="per contestant, all repeats together")
+    add_save(parser, "views")
     arguments = parser.parse_args()
     batch, size = arguments.batch, arguments.size
 
@@ -89,16 +80,12 @@ def main() -> None:
         for name, run in contestants.items():
             speeds[name].append(images_per_second(run, batch, arguments.seconds / NUM_REPEATS))
 
-    print(
-        f"{processor()}, {os.cpu_count()} cores, 1 thread used; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
-    )
-    print(f"batch {batch}, {size}x{size}x3, {NUM_REPEATS} repeats, images/s: median (lowest to highest)")
-    for name, values in speeds.items():
-        print(f"  {name:<16}{statistics.median(values):>9.0f}  ({min(values):.0f} to {max(values):.0f})")
-    for view in ("weak", "strong"):
-        ratio = statistics.median(speeds[f"{view}, ours"]) / statistics.median(speeds[f"{view}, Pillow"])
-        print(f"  {view}: {ratio:.1f} times Pillow's images/s")
+    figures: Figures = {}
+    for view, least in (("weak", None), ("strong", LEAST_RATIO)):
+        ours, pillow = speeds[f"{view}, ours"], speeds[f"{view}, Pillow"]
+        ratio = Figure(statistics.median(ours) / statistics.median(pillow), at_least=least)
+        figures[view] = {"ours": median(ours, "images/s"), "Pillow": median(pillow, "images/s"), "ratio": ratio}
+    report("views", figures, arguments.save)
 
 
 if __name__ == "__main__":

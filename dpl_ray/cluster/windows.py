@@ -65,11 +65,7 @@ def _iterate(
     pool = ray.get(pool_ref)
     share = windows.rows // world_size
     share_bytes = COUNTED * share * pool.bytes_per_image()
-    ahead = windows.ahead
-    if ahead is None:
-        cluster = ray.cluster_resources()
-        ahead = shares_ahead(cluster.get("CPU", 0.0), cluster.get("object_store_memory", 0.0), share_bytes, world_size)
-    bytes_ahead = share_bytes * (ahead + 1)
+    bytes_ahead = share_bytes * ((windows.ahead or shares_ahead_here(share_bytes, world_size)) + 1)
     read = partial(_read_task, pool_ref, windows, rank, world_size)
     for first in range(numbers.start, numbers.stop, WINDOWS_PER_DATASET):
         some = range(first, min(first + WINDOWS_PER_DATASET, numbers.stop))
@@ -81,6 +77,14 @@ def _iterate(
             dataset = ray.data.from_items([{"number": number} for number in some], override_num_blocks=len(some))
             dataset = dataset.map_batches(read, batch_size=1, num_cpus=READER_CPUS)
         yield from dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=1)
+
+
+def shares_ahead_here(share_bytes: int, num_workers: int) -> int:
+    """`shares_ahead` in the cluster that this process is connected to."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return shares_ahead(resources.get("CPU", 0.0), resources.get("object_store_memory", 0.0), share_bytes, num_workers)
 
 
 def shares_ahead(num_cpus: float, object_store_bytes: float, share_bytes: float, num_workers: int) -> int:

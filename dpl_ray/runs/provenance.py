@@ -59,12 +59,15 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 @cache
 def git_commit() -> str:
-    """Short hash of the checkout that runs, with `+changes` where it has any; `unknown` outside of one."""
+    """Short hash of the checkout that runs, with `+changes` where its code has any; `unknown` outside of one."""
     root = Path(__file__).resolve().parents[2]
     try:
         run = [
             subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
-            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            for words in (
+                ["rev-parse", "--short", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"],
+            )
         ]
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -190,8 +190,8 @@ def to_markdown(rows: Sequence[Row], reference: str, header: Sequence[str]) -> s
     columns: Columns = {"policy": shown_label}
     for part in tables(reference).values():
         columns |= part
-    lines = [*header, "", _markdown_row(columns), _markdown_row(["---"] * len(columns))]
-    lines += [_markdown_row([show(row) for show in columns.values()]) for row in rows]
+    lines = [*header, "", markdown_row(columns), markdown_row(["---"] * len(columns))]
+    lines += [markdown_row([show(row) for show in columns.values()]) for row in rows]
     lines += ["", *NOTES]
     return "\n".join(lines).replace("{reference}", reference) + "\n"
 
@@ -209,7 +209,7 @@ NOTES = (
 )
 
 
-def _markdown_row(texts: Sequence[str] | Columns) -> str:
+def markdown_row(texts: Sequence[str] | Columns) -> str:
     return f"| {' | '.join(text.replace('|', '&#124;') for text in texts)} |"
 
 
