@@ -11,7 +11,7 @@ help:
 	@echo "make test      run the tests"
 	@echo "make explore   the tests of properties on examples that no run before has seen"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     print the figures of docs/performance.md"
+	@echo "make bench     measure the figures of the documents, and write them there"
 	@echo "make install   what all of them need, into .venv"
 
 install: $(STAMP)
@@ -36,13 +36,15 @@ lint: install
 	@$(BIN)/mypy
 
 bench: install
-	$(BIN)/python -m benchmarks.views
-	$(BIN)/python -m benchmarks.step
-	$(BIN)/python -m benchmarks.step --compare
-	$(BIN)/python -m benchmarks.step --compare --weak-precision bfloat16
-	$(BIN)/python -m benchmarks.label
-	$(BIN)/python -m benchmarks.mistakes
-	$(BIN)/python -m benchmarks.pool_rates
-	$(BIN)/python -m benchmarks.tracking
-	$(BIN)/python -m benchmarks.search
-	$(BIN)/python -m benchmarks.pool
+	$(BIN)/python -m benchmarks.views --save
+	$(BIN)/python -m benchmarks.views --batch 112 --save views_112
+	$(BIN)/python -m benchmarks.step --save
+	$(BIN)/python -m benchmarks.step --compare --save step_compare
+	$(BIN)/python -m benchmarks.step --compare --weak-precision bfloat16 --save step_compare_bfloat16
+	$(BIN)/python -m benchmarks.label --save
+	$(BIN)/python -m benchmarks.mistakes --save
+	$(BIN)/python -m benchmarks.pool_rates --save
+	$(BIN)/python -m benchmarks.tracking --save
+	$(BIN)/python -m benchmarks.search --save
+	$(BIN)/python -m benchmarks.pool --save
+	$(BIN)/python -m benchmarks.results

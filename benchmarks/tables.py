@@ -1,0 +1,200 @@
+"""The tables of results that are made from the CSV files of docs/results: `TABLES`, name -> function."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import paper
+from dpl_ray.studies.comparison.cells import CellResult
+from dpl_ray.studies.comparison.table import Row, make_rows, markdown_row, shown_label, tables
+
+FOLDER = Path(__file__).parent.parent / "docs" / "results"
+REFERENCE = "fixmatch"
+OURS = "dpl"
+#: Column of policies.csv -> metric of a cell.
+METRICS = {
+    "accuracy": "eval/accuracy",
+    "balanced_accuracy": "eval/balanced_accuracy",
+    "ece": "eval/ece",
+    "coverage": "pseudo/coverage",
+    "precision": "pseudo/precision",
+    "high_entropy_share": "pseudo/high_entropy_share",
+    "high_entropy_precision": "pseudo/high_entropy_precision",
+}
+#: Of a comparison's columns, those that docs/RESULTS.md shows, in this order.
+SHOWN = (
+    "seeds",
+    "accuracy",
+    f"minus {REFERENCE} [95 %]",
+    f"steps to {REFERENCE}'s accuracy",
+    "coverage",
+    "precision",
+    "high-entropy share",
+    "their precision",
+    "ECE",
+)
+CsvRows = Sequence[dict[str, str]]
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(map(markdown_row, [heading, ["---"] * len(heading), *rows]))
+
+
+def cells(setting: str, results: CsvRows, curves: CsvRows) -> list[CellResult]:
+    """The cells of a setting, from the rows of policies.csv and policies_curves.csv."""
+    points: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
+    for row in curves:
+        if row["setting"] == setting:
+            point = int(row["step"]), float(row["accuracy_of_2000_test_images"]), 0.0
+            points.setdefault((row["policy"], row["seed"]), []).append(point)
+    return [
+        CellResult(
+            label=row["policy"],
+            policy={},
+            seed=int(row["seed"]),
+            steps=int(row["steps"]),
+            seconds=float(row["training_seconds"]),
+            metrics={metric: float(row[column]) for column, metric in METRICS.items() if row[column]},
+            curve=points.get((row["policy"], row["seed"]), []),
+            checkpoint="",
+        )
+        for row in results
+        if row["setting"] == setting
+    ]
+
+
+def comparison(rows: Sequence[Row]) -> str:
+    """A row for each policy, the most accurate first."""
+    columns: dict[str, Callable[[Row], str]] = {}
+    for part in tables(REFERENCE).values():
+        columns |= part
+    body = [[shown_label(row), *(columns[heading](row) for heading in SHOWN)] for row in rows]
+    return table(["policy", *SHOWN], body)
+
+
+def settings(results: CsvRows) -> list[str]:
+    return list(dict.fromkeys(row["setting"] for row in results))
+
+
+def ours(results: CsvRows, curves: CsvRows, policy: str = OURS) -> str:
+    """A row for each setting: how far `policy` is from the first and from the reference."""
+    body, ranks = [], []
+    for setting in settings(results):
+        found = cells(setting, results, curves)
+        rows = make_rows(found, REFERENCE)
+        rank, row = next((place, row) for place, row in enumerate(rows, start=1) if row.label == policy)
+        ranks.append(rank)
+        assert row.difference is not None, "the reference has the seeds of all policies"
+        behind = 100 * (rows[0].accuracy - row.accuracy)
+        steps = next(cell.steps for cell in found if cell.label == policy)
+        share = None if row.steps is None or row.steps.median is None else row.steps.median / steps
+        used, right = row.means["high_entropy_share"], row.means["high_entropy_precision"]
+        body.append(
+            [
+                setting,
+                f"{rank} of {len(rows)}",
+                rows[0].label,
+                f"{behind:.2f}",
+                f"{100 * row.difference:+.2f}",
+                *("-" if value is None else f"{value:.2f}" for value in (share, used, right)),
+            ]
+        )
+    heading = (
+        "setting", f"rank of {policy}", "first", "points behind the first", f"points above {REFERENCE}",
+        f"share of the run to {REFERENCE}'s accuracy", "weight on high-entropy samples", "of it right",
+    )  # fmt: skip
+    summary = f"`{policy}` is first in {ranks.count(1)} of {len(ranks)} settings, and second or third in "
+    return f"{table(heading, body)}\n\n{summary}{ranks.count(2) + ranks.count(3)}."
+
+
+def means(results: CsvRows) -> str:
+    """The mean accuracy over the settings, of the policies that were run in all of them, the best first."""
+    names = settings(results)
+    accuracies: dict[str, dict[str, list[float]]] = {}
+    for row in results:
+        accuracies.setdefault(row["policy"], {}).setdefault(row["setting"], []).append(float(row["accuracy"]))
+    found = {
+        policy: statistics.fmean(statistics.fmean(of_setting[name]) for name in names)
+        for policy, of_setting in accuracies.items()
+        if of_setting.keys() == set(names)
+    }
+    ranked = sorted(found, key=lambda policy: -found[policy])
+    return table(
+        ["policy", "mean accuracy over the settings, in %"], [[name, f"{100 * found[name]:.1f}"] for name in ranked]
+    )
+
+
+ABLATION_SETTINGS = ("fashion14-4", "digits-2", "digits-4", "fashion14-25")
+#: `label_sets` was measured before the variant took the samples of no weight in; those with a star, in code that was
+#: thrown away. No command measures them again.
+NOT_MEASURABLE = ("label_sets",)
+
+
+def ablation(rows: CsvRows) -> str:
+    """A row for each change of dpl: points above dpl with the same seed, and the number of seeds."""
+    differences: dict[str, dict[str, list[float]]] = {}
+    first = [row for row in rows if row["setting"] == ABLATION_SETTINGS[0]]
+    for row in rows:
+        if not row["variant"].endswith("*") and row["variant"] not in NOT_MEASURABLE:
+            found = differences.setdefault(row["variant"], {}).setdefault(row["setting"], [])
+            found.append(100 * (float(row["accuracy"]) - float(row["accuracy_of_the_base"])))
+
+    def order(variant: str) -> float:
+        of_setting = differences[variant]
+        return -statistics.fmean(of_setting[next(name for name in ABLATION_SETTINGS if name in of_setting)])
+
+    def mean(variant: str, column: str) -> str:
+        return f"{statistics.fmean(float(row[column]) for row in first if row['variant'] == variant):.2f}"
+
+    body = []
+    for variant in sorted(differences, key=order):
+        of_setting = differences[variant]
+        shown = (
+            f"{statistics.fmean(of_setting[name]):+.2f} ({len(of_setting[name])})" if name in of_setting else ""
+            for name in ABLATION_SETTINGS
+        )
+        is_first = ABLATION_SETTINGS[0] in of_setting
+        use = f"{mean(variant, 'coverage')}, {mean(variant, 'precision')}" if is_first else ""
+        body.append([variant, *shown, use])
+    return table(["change of dpl", *ABLATION_SETTINGS, f"coverage, precision ({ABLATION_SETTINGS[0]})"], body)
+
+
+FIRST_RUNS = {
+    "eval/accuracy": "accuracy",
+    "eval/ece": "ECE",
+    "pseudo/coverage": "coverage",
+    "pseudo/precision": "precision",
+    "pseudo/high_entropy_share": "high-entropy share",
+    "pseudo/high_entropy_precision": "their precision",
+}
+
+
+def first_runs(rows: CsvRows) -> str:
+    body = [
+        [row["run"], row["policy"], f"{int(row['steps']):,}"]
+        + [f"{100 * float(row[column]):.1f}" if row[column] else "-" for column in FIRST_RUNS]
+        for row in rows
+    ]
+    return table(["run", "policy", "steps", *FIRST_RUNS.values()], body)
+
+
+def _setting(name: str) -> Callable[[], str]:
+    return lambda: comparison(make_rows(cells(name, read("policies"), read("policies_curves")), REFERENCE))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    **{f"policies/{name}": _setting(name) for name in settings(read("policies"))},
+    "policies-dpl": lambda: ours(read("policies"), read("policies_curves")),
+    "policies-means": lambda: means(read("policies")),
+    "dpl-ablation": lambda: ablation(read("dpl_ablation")),
+    "first-runs": lambda: first_runs(read("first_runs")),
+    "paper": paper.plan,
+}

@@ -1,0 +1,194 @@
+"""The tables of results: what is made of a few rows by hand, and that the documents are as the command writes them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks import paper, results, tables
+from benchmarks.figures import Figure, Measurement, command_line, mean_deviation, median, quartiles
+from dpl_ray.studies.comparison.table import make_rows
+
+MEASUREMENT = Measurement(
+    command="python -m benchmarks.views",
+    figures={
+        "strong": {"ours": Figure(62_282.0, "images/s", 58_414, 63_798), "ratio": Figure(9.5, at_least=10)},
+        "weak": {"ratio": Figure(39.4)},
+    },
+    commit="abc1234",
+    date="2026-11-27",
+    hardware="EPYC, 2 cores",
+    versions="Python 3.11.7",
+)
+
+
+def result(policy: str, seed: int, accuracy: str, **rest: str) -> dict[str, str]:
+    """A row of policies.csv."""
+    columns = dict.fromkeys((*tables.METRICS, "setting", "policy"), "")
+    return columns | {
+        "setting": "small", "policy": policy, "seed": str(seed), "steps": "20", "training_seconds": "9",
+        "accuracy": accuracy, "balanced_accuracy": accuracy, "ece": "0.1", **rest,
+    }  # fmt: skip
+
+
+def point(policy: str, seed: int, step: int, accuracy: str) -> dict[str, str]:
+    """A row of policies_curves.csv."""
+    return {
+        "setting": "small", "policy": policy, "seed": str(seed), "step": str(step),
+        "accuracy_of_2000_test_images": accuracy,
+    }  # fmt: skip
+
+
+USED = {"coverage": "0.9", "precision": "0.8", "high_entropy_share": "0.25", "high_entropy_precision": "0.5"}
+RESULTS = [
+    *(result("fixmatch", seed, accuracy) for seed, accuracy in enumerate(("0.5", "0.6"))),
+    *(result("dpl", seed, accuracy, **USED) for seed, accuracy in enumerate(("0.7", "0.8"))),
+    result("softmatch", 0, "0.9"),
+]
+CURVES = [
+    *(point("fixmatch", seed, step, "0.5") for seed in (0, 1) for step in (10, 20)),
+    *(point("dpl", seed, step, accuracy) for seed in (0, 1) for step, accuracy in ((10, "0.6"), (20, "0.7"))),
+]
+
+
+def test_the_table_of_a_comparison_is_made_from_its_csv_files() -> None:
+    rows = make_rows(tables.cells("small", RESULTS, CURVES), "fixmatch")
+    assert tables.comparison(rows).splitlines()[2:] == [
+        "| softmatch | 1 | 90.00 | +40.00 | - (0 of 1) | - | - | - | - | 10.0 |",
+        "| dpl | 2 | 75.00 ± 7.07 | +20.00 | 10 (2 of 2) | 90.0 | 80.0 | 25.0 | 50.0 | 10.0 |",
+        "| fixmatch (reference) | 2 | 55.00 ± 7.07 | - | 10 (2 of 2) | - | - | - | - | 10.0 |",
+    ]
+
+
+def test_a_rank_is_counted() -> None:
+    assert tables.ours(RESULTS, CURVES).splitlines()[2:] == [
+        "| small | 2 of 3 | softmatch | 15.00 | +20.00 | 0.50 | 0.25 | 0.50 |",
+        "",
+        "`dpl` is first in 0 of 1 settings, and second or third in 1.",
+    ]
+
+
+def test_means_are_of_policies_that_were_run_in_all_settings() -> None:
+    other = [row | {"setting": "other", "accuracy": "0.25"} for row in RESULTS if row["policy"] != "softmatch"]
+    assert tables.means([*RESULTS, *other]).splitlines()[2:] == ["| dpl | 50.0 |", "| fixmatch | 40.0 |"]
+
+
+def test_an_ablation_shows_differences_and_seeds_of_what_can_be_measured_again() -> None:
+    def row(setting: str, variant: str, accuracy: float) -> dict[str, str]:
+        numbers = {"accuracy": str(accuracy), "accuracy_of_the_base": "0.5", "coverage": "0.9", "precision": "0.8"}
+        return {"setting": setting, "variant": variant} | numbers
+
+    rows = [
+        row("fashion14-4", "worse", 0.4),
+        row("fashion14-4", "tried*", 0.9),
+        row("fashion14-4", "label_sets", 0.9),
+        row("digits-2", "better", 0.6),
+        row("digits-2", "better", 0.8),
+    ]
+    assert tables.ablation(rows).splitlines()[2:] == [
+        "| better |  | +20.00 (2) |  |  |  |",
+        "| worse | -10.00 (1) |  |  |  | 0.90, 0.80 |",
+    ]
+
+
+def test_the_first_runs_have_a_row_each() -> None:
+    row = {"run": "a", "policy": "dpl", "steps": "3000"} | dict.fromkeys(tables.FIRST_RUNS, "") | {"eval/ece": "0.5"}
+    assert tables.first_runs([row]).splitlines()[2] == "| a | dpl | 3,000 | - | 50.0 | - | - | - | - |"
+
+
+def test_a_figure_shows_its_range_and_whether_it_keeps_its_bound() -> None:
+    assert str(median([1, 30, 2000], "s", at_most=31)) == "30 s (1 to 2,000); bound: at most 31"
+    assert str(quartiles([0.1] * 4, at_least=0.2)) == "0.1 (0.1 to 0.1); bound: at least 0.2, **missed**"
+    assert str(mean_deviation([12.0, 14.0], "%")) == "13.0 ± 1.41 %"
+    assert str(mean_deviation([1.25])) == "1.25"
+
+
+def test_a_measurement_is_kept_and_shown_with_its_commit(tmp_path: Path) -> None:
+    MEASUREMENT.save("views", tmp_path / "bench")
+    assert Measurement.load("views", tmp_path / "bench") == MEASUREMENT
+    assert MEASUREMENT.to_markdown().splitlines() == [
+        "|  | ours | ratio |",
+        "| --- | --- | --- |",
+        "| strong | 62,282 images/s (58,414 to 63,798) | 9.50; bound: at least 10, **missed** |",
+        "| weak |  | 39.4 |",
+        "",
+        "`python -m benchmarks.views`: EPYC, 2 cores; Python 3.11.7; commit abc1234, 2026-11-27.",
+    ]
+
+
+def test_a_command_is_kept_without_the_places_of_one_machine() -> None:
+    arguments = ["--images", "/data/cifar10/train-*.parquet", "--save", "large", "--sizes", "1", "2"]
+    assert (
+        command_line("label", arguments) == "python -m benchmarks.label --images 'cifar10/train-*.parquet' --sizes 1 2"
+    )
+    assert command_line("views", ["--save", "--batch", "112"]) == "python -m benchmarks.views --batch 112"
+
+
+def test_the_plan_follows_the_measured_rates() -> None:
+    names = {paper.PHOTOGRAPH: 100.0, paper.DECODE: 500.0, paper.INDEX: 124.0}
+    names |= {paper.LISTING.format(paper.FEW_FILES): 1000.0, paper.LISTING.format(paper.MANY_FILES): 400.0}
+    rows = dict(paper.plan_rows({name: {paper.MEASURED: Figure(value)} for name, value in names.items()}))
+    assert rows["bytes in the bucket"] == "100 TB"
+    assert rows["parquet files of 1.00 GB"] == "100,000 of 10,000 rows"
+    assert rows["index, once in the object store for all workers"] == "34.0 MB"  # 100,000 x 100 + 1,000,000 x 24 bytes
+    assert rows["decoding on one core"] == "23.1 days"
+    assert rows["cores that decode meanwhile"] == "128: 2.00 for each GPU"
+    # 100 MB for 100,000 files and 160 MB for 400,000: 200 bytes for each further one.
+    assert rows["instead 10,000,000 single image files: peak memory of listing"] == "2.08 GB"
+
+
+def test_text_around_tables_stays_and_a_table_is_replaced_once() -> None:
+    text = "a\n<!-- results: one -->\nold\n<!-- /results -->\nb\n"
+    new, differ = results.update(text, lambda name: f"| {name} |")
+    assert (new, differ) == ("a\n<!-- results: one -->\n\n| one |\n\n<!-- /results -->\nb\n", ["one"])
+    assert results.update(new, lambda name: f"| {name} |") == (new, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- results: first-runs -->\n", "must stand between"),
+        ("<!-- results: nothing -->\n<!-- /results -->", "no table of results is called nothing; known: .*first-runs"),
+        ("<!-- results: bench/nothing -->\n<!-- /results -->", "is called bench/nothing; known: .*bench/views"),
+    ],
+)
+def test_a_mark_without_end_or_of_no_table_is_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        results.update(text)
+
+
+def test_the_documents_are_as_the_command_writes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert results.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_a_row_that_was_taken_out_is_noticed_and_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "README.md").touch()
+    page = tmp_path / "docs" / "RESULTS.md"
+    page.parent.mkdir()
+    shutil.copy(results.ROOT / "docs" / "RESULTS.md", page)
+    whole = page.read_text()
+    page.write_text(re.sub(r"^\| dpl \|.*\n", "", whole, count=1, flags=re.MULTILINE))
+    assert page.read_text() != whole
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert results.main(["--check"]) == 1
+    assert re.search(r"docs/RESULTS.md: .*: policies/digits-2$", capsys.readouterr().err.strip())
+    assert results.main([]) == 0
+    assert page.read_text() == whole
+
+
+def test_every_measurement_and_every_table_stands_in_a_document() -> None:
+    shown = {found["name"] for page in results.documents() for found in results.BLOCK.finditer(page.read_text())}
+    assert shown == set(results.known())
+
+
+@pytest.mark.parametrize("name", ["RESULTS.md", "performance.md", "scale.md"])
+def test_numbers_that_were_measured_stand_in_tables_alone(name: str) -> None:
+    """Outside of code and of the tables of results no page has a number with a decimal point, a rate or a share."""
+    text = results.BLOCK.sub("", (results.ROOT / "docs" / name).read_text())
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    assert not re.findall(r".*(?:(?<![\d.])\d+\.\d+(?!\.?\d)|\d %|\d images/s|\d points?\b|\d times\b).*", prose)
