@@ -33,7 +33,7 @@ def job(config: ExplainConfig, console: Console) -> None:
 
 COMMAND = Command(
     job,
-    "Say of one image why it gets its weight in training.",
+    "Explain why one image gets its weight in training.",
     "checkpoint=runs/NAME sample=photos/1.jpg",
     load=load_explaining,
     only=ExplainConfig,

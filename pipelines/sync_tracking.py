@@ -24,7 +24,7 @@ def job(config: SyncConfig, console: Console) -> None:
 
 COMMAND = Command(
     job,
-    "Send MLflow what a run could not while the server was down.",
+    "Send MLflow what a run could not send while the server was down.",
     "run=runs/NAME",
     load=load_syncing,
     only=SyncConfig,
