@@ -85,6 +85,7 @@ class Measurement:
     date: str  # ISO
     hardware: str
     versions: str  # "Python 3.11.7, torch 2.14.1, ..."
+    note: str = ""  # a sentence on how they were measured
 
     @classmethod
     def load(cls, name: str, folder: Path = FOLDER) -> Measurement:
@@ -110,7 +111,8 @@ class Measurement:
         return "\n".join([*lines, "", self.source()])
 
     def source(self) -> str:
-        return f"`{self.command}`: {self.hardware}; {self.versions}; commit {self.commit}, {self.date}."
+        text = f"`{self.command}`: {self.hardware}; {self.versions}; commit {self.commit}, {self.date}."
+        return f"{text} {self.note}".strip()
 
 
 def add_save(parser: argparse.ArgumentParser, name: str) -> None:

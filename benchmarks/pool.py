@@ -34,6 +34,7 @@ from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.data.pool.windows import StreamedPool, Windows
 
 IMAGE_SIZE = 32
+NUM_AROUND = 8  # windows read before and after those whose rate is taken
 ROWS_PER_FILE, ROWS_PER_GROUP = 10_000, 1000
 
 
@@ -207,16 +208,19 @@ def _compare_feed(folder: Path, rounds: int, aheads: list[int | None]) -> Figure
 
 
 def _feed_rate(pool: StreamedPool, windows: Windows) -> float:
-    """Images/s of a pass without its first window, which has the start in it."""
+    """Images/s of a pass in the middle of reading: windows are on their way both when it begins and when it ends."""
     from dpl_ray.cluster.windows import read_windows
 
-    began = count = 0.0
-    for rows in read_windows(pool, windows, range(len(pool) // windows.rows), 0, 1):
-        if began:
-            count += len(rows["ids"])
-        else:
-            began = time.perf_counter()
-    return count / (time.perf_counter() - began)
+    count = len(pool) // windows.rows
+    reading = read_windows(pool, windows, range(count + 2 * NUM_AROUND), 0, 1)
+    for _ in islice(reading, NUM_AROUND):
+        pass
+    began = time.perf_counter()
+    for _ in islice(reading, count):
+        pass
+    seconds = time.perf_counter() - began
+    reading.close()
+    return count * windows.rows / seconds
 
 
 def _warm() -> None:

@@ -140,8 +140,9 @@ NOT_MEASURABLE = ("label_sets",)
 
 def ablation(rows: CsvRows) -> str:
     """A row for each change of dpl: points above dpl with the same seed, and the number of seeds."""
+    main = ABLATION_SETTINGS[0]
+    first = [row for row in rows if row["setting"] == main]
     differences: dict[str, dict[str, list[float]]] = {}
-    first = [row for row in rows if row["setting"] == ABLATION_SETTINGS[0]]
     for row in rows:
         if not row["variant"].endswith("*") and row["variant"] not in NOT_MEASURABLE:
             found = differences.setdefault(row["variant"], {}).setdefault(row["setting"], [])
@@ -161,10 +162,12 @@ def ablation(rows: CsvRows) -> str:
             f"{statistics.fmean(of_setting[name]):+.2f} ({len(of_setting[name])})" if name in of_setting else ""
             for name in ABLATION_SETTINGS
         )
-        is_first = ABLATION_SETTINGS[0] in of_setting
-        use = f"{mean(variant, 'coverage')}, {mean(variant, 'precision')}" if is_first else ""
+        use = f"{mean(variant, 'coverage')}, {mean(variant, 'precision')}" if main in of_setting else ""
         body.append([variant, *shown, use])
-    return table(["change of dpl", *ABLATION_SETTINGS, f"coverage, precision ({ABLATION_SETTINGS[0]})"], body)
+    gains = [statistics.fmean(found[main]) for found in differences.values() if main in found]
+    better = f"On {main}, {sum(gain > 0 for gain in gains)} of {len(gains)} changes have a higher mean than dpl."
+    heading = ["change of dpl", *ABLATION_SETTINGS, f"coverage, precision ({main})"]
+    return f"{table(heading, body)}\n\n{better}"
 
 
 FIRST_RUNS = {
@@ -183,7 +186,19 @@ def first_runs(rows: CsvRows) -> str:
         + [f"{100 * float(row[column]):.1f}" if row[column] else "-" for column in FIRST_RUNS]
         for row in rows
     ]
-    return table(["run", "policy", "steps", *FIRST_RUNS.values()], body)
+    accuracies: dict[str, dict[str, float]] = {}
+    for row in rows:
+        accuracies.setdefault(row["data"], {})[row["policy"]] = 100 * float(row["eval/accuracy"])
+    sentences = [
+        f"On {data} dpl is {_distance(found[OURS] - found[REFERENCE])} {REFERENCE} and "
+        f"{_distance(found[OURS] - found['supervised'])} supervised."
+        for data, found in accuracies.items()
+    ]
+    return "\n\n".join([table(["run", "policy", "steps", *FIRST_RUNS.values()], body), *sentences])
+
+
+def _distance(points: float) -> str:
+    return f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
 
 
 def _setting(name: str) -> Callable[[], str]:

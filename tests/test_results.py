@@ -22,6 +22,7 @@ MEASUREMENT = Measurement(
     date="2026-11-27",
     hardware="EPYC, 2 cores",
     versions="Python 3.11.7",
+    note="Once.",
 )
 
 
@@ -91,12 +92,20 @@ def test_an_ablation_shows_differences_and_seeds_of_what_can_be_measured_again()
     assert tables.ablation(rows).splitlines()[2:] == [
         "| better |  | +20.00 (2) |  |  |  |",
         "| worse | -10.00 (1) |  |  |  | 0.90, 0.80 |",
+        "",
+        "On fashion14-4, 0 of 1 changes have a higher mean than dpl.",
     ]
 
 
 def test_the_first_runs_have_a_row_each() -> None:
-    row = {"run": "a", "policy": "dpl", "steps": "3000"} | dict.fromkeys(tables.FIRST_RUNS, "") | {"eval/ece": "0.5"}
-    assert tables.first_runs([row]).splitlines()[2] == "| a | dpl | 3,000 | - | 50.0 | - | - | - | - |"
+    rows = [
+        {"run": "a", "data": "digits", "policy": policy, "steps": "3000", "eval/accuracy": accuracy, "eval/ece": "0.5"}
+        for policy, accuracy in {"dpl": "0.8", "fixmatch": "0.9", "supervised": "0.5"}.items()
+    ]
+    empty = dict.fromkeys(tables.FIRST_RUNS, "")
+    lines = tables.first_runs([empty | row for row in rows]).splitlines()
+    assert lines[2] == "| a | dpl | 3,000 | 80.0 | 50.0 | - | - | - | - |"
+    assert lines[-1] == "On digits dpl is 10.0 points below fixmatch and 30.0 points above supervised."
 
 
 def test_a_figure_shows_its_range_and_whether_it_keeps_its_bound() -> None:
@@ -115,7 +124,7 @@ def test_a_measurement_is_kept_and_shown_with_its_commit(tmp_path: Path) -> None
         "| strong | 62,282 images/s (58,414 to 63,798) | 9.50; bound: at least 10, **missed** |",
         "| weak |  | 39.4 |",
         "",
-        "`python -m benchmarks.views`: EPYC, 2 cores; Python 3.11.7; commit abc1234, 2026-11-27.",
+        "`python -m benchmarks.views`: EPYC, 2 cores; Python 3.11.7; commit abc1234, 2026-11-27. Once.",
     ]
 
 
