@@ -3,10 +3,12 @@
 Legend: N images, C channels, H and W pixels, S = data.image_size.
 
 Choices, for every source alike:
+- the formats of FORMATS are read, whatever a file is called; all others (as EPS, for which Pillow starts Ghostscript)
+  are not images;
 - the camera's EXIF rotation is applied;
 - transparency is composited on white; an animation gives its first frame;
-- 16-bit grey becomes 8-bit by dividing by 256 (as Pillow does for 16-bit RGB); float pixels have no fixed
-  range and are refused;
+- 16-bit grey becomes 8-bit by dividing by 256 (as Pillow does for 16-bit RGB), 12-bit grey by dividing by 16; float
+  pixels and 32-bit integers have no fixed range and are refused;
 - grey from colour is ITU-R 601 luma, as in Pillow;
 - fit=crop keeps the centre, fit=pad centres the image on black;
 - interpolation=area at a whole factor is the exact mean of each block, halves rounded up;
@@ -29,7 +31,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.dataset import BadImage
@@ -37,7 +40,9 @@ from dpl_ray.data.dataset import BadImage
 Payload = bytes | Callable[[], bytes] | None
 """Encoded bytes, or a function that reads them (called in a worker thread), or nothing."""
 
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow
 MAX_PIXELS = 64 * 2**20
+MAX_DECODING = 2**30  # bytes of the images that are decoded at once, unless a single one takes more
 
 EMPTY = "empty"
 MISSING = "file is missing"
@@ -48,7 +53,18 @@ TOO_LARGE = f"more than {MAX_PIXELS // 2**20} megapixels"
 CORRUPT = "cannot be decoded"
 UNSUPPORTED_MODE = "unsupported pixel format"
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHUNK_SIZE = 32
+#: EXIF orientation -> what brings the image upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _RESAMPLING = {
     "area": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
@@ -79,19 +95,63 @@ def decode(encoded: bytes, settings: DecodeSettings) -> NDArray[np.uint8]:
     if not encoded:
         raise DecodeError(EMPTY)
     try:
-        with _quiet_pillow(), Image.open(io.BytesIO(encoded)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DecodeError(TOO_LARGE)
-            if settings.image_size is not None:
-                # Only JPEG has drafts. The mode stays, so that grey is made in one place.
-                image.draft(image.mode, (2 * settings.image_size, 2 * settings.image_size))
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_array(_to_mode(upright, settings.channels), settings)
+        return _decode(encoded, settings)
     except DecodeError:
         raise
     except Exception as error:  # Pillow's plugins let anything out that a broken file provokes
+        if (smaller := without_texts(encoded)) != encoded:
+            return decode(smaller, settings)
         raise DecodeError(_reason(error)) from error
+
+
+def _decode(encoded: bytes, settings: DecodeSettings) -> NDArray[np.uint8]:
+    with _quiet_pillow(), Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise DecodeError(TOO_LARGE)
+        if settings.image_size is not None:
+            # Only JPEG has drafts. The mode stays, so that grey is made in one place.
+            image.draft(image.mode, (2 * settings.image_size, 2 * settings.image_size))
+        # Pillow holds four bytes a pixel, and compositing three more such images.
+        with _memory.taken(image.width * image.height * (16 if image.has_transparency_data else 8)):
+            image.load()
+            upright = _upright(_eight_bits(image), image)
+            return _to_array(_to_mode(upright, settings.channels), settings)
+
+
+def without_texts(encoded: bytes) -> bytes:
+    """A PNG without its texts and colour profile, of which Pillow refuses those above 1 MB; anything else as it is."""
+    if not encoded.startswith(PNG_SIGNATURE):
+        return encoded
+    kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while start < len(encoded):
+        end = start + 12 + int.from_bytes(encoded[start : start + 4], "big")  # length, type, data, checksum
+        if encoded[start + 4 : start + 8] not in (b"iCCP", b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(encoded[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 12 and 16 bits as 8-bit grey; other images as they are."""
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):  # in a PPM they are scaled to 16 bits
+        raise DecodeError(UNSUPPORTED_MODE)
+    if not image.mode.startswith("I"):
+        return image
+    is_12_bit = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(BITSPERSAMPLE) == (12,)
+    return Image.fromarray((np.asarray(image).clip(0, 65535) >> (4 if is_12_bit else 8)).astype(np.uint8))
+
+
+def _upright(image: Image.Image, original: Image.Image) -> Image.Image:
+    """Turned as the camera was. Not ImageOps.exif_transpose: it writes all tags anew, which an odd one makes fail.
+
+    Args:
+        original: with the tags of the file.
+    """
+    try:
+        turn = _TURNS.get(original.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # Pillow lets anything out that broken tags provoke; the pixels are whole
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def decode_many(
@@ -195,11 +255,7 @@ def _check_same_size(first: tuple[str, tuple[int, ...]], other: tuple[str, tuple
 
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:
     """The image as 8-bit grey (L) or RGB, without transparency."""
-    if image.mode == "F":
-        raise DecodeError(UNSUPPORTED_MODE)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.has_transparency_data:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode not in ("1", "L", "RGB"):
@@ -266,6 +322,26 @@ def _reason(error: Exception) -> str:
     return CORRUPT
 
 
+class _Memory:
+    """A number of bytes that threads share: who wants more than is left waits."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.in_use, self.freed = size, 0, threading.Condition()
+
+    @contextmanager
+    def taken(self, num_bytes: int) -> Iterator[None]:
+        with self.freed:
+            self.freed.wait_for(lambda: not self.in_use or self.in_use + num_bytes <= self.size)
+            self.in_use += num_bytes
+        try:
+            yield
+        finally:
+            with self.freed:
+                self.in_use -= num_bytes
+                self.freed.notify_all()
+
+
+_memory = _Memory(MAX_DECODING)
 _quiet_lock = threading.Lock()
 _quiet_depth = 0
 _quiet_filters = warnings.catch_warnings()

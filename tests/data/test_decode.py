@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import warnings
 import zlib
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dpl_ray.data import decode as decoding
 from dpl_ray.data.dataset import BadImage
@@ -41,18 +42,15 @@ def test_rgb_png_keeps_every_pixel() -> None:
     np.testing.assert_array_equal(array, pixels.transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_mode_becomes_the_channels_asked_for(mode: str, channels: Any) -> None:
     image = Image.fromarray(noise(6, 6, 3))
-    if mode in ("I;16", "I"):
-        image = Image.fromarray(np.full((6, 6), 51200, np.uint16 if mode == "I;16" else np.int32))
-    else:
-        image = image.convert(mode)
-    kind = {"CMYK": "TIFF", "YCbCr": "JPEG", "LAB": "TIFF", "I": "TIFF"}.get(mode, "PNG")
+    image = Image.fromarray(np.full((6, 6), 51200, np.uint16)) if mode == "I;16" else image.convert(mode)
+    kind = {"CMYK": "TIFF", "YCbCr": "JPEG", "LAB": "TIFF"}.get(mode, "PNG")
     array = decode(encode(image, kind), DecodeSettings(channels=channels))
     assert array.shape == (channels, 6, 6)
-    if mode.startswith("I"):
+    if mode == "I;16":
         assert (array == 200).all(), "16-bit is divided by 256"
 
 
@@ -75,6 +73,84 @@ def test_exif_rotation_is_applied() -> None:
     np.testing.assert_array_equal(array, np.asarray(image.transpose(Image.Transpose.ROTATE_270)).transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_rotation_is_that_of_pillow_and_odd_tags_cost_nothing(orientation: int) -> None:
+    image = Image.fromarray(noise(4, 8, 3))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encode(image, exif=exif)))))
+    np.testing.assert_array_equal(decode(encode(image, exif=exif), AS_IT_IS), expected.transpose(2, 0, 1))
+    # ResolutionUnit as a fraction: Pillow reads it, and cannot write it as the whole number that it has to be.
+    tags = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHII", 0x0112, 3, 1, orientation)
+    tags += struct.pack("<HHII", 0x0128, 5, 1, 38) + bytes(4) + struct.pack("<II", 1, 2)
+    odd = encode(image, "JPEG", exif=tags)
+    turned = decode(odd, AS_IT_IS)
+    assert turned.shape == (3, *expected.shape[:2])
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"tEXt", b"zTXt", b"iTXt"])
+def test_a_png_keeps_its_pixels_whatever_its_texts_and_its_profile_are(kind: bytes) -> None:
+    pixels, large = noise(5, 7, 3), bytes(2 * 2**20)
+    data = {
+        b"iCCP": b"profile\0\0" + zlib.compress(large),
+        b"tEXt": b"key\0" + large,
+        b"zTXt": b"key\0\0" + zlib.compress(large),
+        b"iTXt": b"key\0\x01\0\0\0" + zlib.compress(large),
+    }[kind]
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    encoded = encode(pixels)
+    with_text = encoded[:33] + chunk + encoded[33:]
+    np.testing.assert_array_equal(decode(with_text, AS_IT_IS), pixels.transpose(2, 0, 1))
+    with pytest.raises(DecodeError, match=decoding.TRUNCATED):
+        decode(with_text[:-40], AS_IT_IS)
+
+
+@pytest.mark.parametrize(("bits", "level"), [(12, 3200), (16, 51200)])
+def test_grey_of_more_bits_keeps_its_brightness(bits: int, level: int) -> None:
+    if bits == 16:
+        as_ppm = b"P5 2 2 65535\n" + level.to_bytes(2, "big") * 4
+        assert (decode(as_ppm, GREY) == 200).all()
+        return
+    rows = bytes([level >> 4, (level & 15) << 4 | level >> 8, level & 255])  # two pixels of 12 bits
+    tags = {256: 2, 257: 2, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 2, 279: 6}
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
+    tiff = b"II*\0" + struct.pack("<I", 14) + rows * 2 + struct.pack("<H", len(tags)) + entries + bytes(4)
+    assert (decode(tiff, GREY) == 200).all()
+
+
+def test_large_images_wait_for_each_other_and_one_that_is_too_large_does_not_wait_for_ever() -> None:
+    memory, at_once, most = decoding._Memory(10), 0, 0
+    lock = threading.Lock()
+
+    def take(number: int) -> None:
+        nonlocal at_once, most
+        with memory.taken(number):
+            with lock:
+                at_once += number
+                most = max(most, at_once)
+            with lock:
+                at_once -= number
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in [4, 5, 6, 25, 3] * 20]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 25, "alone"
+    assert memory.in_use == 0
+
+
+def test_decoding_takes_the_memory_that_an_image_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    memory = decoding._Memory(2**30)
+    taking = memory.taken
+    monkeypatch.setattr(memory, "taken", lambda num_bytes: (taken.append(num_bytes), taking(num_bytes))[1])
+    monkeypatch.setattr(decoding, "_memory", memory)
+    decode(encode(noise(8, 4, 4)), AS_IT_IS)
+    decode(encode(noise(64, 64, 3), "JPEG"), DecodeSettings(image_size=8))
+    assert taken == [8 * 4 * 16, 16 * 16 * 8], "of the draft, which is decoded at a quarter"
+
+
 def test_an_animation_gives_its_first_frame() -> None:
     frames = [Image.new("L", (3, 3), value) for value in (10, 200)]
     array = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), GREY)
@@ -91,6 +167,9 @@ def test_an_animation_gives_its_first_frame() -> None:
         (encode(noise(40, 40, 3), "BMP")[:900], decoding.TRUNCATED),
         (encode(noise(40, 40, 3), "WEBP")[:900], decoding.CORRUPT),
         (encode(np.zeros((4, 4), np.float32), "TIFF"), decoding.UNSUPPORTED_MODE),
+        (encode(np.full((4, 4), 200, np.int32), "TIFF"), decoding.UNSUPPORTED_MODE),
+        (encode(noise(4, 4, 3), "EPS"), decoding.NOT_AN_IMAGE),
+        (encode(noise(4, 4, 3), "TGA"), decoding.NOT_AN_IMAGE),
     ],
 )
 def test_reasons(encoded: bytes, reason: str) -> None:
