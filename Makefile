@@ -25,7 +25,7 @@ demo: install
 	@$(BIN)/python -m pipelines.train
 
 test: install
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 explore: install
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=explore

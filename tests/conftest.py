@@ -36,6 +36,17 @@ settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("repeatable")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For several processes: one has Ray's cluster, and begins with its tests; of the others a file stays together."""
+
+    def group(item: pytest.Item) -> str:
+        return "ray" if item.get_closest_marker("ray") else str(item.path)
+
+    items.sort(key=lambda item: group(item) != "ray")
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
 
