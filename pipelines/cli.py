@@ -20,6 +20,7 @@ from rich.text import Text
 from dpl_ray.config.compose import default_options, describe_policies, list_groups, load_config, option_values
 from dpl_ray.config.describe import describe_fields
 from dpl_ray.config.schema import Config, Section
+from dpl_ray.page.console import show
 
 WRONG_USE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 EXIT_STATUS = "Exit status: 0 done, 1 the run failed, 2 a mistake in a field or file, 130 interrupted, 143 by SIGTERM."
@@ -177,11 +178,11 @@ def print_results(
     tracking_uri = shown_uri(tracking_uri or "")
     for label, value in (places | {"MLflow run": run_id}).items():
         if value:
-            console.print(f"{label:<11} {value}", highlight=False, markup=False, soft_wrap=True)
+            show(console, f"{label:<11} {value}")
     if run_id:
         is_server = tracking_uri.startswith(("http://", "https://"))
         where = tracking_uri if is_server else f"mlflow ui --backend-store-uri {tracking_uri}"
-        console.print(f"look at it: {where}", highlight=False, markup=False, soft_wrap=True)
+        show(console, f"look at it: {where}")
 
 
 def _one_line(error: object) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from dpl_ray.jobs.explain_config import ExplainConfig, load_explaining
+from dpl_ray.page.console import console_table, show
 from pipelines.cli import Command, main_guard
 
 
@@ -21,14 +20,10 @@ def job(config: ExplainConfig, console: Console) -> None:
     rows |= {f"threshold {name}": f"{value:.4f}" for name, value in found.thresholds.items()}
     rows |= {"weight": f"{found.weight:.4f}", "FixMatch's 0.95": f"{found.fixmatch_weight:.0f}"}
     name = f"{found.sample} (image {config.sample} of the pool)" if config.sample.isdecimal() else found.sample
-    made = Table(
-        title=Text(f"{name}, as {found.policy} weighs it, read by the student"), title_justify="left", show_header=False
-    )
-    for name, value in rows.items():
-        made.add_row(Text(name), Text(value))
-    console.print(made)
-    console.print(Text(found.reason), soft_wrap=True)
-    console.print(f"page        {found.page}", highlight=False, soft_wrap=True, markup=False)
+    title = f"{name}, as {found.policy} weighs it, read by the student"
+    console.print(console_table(title, ["", ""], rows.items(), num_text_columns=2))
+    show(console, found.reason)
+    show(console, f"page        {found.page}")
 
 
 COMMAND = Command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from dpl_ray.page.console import show
 from dpl_ray.tracking.sync import SyncConfig, load_syncing
 from pipelines.cli import Command, main_guard
 
@@ -17,9 +18,9 @@ def job(config: SyncConfig, console: Console) -> None:
         text = f"{folder}: {count:,} entries sent to run {result.run_ids[folder]}"
         if refused := result.num_refused[folder]:
             text += f", {refused:,} of which it does not take: tracking-refused.jsonl"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        show(console, text)
     if not result.num_entries:
-        console.print(f"{config.run}: nothing is left to send", highlight=False, markup=False, soft_wrap=True)
+        show(console, f"{config.run}: nothing is left to send")
 
 
 COMMAND = Command(

@@ -8,6 +8,7 @@ import sys
 from rich.console import Console
 
 from dpl_ray.config.schema import Config
+from dpl_ray.page.console import show
 from dpl_ray.studies.tuning.config import GROUPS, SearchConfig, load_search
 from pipelines.cli import Command, main_guard, print_results
 
@@ -26,7 +27,7 @@ def job(loaded: tuple[Config, SearchConfig], console: Console) -> None:
         "report": result.report,
     }
     print_results(console, places, result.run_id, result.tracking_uri)
-    console.print(f"train it: python -m pipelines.train config={result.best}", highlight=False, soft_wrap=True)
+    show(console, f"train it: {shlex.join(['python', '-m', 'pipelines.train', f'config={result.best}'])}")
     if result.failed:
         raise SearchFailedError(describe_failed(result.failed))
 

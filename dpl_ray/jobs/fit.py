@@ -21,7 +21,8 @@ from dpl_ray.config.compose import check_policy
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.page.console import ProgressLine, result_table
+from dpl_ray.page.console import Progress, show
+from dpl_ray.report.console import result_tables, training_state
 from dpl_ray.report.curves import History
 from dpl_ray.report.page import REPORT_FILE, find_verdict, verdict_sentence, write_report
 from dpl_ray.runs.folder import MODEL_FOLDER, RunFolder, check_run, run_storage
@@ -88,7 +89,7 @@ def _fit(config: Config, console: Console) -> FitResult:
     storage = run_storage(config)
     with sole_use(f"run.name={storage.name}", storage):
         folder = RunFolder(storage, config, splits)
-        console.print(_headline(config, splits, folder), highlight=False, soft_wrap=True)
+        show(console, _headline(config, splits, folder))
         had_finished = folder.finished
         result = _result(folder, uri) if had_finished else _train(config, splits, folder, uri, console)
     wanted = config.registry.name
@@ -98,10 +99,10 @@ def _fit(config: Config, console: Console) -> FitResult:
             f"mlflow.register_model('runs:/{result.run_id}/model', '{wanted}') does it",
             stacklevel=2,
         )
-    for table in result_table(config.policy["name"], result.metrics, result.baseline, result.thresholds):
+    for table in result_tables(config.policy["name"], result.metrics, result.baseline, result.thresholds):
         console.print(table)
     if result.verdict:
-        console.print(result.verdict, highlight=False, soft_wrap=True)
+        show(console, result.verdict)
     return result
 
 
@@ -120,10 +121,14 @@ def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, c
             if not tracker.has_metrics(row["time"]):  # of a driver that was killed before it could send them
                 tell(row)
         try:
-            with ProgressLine(console) as line:
+            states: dict[str, str] = {}
+            with Progress(console, "steps") as progress:
 
                 def receive(record: Record) -> None:
-                    line.show(record)
+                    if state := training_state(record.metrics):
+                        states[record.phase] = state
+                    state = f"{record.images_per_second:,.0f} images/s  {states.get(record.phase, '')}"
+                    progress.update(record.step, record.num_steps, state, name=record.phase)
                     if record.metrics:
                         # What it was told of this step before, at another time, MLflow would show twice.
                         tell(folder.add(record) | {"metrics": folder.news(record)})

@@ -25,12 +25,13 @@ from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.files import Location, open_location, would_list
 from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.labeling.config import LabelConfig
-from dpl_ray.labeling.console import LabelProgress, label_table
+from dpl_ray.labeling.console import label_table
 from dpl_ray.labeling.figure import draw_summary
 from dpl_ray.labeling.ledger import SUMMARY_NAME, Ledger
 from dpl_ray.labeling.on_ray import count_actors, count_on, label_on_ray
 from dpl_ray.labeling.parts import NUM_BINS, Counts
 from dpl_ray.labeling.plan import rows_per_block
+from dpl_ray.page.console import Progress, show
 from dpl_ray.runs.provenance import describe_code
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.storage import Storage
@@ -111,7 +112,7 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
     assert side is not None
     with sole_use(f"output={config.output}", ledger.books):
         ledger.begin(listed, rows_per_block(config.rows_per_part, (source.settings.channels, side, side)))
-        console.print(_headline(ledger, num_workers), highlight=False, soft_wrap=True)
+        show(console, _headline(ledger, num_workers))
         tracker = _start_tracker(config, source, uri, ledger, listed)
         began, done_before = time.monotonic(), ledger.counts.num_rows
         with recording(tracker, console):
@@ -218,11 +219,11 @@ def _label_missing(config: LabelConfig, source: _Source, ledger: Ledger, num_wor
         done = label_on_ray(labeler, missing, source.settings, config.scale.with_workers(num_workers))
     else:
         done = _label_here(labeler, missing, source.settings, use_gpu=config.scale.use_gpu)
-    with LabelProgress(console, len(ledger.plan), ledger.counts.num_rows) as progress:
+    with Progress(console, "images", shows_speed=True) as progress:
         try:
             for block, counts, size in done:
                 ledger.add(block, counts, size)
-                progress.add(counts.num_rows)
+                progress.update(ledger.counts.num_rows, len(ledger.plan))
                 _check_bad(ledger, source)
         finally:
             done.close()

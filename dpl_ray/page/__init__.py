@@ -1,4 +1,4 @@
 """What is shown: HTML, figures, the console. It knows no job.
 
-May import: store, training.
+May import: store.
 """

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from dpl_ray.config.schema import Config, RegistryConfig, suggest
+from dpl_ray.page.console import show
 from dpl_ray.store.history import Point
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
@@ -167,8 +168,7 @@ class MlflowTracker(Tracker):
             self._queue.put(None)
         self._warn()
         if self._failure:
-            text = f"MLflow does not have all of it yet: {self._how_to_send()}"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            show(console, f"MLflow does not have all of it yet: {self._how_to_send()}")
 
     def _progress(self) -> tuple[int, int]:
         return len(self._in_hand) + self._queue.qsize(), self._sender.num_calls if self._sender else 0

@@ -23,8 +23,7 @@ from safetensors.torch import load_file
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.cluster.connect import check_cluster, checked_resources
 from dpl_ray.config.schema import BESIDE_RUNS, ScaleConfig
-from dpl_ray.page.console import ProgressLine
-from dpl_ray.training.records import Record
+from dpl_ray.page.console import Progress
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,21 +138,21 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(
     import ray
     from ray.util.state import list_actors
 
-    shown, workers, killed = ProgressLine.show, list[int](), list[int]()
+    shown, workers, killed = Progress.update, list[int](), list[int]()
     steps: list[int] = []
 
-    def show(self: ProgressLine, record: Record) -> None:
-        shown(self, record)
-        steps.append(record.step)
+    def show(self: Progress, done: int, *args: Any, **options: Any) -> None:
+        shown(self, done, *args, **options)
+        steps.append(done)
         if not workers:
             address = ray.get_runtime_context().gcs_address  # of this cluster, should there be others
             alive = list_actors(address, filters=[("state", "=", "ALIVE")], detail=True)
             workers.extend(actor.pid for actor in alive if "TrainWorker" in actor.class_name)
-        if record.step >= 60 and not killed:
+        if done >= 60 and not killed:
             killed.append(workers[-1])
             os.kill(workers[-1], signal.SIGKILL)
 
-    monkeypatch.setattr(ProgressLine, "show", show)
+    monkeypatch.setattr(Progress, "update", show)
     overrides = ("scale.max_failures=1", "train.baseline=false", "tracking.enabled=false")
     result = fit(load_config(arguments(tmp_path, *overrides)))
     assert killed

@@ -18,7 +18,6 @@ from rich.console import Console
 
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.config.schema import BESIDE_RUNS
-from dpl_ray.page.console import ProgressLine
 from dpl_ray.runs.folder import RunFolder
 from dpl_ray.tracking.sender import Sender
 from dpl_ray.tracking.tracker import MlflowTracker
@@ -237,28 +236,16 @@ def test_a_run_that_is_ended_by_its_cluster_says_so_to_mlflow(tmp_path: Path) ->
     assert [found.info.status for found in runs] == ["KILLED"]
 
 
-def test_the_progress_line_of_a_terminal_shows_steps_rate_and_time_left() -> None:
-    output = io.StringIO()
-    console = Console(file=output, force_terminal=True, width=120)
-    with ProgressLine(console) as line:
-        line.show(Record("dpl", 5, 10, 1234.0, {"train/loss_labeled": 0.5, "pseudo/coverage": 0.75}))
-        line.show(Record("dpl", 10, 10, 1234.0))
-    plain = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", output.getvalue())
-    for text in ("10/10 steps", "1,234 images/s", "left", "coverage 0.75"):
-        assert text in plain
-
-
-def test_the_progress_of_a_log_file_is_lines_without_control_characters() -> None:
-    output = io.StringIO()
-    with ProgressLine(Console(file=output)) as line:
-        for step in range(1, 101):
-            line.show(Record("dpl", step, 100, 1000.0))
-        line.show(Record("dpl", 100, 100, 1000.0, {"train/loss_labeled": 0.5}))
-    lines = output.getvalue().splitlines()
-    assert "100/100 steps" in lines[-1]
-    assert "loss 0.500" in lines[-1]
-    assert len(lines) < 20
-    assert "\x1b" not in output.getvalue()
+def test_without_a_console_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    fixed = [
+        "scale.num_workers=0",
+        "train.num_steps=4",
+        "model.width=1",
+        "train.batch_size=4",
+        "tracking.enabled=false",
+    ]
+    fit(load_config([*fixed, f"run.storage_path={tmp_path}", "run.name=tiny"]))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_words_for_true_and_false_mean_what_they_say() -> None:

@@ -146,7 +146,7 @@ def test_a_cell_that_fails_is_reported_and_goes_on_from_its_checkpoint(
         failing_at(5, patch)
         broken, output = run(tmp_path / "broken")
     assert broken.failed == {"dpl-seed-1": "RuntimeError: the node is"}
-    assert "dpl with seed 1: failed: RuntimeError: the node is; 2 of 4 cells done" in output
+    assert "dpl with seed 1: failed: RuntimeError: the node is\n" in output
     assert "missing: dpl-seed-1 (RuntimeError: the node is)" in Path(broken.markdown).read_text()
     assert (tmp_path / "broken" / "first" / "dpl-seed-1" / "error.txt").read_text() == "the node is\ngone"
     assert {row.label: len(row.seeds) for row in broken.rows} == {"dpl": 1, "fixmatch": 2}
@@ -305,16 +305,19 @@ def test_the_progress_of_a_terminal_is_a_bar_with_cells_and_time_left() -> None:
     with CellsProgress(Console(file=output, force_terminal=True, width=120), cells, 100, num_finished=1) as progress:
         progress.show("dpl-seed-0", 50)
         progress.show("dpl-seed-1", 60)
-        progress.finish(cells[0], None, "ValueError: [x]")
+        progress.finish(cells[0], None, "ValueError: [x] [/b] :cat:")
     plain = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", output.getvalue())
-    assert "dpl with seed 0: failed: ValueError: [x]; 1 of 3 cells done, 1 running" in plain
+    assert "dpl with seed 0: failed: ValueError: [x] [/b] :cat:\n" in plain
+    assert "160/200 steps  0:00:0" in plain
+    assert "left  1 of 3 cells done, 1 running" in plain
     assert "━" in plain
 
 
 def test_the_progress_of_a_log_file_has_no_control_characters(tmp_path: Path) -> None:
     _, output = run(tmp_path)
     assert "\x1b" not in output
-    assert len(re.findall(r"seed \d: accuracy .* %, 6 steps in \d+ s; \d of 4 cells done, \d running, ", output)) == 4
+    assert len(re.findall(r"seed \d: accuracy .* %, 6 steps in \d+ s\n", output)) == 4
+    assert "24/24 steps  0:00:00 left  4 of 4 cells done, 0 running" in output
 
 
 @pytest.mark.usefixtures("mlflow_store")

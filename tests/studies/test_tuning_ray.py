@@ -51,7 +51,7 @@ def test_tune_runs_what_this_process_would_run(tmp_path: Path, monkeypatch: pyte
         assert reserved == [0.5], "cpus_per_trial"
     assert scores(result) == scores(alone)
     assert result.failed == {}
-    assert "3 of 3 trials ended" in output
+    assert "3/3 trials ended" in output
     assert not (tmp_path / "first" / "tune").exists(), "what Tune pickles is not kept"
     assert run(tmp_path, *ON_RAY)[0].trials == result.trials, "nothing is left to be run"
 

@@ -23,6 +23,7 @@ from dpl_ray.config.schema import Config, shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.jobs.fit import check_network, check_storage
+from dpl_ray.page.console import show
 from dpl_ray.runs.folder import COMPARISON_FILE
 from dpl_ray.runs.provenance import describe_code, describe_config
 from dpl_ray.store.history import merge_records
@@ -101,7 +102,7 @@ def compare(
         load(missing[0].seed)  # mistakes in the data are answered before a cell starts
     with sole_use(f"run.name={folder.name}", folder.storage):
         folder.begin(command)
-        console.print(_headline(config, plan, folder, len(finished)), highlight=False, soft_wrap=True)
+        show(console, _headline(config, plan, folder, len(finished)))
         tracker = _start_tracker(config, options, uri, folder, plan)
         failed: dict[str, str] = {}
         with recording(tracker, console):

@@ -23,6 +23,7 @@ from dpl_ray.data.split import EmptyPoolError
 from dpl_ray.jobs.fit import FitResult, check_storage, fit
 from dpl_ray.labeling.config import LabelConfig, LabelScaleConfig
 from dpl_ray.labeling.job import label_pool
+from dpl_ray.page.console import show
 from dpl_ray.runs.folder import MODEL_FOLDER, RUN_FILE
 from dpl_ray.runs.provenance import describe_code, describe_config
 from dpl_ray.store.history import Point, merge_records
@@ -81,20 +82,20 @@ def self_train(
     folder = SelfTrainFolder(config, options)
     reason = stop_reason(folder.rounds, options)
     if reason and folder.info["finished"] == reason:
-        console.print(f"{folder.name} had finished: {reason}; another run.name starts anew", highlight=False)
+        show(console, f"{folder.name} had finished: {reason}; another run.name starts anew")
         console.print(rounds_table(folder.rounds))
         return _result(folder, reason, uri)
     given = _check_first(config, options) if not folder.rounds else None
     with sole_use(f"run.name={folder.name}", folder.storage):
         folder.begin(command)
-        console.print(_headline(folder, options), highlight=False, soft_wrap=True)
+        show(console, _headline(folder, options))
         tracker = _start_tracker(config, options, uri, folder)
         with recording(tracker, console):
             for each in folder.rounds:
                 _record(tracker, folder, config, each)
             while not (reason := stop_reason(folder.rounds, options)):
                 number = len(folder.rounds)
-                console.print(f"round {number} of {options.rounds}", style="bold", highlight=False)
+                show(console, f"round {number} of {options.rounds}", style="bold")
                 finished = _run_round(config, folder, number, given, console)
                 folder.add(finished)
                 _record(tracker, folder, config, finished)
@@ -109,7 +110,7 @@ def self_train(
             record_model(tracker, config.registry, Storage(folder.rounds[-1].checkpoint), folder.storage)
         folder.finish(reason)
     console.print(rounds_table(folder.rounds))
-    console.print(f"stopped: {reason}", highlight=False, soft_wrap=True)
+    show(console, f"stopped: {reason}")
     return _result(folder, reason, uri)
 
 

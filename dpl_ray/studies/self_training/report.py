@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from dpl_ray.page.console import console_table
 from dpl_ray.studies.self_training.folder import Round
 
 #: Metric -> (heading, line style, marker), in the order of table and legend.
@@ -24,13 +25,12 @@ PNG_DPI = 110
 def rounds_table(rounds: Sequence[Round]) -> Table:
     """A row per round, with how many pseudo-labels its student was trained on; unknown columns are left out."""
     keys = [key for key in SHARES if any(key in each.metrics for each in rounds)]
-    table = Table(title="Rounds of self-training", title_justify="left")
-    for heading in ("round", "pseudo-labels", *(SHARES[key][0] for key in keys)):
-        table.add_column(heading, justify="right")
+    columns = ["round", "pseudo-labels", *(SHARES[key][0] for key in keys)]
+    rows = []
     for each in rounds:
         shares = [f"{100 * each.metrics[key]:.2f} %" if key in each.metrics else "-" for key in keys]
-        table.add_row(str(each.number), f"{each.num_pseudo_labeled:,}", *shares)
-    return table
+        rows.append([str(each.number), f"{each.num_pseudo_labeled:,}", *shares])
+    return console_table("Rounds of self-training", columns, rows, num_text_columns=0)
 
 
 def rounds_csv(rounds: Sequence[Round]) -> str:

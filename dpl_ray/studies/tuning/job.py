@@ -16,6 +16,7 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.jobs.fit import check_network, check_storage
+from dpl_ray.page.console import show
 from dpl_ray.runs.folder import SEARCH_FILE
 from dpl_ray.runs.provenance import describe_code, describe_config
 from dpl_ray.store.history import merge_records
@@ -91,7 +92,7 @@ def search(
     with sole_use(f"run.name={folder.name}", folder.storage):
         folder.begin(command)
         ended = folder.ended()
-        console.print(_headline(config, options, space, splits, folder, len(ended)), highlight=False, soft_wrap=True)
+        show(console, _headline(config, options, space, splits, folder, len(ended)))
         params = describe_config(config) | describe_options(options, space)
         tags = describe_code() | {"data.fingerprint": folder.info["data"]}
         tracker = start_tracker(config, uri, Journal(folder.storage), name=folder.name, params=params, tags=tags)
@@ -99,8 +100,9 @@ def search(
         with recording(tracker, console):
             for result in ended:
                 _record(tracker, folder, config, result)
-            listener = _Listener(TrialsProgress(console, options.num_trials, ended), tracker, folder, config)
-            _run(config, options, space, splits, folder, ended, listener)
+            with TrialsProgress(console, options.num_trials, ended) as progress:
+                listener = _Listener(progress, tracker, folder, config)
+                _run(config, options, space, splits, folder, ended, listener)
             ranked = sorted(folder.ended(), key=lambda result: result.rank, reverse=True)
             if not any(result.accuracy is not None for result in ranked):
                 causes = listener.failed | {result.trial.name: result.cause for result in ranked}
@@ -139,9 +141,6 @@ class _Listener:
     def __init__(self, progress: TrialsProgress, tracker: Tracker, folder: SearchFolder, config: Config) -> None:
         self.progress, self.tracker, self.folder, self.config = progress, tracker, folder, config
         self.failed: dict[str, str] = {}
-
-    def on_start(self, trial: Trial) -> None:
-        self.progress.start(trial)
 
     def on_report(self, trial: Trial, step: int, accuracy: float) -> None:
         self.progress.show(trial, step, accuracy)

@@ -54,8 +54,6 @@ ENVIRONMENT = {
 class Listener(Protocol):
     """Who is told what happens to trials."""
 
-    def on_start(self, trial: Trial) -> None: ...
-
     def on_report(self, trial: Trial, step: int, accuracy: float) -> None: ...
 
     def on_end(self, trial: Trial, result: TrialResult | None, cause: str) -> None: ...
@@ -119,7 +117,6 @@ class LedgerSearcher(Searcher):
             trial.save(self.storage)
         (self.storage / trial.name / ERROR_FILE).remove()
         self.running[trial_id] = trial
-        self.listener.on_start(trial)
         return {"number": trial.number, "values": trial.values}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
