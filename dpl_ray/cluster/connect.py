@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dpl_ray.config.schema import ScaleConfig
@@ -82,7 +82,7 @@ def check_readers(scale: ScaleConfig) -> None:
     if scale.num_workers == 0:
         return
     if ray.is_initialized():
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = connected_nodes()
     else:
         nodes = [{"CPU": float(os.cpu_count() or 1), "GPU": float(scale.num_workers)}]
     num_cpus = sum(node.get("CPU", 0.0) for node in nodes)
@@ -120,22 +120,39 @@ def check_cluster(scale: ScaleConfig) -> None:
 
     resources = ray.cluster_resources()
     _check(scale, resources.get("CPU", 0.0), int(resources.get("GPU", 0)), "the cluster")
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if (room := count_places(nodes, scale)) < scale.num_workers:
+    nodes = connected_nodes()
+    if (places := count_places(nodes, scale)) < scale.num_workers:
         per_worker = f"{scale.cpus_per_worker:g} CPUs" + (" and a GPU" if scale.use_gpu else "")
         raise ValueError(
             f"scale.num_workers={scale.num_workers}: a worker needs {per_worker} on one node, and the cluster's "
-            f"{len(nodes)} nodes have room for {room} of them"
+            f"{len(nodes)} nodes have room for {places} of them"
         )
 
 
 def count_places(nodes: list[dict[str, float]], scale: ScaleConfig) -> int:
-    """Workers for which the nodes, given by their resources, have room: a worker is not spread over two."""
+    """Workers for which the nodes, given by their resources, have room."""
+    return room(nodes, scale.cpus_per_worker, 1.0 if scale.use_gpu else 0.0)
+
+
+def room(nodes: Iterable[dict[str, float]], cpus: float, gpus: float = 0.0) -> int:
+    """How many processes that reserve so much have a place on the nodes at once: none is spread over two nodes."""
     places = 0
     for node in nodes:
-        by_cpu = int(node.get("CPU", 0.0) / scale.cpus_per_worker)
-        places += min(by_cpu, int(node.get("GPU", 0.0))) if scale.use_gpu else by_cpu
+        by_cpu = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
+        places += min(by_cpu, math.floor(node.get("GPU", 0.0) / gpus + 1e-9)) if gpus else by_cpu
     return places
+
+
+def connected_nodes() -> list[dict[str, float]]:
+    """Resources of the nodes of the cluster that is connected."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def this_machine(scale: ScaleConfig) -> dict[str, float]:
+    """Its resources, as those of a node; GPUs are counted where they are used."""
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(count_gpus()) if scale.use_gpu else 0.0}
 
 
 def _check(scale: ScaleConfig, num_cpus: float, num_gpus: int, where: str) -> None:

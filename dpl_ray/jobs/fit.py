@@ -118,7 +118,7 @@ def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, c
             tracker.log({prefix + key: value for key, value in row["metrics"].items()}, row["step"], row["time"])
 
         for row in folder.first_told():
-            if not tracker.has_metrics(row["time"]):  # of a driver that was killed before it could send them
+            if tracker.needs_metrics(row["time"]):  # of a driver that was killed before it could send them
                 tell(row)
         try:
             states: dict[str, str] = {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
@@ -187,8 +186,7 @@ def _count_workers(config: LabelConfig) -> int:
             room = count_actors(scale)
             where = "the cluster"
         else:
-            gpus = cluster.count_gpus() if scale.use_gpu else 0
-            room = count_on([{"CPU": float(os.cpu_count() or 1), "GPU": float(gpus)}], scale)
+            room = count_on([cluster.this_machine(scale)], scale)
             where = "this machine"
         if wanted is None:
             wanted = max(1, room)

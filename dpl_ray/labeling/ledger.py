@@ -25,10 +25,11 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from dpl_ray.config.schema import shown
+from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.pool.files import PoolFiles
 from dpl_ray.labeling.parts import FOREIGN, Counts, read_counts
 from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
-from dpl_ray.runs.folder import differences
+from dpl_ray.runs.folder import default_tree, differences
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
 
@@ -120,7 +121,9 @@ class Ledger:
             begun = dict(json.loads(job)["identity"])
         except (ValueError, LookupError, TypeError) as error:
             raise self._lost(self._job, f"damaged: {one_line(error)}") from None
-        found = sorted(differences(begun, self.identity, free=()), key=lambda difference: difference[0])
+        name = begun.get("policy", {}).get("name", "")
+        defaults = default_tree(name) | {"decode": asdict(DecodeSettings())}  # of what an older version does not name
+        found = sorted(differences(begun, self.identity, (), defaults), key=lambda difference: difference[0])
         if found:
             field, before, now = found[0]
             raise ValueError(

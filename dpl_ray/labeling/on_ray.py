@@ -262,7 +262,7 @@ def count_actors(scale: ScaleConfig) -> int:
     import ray
 
     try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = cluster.connected_nodes()
     finally:
         if started:
             ray.shutdown()

@@ -14,9 +14,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import yaml
 
+from dpl_ray.config.compose import list_groups, policy_file
 from dpl_ray.config.schema import Config, to_yaml
 from dpl_ray.data.bad_images import MAX_LISTED, read_bad, write_bad
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
@@ -34,7 +36,7 @@ from dpl_ray.store.storage import Storage
 if TYPE_CHECKING:
     from dpl_ray.training.records import Outcome, Record
 
-RUN_FILE = "run.json"
+RUN_FILE, HISTORY_FILE = "run.json", "history.jsonl"
 MODEL_FOLDER = "model"  # the final model in MLflow's format
 COMPARISON_FILE = "comparison.json"  # of a comparison's folder, which is no run's
 SELF_TRAINING_FILE = "self_train.json"  # of the folder of a self-training's rounds
@@ -61,21 +63,30 @@ FREE_FIELDS = (
 SECONDS_BETWEEN_SAVES = 10.0
 
 
-def bound_tree(config: Config, *, keep: Collection[str] = (), drop: Collection[str] = ()) -> dict[str, Any]:
-    """The configuration without what may differ when something of it goes on.
-
-    Args:
-        keep: fields of FREE_FIELDS that may not differ here.
-        drop: dotted fields or sections that may, besides.
-    """
-    tree = config.model_dump(mode="json", exclude=set(FREE_SECTIONS))
-    for field in (set(FREE_FIELDS) - set(keep)) | set(drop):
+def bound_tree(config: Config, free: Collection[str] = (*FREE_SECTIONS, *FREE_FIELDS)) -> dict[str, Any]:
+    """The configuration without the sections and dotted fields that may differ when something of it goes on."""
+    tree = config.model_dump(mode="json")
+    for field in free:
         *path, name = field.split(".")
         section = tree
         for part in path:
             section = section[part]
         del section[name]
     return tree
+
+
+def study_name(config: Config, kind: str, tree: dict[str, Any]) -> str:
+    """run.name, or a name that the same command has again and another one (`tree`) has not, so that it goes on."""
+    if config.run.name:
+        return config.run.name
+    digest = hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return f"{config.data.name}-{kind}-{digest}"
+
+
+def default_tree(policy: str) -> dict[str, Any]:
+    """Every field at its default, as an older file is read that lacks it."""
+    known = policy in list_groups()["policy"]
+    return Config().model_dump(mode="json") | {"policy": policy_file(policy) if known else {}}
 
 
 def writable_folder(path: str, name: str | None) -> Storage:
@@ -125,13 +136,17 @@ def check_same(
     old: dict[str, Any],
     new: dict[str, Any],
     free: Collection[str] = (*FREE_SECTIONS, *FREE_FIELDS),
+    own: dict[str, Any] | None = None,
 ) -> None:
-    """`ValueError` naming the first field that is another one now, of a run or comparison (`what`) that is to go on.
+    """`ValueError` naming the first field that is another one now, of a run or study (`what`) that is to go on.
 
     Args:
+        old: of a configuration, and perhaps more. A field that it lacks has its default: it is of an older version.
         free: sections and fields that may differ.
+        own: defaults of a study's own fields.
     """
-    found = sorted(differences(old, new, free), key=lambda difference: difference[0])
+    defaults = default_tree(old.get("policy", {}).get("name", "")) | (own or {})
+    found = sorted(differences(old, new, free, defaults), key=lambda difference: difference[0])
     if found:
         field, before, now = found[0]
         more = f" (and {len(found) - 1} more fields)" if len(found) > 1 else ""
@@ -175,7 +190,7 @@ class RunFolder:
 
     @property
     def _history(self) -> Storage:
-        return self.storage / "history.jsonl"
+        return self.storage / HISTORY_FILE
 
     def _load(self) -> None:
         info = json.loads((self.storage / RUN_FILE).read())
@@ -293,16 +308,21 @@ def run_storage(config: Config) -> Storage:
 
 
 def differences(
-    old: dict[str, Any], new: dict[str, Any], free: Collection[str], prefix: str = ""
+    old: dict[str, Any], new: dict[str, Any], free: Collection[str], defaults: Mapping[str, Any], prefix: str = ""
 ) -> list[tuple[str, Any, Any]]:
-    """(field, before, now) of the fields that are not free and differ."""
+    """(field, before, now) of the fields that are not free and differ.
+
+    Args:
+        defaults: of the fields that `old` lacks, and, as in `old`, of sections.
+    """
     found: list[tuple[str, Any, Any]] = []
     for key in old.keys() | new.keys():
-        field, before, now = prefix + key, old.get(key), new.get(key)
+        field, default = prefix + key, defaults.get(key)
+        before, now = old.get(key, default), new.get(key)
         if field in free or before == now:
             continue
         if isinstance(before, dict) and isinstance(now, dict):
-            found += differences(before, now, free, f"{field}.")
+            found += differences(before, now, free, default if isinstance(default, dict) else {}, f"{field}.")
         else:
             found.append((field, before, now))
     return found

@@ -1,10 +1,17 @@
-"""Rows as JSON, one a line, in files that grow."""
+"""What is kept of jobs as JSON: rows, one a line, in files that grow; and dataclasses, one a file."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from dpl_ray.store.storage import Storage
+
+T = TypeVar("T")
 
 
 def to_lines(rows: Iterable[dict[str, Any]]) -> bytes:
@@ -21,3 +28,23 @@ def from_lines(data: bytes) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return found
+
+
+def read_lines(file: Storage) -> list[dict[str, Any]]:
+    """The rows of a file; none where there is no file."""
+    return from_lines(file.read()) if file.exists() else []
+
+
+def write_json(file: Storage, value: Any) -> None:
+    """A dataclass, or what `json` takes."""
+    tree = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    file.write(json.dumps(tree, indent=1).encode())
+
+
+def read_json(file: Storage, kind: type[T]) -> T | None:
+    """The dataclass that was written; None where there is no file. A field that `kind` does not have is left out.
+
+    Raises:
+        ValueError: a field is missing that has no default, or of another type.
+    """
+    return TypeAdapter(kind).validate_json(file.read()) if file.exists() else None

@@ -42,13 +42,13 @@ class Tracker:
         """Of MLflow; None until the server has answered."""
         return None
 
-    def has_child(self, name: str) -> bool:  # noqa: ARG002
-        """Whether there is no need to tell of this child: it is there whole, or nothing is recorded."""
-        return True
+    def needs_child(self, name: str) -> bool:  # noqa: ARG002
+        """Whether `log_child` has something to send: false where the run is there whole, or nothing is recorded."""
+        return False
 
-    def has_metrics(self, time: int) -> bool:  # noqa: ARG002
-        """Whether the metrics of that time (ms) are there, or nothing is recorded."""
-        return True
+    def needs_metrics(self, time: int) -> bool:  # noqa: ARG002
+        """Whether the metrics of that time (ms) are still to be sent; false where nothing is recorded."""
+        return False
 
     def log(self, metrics: dict[str, float], step: int, time: int | None = None) -> None:
         """Metrics of a step; told twice with the same time (ms since 1970; None: now), they are there once."""
@@ -125,11 +125,11 @@ class MlflowTracker(Tracker):
     def run_id(self) -> str | None:
         return self._journal.run_id if self._journal.uri == shown_uri(self._uri) else None
 
-    def has_child(self, name: str) -> bool:
-        return self._journal.uri == shown_uri(self._uri) and name in self._journal.children
+    def needs_child(self, name: str) -> bool:
+        return self._journal.uri != shown_uri(self._uri) or name not in self._journal.children
 
-    def has_metrics(self, time: int) -> bool:
-        return self._journal.uri == shown_uri(self._uri) and time < self._journal.told_until
+    def needs_metrics(self, time: int) -> bool:
+        return self._journal.uri != shown_uri(self._uri) or time >= self._journal.told_until
 
     def log(self, metrics: dict[str, float], step: int, time: int | None = None) -> None:
         self._put("metrics", values=metrics, step=step, time=_now() if time is None else time)

@@ -120,6 +120,19 @@ def test_another_configuration_is_refused(tmp_path: Path, override: str, message
     assert (tmp_path / "first" / "config.yaml").read_bytes() == before
 
 
+def test_a_field_that_an_older_version_did_not_know_had_its_default(tmp_path: Path) -> None:
+    opened(config(tmp_path), splits())
+    saved = tmp_path / "first" / "config.yaml"
+    tree = yaml.safe_load(saved.read_text())
+    del tree["train"]["lambda_u"], tree["policy"]["epsilon"], tree["registry"], tree["data"]["views"]["cutout"]
+    saved.write_text(yaml.safe_dump(tree))
+    check_run(config(tmp_path))
+    for override, before in (("train.lambda_u=2", 1.0), ("policy.epsilon=0.5", 0.02), ("data.views.cutout=0", 0.5)):
+        with pytest.raises(ValueError, match=rf"exists with {override.partition('=')[0]}={before}, now it is"):
+            check_run(config(tmp_path, override))
+    check_run(config(tmp_path, "data.pool.windows_ahead=2"))
+
+
 def test_other_data_are_refused(tmp_path: Path) -> None:
     opened(config(tmp_path), splits())
     with pytest.raises(ValueError, match=r"run.name=first: this run exists with other data .*take another run.name"):

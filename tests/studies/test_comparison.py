@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from dpl_ray import CompareConfig, CompareResult, compare, load_config
+from dpl_ray.cluster.connect import connected_nodes
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
@@ -23,7 +24,7 @@ from dpl_ray.studies.comparison.cells import Cell, CellResult, cell_config, read
 from dpl_ray.studies.comparison.config import make_plan
 from dpl_ray.studies.comparison.console import CellsProgress
 from dpl_ray.studies.comparison.folder import write_comparison
-from dpl_ray.studies.comparison.job import CellsFailedError
+from dpl_ray.studies.comparison.job import CellsFailedError, Comparison
 from dpl_ray.training import loop
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
@@ -261,11 +262,11 @@ def test_a_cell_runs_by_itself_and_is_not_run_twice(tmp_path: Path) -> None:
     config, splits = tiny_config(train={"num_steps": 4}), tiny_splits()
     cell = Cell("fixmatch", {"name": "fixmatch", "threshold": 0.5}, seed=3)
     steps: list[int] = []
-    first = run_cell(config, cell, splits, str(tmp_path), lambda record: steps.append(record.step))
+    first = run_cell(config, cell, splits, str(tmp_path), lambda _, step: steps.append(step))
     assert (first.label, first.seed, first.steps, len(first.curve)) == ("fixmatch", 3, 4, 4)
     assert steps
     steps.clear()
-    assert run_cell(config, cell, splits, str(tmp_path), lambda record: steps.append(record.step)) == first
+    assert run_cell(config, cell, splits, str(tmp_path), lambda _, step: steps.append(step)) == first
     assert steps == []
     assert read_cells(str(tmp_path)) == [first]
     outputs = write_comparison(str(tmp_path), "fixmatch")
@@ -391,9 +392,6 @@ def test_cells_are_ray_tasks_with_the_same_results(ray_cluster: None, tmp_path: 
 
 @pytest.mark.ray
 def test_a_cell_that_no_node_of_the_cluster_carries_is_refused(ray_cluster: None, tmp_path: Path) -> None:
-    import dpl_ray.studies.comparison.job as comparison
-
-    nodes = comparison._connected_nodes()
-    config, options = config_for(tmp_path), CompareConfig(cpus_per_cell=5)
+    study = Comparison(config_for(tmp_path), CompareConfig(cpus_per_cell=5))
     with pytest.raises(ValueError, match=r"cpus_per_cell=5: no node of the cluster has that many CPUs; at most 4"):
-        comparison._check_places(nodes, config, options, "of the cluster")
+        study.count_places(connected_nodes(), "the cluster")

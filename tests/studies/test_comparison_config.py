@@ -14,12 +14,13 @@ from rich.console import Console
 
 import dpl_ray.cluster.connect
 import dpl_ray.studies.comparison.job
-from dpl_ray.config.compose import list_groups
+from dpl_ray.config.compose import list_groups, load_config
 from dpl_ray.config.describe import describe_fields
 from dpl_ray.config.schema import to_yaml
-from dpl_ray.studies.comparison.cells import CellResult
-from dpl_ray.studies.comparison.config import CompareConfig, comparison_name, load_comparison, make_plan, shared_tree
-from dpl_ray.studies.comparison.folder import ComparisonFolder
+from dpl_ray.store.records import write_json
+from dpl_ray.studies.comparison.cells import CELL_FILE, CellResult
+from dpl_ray.studies.comparison.config import CompareConfig, comparison_name, load_comparison, make_plan
+from dpl_ray.studies.comparison.job import Comparison
 from pipelines import cli, compare
 from tests.mistakes import Mistake, command, images, plain, storage_in_file, write
 from tests.test_mistakes import check_answer, contents
@@ -111,12 +112,12 @@ def begun(*overrides: str, cell: str = "") -> Callable[[Path], list[str]]:
     """A comparison `first` of 9 steps, perhaps with a cell that was begun, and then these arguments."""
 
     def prepare(tmp: Path) -> list[str]:
-        config, _ = load_comparison(["train.num_steps=9", "run.name=first"])
-        folder = ComparisonFolder(f"{tmp}/runs", "first", shared_tree(config))
-        folder.begin(None)
+        config, options = load_comparison(["train.num_steps=9", "run.name=first", f"run.storage_path={tmp}/runs"])
+        study = Comparison(config, options)
+        study.save_info()
         if cell:
-            old = config.model_copy(update={"policy": {"name": "fixmatch", "threshold": 0.5}})
-            (folder.storage / cell / "config.yaml").write(to_yaml(old).encode())
+            old = load_config(["policy=fixmatch", "policy.threshold=0.5"])
+            (study.storage / cell / "config.yaml").write(to_yaml(old).encode())
         return ["run.name=first", *overrides]
 
     return prepare
@@ -157,7 +158,7 @@ MISTAKES = (
     Mistake("policy_parameter", plain("policy.rule=band"), ("policy.rule=band: a comparison's", "dpl(rule=band)")),
     Mistake("baseline", plain("train.baseline=true"), ("train.baseline=true: a comparison's baseline is the policy",)),
     Mistake("share", plain("gpus_per_cell=2"), ("gpus_per_cell=2: must be less than or equal to 1",)),
-    Mistake("cpus", plain("cpus_per_cell=4096"), ("cpus_per_cell=4096: no node on this machine has that many CPUs",)),
+    Mistake("cpus", plain("cpus_per_cell=4096"), ("cpus_per_cell=4096: no node of this machine has that many CPUs",)),
     Mistake("gpu", plain("scale.use_gpu=true"), ("scale.use_gpu=true", "this machine has 0; scale.use_gpu=false")),
     Mistake("no_cluster", plain("scale.address=127.0.0.1:1"), ("scale.address=127.0.0.1:1: no Ray cluster answers",)),
     Mistake("labels", plain("data.num_labels_per_class=1000"), ("=1000: class 8 has only", "use at most 139")),
@@ -190,7 +191,7 @@ def test_mistake(
     def started(*arguments: Any, **keywords: Any) -> None:
         pytest.fail("a cell was started")
 
-    monkeypatch.setattr(dpl_ray.studies.comparison.job, "_run_on_ray", started)
+    monkeypatch.setattr(dpl_ray.studies.comparison.job.Comparison, "run", started)
     monkeypatch.setattr(dpl_ray.cluster.connect, "count_gpus", lambda: 0)
     monkeypatch.chdir(tmp_path)
     arguments, fragments = command(mistake, tmp_path)
@@ -201,21 +202,23 @@ def test_mistake(
 
 
 def test_cells_of_other_data_are_not_compared(tmp_path: Path) -> None:
-    config, _ = load_comparison(["train.num_steps=9"])
-    folder = ComparisonFolder(str(tmp_path), "first", shared_tree(config))
+    config = load_config(["train.num_steps=9", f"run.storage_path={tmp_path}", "run.name=first"])
+
+    def opened() -> Comparison:
+        return Comparison(config, CompareConfig())
+
+    study = opened()
     facts = {"data.fingerprint": "old"}
-    CellResult("dpl", {"name": "dpl"}, 1, 9, 1.0, {}, [], "", facts).save(folder.storage / "dpl-seed-1")
-    folder.check_data(0, "new", "all")
-    folder.check_data(1, "old", "all")
+    write_json(study.storage / "dpl-seed-1" / CELL_FILE, CellResult("dpl", config.policy, 1, 9, 1.0, {}, [], "", facts))
+    study.check_data(0, "new", "all")
+    study.check_data(1, "old", "all")
     with pytest.raises(ValueError, match=r"run\.name=first: dpl with seed 1 was trained on other data"):
-        folder.check_data(1, "new", "all")
-    folder.begin(None)
-    again = ComparisonFolder(str(tmp_path), "first", shared_tree(config))
+        study.check_data(1, "new", "all")
+    study.save_info()
     with pytest.raises(ValueError, match=r"run\.name=first: the cells of other seeds than 2 were trained on other"):
-        again.check_data(2, "new", "others")
-    (folder.storage / "dpl-seed-1").delete()
-    unlearned = ComparisonFolder(str(tmp_path), "first", shared_tree(config))
-    unlearned.check_data(2, "new", "corrected")
+        opened().check_data(2, "new", "others")
+    (study.storage / "dpl-seed-1").delete()
+    opened().check_data(2, "new", "corrected")
 
 
 def test_the_command_says_where_its_results_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

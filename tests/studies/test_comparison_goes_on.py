@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ from dpl_ray import CompareConfig
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.studies.comparison.cells import Cell, run_cell
-from dpl_ray.studies.comparison.config import make_plan
-from dpl_ray.studies.comparison.folder import ComparisonFolder, write_comparison
-from dpl_ray.studies.comparison.job import _loader
+from dpl_ray.studies.comparison.folder import write_comparison
+from dpl_ray.studies.comparison.job import Comparison
 from tests.mistakes import png, write, write_folder, write_pool
 from tests.studies.test_comparison import TWO, config_for, run
 
@@ -51,6 +51,30 @@ def test_a_policy_whose_defaults_have_changed_is_not_added_to_its_older_cells(tm
     assert not (tmp_path / "first" / "fixmatch-seed-2").exists(), "before any cell starts"
 
 
+def test_a_comparison_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    """One whose fields and facts were fewer, and one of a newer version, which has more."""
+    first, _ = run(tmp_path)
+    folder = tmp_path / "first"
+    info = json.loads((folder / "comparison.json").read_text())
+    del info["config"]["train"]["lambda_u"], info["config"]["data"]["views"]["cutout"]
+    (folder / "comparison.json").write_text(json.dumps(info))
+    for cell in folder.glob("*-seed-*/cell.json"):
+        tree = json.loads(cell.read_text())
+        if tree["seed"]:
+            del tree["facts"]["data.num_test"], tree["facts"]["commit"], tree["facts"]["version.torch"]
+            del tree["policy"]["ema_decay" if tree["label"] == "dpl" else "threshold"]
+        cell.write_text(json.dumps(tree | {"new": 1}))
+    config = folder / "dpl-seed-0" / "config.yaml"
+    config.write_text("".join(line for line in config.open() if "curve_images" not in line))
+    (folder / "dpl-seed-0" / "history.jsonl").open("a").write('{"phase": "dpl", "st')
+    more, output = run(tmp_path, options=TWO.model_copy(update={"policies": ("dpl", "fixmatch", "supervised")}))
+    assert "goes on, 4 of them finished before" in output
+    assert [row for row in more.rows if row.label != "supervised"] == first.rows
+    assert ", unknown" in Path(first.markdown).read_text().partition("- versions: ")[2]
+    with pytest.raises(ValueError, match=r"this comparison exists with train\.lambda_u=1\.0, now it is 2\.0"):
+        run(tmp_path, "train.lambda_u=2")
+
+
 def test_a_policy_that_uses_the_pool_can_be_added_to_one_that_does_not(tmp_path: Path) -> None:
     fields = folder_of_images(tmp_path / "images")
     one = CompareConfig(policies=("supervised",), seeds=1, reference="supervised")
@@ -85,5 +109,5 @@ def test_the_error_of_a_cell_whose_success_was_not_heard_of_goes(tmp_path: Path)
 def test_a_batch_of_two_images_does_for_a_cell_whatever_the_workers(tmp_path: Path) -> None:
     fields = (*folder_of_images(tmp_path / "images"), "data.image_size=4")  # one pixel is left for BatchNorm
     config = config_for(tmp_path, *fields, "scale.num_workers=2", "train.batch_size=2")
-    load = _loader(config, make_plan(config, TWO), ComparisonFolder(str(tmp_path), "first", {}))
-    assert len(load(0).labeled) == 6
+    study = Comparison(config, TWO)
+    assert len(study.load(study.missing[0]).labeled) == 6

@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from dpl_ray.config.schema import CURVE_POINTS, Config, shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.runs.folder import RunFolder, check_run, run_storage
 from dpl_ray.runs.provenance import describe_run
+from dpl_ray.store.records import read_json, write_json
 from dpl_ray.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -61,18 +60,6 @@ class CellResult:
     def cell(self) -> Cell:
         return Cell(self.label, self.policy, self.seed)
 
-    def save(self, folder: Storage) -> None:
-        (folder / CELL_FILE).write(json.dumps(dataclasses.asdict(self), indent=1).encode())
-
-    @classmethod
-    def load(cls, folder: Storage) -> CellResult | None:
-        """None where the cell has not finished."""
-        file = folder / CELL_FILE
-        if not file.exists():
-            return None
-        tree = json.loads(file.read())
-        return cls(**tree | {"curve": [(int(step), accuracy, seconds) for step, accuracy, seconds in tree["curve"]]})
-
 
 def policy_label(policy: dict[str, Any], defaults: dict[str, Any]) -> str:
     """The policy's name, with the parameters that are not its defaults: the same however it was written."""
@@ -95,12 +82,17 @@ def cell_config(config: Config, cell: Cell, folder: str) -> Config:
     )
 
 
+def data_seed(config: Config, cell: Cell) -> int:
+    """Of the data that a cell learns from: with data.subset_seed, all cells learn from the same."""
+    return cell.seed if config.data.subset_seed is None else config.data.subset_seed
+
+
 def run_cell(
     config: Config,
     cell: Cell,
     splits: Splits,
     folder: str,
-    tell: Callable[[Record], None] = lambda _: None,
+    on_step: Callable[[str, int], None] = lambda name, step: None,  # noqa: ARG005
 ) -> CellResult:
     """Train a cell in this process, from its newest checkpoint where it has one; nothing if it has finished.
 
@@ -108,7 +100,7 @@ def run_cell(
         config: of the comparison; scale.use_gpu and scale.threads_per_worker are the cell's.
         splits: of the cell's seed: load_splits(config.data, seed=cell.seed).
         folder: of the comparison.
-        tell: called now and then with how far the cell is.
+        on_step: called now and then with the cell's name and the step that it has come to.
 
     Raises:
         ValueError: the cell was begun with another configuration or other data.
@@ -117,14 +109,14 @@ def run_cell(
     config = cell_config(config, cell, folder)
     check_run(config)
     run = RunFolder(run_storage(config), config, splits)
-    if finished := CellResult.load(run.storage):
+    if finished := read_json(run.storage / CELL_FILE, CellResult):
         return finished
     import torch
 
     from dpl_ray.training.loop import train
 
     def receive(record: Record) -> None:
-        tell(record)
+        on_step(cell.name, record.step)
         if record.metrics:
             run.add(record)
         if "curve/accuracy" in record.metrics:
@@ -146,7 +138,7 @@ def run_cell(
         | {"device": torch.cuda.get_device_name() if config.scale.use_gpu else "CPU"}
         | {"data.num_test": str(len(splits.test)), "data.num_classes": str(len(splits.class_names))},
     )
-    result.save(run.storage)
+    write_json(run.storage / CELL_FILE, result)
     return result
 
 
@@ -164,7 +156,7 @@ def one_worker(config: Config) -> Workers:
 def read_cells(folder: str) -> list[CellResult]:
     """The finished cells of a comparison, by policy and seed."""
     place = Storage(folder)
-    found = [CellResult.load(place / name) for name in place.list() if "-seed-" in name]
+    found = [read_json(place / name / CELL_FILE, CellResult) for name in place.list() if "-seed-" in name]
     return sorted((cell for cell in found if cell), key=lambda cell: (cell.label, cell.seed))
 
 

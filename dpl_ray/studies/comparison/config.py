@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from pydantic import Field
 from dpl_ray.config.compose import check_policy, list_groups, load_config, policy_file
 from dpl_ray.config.own_fields import as_yaml, refuse_near_miss, validated
 from dpl_ray.config.schema import Config, Section, suggest
-from dpl_ray.runs.folder import bound_tree
+from dpl_ray.runs.folder import FREE_FIELDS, FREE_SECTIONS, bound_tree, study_name
 from dpl_ray.studies.comparison.cells import Cell, policy_label
 
 
@@ -127,17 +125,19 @@ def read_policy(entry: str, field: str = "policies") -> tuple[str, dict[str, Any
 
 def comparison_name(config: Config) -> str:
     """run.name, or a name that the same command has again and another configuration has not, so that it resumes."""
-    if config.run.name:
-        return config.run.name
-    digest = hashlib.blake2b(json.dumps(shared_tree(config), sort_keys=True).encode(), digest_size=4).hexdigest()
-    return f"{config.data.name}-comparison-{digest}"
+    return study_name(config, "comparison", shared_tree(config))
+
+
+def free_fields() -> set[str]:
+    """What may differ between the cells of a comparison: policy and seed, and where and how they run."""
+    # A run may change train.log_every, but cells may not differ in it: the last record, of which the tables have
+    # coverage and precision, is of that many steps.
+    return {*FREE_SECTIONS, *FREE_FIELDS, "policy", "train.seed", "train.baseline"} - {"train.log_every"}
 
 
 def shared_tree(config: Config) -> dict[str, Any]:
-    """What all cells of a comparison have in common and none may change: neither policy and seed, nor where and how."""
-    # A run may change train.log_every, but cells may not differ in it: the last record, of which the tables have
-    # coverage and precision, is of that many steps.
-    return bound_tree(config, keep=("train.log_every",), drop=("policy", "train.seed", "train.baseline"))
+    """What all cells of a comparison have in common and none may change."""
+    return bound_tree(config, free_fields())
 
 
 def _check_override(text: str) -> None:

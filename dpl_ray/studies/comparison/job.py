@@ -7,39 +7,31 @@ goes on, and policies and seeds can be added to it.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
-from typing import TYPE_CHECKING, Any
 
+import yaml
 from rich.console import Console
+from rich.table import Table
 
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.schema import Config, shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.jobs.fit import check_network, check_storage
-from dpl_ray.page.console import show
-from dpl_ray.runs.folder import COMPARISON_FILE
-from dpl_ray.runs.provenance import describe_code, describe_config
+from dpl_ray.jobs.fit import check_network
+from dpl_ray.runs.folder import COMPARISON_FILE, HISTORY_FILE, check_same
+from dpl_ray.runs.provenance import describe_config
 from dpl_ray.store.history import merge_records
-from dpl_ray.store.lock import sole_use
-from dpl_ray.studies.comparison.cells import Cell, CellResult, cell_config, run_cell
-from dpl_ray.studies.comparison.config import CompareConfig, Plan, comparison_name, make_plan, shared_tree
+from dpl_ray.store.records import read_json, read_lines
+from dpl_ray.studies.comparison.cells import CELL_FILE, Cell, CellResult, cell_config, data_seed, read_cells, run_cell
+from dpl_ray.studies.comparison.config import CompareConfig, comparison_name, free_fields, make_plan, shared_tree
 from dpl_ray.studies.comparison.console import CellsProgress, comparison_tables
-from dpl_ray.studies.comparison.folder import ComparisonFolder, write_comparison
+from dpl_ray.studies.comparison.folder import check_policies, write_comparison
 from dpl_ray.studies.comparison.table import Row
-from dpl_ray.tracking.journal import Journal
-from dpl_ray.tracking.tracker import Tracker, recording, start_tracker, tracking_uri
+from dpl_ray.studies.frame import End, Nodes, Study, cause_of, check_room, count_cells, on_cluster, run_study
+from dpl_ray.tracking.tracker import Tracker
 
-if TYPE_CHECKING:
-    from dpl_ray.training.records import Record
-
-SECONDS_BETWEEN_LOOKS = 0.5  # at the cells that run
+OnEnd = Callable[[Cell, "CellResult | Exception"], None]
 
 
 class CellsFailedError(RuntimeError):
@@ -48,7 +40,7 @@ class CellsFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class CompareResult:
-    """The result of `compare`."""
+    """What `compare` gives back."""
 
     name: str
     rows: list[Row]  # one per policy, the most accurate first
@@ -60,11 +52,6 @@ class CompareResult:
     tracking_uri: str | None
 
 
-#: What happens to cells: a step that one has come to, and the end of one.
-OnStep = Callable[[str, int], None]
-OnEnd = Callable[[Cell, "CellResult | Exception"], None]
-
-
 def compare(
     config: Config,
     options: CompareConfig | None = None,
@@ -72,80 +59,23 @@ def compare(
     console: Console | None = None,
     command: str | None = None,
 ) -> CompareResult:
-    """Train every policy with every seed, except the cells that have finished, and write tables and page.
+    """Train policies x seeds, those cells that have not finished, and write tables and page.
 
     Args:
-        config: configuration of every cell. Its policy and train.baseline are not read; train.seed is the first seed.
+        config: of every cell; config.policy and train.baseline are not read, and train.seed is the first seed.
             scale.num_workers=0 runs the cells one after another in this process, any other number as Ray tasks.
         console: where progress and tables are shown; None shows nothing.
-        command: command line that the tables name as their origin.
+        command: that the tables are to name as their origin.
 
     Raises:
         ValueError: a field, the data or the resources do not fit; before any cell starts.
         CellsFailedError: not one cell has finished.
     """
-    console, options = console or Console(quiet=True), options or CompareConfig()
-    plan = make_plan(config, options)
-    check_storage(config)
-    uri = tracking_uri(config)
-    if config.model.name == "torchvision":
-        from dpl_ray.models import check_names
-
-        check_names(config.model)
-    folder = ComparisonFolder(config.run.storage_path, comparison_name(config), shared_tree(config))
-    finished = {cell.name: result for cell in plan.cells if (result := folder.finished(cell))}
-    folder.check_policies(plan.cells)
-    missing = [cell for cell in plan.cells if cell.name not in finished]
-    load = _loader(config, plan, folder)
-    if missing:
-        _check_room(config, options)
-        load(missing[0].seed)  # mistakes in the data are answered before a cell starts
-    with sole_use(f"run.name={folder.name}", folder.storage):
-        folder.begin(command)
-        show(console, _headline(config, plan, folder, len(finished)))
-        tracker = _start_tracker(config, options, uri, folder, plan)
-        failed: dict[str, str] = {}
-        with recording(tracker, console):
-            for cell in plan.cells:
-                if cell.name in finished:
-                    folder.remove_error(cell)
-                    _record(tracker, folder, config, cell, finished[cell.name])
-            with CellsProgress(console, missing, config.train.num_steps, len(finished)) as progress:
-
-                def on_end(cell: Cell, result: CellResult | Exception) -> None:
-                    if isinstance(result, CellResult):
-                        folder.remove_error(cell)
-                        progress.finish(cell, result)
-                        _record(tracker, folder, config, cell, result)
-                    else:
-                        failed[cell.name] = _first_line(result)
-                        folder.write_error(cell, result)
-                        progress.finish(cell, None, failed[cell.name])
-
-                run = _run_here if config.scale.num_workers == 0 else _run_on_ray
-                if missing:
-                    run(missing, config, options, load, str(folder.storage), progress.show, on_end)
-            if len(failed) == len(plan.cells):
-                raise CellsFailedError(describe_failed(failed))
-            outputs = write_comparison(str(folder.storage), plan.reference, missing=failed)
-            for file in (outputs.csv, outputs.markdown):
-                tracker.log_file(file.name)
-            tracker.log_page(outputs.page.name)
-            tracker.log_tag("report", str(outputs.page))
-            tracker.log({f"accuracy/{row.label}": row.accuracy for row in outputs.rows}, 0)
-            tracker.failed = bool(failed)
-    for table in comparison_tables(outputs.rows, plan.reference):
-        console.print(table)
-    return CompareResult(
-        name=folder.name,
-        rows=outputs.rows,
-        failed=failed,
-        csv=str(outputs.csv),
-        markdown=str(outputs.markdown),
-        report=str(outputs.page),
-        run_id=tracker.run_id,
-        tracking_uri=uri,
-    )
+    study = Comparison(config, options or CompareConfig())
+    failed, run_id = run_study(study, console=console or Console(quiet=True), command=command)
+    place = study.storage
+    csv, markdown, report = (str(place / f"comparison.{kind}") for kind in ("csv", "md", "html"))
+    return CompareResult(study.name, study.rows, failed, csv, markdown, report, run_id, study.uri)
 
 
 def describe_failed(failed: dict[str, str]) -> str:
@@ -157,210 +87,152 @@ def describe_failed(failed: dict[str, str]) -> str:
     )
 
 
-def _loader(config: Config, plan: Plan, folder: ComparisonFolder) -> Callable[[int], Splits]:
-    """Seed -> splits, checked; the last ones are kept, since the cells come by seed."""
-    uses_unlabeled = any(cell.policy["name"] != "supervised" for cell in plan.cells)
-    in_one_process = config.model_copy(update={"scale": config.scale.model_copy(update={"num_workers": 1})})
-    kept: dict[int, Splits] = {}
+class Comparison(Study[CellResult]):
+    """A comparison: its cells are those of the plan, and the finished ones of other plans before."""
 
-    def load(seed: int) -> Splits:
-        if seed not in kept:
-            kept.clear()
+    kind, file = "comparison", COMPARISON_FILE
+    rows: list[Row]  # once it is written
+
+    def __init__(self, config: Config, options: CompareConfig) -> None:
+        """
+        Raises:
+            ValueError: a policy or a field does not fit, or the folder holds something else, or cells of other
+                parameters.
+        """
+        self.options, self.plan = options, make_plan(config, options)
+        super().__init__(config, comparison_name(config), shared_tree(config), free=free_fields(), data=None)
+        before = read_cells(str(self.storage))
+        if not before:
+            self.info["data"] = None  # nothing has been learned from them: they may still be corrected
+        self.finished = {cell.name: result for cell in self.plan.cells if (result := self._finished(cell))}
+        self.missing = [cell for cell in self.plan.cells if cell.name not in self.finished]
+        check_policies(self.name, [*(found.cell for found in before), *self.plan.cells])
+        self._splits: dict[int, Splits] = {}
+
+    def _finished(self, cell: Cell) -> CellResult | None:
+        """What a cell has left; `ValueError` where it was trained with other parameters of the policy."""
+        begun = self.storage / cell.name / "config.yaml"
+        if begun.exists():
+            old = {"policy": yaml.safe_load(begun.read())["policy"]}
+            check_same(self.name, self.kind, old, {"policy": cell.policy}, free=())
+        return read_json(self.storage / cell.name / CELL_FILE, CellResult)
+
+    def check(self) -> None:
+        if self.missing:
+            check_room(self.config.scale, self.count_places)
+            self.load(self.missing[0])  # mistakes in the data are answered before a cell starts
+
+    def count_places(self, nodes: Nodes, where: str) -> int:
+        """Cells at once; `ValueError` where not one has room."""
+        gpus = self.options.gpus_per_cell if self.config.scale.use_gpu else 0.0
+        return count_cells(nodes, where, "cpus_per_cell", self.options.cpus_per_cell, gpus)
+
+    def load(self, cell: Cell) -> Splits:
+        """The splits of a cell, checked; the last ones are kept, since the cells come by seed."""
+        key = data_seed(self.config, cell)
+        if key not in self._splits:
+            self._splits.clear()
+            uses_unlabeled = any(each.policy["name"] != "supervised" for each in self.plan.cells)
             # The pool is read even where no policy uses it: one that is added later must find the same data.
-            splits = load_splits(config.data, seed=seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=True)
-            check_network(in_one_process, splits)
-            folder.check_data(seed, splits.fingerprint(), splits.seedless_fingerprint())
-            kept[seed] = splits
-        return kept[seed]
+            splits = load_splits(self.config.data, seed=cell.seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=True)
+            in_one_process = self.config.scale.model_copy(update={"num_workers": 1})
+            check_network(self.config.model_copy(update={"scale": in_one_process}), splits)
+            self.check_data(cell.seed, splits.fingerprint(), splits.seedless_fingerprint())
+            self._splits[key] = splits
+        return self._splits[key]
 
-    return load
+    def check_data(self, seed: int, fingerprint: str, seedless_fingerprint: str) -> None:
+        """Refuse to compare what the cells of this seed, or of any other, learned from other data."""
+        changed = "trained on other data (the images or labels have changed since); take another run.name"
+        for cell in read_cells(str(self.storage)):
+            if cell.seed == seed and cell.facts.get("data.fingerprint", fingerprint) != fingerprint:
+                raise ValueError(f"run.name={self.name}: {cell.label} with seed {seed} was {changed}")
+        # Another seed has another labelled subset, and so another fingerprint, of the same data too.
+        self.info["data"] = self.info["data"] or seedless_fingerprint
+        if self.info["data"] != seedless_fingerprint:
+            raise ValueError(f"run.name={self.name}: the cells of other seeds than {seed} were {changed}")
 
-
-def _by_data(config: Config, cells: list[Cell]) -> list[tuple[int, list[Cell]]]:
-    """The cells that learn from the same splits, and a seed of theirs: with data.subset_seed, all."""
-    if config.data.subset_seed is not None:
-        return [(cells[0].seed, cells)]
-    return [(seed, list(group)) for seed, group in groupby(cells, key=lambda cell: cell.seed)]
-
-
-def _load_for(seed: int, cells: list[Cell], load: Callable[[int], Splits], on_end: OnEnd) -> Splits | None:
-    """The splits of these cells; None where they cannot be had, which fails these cells and leaves others running."""
-    try:
-        return load(seed)
-    except ValueError as error:
-        for cell in cells:
-            on_end(cell, error)
-        return None
-
-
-def _run_here(
-    cells: list[Cell],
-    config: Config,
-    options: CompareConfig,  # noqa: ARG001
-    load: Callable[[int], Splits],
-    folder: str,
-    on_step: OnStep,
-    on_end: OnEnd,
-) -> None:
-    """One cell after another, in this process."""
-    for seed, group in _by_data(config, cells):
-        if (splits := _load_for(seed, group, load, on_end)) is None:
-            continue
-        for cell in group:
-            try:
-                result: CellResult | Exception = run_cell(config, cell, splits, folder, partial(_tell, on_step, cell))
-            except Exception as error:  # whatever stops a cell must not stop the others
-                result = error
-            on_end(cell, result)
-
-
-def _tell(on_step: OnStep, cell: Cell, record: Record) -> None:
-    on_step(cell.name, record.step)
-
-
-def _run_on_ray(
-    cells: list[Cell],
-    config: Config,
-    options: CompareConfig,
-    load: Callable[[int], Splits],
-    folder: str,
-    on_step: OnStep,
-    on_end: OnEnd,
-) -> None:
-    """All cells as Ray tasks; Ray starts as many at once as there is room for."""
-    # Zero workers: what a cell needs is checked here, in the words of a comparison's fields.
-    started = cluster.connect(config.scale.model_copy(update={"num_workers": 0}))
-    import ray
-    from ray.util.queue import Queue
-
-    if config.scale.threads_per_worker is None:
-        threads = {"threads_per_worker": max(1, int(options.cpus_per_cell))}
-        config = config.model_copy(update={"scale": config.scale.model_copy(update=threads)})
-    pending: dict[Any, Cell] = {}
-    mailbox = None
-    try:
-        _check_places(_connected_nodes(), config, options, "of the cluster")
-        mailbox = Queue(actor_options={"num_cpus": 0})
-        task = ray.remote(
-            num_cpus=options.cpus_per_cell,
-            num_gpus=options.gpus_per_cell if config.scale.use_gpu else 0,
-            max_retries=config.scale.max_failures,
-        )(_task)
-        for seed, group in _by_data(config, cells):
-            if (splits := _load_for(seed, group, load, on_end)) is None:
-                continue
-            reference, splits = ray.put(splits), None  # no second copy while the next seed's are read
-            pending |= {task.remote(config, cell, reference, folder, mailbox): cell for cell in group}
-            _collect(pending, mailbox, on_step, on_end, 0.0)
-        while pending:
-            _collect(pending, mailbox, on_step, on_end, SECONDS_BETWEEN_LOOKS)
-    finally:
-        with contextlib.suppress(ray.exceptions.RayError):
-            for reference in pending:
-                ray.cancel(reference, force=True)
-            if mailbox:
-                mailbox.shutdown()
-        if started:
-            ray.shutdown()
-
-
-def _task(config: Config, cell: Cell, splits: Splits, folder: str, mailbox: Any) -> CellResult:
-    def on_step(name: str, step: int) -> None:
-        # Not waited for: news that cannot be delivered must not hold up the training.
-        mailbox.actor.put_nowait.remote((name, step))
-
-    return run_cell(config, cell, splits, folder, partial(_tell, on_step, cell))
-
-
-def _collect(pending: dict[Any, Cell], mailbox: Any, on_step: OnStep, on_end: OnEnd, seconds: float) -> None:
-    """Pass on the news of the cells, waiting up to `seconds` for one that ends."""
-    import ray
-
-    ready, _ = ray.wait(list(pending), timeout=seconds)
-    news: list[tuple[str, int]] = []
-    with contextlib.suppress(ray.exceptions.RayError):  # the mailbox may be lost with its node, the cells are not
-        news = mailbox.get_nowait_batch(mailbox.qsize())
-    running = {cell.name for cell in pending.values()}
-    for name, step in news:
-        if name in running:
-            on_step(name, step)
-    for reference in ready:
-        cell = pending.pop(reference)
-        try:
-            result: CellResult | Exception = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            result = error
-        on_end(cell, result)
-
-
-def _check_room(config: Config, options: CompareConfig) -> None:
-    """Refuse a cell that no node carries."""
-    scale = config.scale
-    if scale.num_workers:
-        # Whether the cluster answers, or there is a GPU here; the room is counted in cells below.
-        scale = scale.model_copy(update={"num_workers": 1, "cpus_per_worker": 0.01})
-    with cluster.checked_resources(scale):
-        if scale.num_workers and cluster.cluster_address(scale):
-            _check_places(_connected_nodes(), config, options, "of the cluster")
-        elif scale.num_workers:
-            _check_places([{"CPU": float(os.cpu_count() or 1), "GPU": 1.0}], config, options, "on this machine")
-
-
-def _check_places(nodes: Iterable[dict[str, float]], config: Config, options: CompareConfig, where: str) -> None:
-    fitting = [node for node in nodes if not config.scale.use_gpu or node.get("GPU", 0.0) >= options.gpus_per_cell]
-    most = max((node.get("CPU", 0.0) for node in fitting), default=0.0)
-    if most < options.cpus_per_cell:
-        gpu = " beside a GPU" if config.scale.use_gpu else ""
-        raise ValueError(
-            f"cpus_per_cell={options.cpus_per_cell:g}: no node {where} has that many CPUs{gpu}; at most {most:g}"
+    def headline(self) -> str:
+        num_finished, labels = len(self.finished), self.plan.labels
+        goes_on = f"goes on, {num_finished} of them finished before" if self.resumed else "starts"
+        return (
+            f"{self.name} {goes_on}: {len(labels)} policies ({', '.join(labels)}) x {len(self.plan.seeds)} seeds, "
+            f"{len(self.plan.cells)} cells of {self.config.train.num_steps:,} steps"
+            + (self.waits_for_ray if self.missing else "")
         )
 
+    def params(self) -> dict[str, str]:
+        config = {key: value for key, value in describe_config(self.config).items() if not key.startswith("policy.")}
+        options = self.options.model_dump(mode="json").items()
+        return config | {f"compare.{field}": shown(value) for field, value in options}
 
-def _connected_nodes() -> list[dict[str, float]]:
-    import ray
+    def tags(self) -> dict[str, str]:
+        # As tags besides the params: a comparison that goes on may have more of them.
+        listed = {"policies": self.plan.labels, "seeds": self.plan.seeds, "reference": [self.plan.reference]}
+        return {key: ", ".join(map(str, values)) for key, values in listed.items()}
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    def ended(self) -> list[CellResult]:
+        for name in self.finished:
+            (self.storage / name / "error.txt").remove()  # it had finished when the news of it was lost
+        return [*self.finished.values()]
 
+    def run(self, console: Console, end: End[CellResult]) -> None:
+        if not self.missing:
+            return
+        with CellsProgress(console, self.missing, self.config.train.num_steps, len(self.finished)) as progress:
 
-def _start_tracker(
-    config: Config, options: CompareConfig, uri: str | None, folder: ComparisonFolder, plan: Plan
-) -> Tracker:
-    """The parent run; the same one when a comparison goes on."""
-    params = describe_config(config.model_copy(update={"policy": {}}))
-    params |= {f"compare.{field}": shown(value) for field, value in options.model_dump(mode="json").items()}
-    tags = describe_code() | {"data.fingerprint": folder.info["data"]}
-    tracker = start_tracker(config, uri, Journal(folder.storage), name=folder.name, params=params, tags=tags)
-    tracker.log_file(COMPARISON_FILE)
-    # Tags too, because a comparison that goes on may have more of them, and MLflow's params cannot be changed.
-    for key, value in (("policies", plan.labels), ("seeds", plan.seeds), ("reference", [plan.reference])):
-        tracker.log_tag(key, ", ".join(map(str, value)))
-    return tracker
+            def on_end(cell: Cell, result: CellResult | Exception) -> None:
+                error = self.storage / cell.name / "error.txt"
+                if isinstance(result, CellResult):
+                    error.remove()
+                    progress.finish(cell, result)
+                    end(cell.name, result, "")
+                else:
+                    cause = cause_of(result)
+                    error.write(str(result).encode())
+                    progress.finish(cell, None, cause)
+                    end(cell.name, None, cause)
 
+            run = self._run_on_ray if self.config.scale.num_workers else self._run_here
+            run(progress.show, on_end)
 
-def _record(tracker: Tracker, folder: ComparisonFolder, config: Config, cell: Cell, result: CellResult) -> None:
-    """A child run of the cell, unless it has one."""
-    if tracker.has_child(cell.name):
-        return
-    rows = map(json.loads, (folder.storage / cell.name / "history.jsonl").read().splitlines())
-    tracker.log_child(
-        cell.name,
-        params=describe_config(cell_config(config, cell, str(folder.storage))),
-        tags=result.facts | {"label": cell.label, "checkpoint": result.checkpoint},
-        history=merge_records(rows),
-    )
+    def _run_here(self, on_step: Callable[[str, int], None], on_end: OnEnd) -> None:
+        """One cell after another, in this process."""
+        for cell in self.missing:
+            try:
+                result = run_cell(self.config, cell, self.load(cell), str(self.storage), on_step)
+            except Exception as error:  # whatever stops a cell must not stop the others
+                on_end(cell, error)
+            else:
+                on_end(cell, result)
 
+    def _run_on_ray(self, on_step: Callable[[str, int], None], on_end: OnEnd) -> None:
+        with on_cluster(self.config, self.options.cpus_per_cell) as config:
+            from dpl_ray.studies.comparison.on_ray import run_tasks
 
-def _headline(config: Config, plan: Plan, folder: ComparisonFolder, num_finished: int) -> str:
-    goes_on = f"goes on, {num_finished} of them finished before" if folder.resumed else "starts"
-    ray_starts = config.scale.num_workers and not cluster.cluster_address(config.scale)
-    return (
-        f"{folder.name} {goes_on}: {len(plan.labels)} policies ({', '.join(plan.labels)}) x {len(plan.seeds)} seeds, "
-        f"{len(plan.cells)} cells of {config.train.num_steps:,} steps"
-        + ("\nstarting Ray takes some 20 seconds" if ray_starts and num_finished < len(plan.cells) else "")
-    )
+            self.count_places(cluster.connected_nodes(), "the cluster")
+            run_tasks(config, self.options, self.missing, self.load, str(self.storage), on_step, on_end)
 
+    def child(self, result: CellResult) -> str:
+        return result.cell.name
 
-def _first_line(error: Exception) -> str:
-    """Type and message of what stopped a cell, without Ray's traceback."""
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {next(iter(str(cause).strip().splitlines()), '')}"
+    def record(self, tracker: Tracker, result: CellResult) -> None:
+        name = result.cell.name
+        tracker.log_child(
+            name,
+            params=describe_config(cell_config(self.config, result.cell, str(self.storage))),
+            tags=result.facts | {"label": result.label, "checkpoint": result.checkpoint},
+            history=merge_records(read_lines(self.storage / name / HISTORY_FILE)),
+        )
+
+    def write(self, tracker: Tracker, failed: Mapping[str, str]) -> list[Table]:
+        if len(failed) == len(self.plan.cells):
+            raise CellsFailedError(describe_failed(dict(failed)))
+        outputs = write_comparison(str(self.storage), self.plan.reference, missing=failed)
+        self.rows = outputs.rows
+        for file in (outputs.csv, outputs.markdown):
+            tracker.log_file(file.name)
+        tracker.log_page(outputs.page.name)
+        tracker.log_tag("report", str(outputs.page))
+        tracker.log({f"accuracy/{row.label}": row.accuracy for row in self.rows}, 0)
+        return comparison_tables(self.rows, self.plan.reference)

@@ -257,7 +257,7 @@ def _start_tracker(config: Config, options: SelfTrainConfig, uri: str | None, fo
 def _record(tracker: Tracker, folder: SelfTrainFolder, config: Config, finished: Round) -> None:
     """The numbers of a round, and a child run of its training; nothing of a round that MLflow has."""
     name = f"{folder.name}/round-{finished.number}"
-    if tracker.has_child(name):
+    if not tracker.needs_child(name):
         return
     counts = {
         f"round/{name}": float(getattr(finished, name))

@@ -217,7 +217,7 @@ def _check_room(config: Config, options: SearchConfig) -> None:
 def _record(tracker: Tracker, folder: SearchFolder, config: Config, result: TrialResult) -> None:
     """A child run of the trial, unless it has one."""
     name = result.trial.name
-    if tracker.has_child(name):
+    if not tracker.needs_child(name):
         return
     tags = {"state": result.state, "checkpoint": result.checkpoint or "", "cause": result.cause}
     tracker.log_child(
