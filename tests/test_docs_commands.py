@@ -175,6 +175,8 @@ python -m pipelines.train $DATA train.mu=3 \\
   train.num_steps=300          # words that no command has: train.nonsense=1
 RAY_ADDRESS=auto .venv/bin/python -m pipelines.compare 'policies=[dpl,dpl(rule=band)]' reference=dpl && make lint
 $ dpl-ray label checkpoint=a pool=b output=c
+$ dpl-ray label checkpoint=a
+error: pool is missing
 ray job submit --working-dir . -- python -m pipelines.train data=cifar10 scale=cluster
 python -m pipelines.train config=runs/NAME/best.yaml
 python -m benchmarks.ablation data=digits seeds=3

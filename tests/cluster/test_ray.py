@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,9 +25,12 @@ from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.cluster.connect import check_cluster, checked_resources
 from dpl_ray.config.schema import BESIDE_RUNS, ScaleConfig
 from dpl_ray.page.console import Progress
+from tests.documents import Document
+from tests.tutorials import FOLDER, Reader, only_line, with_overrides
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
+TUTORIAL = Document(FOLDER / "cluster.md", (FOLDER / "cluster.md").read_text())
 NUM_STEPS = 200
 #: What conftest.py sets for the other tests. A user has not set it: what it would silence must be silent by itself.
 SET_BY_TESTS = (
@@ -212,8 +216,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     env["RAY_TMPDIR"] = tempfile.mkdtemp(dir=os.environ["RAY_TMPDIR"])
     env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody has to be moved to another node at the end
-    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", "--disable-usage-stats"]
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # as in an environment that is activated
+    command = [*shlex.split(only_line(TUTORIAL, "ray start --head")), "--block", "--num-cpus=2"]
+    command += [f"--port={port}", f"--dashboard-port={dashboard_port}"]
     # Every cluster of a machine needs an agent's port of its own, or no job can be submitted to it.
     command += [f"--ray-client-server-port={client_port}", f"--dashboard-agent-listen-port={agent_port}"]
     log = tmp_path_factory.mktemp("head") / "log"
@@ -234,26 +239,30 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     process.wait()
 
 
-def submit(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command: list[Any] = [Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", ".", "--"]
-    return subprocess.run([*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
+def submit(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
 
 
 @pytest.mark.slow
-def test_the_same_command_runs_as_a_job_of_a_cluster_with_tokens(head: dict[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipelines.train", "train.num_steps=20", "train.baseline=false"]
-    command += [f"run.storage_path={tmp_path}", "run.name=job", "tracking.enabled=false", "scale.num_workers=1"]
-    refused = submit(head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, *command)
+def test_the_command_of_the_tutorial_runs_as_a_job_of_a_cluster_with_tokens(
+    head: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(TUTORIAL.blocks[0].text, {})  # writes the images
+    words = Reader(environment=head | {"PWD": str(tmp_path)}).words(only_line(TUTORIAL, "ray job submit"))
+    small = ("train.num_steps=20", "train.baseline=false", "tracking.enabled=false", "scale.num_workers=1")
+    command = with_overrides(words, small)
+    refused = submit(command, head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
     assert refused.returncode != 0
-    assert not (tmp_path / "job").exists()
+    assert not (tmp_path / "runs").exists()
     # A head that has just been started answers before its agent does; each attempt takes seconds by itself.
     for _ in range(5):
-        done = submit(head, *command)
+        done = submit(command, head)
         if "No available agent" not in done.stderr:
             break
     assert done.returncode == 0, done.stdout + done.stderr + Path(head["HEAD_LOG"]).read_text()
     assert "accuracy" in done.stdout
-    assert (tmp_path / "job" / "step-00000020" / "manifest.json").exists()
+    assert (tmp_path / "runs" / "job" / "step-00000020" / "manifest.json").exists()
 
 
 @pytest.mark.slow
