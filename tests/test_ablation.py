@@ -1,41 +1,188 @@
-"""The variants of dpl that were tried: each still trains, and differs from dpl in what it changes."""
+"""The variants of dpl that were tried: each still trains, and changes of dpl what its docstring says."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.dpl_variants import VARIANTS
+from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.policies import POLICIES
+from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
 from tests.builders import tiny_config, tiny_feed, tiny_splits
 
-
-def train_some(policy: str) -> torch.Tensor:
-    """The student's parameters after some steps, with states and strong views as after a while."""
-    config, splits = (
-        tiny_config(policy={"name": policy}, train={"num_steps": 40}),
-        tiny_splits(),
-    )
-    state = build_state(config, 3, 3, Workers(), pool_size=len(splits.unlabeled))
-    state.policy.get_buffer("states").copy_(torch.tensor([[0.6], [0.5]]).expand(2, 3))
-    state.policy.get_buffer("mean_probs").copy_(torch.tensor([0.6, 0.3, 0.1]))
-    feed = tiny_feed(config, splits)
-    for _ in range(8):
-        assert train_step(state, feed(state.step), config, feed.views, Workers()).isfinite().all()
-    return torch.cat([parameter.detach().flatten() for parameter in state.student.parameters()])
-
-
-@pytest.fixture(scope="module")
-def kept() -> torch.Tensor:
-    return train_some("dpl")
+NUM_CLASSES = 3
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_trains_something_else_than_dpl(
-    name: str, kept: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variant_trains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(POLICIES, name, VARIANTS[name])
-    assert not torch.equal(train_some(name), kept)
+    config, splits = tiny_config(policy={"name": name}), tiny_splits()
+    state = build_state(config, 3, NUM_CLASSES, Workers(), pool_size=len(splits.unlabeled))
+    feed = tiny_feed(config, splits)
+    before = torch.cat([parameter.detach().flatten() for parameter in state.student.parameters()])
+    for _ in range(3):
+        assert train_step(state, feed(state.step), config, feed.views, Workers()).isfinite().all()
+    after = torch.cat([parameter.detach().flatten() for parameter in state.student.parameters()])
+    assert 0 < (after - before).norm() < before.norm()
+
+
+def pair(name: str) -> tuple[DynamicPseudoLabels, DynamicPseudoLabels]:
+    """A variant and dpl in the same state, after a while."""
+    torch.manual_seed(0)
+    policies = VARIANTS[name](2, NUM_CLASSES), DynamicPseudoLabels(2, NUM_CLASSES)
+    for policy in policies:
+        policy.states.copy_(torch.tensor([[0.9, 0.8, 0.7], [0.6, 0.5, 0.4]]))
+        policy.boundary.copy_(torch.tensor([[0.3, 0.4, 0.5], [0.3, 0.4, 0.5]]))
+        policy.mean_probs.copy_(torch.tensor([0.6, 0.3, 0.1]))
+    policies[1].heads.load_state_dict(policies[0].heads.state_dict())
+    return policies
+
+
+def answers(policy: DynamicPseudoLabels, progress: float = 0.5) -> PseudoLabels:
+    """Twenty samples, sure and unsure ones."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(20, 2, generator=generator)
+    logits = torch.randn(20, NUM_CLASSES, generator=generator) * torch.linspace(0.5, 6, 20)[:, None]
+    facts = StepFacts(progress, torch.arange(20), torch.zeros(4, dtype=torch.int64))
+    return pseudo_labels(features, logits, policy.alignment(), facts)
+
+
+def check_entropy_cut(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    pseudo = answers(dpl)
+    expected = [-sum(p * math.log(p) for p in row) / math.log(3) for row in pseudo.logits.softmax(dim=1).tolist()]
+    sizes = variant._sizes(pseudo.logits, dpl.heads(pseudo.features), pseudo.labels)
+    torch.testing.assert_close(sizes, torch.tensor([expected, expected]))
+
+
+def check_median_boundary(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    pseudo = answers(dpl)
+    sizes = 1 - pseudo.logits.softmax(dim=1)[torch.arange(20), pseudo.labels]
+    before = variant.boundary.clone()
+    variant.update(variant.statistics(pseudo))
+    for k in range(NUM_CLASSES):
+        mine = sizes[pseudo.labels == k]
+        for head in range(2):
+            share = float((mine <= before[head, k]).double().mean())
+            assert float(variant.boundary[head, k]) == pytest.approx(float(before[head, k]) + 0.05 * (0.5 - share))
+
+
+def check_warmed_states(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    pseudo = answers(dpl)
+    warmed = DynamicPseudoLabels(2, NUM_CLASSES, ema_decay=0.1)  # (1 + 0) / (10 + 0)
+    warmed.load_state_dict(dpl.state_dict())
+    for policy in (variant, warmed):
+        policy.update(policy.statistics(pseudo))
+    torch.testing.assert_close(variant.states, warmed.states)
+    torch.testing.assert_close(variant.mean_probs, warmed.mean_probs)
+
+
+def auxiliary_losses(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> tuple[float, Tensor, PseudoLabels]:
+    """What the variant's loss has more than dpl's, the strong logits, and the samples; all of them are kept."""
+    pseudo = answers(dpl)
+    strong = torch.randn(20, NUM_CLASSES, generator=torch.Generator().manual_seed(2))
+    labeled = torch.zeros(4, 2), torch.zeros(4, NUM_CLASSES), torch.zeros(4, dtype=torch.int64)
+    losses = [policy.auxiliary_loss(pseudo, *labeled, strong, torch.arange(20)) for policy in (variant, dpl)]
+    return float(losses[0] - losses[1]), strong, pseudo
+
+
+def check_label_sets(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    more, strong, pseudo = auxiliary_losses(variant, dpl)
+    over, weights, expected = dpl.thresholds()["over"].tolist(), dpl.weights(pseudo).tolist(), 0.0
+    for row, strong_row, label, weight in zip(
+        pseudo.probs.tolist(), strong.softmax(dim=1).tolist(), pseudo.labels.tolist(), weights, strict=True
+    ):
+        total = reached = 0.0
+        for k in sorted(range(NUM_CLASSES), key=lambda k, row=row: -row[k]):  # type: ignore[misc]
+            if reached < over[label]:
+                reached, total = reached + row[k], total + strong_row[k]
+        expected -= (1 - weight) * math.log(total) / 20
+    assert more == pytest.approx(expected, abs=1e-5)
+    assert variant.min_weight < 0, "samples of no weight are taken in"
+
+
+def check_fairness(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    more, strong, pseudo = auxiliary_losses(variant, dpl)
+    probs = strong.double().softmax(dim=1)
+
+    def shares(values: list[float]) -> list[float]:
+        return [value / sum(values) for value in values]
+
+    labels = probs.argmax(dim=1).tolist()
+    left = shares([p * NUM_CLASSES for p in dpl.mean_probs.tolist()])  # the histogram is uniform yet
+    right = shares([float(probs[:, k].mean()) / (labels.count(k) / 20) for k in range(NUM_CLASSES)])
+    assert more == pytest.approx(0.05 * sum(a * math.log(b) for a, b in zip(left, right, strict=True)), abs=1e-5)
+    variant.update(variant.statistics(pseudo))
+    counts = torch.bincount(pseudo.labels, minlength=NUM_CLASSES) / 20
+    torch.testing.assert_close(variant.get_buffer("histogram"), 0.99 / NUM_CLASSES + 0.01 * counts.double())
+
+
+def check_soft_targets(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    pseudo = answers(dpl)
+    for row, probs, label in zip(variant.targets(pseudo), pseudo.probs, pseudo.labels.tolist(), strict=True):
+        sure = float(probs[label]) >= [0.9, 0.8, 0.7][label]
+        assert row.tolist() == ([float(k == label) for k in range(NUM_CLASSES)] if sure else probs.tolist())
+
+
+def check_fixed_start(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    early, later = answers(dpl, progress=0.09), answers(dpl, progress=0.1)
+    assert variant.weights(early).tolist() == [float(c >= 0.95) for c in early.confidence.tolist()]
+    assert torch.equal(variant.weights(later), dpl.weights(later))
+
+
+def check_second_difference(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    before, pseudo = variant.states.clone(), answers(dpl)
+    variant.update(variant.statistics(pseudo))
+    moved = 0.01 * (variant.states - before)  # an average that began at 0
+    under = variant.states.amin(dim=0) - 100 * (moved[0] - moved[1]).abs()
+    torch.testing.assert_close(variant.thresholds()["under"], under.clamp(min=0))
+    torch.testing.assert_close(variant.thresholds()["over"], variant.states.amax(dim=0))
+
+
+def check_heads_must_agree(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    pseudo = answers(dpl)
+    said = [[int(row.argmax()) for row in head] for head in dpl.heads(pseudo.features)]
+    for index, (mine, kept) in enumerate(zip(variant.weights(pseudo), dpl.weights(pseudo), strict=True)):
+        agreed = said[0][index] == said[1][index] == int(pseudo.labels[index])
+        assert float(mine) == (float(kept) if agreed else 0)
+
+
+def check_no_exploration(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    pseudo = answers(dpl)
+    over = [[0.9, 0.8, 0.7][label] for label in pseudo.labels.tolist()]
+    expected = [float(c >= threshold) for c, threshold in zip(pseudo.confidence.tolist(), over, strict=True)]
+    assert variant.weights(pseudo).tolist() == expected
+
+
+def check_unaligned_labels(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    pseudo = answers(dpl)
+    assert variant.targets(pseudo).tolist() == [max(range(3), key=row.__getitem__) for row in pseudo.logits.tolist()]
+    assert variant.targets(pseudo).tolist() != pseudo.labels.tolist(), "alignment has moved some of these"
+
+
+CHECKS: dict[str, Callable[[DynamicPseudoLabels, DynamicPseudoLabels], None]] = {
+    "entropy_cut": check_entropy_cut,
+    "median_boundary": check_median_boundary,
+    "warmed_states": check_warmed_states,
+    "label_sets": check_label_sets,
+    "soft_targets": check_soft_targets,
+    "fairness": check_fairness,
+    "fixed_start": check_fixed_start,
+    "second_difference": check_second_difference,
+    "heads_must_agree": check_heads_must_agree,
+    "no_exploration": check_no_exploration,
+    "unaligned_labels": check_unaligned_labels,
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_changes_of_dpl_what_it_says(name: str) -> None:
+    with torch.no_grad():
+        CHECKS[name](*pair(name))

@@ -13,7 +13,7 @@ from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.data.augment import strong, weak
 from dpl_ray.data.batches import view_settings
 from dpl_ray.training.distributed import Workers
-from dpl_ray.training.evaluation import evaluate_split
+from dpl_ray.training.evaluation import predict_split
 from dpl_ray.training.metrics import SUMS
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
@@ -34,7 +34,9 @@ def train_on(device: torch.device, workers: Workers | None = None, **groups: Any
     sums = [
         train_step(state, feed(state.step).to(device), config, feed.views, workers).cpu().tolist() for _ in range(4)
     ]
-    assert evaluate_split(state.teacher, splits.test, Workers(device=device))["eval/accuracy"] >= 0
+    there = predict_split(state.teacher, splits.test, Workers(device=device))
+    assert there.device.type == "cpu"
+    torch.testing.assert_close(there, predict_split(state.teacher.cpu(), splits.test), rtol=0, atol=1e-3)
     return {name: value.cpu() for name, value in state.student.state_dict().items()}, sums
 
 
@@ -86,7 +88,7 @@ def test_views_on_the_gpu_are_those_of_the_cpu() -> None:
         on_cpu = make(batch.images_unlabeled, getattr(batch, uniforms), views)
         on_gpu = make(moved.images_unlabeled, getattr(moved, uniforms), views).cpu()
         # Rounding of a rotated coordinate may fall on the other side of a pixel's edge now and then.
-        assert (on_gpu - on_cpu).abs().gt(0.02).float().mean() < 0.01
+        assert (on_gpu.int() - on_cpu.int()).abs().gt(1).float().mean() < 0.01
 
 
 def test_the_collectives_of_a_step_run_through_nccl() -> None:

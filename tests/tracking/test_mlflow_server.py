@@ -147,7 +147,6 @@ def test_a_server_that_dies_in_the_middle_costs_one_warning_and_is_told_later(
     messages = [str(warning.message) for warning in told if "MLflow" in str(warning.message)]
     assert len(messages) == 1
     assert f"sync_tracking run={tmp_path}/runs/tiny" in messages[0]
-    assert 0 <= result.metrics["eval/accuracy"] <= 1
     assert (tmp_path / "runs" / "tiny" / "tracking-unsent.jsonl").exists()
     server.start()
     assert client.get_run(str(result.run_id)).info.status == "RUNNING"
