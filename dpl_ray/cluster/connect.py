@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dpl_ray.config.schema import ScaleConfig
@@ -58,7 +58,7 @@ def checked_resources(scale: ScaleConfig) -> Iterator[None]:
         if scale.use_gpu and not count_gpus():
             raise ValueError("scale.use_gpu=true: this machine has no GPU; scale.use_gpu=false trains on CPUs")
     elif address is None:
-        _check(scale, float(os.cpu_count() or 1), count_gpus() if scale.use_gpu else 0, "this machine")
+        _check(scale, [this_machine(scale)], "this machine")
     else:
         _check_address(address, scale)
         connected = connect(scale)
@@ -81,10 +81,7 @@ def check_readers(scale: ScaleConfig) -> None:
 
     if scale.num_workers == 0:
         return
-    if ray.is_initialized():
-        nodes = connected_nodes()
-    else:
-        nodes = [{"CPU": float(os.cpu_count() or 1), "GPU": float(scale.num_workers)}]
+    nodes = connected_nodes() if ray.is_initialized() else [this_machine(scale)]
     num_cpus = sum(node.get("CPU", 0.0) for node in nodes)
     needed = scale.num_workers * scale.cpus_per_worker
     if needed + READER_CPUS > num_cpus:
@@ -102,7 +99,7 @@ def check_readers(scale: ScaleConfig) -> None:
         )
 
 
-def count_to_crowd_out(nodes: list[dict[str, float]], scale: ScaleConfig) -> float:
+def count_to_crowd_out(nodes: Iterable[Mapping[str, float]], scale: ScaleConfig) -> float:
     """Fewest workers that, placed badly, leave no node a CPU to read with; infinite where none can."""
     total = 0.0
     for node in nodes:
@@ -110,35 +107,23 @@ def count_to_crowd_out(nodes: list[dict[str, float]], scale: ScaleConfig) -> flo
         if spare < 0:
             continue
         wanted = int(spare / scale.cpus_per_worker + 1e-9) + 1
-        total += wanted if wanted <= count_places([node], scale) else math.inf
+        total += wanted if wanted <= room([node], scale.cpus_per_worker, float(scale.use_gpu)) else math.inf
     return total
 
 
 def check_cluster(scale: ScaleConfig) -> None:
     """The same for the cluster that is connected."""
-    import ray
-
-    resources = ray.cluster_resources()
-    _check(scale, resources.get("CPU", 0.0), int(resources.get("GPU", 0)), "the cluster")
-    nodes = connected_nodes()
-    if (places := count_places(nodes, scale)) < scale.num_workers:
-        per_worker = f"{scale.cpus_per_worker:g} CPUs" + (" and a GPU" if scale.use_gpu else "")
-        raise ValueError(
-            f"scale.num_workers={scale.num_workers}: a worker needs {per_worker} on one node, and the cluster's "
-            f"{len(nodes)} nodes have room for {places} of them"
-        )
+    _check(scale, connected_nodes(), "the cluster")
 
 
-def count_places(nodes: list[dict[str, float]], scale: ScaleConfig) -> int:
-    """Workers for which the nodes, given by their resources, have room."""
-    return room(nodes, scale.cpus_per_worker, 1.0 if scale.use_gpu else 0.0)
+def room(nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float = 0.0) -> int:
+    """How many processes that reserve so much the nodes, given by their resources, carry at once.
 
-
-def room(nodes: Iterable[dict[str, float]], cpus: float, gpus: float = 0.0) -> int:
-    """How many processes that reserve so much have a place on the nodes at once: none is spread over two nodes."""
+    A process is not spread over two nodes.
+    """
     places = 0
     for node in nodes:
-        by_cpu = math.floor(node.get("CPU", 0.0) / cpus + 1e-9)
+        by_cpu = max(0, math.floor(node.get("CPU", 0.0) / cpus + 1e-9))
         places += min(by_cpu, math.floor(node.get("GPU", 0.0) / gpus + 1e-9)) if gpus else by_cpu
     return places
 
@@ -155,18 +140,27 @@ def this_machine(scale: ScaleConfig) -> dict[str, float]:
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(count_gpus()) if scale.use_gpu else 0.0}
 
 
-def _check(scale: ScaleConfig, num_cpus: float, num_gpus: int, where: str) -> None:
-    needed = scale.num_workers * scale.cpus_per_worker
-    if needed > num_cpus:
+def _check(scale: ScaleConfig, nodes: list[dict[str, float]], where: str) -> None:
+    wanted, cpus = scale.num_workers, scale.cpus_per_worker
+    places = room(nodes, cpus, float(scale.use_gpu))
+    if places >= wanted:
+        return
+    num_cpus, num_gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    if wanted * cpus > num_cpus:
         raise ValueError(
-            f"scale.num_workers={scale.num_workers} with scale.cpus_per_worker={scale.cpus_per_worker:g} needs "
-            f"{needed:g} CPUs, {where} has {num_cpus:g}; at most {int(num_cpus / scale.cpus_per_worker)} workers fit"
+            f"scale.num_workers={wanted} with scale.cpus_per_worker={cpus:g} needs {wanted * cpus:g} CPUs, {where} has "
+            f"{num_cpus:g}; at most {room(nodes, cpus)} workers fit"
         )
-    if scale.use_gpu and scale.num_workers > num_gpus:
+    if scale.use_gpu and wanted > num_gpus:
         raise ValueError(
-            f"scale.use_gpu=true with scale.num_workers={scale.num_workers} needs {scale.num_workers} GPUs, "
-            f"{where} has {num_gpus}; scale.use_gpu=false trains on CPUs"
+            f"scale.use_gpu=true with scale.num_workers={wanted} needs {wanted} GPUs, {where} has {num_gpus:g}; "
+            "scale.use_gpu=false trains on CPUs"
         )
+    per_worker = f"{cpus:g} CPUs" + (" and a GPU" if scale.use_gpu else "")
+    raise ValueError(
+        f"scale.num_workers={wanted}: a worker needs {per_worker} on one node, and {where}'s {len(nodes)} nodes have "
+        f"room for {places} of them"
+    )
 
 
 def count_gpus() -> int:

@@ -27,7 +27,7 @@ from dpl_ray.labeling.config import LabelConfig
 from dpl_ray.labeling.console import label_table
 from dpl_ray.labeling.figure import draw_summary
 from dpl_ray.labeling.ledger import SUMMARY_NAME, Ledger
-from dpl_ray.labeling.on_ray import count_actors, count_on, label_on_ray
+from dpl_ray.labeling.on_ray import count_actors, label_on_ray
 from dpl_ray.labeling.parts import NUM_BINS, Counts
 from dpl_ray.labeling.plan import rows_per_block
 from dpl_ray.page.console import Progress, show
@@ -183,11 +183,10 @@ def _count_workers(config: LabelConfig) -> int:
             return 0
         scale = config.scale.with_workers(0)
         if cluster.cluster_address(scale):
-            room = count_actors(scale)
-            where = "the cluster"
+            nodes, where = cluster.connected_nodes(), "the cluster"
         else:
-            room = count_on([cluster.this_machine(scale)], scale)
-            where = "this machine"
+            nodes, where = [cluster.this_machine(scale)], "this machine"
+        room = count_actors(nodes, scale)
         if wanted is None:
             wanted = max(1, room)
         if wanted > room:

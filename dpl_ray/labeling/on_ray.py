@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -256,20 +256,7 @@ def num_threads(scale: ScaleConfig) -> int:
     return max(1, round(scale.cpus_per_worker))
 
 
-def count_actors(scale: ScaleConfig) -> int:
-    """Actors that the cluster carries beside one task on every node; 0 where it carries none."""
-    started = cluster.connect(scale)
-    import ray
-
-    try:
-        nodes = cluster.connected_nodes()
-    finally:
-        if started:
-            ray.shutdown()
-    return count_on(nodes, scale)
-
-
-def count_on(nodes: list[dict[str, float]], scale: ScaleConfig) -> int:
-    """The same on nodes given by their resources."""
-    free = [node | {"CPU": node.get("CPU", 0.0) - CPUS_PER_TASK} for node in nodes]
-    return cluster.count_places(free, scale)
+def count_actors(nodes: Iterable[Mapping[str, float]], scale: ScaleConfig) -> int:
+    """Actors that the nodes, given by their resources, carry beside a task that reads on each."""
+    free = [{**node, "CPU": node.get("CPU", 0.0) - CPUS_PER_TASK} for node in nodes]
+    return cluster.room(free, scale.cpus_per_worker, float(scale.use_gpu))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from dpl_ray.cluster import connect as cluster
-from dpl_ray.cluster.connect import cause_line, checked_resources, count_places, count_to_crowd_out
+from dpl_ray.cluster.connect import cause_line, checked_resources, count_to_crowd_out, room
 from dpl_ray.config.schema import ScaleConfig
 from tests.builders import serving
 
@@ -27,15 +27,17 @@ def check(scale: ScaleConfig) -> None:
         ([{"CPU": 4.0}, {"CPU": 4.0}], 5, False, 0),  # 8 CPUs, and no node with 5
         ([{"CPU": 4.0}, {"CPU": 4.0}], 3, False, 2),
         ([{"CPU": 2.0}], 0.5, False, 4),
+        ([{"CPU": 0.3}], 0.1, False, 3),  # 0.3 / 0.1 is a little less than 3
         ([{"CPU": 8.0, "GPU": 2.0}], 1, True, 2),
         ([{"CPU": 8.0}, {"GPU": 4.0}], 1, True, 0),  # CPUs here and GPUs there
+        ([{"CPU": -1.0}, {"CPU": 1.0}], 0.5, False, 2),  # what is left of a node that has nothing to give
         ([], 1, False, 0),
     ],
 )
 def test_a_worker_fits_on_one_node_or_not_at_all(
     nodes: list[dict[str, float]], cpus: float, use_gpu: bool, places: int
 ) -> None:
-    assert count_places(nodes, ScaleConfig(num_workers=1, cpus_per_worker=cpus, use_gpu=use_gpu)) == places
+    assert room(nodes, cpus, float(use_gpu)) == places
 
 
 @pytest.mark.parametrize(
