@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test explore lint bench help
+.PHONY: install demo test explore lint docs bench help
 
 help:
 	@echo "make demo      train on scikit-learn's digits with 2 workers"
 	@echo "make test      run the tests"
 	@echo "make explore   the tests of properties on examples that no run before has seen"
 	@echo "make lint      ruff and mypy"
+	@echo "make docs      build the pages of docs/, the commands and the Python names into site/"
 	@echo "make bench     measure the figures of the documents, and write them there"
 	@echo "make install   what all of them need, into .venv"
 
@@ -18,7 +19,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $(STAMP)
 
 demo: install
@@ -34,6 +35,10 @@ lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: install
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "site/index.html"
 
 bench: install
 	$(BIN)/python -m benchmarks.views --save

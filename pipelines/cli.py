@@ -105,7 +105,7 @@ def help_blocks(command: Command) -> dict[str, list[Row]]:
     if command.own:
         blocks["Fields of this command"] = describe_fields(command.own)
     for group in command.own_groups:
-        blocks[f"Group of this command: {group}"] = [
+        blocks[f"Group {group}: of this command alone"] = [
             (group, "", option, meaning) for option, meaning in list_groups([group])[group].items()
         ]
     blocks["Groups: what is chosen whole, and what an option sets"] = [

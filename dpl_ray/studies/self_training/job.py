@@ -72,7 +72,7 @@ def self_train(
 
     Raises:
         ValueError: a field, the data, the checkpoint or the resources do not fit.
-        Everything that `fit` and `label_pool` raise. The same call then goes on where it stopped.
+        Exception: everything that `fit` and `label_pool` raise. The same call then goes on where it stopped.
     """
     console, options = console or Console(quiet=True), options or SelfTrainConfig()
     config = config.model_copy(update={"policy": check_policy(config.policy)})
