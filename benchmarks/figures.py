@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dpl_ray.page.markdown import markdown_row
 from dpl_ray.runs.provenance import git_commit, hardware
-from dpl_ray.studies.comparison.table import markdown_row
 
 PACKAGES = ("torch", "torchvision", "pillow", "ray", "mlflow")
 FOLDER = Path(__file__).parent.parent / "docs" / "results" / "bench"

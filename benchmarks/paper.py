@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from benchmarks.figures import Figures, Measurement, shown
-from dpl_ray.studies.comparison.table import markdown_row
+from dpl_ray.page.markdown import markdown_row
 
 # Rows of pool_rates.json that the plan reads.
 PHOTOGRAPH = "a 640x427 JPEG"

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import paper
+from dpl_ray.page.markdown import markdown_row
 from dpl_ray.studies.comparison.cells import CellResult
-from dpl_ray.studies.comparison.table import Row, make_rows, markdown_row, shown_label, tables
+from dpl_ray.studies.comparison.table import Row, make_rows, shown_label, tables
 
 FOLDER = Path(__file__).parent.parent / "docs" / "results"
 REFERENCE = "fixmatch"

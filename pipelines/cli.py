@@ -54,24 +54,24 @@ def run(command: Command, arguments: list[str]) -> int:
 
     0: done; 2: a mistake in field, file or value; 1: the job failed; 130: interrupted (143 by SIGTERM: `main_guard`).
     """
-    console, errors = Console(), Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console, errors = Console(), Console(stderr=True)
     if {"-h", "--help"} & set(arguments):
         print_help(console, command)
         return 0
-    warnings.showwarning = lambda message, *_args, **_kwargs: errors.print(f"warning: {_one_line(message)}")
+    warnings.showwarning = lambda message, *_args, **_kwargs: show(errors, f"warning: {_one_line(message)}")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         command.job(command.load(arguments), console)
     except ValueError as error:
-        errors.print(f"error: {_one_line(error)}")
+        show(errors, f"error: {_one_line(error)}")
         return WRONG_USE
     except (ArithmeticError, RuntimeError, OSError) as error:
-        errors.print(f"failed: {type(error).__name__}: {_one_line(error)}")
+        show(errors, f"failed: {type(error).__name__}: {_one_line(error)}")
         return FAILED
     except KeyboardInterrupt:
         goes_on = "goes on" if command.only else "with the same run.name goes on from the last checkpoint"
-        errors.print(f"interrupted; the same command {goes_on}")
+        show(errors, f"interrupted; the same command {goes_on}")
         return INTERRUPTED
     return 0
 

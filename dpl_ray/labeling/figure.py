@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,27 +9,25 @@ from typing import Any
 import numpy as np
 
 from dpl_ray.labeling.parts import NUM_BINS, Counts
+from dpl_ray.page.plots import cut, draw_png
 
 MAX_CLASSES = 40
-PNG_DPI = 110
 STYLES = {"selected": {"color": "0.35"}, "rejected": {"color": "white", "hatch": "///"}}
 
 
 def draw_summary(counts: Counts, class_names: Sequence[str], title: str) -> bytes:
     """A PNG of four panels; the bars of selected and rejected images stand on each other."""
-    from matplotlib.figure import Figure
-
     shown = _largest(counts)
-    figure = Figure(figsize=(13, max(7.0, 3.6 + 0.2 * len(shown))), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    (classes, confidence), (reasons, entropy) = figure.subplots(2, 2)
-    _classes(classes, counts, class_names, shown)
-    _histogram(confidence, counts, "confidence", 1.0, "confidence")
-    _histogram(entropy, counts, "entropy", math.log(len(class_names)), "entropy (nats)")
-    _reasons(reasons, counts)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PNG_DPI)
-    return buffer.getvalue()
+
+    def fill(figure: Any) -> None:
+        figure.suptitle(cut(title, 140), fontsize=11)
+        (classes, confidence), (reasons, entropy) = figure.subplots(2, 2)
+        _classes(classes, counts, class_names, shown)
+        _histogram(confidence, counts, "confidence", 1.0, "confidence")
+        _histogram(entropy, counts, "entropy", math.log(len(class_names)), "entropy (nats)")
+        _reasons(reasons, counts)
+
+    return draw_png(fill, width=13, height=max(7.0, 3.6 + 0.2 * len(shown)))
 
 
 def _largest(counts: Counts) -> list[int]:
@@ -45,7 +42,7 @@ def _classes(axes: Any, counts: Counts, class_names: Sequence[str], shown: list[
         widths = np.array([getattr(counts, name)[index] for index in shown], float)
         axes.barh(range(len(shown)), widths, left=left, edgecolor="black", label=name, **style)
         left += widths
-    axes.set_yticks(range(len(shown)), [class_names[index][:24] for index in shown], fontsize=8)
+    axes.set_yticks(range(len(shown)), [cut(class_names[index], 24) for index in shown], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("images by pseudo-label")
     if len(shown) < len(class_names):
@@ -76,7 +73,7 @@ def _reasons(axes: Any, counts: Counts) -> None:
         return
     bars = axes.barh(range(len(counts.unreadable)), list(counts.unreadable.values()), color="0.7", edgecolor="black")
     axes.bar_label(bars, fmt="{:,.0f}", fontsize=8, padding=3)
-    axes.set_yticks(range(len(counts.unreadable)), list(counts.unreadable), fontsize=8)
+    axes.set_yticks(range(len(counts.unreadable)), [cut(reason, 60) for reason in counts.unreadable], fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set_xlabel("files or rows")

@@ -1,8 +1,9 @@
-"""Drawings for pages: one look for all of them, as SVG; readable in black and white."""
+"""Drawings: one look for all of them, readable in black and white; text of data is drawn as it is, `$` too."""
 
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 
 LINES = ("-", "--", ":", "-.")
 MAX_POINTS = 300  # of a curve that is drawn: more are not seen, and cost kilobytes
+PNG_DPI = 110
 _STYLE = {
+    "text.parse_math": False,
     "font.size": 9.5,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
@@ -24,6 +27,7 @@ _STYLE = {
     "legend.handlelength": 2.4,
     "legend.columnspacing": 1.2,
     "hatch.linewidth": 0.6,
+    "svg.fonttype": "none",  # the browser has letters for all languages
     "svg.hashsalt": "dpl_ray",  # the same drawing is the same file
 }
 
@@ -42,16 +46,30 @@ def draw(
             telephone is some 360 pixels: letters of 10 of these need a width of 4.6 or less.
         heights: of the axes that stand below each other on one horizontal axis.
     """
+
+    def fill(drawing: Any) -> None:
+        plot(*drawing.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
+        _fit_legends(drawing)
+
+    return _render(fill, width, height, format="svg", metadata={"Date": None}, transparent=True)
+
+
+def draw_png(fill: Callable[[Any], None], *, width: float, height: float) -> bytes:
+    """A PNG of a figure of matplotlib, so many inches large, that `fill(figure)` fills."""
+    return _render(fill, width, height, format="png", dpi=PNG_DPI)
+
+
+def _render(fill: Callable[[Any], None], width: float, height: float, **options: Any) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A letter that no font here has is drawn as a box, and is no reason to warn at the end of a run.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         drawing = Figure(figsize=(width, height), layout="constrained")
-        axes = drawing.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
-        plot(*axes[:, 0])
-        _fit_legends(drawing)
-        buffer = io.BytesIO()
-        drawing.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+        fill(drawing)
+        drawing.savefig(buffer, **options)
     return buffer.getvalue()
 
 
@@ -96,3 +114,9 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     if len(points) <= MAX_POINTS:
         return list(points)
     return [points[place] for place in np.linspace(0, len(points) - 1, MAX_POINTS).round().astype(int)]
+
+
+def cut(text: str, length: int) -> str:
+    """The text, without its middle where it is longer: names that begin alike often end differently."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[: length - half - 1]}…{text[-half:]}"

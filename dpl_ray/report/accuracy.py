@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.page.html import MISSING, Html, Section, code, element, figure, folded, grid, paragraph, picture, table
-from dpl_ray.page.plots import draw
+from dpl_ray.page.plots import cut, draw
 from dpl_ray.report.verdict import wilson_interval
 from dpl_ray.training.evaluation import NUM_BINS, Predictions, confidence_bins
 
@@ -145,7 +145,7 @@ def _matrix(axes: Any, matrix: NDArray[np.int64], class_names: Sequence[str]) ->
     axes.set_ylabel("true class")
     if len(class_names) > MAX_NAMED:
         return
-    names = [name if len(name) <= 14 else name[:13] + "…" for name in class_names]
+    names = [cut(name, 14) for name in class_names]
     turned = any(len(name) > 2 for name in names)
     axes.set_xticks(range(len(names)), names, rotation=90 if turned else 0, fontsize=8.5)
     axes.set_yticks(range(len(names)), names, fontsize=8.5)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dpl_ray.page.plots import draw, legend_above
+from dpl_ray.page.plots import cut, draw, legend_above
 from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.table import Row
 
@@ -20,6 +20,7 @@ USES = {
 }
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "x", "P", "*", "<", ">")
+MAX_LABEL = 32  # characters of a policy
 SPREAD = 0.25  # of the dots of a policy's seeds, in rows
 
 
@@ -52,7 +53,7 @@ def _accuracies(axes: Any, cells: Sequence[CellResult], rows: Sequence[Row]) -> 
         )
     reference = next((row for row in rows if row.is_reference), None)
     if reference:
-        name = f"mean of {reference.label}"
+        name = f"mean of {cut(reference.label, MAX_LABEL)}"
         axes.axvline(100 * reference.accuracy, color="0.6", linewidth=1, linestyle=":", zorder=0, label=name)
     axes.set_xlabel("accuracy of the last teacher on the test split, %")
     _policies_below(axes, rows)
@@ -72,7 +73,7 @@ def _curves(axes: Any, cells: Sequence[CellResult], rows: Sequence[Row]) -> None
             markersize=5,
             color="black" if row.is_reference else ("0.15", "0.5")[place % 2],
             linewidth=2.2 if row.is_reference else 1.1,
-            label=row.label + (" (reference)" if row.is_reference else ""),
+            label=cut(row.label, MAX_LABEL) + (" (reference)" if row.is_reference else ""),
         )
     axes.set_xlabel("training step")
     axes.set_ylabel("accuracy on test images, %")
@@ -101,7 +102,7 @@ def _uses(axes: Any, rows: Sequence[Row]) -> None:
 
 def _policies_below(axes: Any, rows: Sequence[Row]) -> None:
     """The policies from top to bottom."""
-    axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=9)
+    axes.set_yticks(range(len(rows)), [cut(row.label, MAX_LABEL) for row in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     legend_above(axes)

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from dpl_ray.config.schema import shown
+from dpl_ray.page.markdown import markdown, markdown_facts
 from dpl_ray.report.curves import curve_split
 from dpl_ray.runs.folder import COMPARISON_FILE, default_tree, differences
 from dpl_ray.store.storage import Storage
@@ -83,10 +84,8 @@ def check_policies(name: str, cells: Iterable[Cell]) -> None:
 
 def _header(name: str, described: Mapping[str, str], missing: Mapping[str, str]) -> list[str]:
     """The lines above the table in Markdown."""
-    lines = [f"# {name}", ""]
-    for key, value in described.items():
-        lines += [f"    {value}", ""] if key == "command" else [f"- {key}: {value}"]
-    return lines + [f"- missing: {cell} ({' '.join(cause.split())})" for cell, cause in missing.items()]
+    lost = [f"- missing: {markdown(cell)} ({markdown(' '.join(cause.split()))})" for cell, cause in missing.items()]
+    return [f"# {markdown(name)}", "", *markdown_facts(described), *lost]
 
 
 def _describe(place: Storage, cells: Sequence[CellResult], config: dict[str, Any]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dpl_ray.page.markdown import markdown, markdown_table
 from dpl_ray.studies.comparison.cells import CellResult
 
 NUM_DRAWS = 10_000
@@ -190,10 +191,9 @@ def to_markdown(rows: Sequence[Row], reference: str, header: Sequence[str]) -> s
     columns: Columns = {"policy": shown_label}
     for part in tables(reference).values():
         columns |= part
-    lines = [*header, "", markdown_row(columns), markdown_row(["---"] * len(columns))]
-    lines += [markdown_row([show(row) for show in columns.values()]) for row in rows]
-    lines += ["", *NOTES]
-    return "\n".join(lines).replace("{reference}", reference) + "\n"
+    shown = [[show(row) for show in columns.values()] for row in rows]
+    notes = "\n".join(NOTES).replace("{reference}", markdown(reference))
+    return "\n".join([*header, "", *markdown_table(list(columns), shown), "", notes]) + "\n"
 
 
 NOTES = (
@@ -207,10 +207,6 @@ NOTES = (
     "precision of the pseudo-labels, and share and precision of those with a confidence below 0.95: the last record",
     "of a cell, mean over seeds. What is shown is rounded, differences are not made of it.",
 )
-
-
-def markdown_row(texts: Sequence[str] | Columns) -> str:
-    return f"| {' | '.join(text.replace('|', '&#124;') for text in texts)} |"
 
 
 def _percent(value: float | None) -> str:

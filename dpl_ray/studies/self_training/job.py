@@ -166,12 +166,8 @@ def _fit_round(config: Config, folder: SelfTrainFolder, number: int, console: Co
     try:
         return fit(round_config(config, folder, number), console=console)
     except EmptyPoolError:
-        console.print(
-            f"round {number - 1} selected the whole pool: this student learns from labels and pseudo-labels alone "
-            "(data.labels_per_class leaves a pool to the policy)",
-            highlight=False,
-            soft_wrap=True,
-        )
+        text = f"round {number - 1} selected the whole pool: this student learns from labels and pseudo-labels alone "
+        show(console, text + "(data.labels_per_class leaves a pool to the policy)")
     # Kept before it is trained: a round that goes on must have the same configuration.
     folder.info["without_pool"].append(number)
     folder.save_info()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from rich.table import Table
 
 from dpl_ray.page.console import console_table
+from dpl_ray.page.plots import cut, draw_png
 from dpl_ray.studies.self_training.folder import Round
 
 #: Metric -> (heading, line style, marker), in the order of table and legend.
@@ -19,7 +21,6 @@ SHARES = {
     "round/precision": ("precision", "-.", "D"),
     "round/pool_accuracy": ("pool accuracy", "-", "x"),
 }
-PNG_DPI = 110
 
 
 def rounds_table(rounds: Sequence[Round]) -> Table:
@@ -48,21 +49,18 @@ def rounds_csv(rounds: Sequence[Round]) -> str:
 
 def draw_rounds(rounds: Sequence[Round], title: str) -> bytes:
     """A PNG of the shares by round."""
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for key, (name, style, marker) in SHARES.items():
-        points = [(each.number, 100 * each.metrics[key]) for each in rounds if key in each.metrics]
-        if points:
-            axes.plot(*zip(*points, strict=True), linestyle=style, marker=marker, color="black", label=name)
-    axes.set_title(title, fontsize=10)
-    axes.set_xticks([each.number for each in rounds])
-    axes.set_xlabel("round")
-    axes.set_ylabel("%")
-    axes.set_ylim(-2, 102)
-    axes.grid(axis="y", color="0.9")
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PNG_DPI)
-    return buffer.getvalue()
+    def fill(figure: Any) -> None:
+        axes = figure.subplots()
+        for key, (name, style, marker) in SHARES.items():
+            points = [(each.number, 100 * each.metrics[key]) for each in rounds if key in each.metrics]
+            if points:
+                axes.plot(*zip(*points, strict=True), linestyle=style, marker=marker, color="black", label=name)
+        axes.set_title(cut(title, 80), fontsize=10)
+        axes.set_xticks([each.number for each in rounds])
+        axes.set_xlabel("round")
+        axes.set_ylabel("%")
+        axes.set_ylim(-2, 102)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
+
+    return draw_png(fill, width=7, height=4.5)

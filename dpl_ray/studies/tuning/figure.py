@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from dpl_ray.config.schema import shown
-from dpl_ray.page.plots import draw, legend_above, thinned
+from dpl_ray.page.plots import cut, draw, legend_above, thinned
 from dpl_ray.studies.tuning.space import Domain, Space
 from dpl_ray.studies.tuning.trials import TrialResult
 
@@ -131,9 +131,7 @@ def _labels(domain: Domain) -> list[str]:
     """Of choices, each cut in its middle where it is long; the page's tables have them whole."""
     if domain.kind != "choice":
         return [""]
-    half = MAX_LABEL // 2
-    texts = [shown(value) for value in domain.values][:: _every(domain)]
-    return [text if len(text) <= MAX_LABEL else f"{text[: half - 1]}…{text[-half:]}" for text in texts]
+    return [cut(shown(value), MAX_LABEL) for value in domain.values[:: _every(domain)]]
 
 
 def _every(domain: Domain) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpl_ray.config.schema import Config, shown
+from dpl_ray.page.markdown import markdown, markdown_facts, markdown_table
 from dpl_ray.studies.tuning.space import Domain, Space
 from dpl_ray.studies.tuning.trials import TrialResult
 
@@ -101,13 +102,14 @@ def _listed(kept: Sequence[dict[str, str]], key: str) -> str:
 
 def to_markdown(ranked: Sequence[TrialResult], space: Space, name: str, described: dict[str, str]) -> str:
     """What was searched, with what it was measured, and the best trials."""
-    lines = [f"# {name}", ""]
-    for key, value in described.items():
-        lines += [f"    {value}", ""] if key == "command" else [f"- {key}: {value}"]
-    titles = [*COLUMNS, *space]
-    lines += ["", "| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows(ranked, space)]
+    lines = [f"# {markdown(name)}", "", *markdown_facts(described), ""]
+    lines += markdown_table([*COLUMNS, *space], rows(ranked, space))
     if len(ranked) > MAX_ROWS:
         lines += ["", f"The {MAX_ROWS} best of {len(ranked)}; trials.csv has all."]
-    lines += ["", "The space:", "", *(f"- `{field}`: {domain}" for field, domain in space.items())]
+    lines += [
+        "",
+        "The space:",
+        "",
+        *(f"- {markdown(field)}: {markdown(str(domain))}" for field, domain in space.items()),
+    ]
     return "\n".join(lines) + "\n"
