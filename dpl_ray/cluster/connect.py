@@ -8,11 +8,15 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from dpl_ray.config.schema import ScaleConfig
+from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.storage import Storage
 
 #: Set before Ray is imported; what the user has set stays.
 ENVIRONMENT = {
@@ -25,6 +29,8 @@ READER_CPUS = (
     0.5  # that a task which reads and decodes a streamed pool reserves; two a CPU, since tasks wait in between
 )
 CLIENT_PORT = 10001  # of ray://
+MAX_SOCKET_BYTES = 107 if sys.platform == "linux" else 103  # of the path of a Unix socket
+TOKEN_FILE = Path(".ray/auth_token")  # below HOME
 #: Scheme of an address -> a call that its service knows: for ray:// the client server, else the control service.
 FIRST_CALLS = {"": "/ray.rpc.NodeInfoGcsService/GetClusterId", "ray": "/ray.rpc.RayletDriver/ClusterInfo"}
 #: gRPC's status -> what it means for the user.
@@ -59,6 +65,7 @@ def checked_resources(scale: ScaleConfig) -> Iterator[None]:
             raise ValueError("scale.use_gpu=true: this machine has no GPU; scale.use_gpu=false trains on CPUs")
     elif address is None:
         _check(scale, [this_machine(scale)], "this machine")
+        check_surroundings()
     else:
         _check_address(address, scale)
         connected = connect(scale)
@@ -69,6 +76,38 @@ def checked_resources(scale: ScaleConfig) -> Iterator[None]:
             import ray
 
             ray.shutdown()
+
+
+def check_surroundings() -> None:
+    """Refuse an environment in which Ray cannot start on this machine.
+
+    Raises:
+        ValueError: naming RAY_TMPDIR, TMPDIR or HOME, its value and what would be right.
+    """
+    variable = "TMPDIR" if "TMPDIR" in os.environ and "RAY_TMPDIR" not in os.environ else "RAY_TMPDIR"
+    temporary = os.environ.get(variable, "/tmp")
+    _check_writable(variable, temporary, "Ray keeps its session there; set RAY_TMPDIR to a folder")
+    session = f"ray/session_0000-00-00_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    if (longest := MAX_SOCKET_BYTES - 1 - len(session)) < len(os.fsencode(temporary)):
+        raise ValueError(
+            f"{variable}={temporary}: is too long, since the paths of Ray's sockets begin with it; set RAY_TMPDIR to a "
+            f"folder of at most {longest} bytes, as /tmp"
+        )
+    has_token = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    home = Path.home()
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not has_token and not (home / TOKEN_FILE).exists():
+        right = f"Ray writes its token there ({TOKEN_FILE}); set HOME to a folder"
+        _check_writable("HOME", str(home / TOKEN_FILE.parent), right)
+
+
+def _check_writable(variable: str, folder: str, right: str) -> None:
+    try:
+        Storage(folder).check_writable()
+    except OSError as error:
+        value = os.environ.get(variable, folder)
+        raise ValueError(
+            f"{variable}={value}: cannot be written ({one_line(error)}); {right} that you may write to"
+        ) from None
 
 
 def check_readers(scale: ScaleConfig) -> None:
@@ -173,7 +212,8 @@ def connect(scale: ScaleConfig) -> bool:
     """Connect to the cluster, or start one on this machine; true where this call did so.
 
     Raises:
-        ValueError: there is no cluster at the address, or it has not got what the workers need.
+        ValueError: there is no cluster at the address, none can be started here, or it has not got what the workers
+            need.
     """
     _set_environment()
     address = cluster_address(scale)
@@ -193,8 +233,8 @@ def connect(scale: ScaleConfig) -> bool:
                 **({} if address else local),
             )
         # Ray ends the process where it gives up.
-        except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
-            raise _no_cluster(address, scale, str(error)) from None
+        except (OSError, RuntimeError, ValueError, SystemExit) as error:
+            raise (_no_cluster(address, scale, str(error)) if address else _no_start(error)) from None
         finally:
             if callable(on_terminate) and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_terminate)  # Ray's own ends the process without a word
@@ -257,6 +297,16 @@ def _refusal(place: str, call: str) -> str | None:
     finally:
         channel.close()
     return None
+
+
+def _no_start(error: BaseException) -> ValueError:
+    check_surroundings()  # says more, where it is known
+    where = ", ".join(f"{name}={os.environ.get(name, '')}" for name in ("RAY_TMPDIR", "TMPDIR", "HOME"))
+    first_line = next(iter(str(error).strip().splitlines()), "no reason given")
+    return ValueError(
+        f"scale.num_workers: Ray cannot start on this machine ({first_line}); it writes below RAY_TMPDIR or TMPDIR and "
+        f"below HOME ({where}), and scale.num_workers=0 does without Ray"
+    )
 
 
 def _no_cluster(address: str | None, scale: ScaleConfig, reason: str) -> ValueError:

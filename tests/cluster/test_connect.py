@@ -75,6 +75,41 @@ def test_more_than_this_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) 
         check(ScaleConfig(num_workers=5, cpus_per_worker=0.5))
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        (
+            "TMPDIR",
+            "/tmp/" + 40 * "x",
+            r"^TMPDIR=/tmp/x+: is too long, .*; set RAY_TMPDIR to .* at most \d\d bytes",
+        ),
+        ("RAY_TMPDIR", "/tmp/" + 20 * "é", r"^RAY_TMPDIR=/tmp/é+: is too long"),  # as bytes
+        ("RAY_TMPDIR", __file__, rf"^RAY_TMPDIR={__file__}: cannot be written .*; set RAY_TMPDIR to a folder that you"),
+        ("HOME", __file__, rf"^HOME={__file__}: cannot be written .*\.ray/auth_token.*; set HOME to a folder that you"),
+    ],
+)
+def test_surroundings_in_which_ray_cannot_start_are_refused(
+    variable: str, value: str, expected: str, no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_TMPDIR", "TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=expected):
+        check(ScaleConfig(num_workers=1, cpus_per_worker=0.1))
+
+
+def test_what_ray_itself_refuses_names_where_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    expected = r"^scale\.num_workers: Ray cannot start .*\(AF_UNIX path .*RAY_TMPDIR=/tmp, .*scale\.num_workers=0 does"
+    with pytest.raises(ValueError, match=expected):
+        cluster.connect(ScaleConfig(num_workers=1))
+
+
 @pytest.fixture
 def silent() -> Iterator[int]:
     """The port of a socket that takes connections and never says a word."""
