@@ -311,7 +311,13 @@ def check_uri(field: str, uri: str) -> None:
     scheme, separator, _ = uri.partition("://")
     if scheme == "databricks":
         return
-    if not separator or scheme == "file":
+    if scheme == "file":
+        path = shown_uri(uri).removeprefix("file://").rstrip("/")
+        raise ValueError(
+            f"{field}={shown_uri(uri)}: is a folder of files, which MLflow no longer takes as a store; give a database "
+            f"in it, as sqlite:///{path}/mlflow.db"
+        )
+    if not separator:
         right = f"http://{uri}" if ":" in uri else "http://host:5000"
         raise ValueError(
             f"{field}={shown_uri(uri)}: is no address of an MLflow server or database; give it as {right}, or "
