@@ -37,8 +37,7 @@ lint: install
 	@$(BIN)/mypy
 
 docs: install
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
-	@echo "site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 bench: install
 	$(BIN)/python -m benchmarks.views --save
