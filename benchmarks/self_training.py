@@ -73,12 +73,14 @@ def main() -> None:
 def columns(loops: list[list[dict[str, float]]]) -> dict[str, Figure]:
     """Of the metrics of every seed's rounds."""
 
-    def mean(metric: str, number: int) -> Figure:
-        return mean_deviation([100 * rounds[number][metric] for rounds in loops])
-
-    found = {f"round {number}": mean("round/accuracy", number) for number in range(len(loops[0]))}
+    places = {f"round {number}": ("round/accuracy", number) for number in range(len(loops[0]))}
     for name, metric in POOL_METRICS.items():
-        found |= {f"{name}, round 0": mean(metric, 0), f"{name}, last": mean(metric, -1)}
+        places |= {f"{name}, round 0": (metric, 0), f"{name}, last": (metric, -1)}
+    found = {}
+    for name, (metric, number) in places.items():
+        # Pseudo-labels have no precision in a round that has selected nothing.
+        if values := [100 * rounds[number][metric] for rounds in loops if metric in rounds[number]]:
+            found[name] = mean_deviation(values)
     return found
 
 
