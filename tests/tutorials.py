@@ -164,7 +164,6 @@ SHELL: dict[str, Callable[[Reader, str], Any]] = {
     "mlflow ui": parse_line,
     "ray start": parse_line,
     "ray stop": parse_line,
-    "ray job list": parse_line,
     "ray job submit": run_job,
 }
 
