@@ -82,7 +82,7 @@ def _listing_memory(number: int) -> tuple[int, int]:
 
 def _list_and_plan(folder: str) -> tuple[int, int]:
     before = own_peak()
-    listed = list_pool(open_location("pool", folder), image_column="image", every_file=True)
+    listed = list_pool(open_location("pool", folder), image_column="image")
     plan = extend_plan(empty_plan(listed.location, "image"), listed, ROWS_PER_PART)
     written = plan.to_bytes()
     planned = own_peak() - before

@@ -6,7 +6,8 @@ Legend: N images, C channels, H and W pixels.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -67,6 +68,7 @@ class Source:
     selected: ImageSet | None = None  # of the pool, with pseudo-labels as targets: to be trained on, and no more
     train_pseudo_labels: NDArray[np.int64] | None = None  # (N,) of `train`, for those that are not chosen as labelled
     pseudo_labels_alone: bool = False  # the targets of `train` are pseudo-labels
+    left_out: Mapping[str, int] = field(default_factory=dict)  # files that are no images, by extension
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Splits:
     class_names: tuple[str, ...]
     bad: tuple[BadImage, ...]
     num_pseudo_labeled: int = 0  # of `labeled`: those whose targets are pseudo-labels of data.labels
+    left_out: Mapping[str, int] = field(default_factory=dict)  # files that are no images, by extension
 
     def fingerprint(self) -> str:
         """Hex digest of names, targets and pixels of all four sets: equal where a run would see the same data.

@@ -154,6 +154,17 @@ def _upright(image: Image.Image, original: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+def has_image_header(encoded: bytes) -> bool:
+    """Whether it begins as an image does: broken ones too, text and archives not."""
+    try:
+        with _quiet_pillow(), Image.open(io.BytesIO(encoded), formats=FORMATS):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # as a header that ends too early
+        return True
+
+
 def decode_many(
     items: Iterable[tuple[str, Payload]], settings: DecodeSettings, *, num_threads: int | None = None
 ) -> tuple[NDArray[np.uint8], list[int], list[BadImage]]:

@@ -1,21 +1,21 @@
-"""The user's own files, on any file system of pyarrow, as encoded images with labels.
+"""The user's files, on any file system of pyarrow: finding them, telling what they may be, reading one.
 
-A folder, a glob or a CSV becomes `Records` here, parquet files in `parquet.py`; images without labels are listed by
-`pool_files.py`. Everything that can be told
-without decoding an image is checked: paths, columns, label types.
+Whether a file is an image is told by its content, when it is read. What listing leaves out is counted: names that begin
+with `.` or `_` (cameras' `_MG_1.JPG` stay), and extensions of other kinds of files, as .txt or .mp4.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import mimetypes
+import os
 import posixpath
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import compress
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
+from unicodedata import normalize
 from urllib.parse import unquote
 
 import numpy as np
@@ -25,16 +25,23 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from dpl_ray.config.schema import suggest
-from dpl_ray.data.decode import Payload
+from dpl_ray.data.decode import DecodeError, has_image_header
 from dpl_ray.store.file_systems import one_line, open_uri
 
+#: What Pillow calls the formats that are decoded. A file that is called so and is no image is broken.
 IMAGE_EXTENSIONS = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".ico", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".avif", ".avifs",
 )  # fmt: skip
 PARQUET_EXTENSIONS = (".parquet", ".pq")
+#: Reason of a file that is no image and is not called one: counted apart from those that cannot be read.
+FOREIGN = "neither an image nor called one"
+MAX_UNNAMED_BYTES = 64 * 2**20  # a larger file that is not called an image is not read: it may be an archive
+_WILDCARD = r"[*?[]"
+_ANYTHING = "application/octet-stream"
+_MAX_KINDS = 8  # that a line names
+_TYPES = mimetypes.MimeTypes()  # Python's own table, the same on every machine
 _INFOS_AT_A_TIME = 4096  # that become rows of an array
-Label = int | str | None
-"""As the files have it: class index, class name, or None where there is none (also for -1)."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +61,27 @@ class Location:
         """The path as the user would write it."""
         return self.scheme + path
 
+    def root_of(self, file: str) -> str:
+        """The folder that the user named to have this file: of a glob, the last one before its first wildcard."""
+        if file.startswith(self.path.rstrip("/") + "/"):
+            return self.path
+        return posixpath.dirname(self.path if file == self.path else re.split(_WILDCARD, self.path, maxsplit=1)[0])
+
 
 @dataclass(frozen=True)
-class Records:
-    """Encoded images, in order. Nothing is read before `read` is called."""
+class Listing:
+    """Files in the order of their paths: parquet files, and what may be images."""
 
-    location: Location
-    ids: list[str]
-    labels: list[Label]
-    read: Callable[[], Iterator[Payload]]
-    class_names: tuple[str, ...] | None = None  # where the files carry them
+    paths: pa.LargeStringArray  # (F,)
+    sizes: NDArray[np.int64]  # (F,) bytes
+    left_out: Counter[str] = field(default_factory=Counter)  # files by extension, folders by name
 
-    def without(self, excluded: set[str]) -> Records:
-        """The records whose ids are not among these."""
-        if excluded.isdisjoint(self.ids):
+    def keep(self, wanted: NDArray[np.bool_]) -> Listing:
+        """The files where `wanted` (F,) is true; the others are left out."""
+        if wanted.all():
             return self
-        keep = [sample_id not in excluded for sample_id in self.ids]
-        return replace(
-            self,
-            ids=list(compress(self.ids, keep)),
-            labels=list(compress(self.labels, keep)),
-            read=lambda: compress(self.read(), keep),
-        )
+        found = Counter(map(kind_of, self.paths.filter(pa.array(~wanted)).to_pylist()))
+        return Listing(self.paths.filter(pa.array(wanted)), self.sizes[wanted], self.left_out + found)
 
 
 def open_location(field: str, given: str) -> Location:
@@ -84,7 +90,9 @@ def open_location(field: str, given: str) -> Location:
         raise ValueError(f"{field}={given!r}: is empty; give a path, or null for none")
     if "://" not in given or given.startswith("file://"):
         local = Path(unquote(given[len("file://") :]) if given.startswith("file://") else given).expanduser()
-        return Location(field, given, fs.LocalFileSystem(), posixpath.normpath(local.absolute()), "")
+        path = posixpath.normpath(local.absolute())
+        filesystem = fs.LocalFileSystem()
+        return Location(field, given, filesystem, path if Path(path).exists() else Spelling(filesystem)(path), "")
     try:
         filesystem, path = open_uri(given)
     except (pa.ArrowException, OSError, ImportError) as error:
@@ -95,33 +103,50 @@ def open_location(field: str, given: str) -> Location:
     return Location(field, given, filesystem, path.rstrip("/"), given.partition("://")[0] + "://")
 
 
-def list_files(location: Location) -> list[str]:
-    """The paths of `find_files`."""
-    paths: list[str] = find_files(location)[0].to_pylist()
-    return paths
+class Spelling:
+    """A path -> the same as the file system spells it: é is one character (NFC) or two (NFD), and there two names."""
+
+    def __init__(self, filesystem: fs.FileSystem) -> None:
+        self._filesystem = filesystem
+        self._names: dict[str, dict[str, str]] = {}  # folder -> NFC -> name, of names that are not ASCII
+
+    def __call__(self, path: str) -> str:
+        if path.isascii():
+            return path
+        folder, name = posixpath.split(path)
+        folder = self(folder)
+        names = self._names[folder] if folder in self._names else self._list(folder)
+        return posixpath.join(folder, names.get(name) or names.get(normalize("NFC", name)) or name)
+
+    def _list(self, folder: str) -> dict[str, str]:
+        try:
+            infos = self._filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+        except (pa.ArrowException, OSError):
+            infos = []
+        names = [info.base_name for info in infos if not info.base_name.isascii()]
+        self._names[folder] = {normalize("NFC", name): name for name in names} | {name: name for name in names}
+        return self._names[folder]
 
 
-def find_files(location: Location) -> tuple[pa.LargeStringArray, NDArray[np.int64]]:
-    """(F,) paths and (F,) bytes of the files that a folder holds (recursively), a glob matches, or of the one file.
+def list_files(location: Location) -> Listing:
+    """The files that a folder holds (recursively), a glob matches, or the one file, whatever it is called.
 
-    They are sorted by path; hidden ones are left out. A glob knows *, ?, [...] and **; a folder that it matches gives
-    the files below.
+    A glob knows *, ?, [...] and **; a folder that it matches gives the files below. A folder is listed once, however
+    many links lead to it, and links to the folders above are not followed.
     """
     info = _file_info(location, location.path)
     if info.type == fs.FileType.File:
-        return pa.array([info.path], pa.large_string()), np.array([info.size], np.int64)
+        return Listing(pa.array([info.path], pa.large_string()), np.array([info.size], np.int64))
     base, pattern = location.path, None
     if info.type != fs.FileType.Directory:
-        if not re.search(r"[*?[]", location.path):
+        if not _is_glob(location.path):
             raise location.error(f"there is no such file or folder{_near_path(location)}")
-        base = posixpath.dirname(re.split(r"[*?[]", location.path, maxsplit=1)[0])
-        pattern = _glob_pattern(location)
+        base, pattern = location.root_of(""), _glob_pattern(location)
         if _file_info(location, base).type != fs.FileType.Directory:
             raise location.error(f"no file matches; the folder {location.name(base)} does not exist")
-    paths, sizes = [pa.array([], pa.large_string())], [np.empty(0, np.int64)]
+    paths, sizes, left_out = [pa.array([], pa.large_string())], [np.empty(0, np.int64)], Counter[str]()
     try:
-        for infos in _infos_below(location, base):
-            found = [info for info in infos if pattern is None or pattern.fullmatch(info.path)]
+        for found in _walk(location, base, pattern, left_out):
             paths.append(pa.array([info.path for info in found], pa.large_string()))
             sizes.append(np.array([info.size for info in found], np.int64))
     except UnicodeDecodeError as error:
@@ -130,40 +155,81 @@ def find_files(location: Location) -> tuple[pa.LargeStringArray, NDArray[np.int6
         raise location.error(f"cannot be listed ({one_line(error)})") from None
     whole = pa.concat_arrays(paths)
     del paths
-    if not len(whole):
-        raise location.error("no file matches" if pattern else "the folder is empty")
     order = pc.array_sort_indices(whole)
-    return whole.take(order), np.concatenate(sizes)[order.to_numpy()]
+    listing = Listing(whole.take(order), np.concatenate(sizes)[order.to_numpy()], left_out)
+    del whole
+    listing = listing.keep(_by_extension(listing.paths, lambda extension: not _is_foreign(extension)))
+    if not len(listing.paths):
+        if listing.left_out:
+            raise location.error(f"no image and no parquet file in it ({as_text(listing.left_out)} left out)")
+        raise location.error("no file matches" if pattern else "the folder is empty")
+    return listing
 
 
-def _infos_below(location: Location, base: str) -> Iterator[list[fs.FileInfo]]:
-    """The files below a folder, some at a time, in no order; hidden ones are left out.
+def _walk(
+    location: Location, base: str, pattern: re.Pattern[str] | None, left_out: Counter[str]
+) -> Iterator[list[fs.FileInfo]]:
+    """The files below a folder, some at a time, in no order; what is left out by its name is counted.
 
     What the file system gives takes some 250 bytes a file: of a local folder and of each below it in turn; of a bucket,
-    where every folder would be a request, all at once.
+    where every folder would be a request, all at once. Links wait until all that is no link is listed.
     """
-    below = len(base.rstrip("/")) + 1
-    waiting = [base]
-    while waiting:
-        selector = fs.FileSelector(waiting.pop(), recursive=bool(location.scheme), allow_not_found=True)
+    is_local, begin = not location.scheme, len(base.rstrip("/")) + 1
+    above = {_identity(str(path)) for path in Path(os.path.realpath(base)).parents} if is_local else set()
+    waiting, links = [(base, frozenset(above))], list[tuple[str, frozenset[tuple[int, int]]]]()
+    listed = set()
+    while waiting or links:
+        if not waiting:
+            links.sort(key=itemgetter(0), reverse=True)
+            waiting.append(links.pop())
+        folder, folders_above = waiting.pop()
+        identity = _identity(folder) if is_local else (0, 0)
+        if identity in folders_above or identity in listed:
+            continue
+        selector = fs.FileSelector(folder, recursive=not is_local, allow_not_found=True)
         infos = location.filesystem.get_file_info(selector)
         while infos:
-            some = [info for info in infos[-_INFOS_AT_A_TIME:] if not _is_hidden(info.path[below:])]
+            found = []
+            for info in infos[-_INFOS_AT_A_TIME:]:
+                matches = pattern is None or pattern.fullmatch(normalize("NFC", info.path))
+                kind = _passed_over(info.path[begin:], info.type == fs.FileType.Directory)
+                if kind is not None:
+                    left_out.update([kind] if kind and matches else [])
+                elif info.type == fs.FileType.Directory and is_local:
+                    later = links if Path(info.path).is_symlink() else waiting
+                    later.append((info.path, folders_above | {identity}))
+                elif info.type == fs.FileType.File and matches:
+                    found.append(info)
             del infos[-_INFOS_AT_A_TIME:]
-            if not location.scheme:
-                waiting += [info.path for info in some if info.type == fs.FileType.Directory]
-            yield [info for info in some if info.type == fs.FileType.File]
+            if found:
+                listed.add(identity)
+                yield found
 
 
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
+def _identity(path: str) -> tuple[int, int]:
+    """Of a folder, by whatever name or link."""
+    try:
+        found = Path(path).stat()
+    except OSError:  # gone meanwhile: nothing will be found in it
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
+def _passed_over(name: str, is_folder: bool) -> str | None:
+    """As what a file or folder of this name below the root is left out; "" where it is not counted either."""
+    *folders, last = name.split("/")
+    if last.startswith(".") or any(part.startswith((".", "_")) for part in folders):
+        return ""
+    if not last.startswith("_") or (not is_folder and is_image(last)):
+        return None
+    return f"{last}/" if is_folder else kind_of(last)
 
 
 def would_list(location: Location, path: str) -> bool:
-    """Whether a file at this path in the same file system would be one of `find_files`."""
+    """Whether a file at this path in the same file system would be one of `list_files`."""
     if path.startswith(location.path.rstrip("/") + "/"):
         return True
-    return bool(re.search(r"[*?[]", location.path) and _glob_pattern(location).fullmatch(path))
+    return bool(_is_glob(location.path) and _glob_pattern(location).fullmatch(normalize("NFC", path)))
 
 
 def _file_info(location: Location, path: str) -> fs.FileInfo:
@@ -174,10 +240,14 @@ def _file_info(location: Location, path: str) -> fs.FileInfo:
         raise location.error(f"cannot be read ({one_line(error)}){advice}") from None
 
 
+def _is_glob(path: str) -> bool:
+    return re.search(_WILDCARD, path) is not None
+
+
 def _glob_pattern(location: Location) -> re.Pattern[str]:
-    """Matches what the glob matches, and all that lies below."""
+    """Matches what the glob matches, and all that lies below; of paths in NFC."""
     tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^]/]+\])", location.path)
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^]/]+\])", normalize("NFC", location.path))
     regex = "".join(
         tokens.get(part) or (part.replace("[!", "[^") if index % 2 else re.escape(part))
         for index, part in enumerate(parts)
@@ -200,70 +270,51 @@ def _near_path(location: Location) -> str:
 
 def is_parquet(path: str) -> bool:
     """By its extension."""
-    return path.lower().endswith(PARQUET_EXTENSIONS)
+    return _extension(path) in PARQUET_EXTENSIONS
 
 
 def is_image(path: str) -> bool:
-    """By its extension."""
-    return path.lower().endswith(IMAGE_EXTENSIONS)
-
-
-def are_parquet(paths: pa.LargeStringArray) -> NDArray[np.bool_]:
-    """(F,) `is_parquet` of each."""
-    return _end_in(paths, PARQUET_EXTENSIONS)
+    """Whether the file is called an image, by its extension."""
+    return _extension(path) in IMAGE_EXTENSIONS
 
 
 def are_images(paths: pa.LargeStringArray) -> NDArray[np.bool_]:
     """(F,) `is_image` of each."""
-    return _end_in(paths, IMAGE_EXTENSIONS)
+    return _by_extension(paths, is_image)
 
 
-def _end_in(paths: pa.LargeStringArray, extensions: tuple[str, ...]) -> NDArray[np.bool_]:
-    pattern = f"(?:{'|'.join(map(re.escape, extensions))})$"
-    found: NDArray[np.bool_] = pc.match_substring_regex(paths, pattern, ignore_case=True).to_numpy(zero_copy_only=False)
-    return found
+def are_parquet(paths: pa.LargeStringArray) -> NDArray[np.bool_]:
+    """(F,) `is_parquet` of each."""
+    return _by_extension(paths, is_parquet)
 
 
-def read_folder(location: Location, paths: list[str]) -> Records:
-    """Image files; the label is the subfolder (of a folder) or the parent folder (of a glob)."""
-    images = [path for path in paths if is_image(path)]
-    if not images:
-        raise no_image(location, paths)
-    class_names: tuple[str, ...] | None = None
-    below = len(location.path.rstrip("/")) + 1
-    is_folder = all(path.startswith(location.path.rstrip("/") + "/") for path in paths)
-    labels: list[Label]
-    if is_folder:
-        # Every subfolder is a class, also one without an image: that is a mistake to answer, not to pass over.
-        class_names = tuple(sorted(_subfolders(location)))
-        if not class_names:
-            raise location.error(
-                f"{len(images)} images lie in it, but no subfolder per class; make one for each class, or give a "
-                "CSV of path,label (images without labels belong to data.unlabeled)"
-            )
-        images = [path for path in images if "/" in path[below:]]
-        labels = [path[below:].split("/", 1)[0] for path in images]
-    else:
-        labels = [posixpath.basename(posixpath.dirname(path)) for path in images]
-    return Records(
-        location, [location.name(path) for path in images], labels, partial(_readers, location, images), class_names
-    )
+def _extension(path: str) -> str:
+    return re.search(r"(\.[^./]*)?\Z", path)[0].lower()  # type: ignore[index]
 
 
-def no_image(location: Location, paths: list[str]) -> ValueError:
-    """None of the files is called as images are."""
-    found = ", ".join(sorted({posixpath.splitext(path)[1] or posixpath.basename(path) for path in paths})[:8])
-    return location.error(f"no image among {len(paths)} files ({found}); images end in {', '.join(IMAGE_EXTENSIONS)}")
+def _by_extension(paths: pa.LargeStringArray, holds: Callable[[str], bool]) -> NDArray[np.bool_]:
+    """(F,) what holds of a file by its extension: asked once for each, not for each file."""
+    found = pc.extract_regex(paths, r"(?P<extension>\.[^./]*)$").field(0).dictionary_encode()
+    holds_of = np.array([holds(extension) for extension in found.dictionary.to_pylist()] + [holds("")], bool)
+    return holds_of[found.indices.fill_null(-1).to_numpy()]
 
 
-def _subfolders(location: Location) -> list[str]:
-    infos = location.filesystem.get_file_info(fs.FileSelector(location.path))
-    return [info.base_name for info in infos if info.type == fs.FileType.Directory and info.base_name[0] != "."]
+def _is_foreign(extension: str) -> bool:
+    """Whether it is known to be that of something else than images."""
+    kind, encoding = _TYPES.guess_type(f"x{extension}")
+    return encoding is not None or (kind not in (None, _ANYTHING) and not kind.startswith("image/"))
 
 
-def _readers(location: Location, paths: list[str]) -> Iterator[Payload]:
-    for path in paths:
-        yield partial(read_file, location.filesystem, path)
+def kind_of(path: str) -> str:
+    """As what a file that is no image is counted."""
+    return _extension(path) or "without extension"
+
+
+def as_text(left_out: Mapping[str, int]) -> str:
+    """As `3 .txt, 1 .mp4`, the most first."""
+    most = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    more = [f"{len(most) - _MAX_KINDS} other kinds"] if len(most) > _MAX_KINDS else []
+    return ", ".join([f"{count:,} {kind}" for kind, count in most[:_MAX_KINDS]] + more)
 
 
 def read_file(filesystem: fs.FileSystem, path: str) -> bytes:
@@ -276,67 +327,17 @@ def read_file(filesystem: fs.FileSystem, path: str) -> bytes:
     return content
 
 
-def read_csv(location: Location) -> Records:
-    """A CSV with the columns path and label; paths are relative to its folder, or absolute, or URIs."""
-    images: dict[str, tuple[Label, Payload]] = {}
-    for number, (path, label) in enumerate(_csv_rows(location), start=1):
-        if not path:
-            raise location.error(f"row {number} has no path")
-        sample_id, reader = _csv_image(location, path)
-        if sample_id in images:
-            raise location.error(f"row {number} names {sample_id} again; one row an image")
-        images[sample_id] = (as_label(label), reader)
-    if not images:
-        raise location.error("no row below the header")
-    return Records(
-        location,
-        ids=list(images),
-        labels=[label for label, _ in images.values()],
-        read=lambda: (reader for _, reader in images.values()),
-        class_names=read_class_names(location, location.path),
-    )
+def read_image_file(filesystem: fs.FileSystem, path: str) -> bytes:
+    """The bytes of what may be an image.
 
-
-def _csv_rows(location: Location) -> list[tuple[str, str]]:
-    """(path, label) of each row."""
-    try:
-        text = read_file(location.filesystem, location.path).decode("utf-8-sig")
-        rows = list(csv.reader(io.StringIO(text, newline="")))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise location.error(f"cannot be read as CSV in UTF-8 ({one_line(error)})") from None
-    header = [name.strip() for name in rows[0]] if rows else []
-    for column in ("path", "label"):
-        if column not in header:
-            raise location.error(
-                f"the header is {','.join(header) or 'missing'}; it needs the columns path and label"
-                f"{suggest(column, header)}"
-            )
-    at = header.index("path"), header.index("label")
-    # A row that ends before the label has none.
-    padded = [row + [""] * (len(header) - len(row)) for row in rows[1:] if row]
-    return [(row[at[0]].strip(), row[at[1]].strip()) for row in padded]
-
-
-def _csv_image(location: Location, path: str) -> tuple[str, Payload]:
-    if "://" in path:
-        other = open_location(location.field, path)
-        return other.name(other.path), partial(read_file, other.filesystem, other.path)
-    full = posixpath.normpath(posixpath.join(posixpath.dirname(location.path), path))
-    return location.name(full), partial(read_file, location.filesystem, full)
-
-
-def as_label(value: Label) -> Label:
-    """The label, or None for those that mean unlabelled."""
-    return None if value in ("", "-1", -1) else value
-
-
-def read_class_names(location: Location, beside: str) -> tuple[str, ...] | None:
-    """The lines of class_names.txt in the folder of a file, if there is one."""
-    path = posixpath.join(posixpath.dirname(beside), "class_names.txt")
-    try:
-        text = read_file(location.filesystem, path).decode("utf-8-sig")
-    except OSError:
-        return None
-    except UnicodeDecodeError:
-        raise location.error(f"{location.name(path)} beside it is not UTF-8 text") from None
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    Raises:
+        DecodeError: it is not called an image, and is none.
+        OSError: it cannot be read.
+    """
+    named = is_image(path)
+    if not named and (filesystem.get_file_info(path).size or 0) > MAX_UNNAMED_BYTES:
+        raise DecodeError(FOREIGN)
+    content = read_file(filesystem, path)
+    if not named and not has_image_header(content):
+        raise DecodeError(FOREIGN)
+    return content

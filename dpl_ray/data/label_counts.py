@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.classes import label_indices
 from dpl_ray.data.dataset import UNLABELED
-from dpl_ray.data.files import Label, Location, as_label, is_parquet, list_files, open_location
-from dpl_ray.data.labels import part_files
-from dpl_ray.data.parquet import has_labels
+from dpl_ray.data.files import Location, is_parquet, open_location
+from dpl_ray.data.labels import in_order_of, label_indices
+from dpl_ray.data.parquet import has_labels, labels_of
+from dpl_ray.data.pseudo_labels import part_files
 from dpl_ray.store.file_systems import one_line
 
 
@@ -50,10 +50,10 @@ def count_labels(
         ValueError: the two outputs do not have the same samples.
     """
     location = open_location("labels", output)
-    parts = part_files(location, list_files(location))
+    parts = part_files(location)
     earlier = open_location("labels", before) if before is not None else None
     names = [path[len(location.path) :] for path in parts]
-    if earlier and names != [path[len(earlier.path) :] for path in part_files(earlier, list_files(earlier))]:
+    if earlier and names != [path[len(earlier.path) :] for path in part_files(earlier)]:
         raise _changed_pool(data)
     true_labels = _TrueLabels(data, class_names)
     counts = LabelCounts()
@@ -112,10 +112,12 @@ class _TrueLabels:
             with pq.ParquetFile(file.removeprefix(location.scheme), filesystem=location.filesystem) as opened:
                 if not has_labels(opened.schema_arrow, column):
                     return np.empty(0, np.int64)
-                labels: list[Label] = opened.read(columns=[column]).column(0).to_pylist()
-        except (pa.ArrowException, OSError):
+                labels, names = labels_of(opened, column)
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
             return np.empty(0, np.int64)
-        return label_indices([as_label(label) for label in labels], self._class_names)
+        if names and set(names) <= set(self._class_names):
+            labels = in_order_of(labels, names, self._class_names)
+        return label_indices(labels, self._class_names)
 
 
 def _read(location: Location, path: str, columns: list[str]) -> pa.Table:

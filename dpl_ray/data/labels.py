@@ -1,206 +1,87 @@
-"""Pseudo-labels that pipelines.label has written, as labels to train on: `data.labels`.
+"""What a label is: a class index, a class name, or none; and the class index that it means.
 
-Of the output, only the ids and labels of the selected samples are held; their images are read from the pool's files.
+Legend: N labels.
 """
 
 from __future__ import annotations
 
-import json
-from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from typing import Any
+import re
+from collections.abc import Collection, Sequence
+from unicodedata import normalize
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.dataset import UNLABELED
-from dpl_ray.data.decode import Payload
-from dpl_ray.data.files import Location, Records, is_parquet, list_files, open_location, read_file
-from dpl_ray.data.pool.choice import bytes_per_image, memory_size
-from dpl_ray.data.pool.files import PoolFiles, list_pool
-from dpl_ray.store.file_systems import one_line
 
-JOB_FILE = "_ledger/job.json"
-SUMMARY_FILE = "_report/summary.json"  # written when the job has finished
-MEMORY_SHARE = 0.5  # of the machine's, that the selected images may take
-BATCH_ROWS = 65_536
-NO_OUTPUT = "is no output of pipelines.label"
+Label = int | str | None
+"""As the files have it: class index, class name, or None where there is none (also for -1)."""
+
+#: What a CSV has where there is nothing: those texts that pandas reads as NaN.
+NOTHING = (
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+    "NULL", "NaN", "None", "n/a", "nan", "null",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class PseudoLabels:
-    """The samples that a finished output has selected, or the most confident ones of each class."""
-
-    location: Location
-    class_names: tuple[str, ...]
-    pool: str  # that was labelled
-    labels: dict[str, int]  # sample id -> class index
-    unreadable: frozenset[str] = frozenset()  # ids: known to be of no use, so that they are not taken into the pool
-
-    def of(self, ids: Iterable[str]) -> NDArray[np.int64]:
-        """(N,) pseudo-label of each id, UNLABELED where it has none."""
-        return np.array([self.labels.get(sample_id, UNLABELED) for sample_id in ids], np.int64)
-
-    def check_class_names(self, class_names: tuple[str, ...], origin: str) -> None:
-        """Refuse other classes than those of `origin`: an index would mean another class."""
-        if class_names != self.class_names:
-            raise self.location.error(
-                f"its classes are {_some(self.class_names)}, but those of {origin} are {_some(class_names)}; label the "
-                "pool with a model of these classes, or set data.class_names to those of the output"
-            )
-
-    def records(self, data: DataConfig, taken: Collection[str]) -> Records:
-        """The selected samples as labelled records, in the order of the pool's files.
-
-        Args:
-            data: `data.unlabeled` is the pool that was labelled.
-            taken: ids that have another use, as true labels or for testing: they are left out.
-
-        Raises:
-            ValueError: the pool lacks a sample, or the images would not fit into memory.
-        """
-        assert data.unlabeled is not None
-        location = open_location("data.unlabeled", data.unlabeled)
-        pool = list_pool(location, image_column=data.image_column, every_file=True)
-        wanted = self.labels.keys() - set(taken)
-        rows = pool.rows(wanted)
-        ids = [pool.sample_id(file, row) for file, row in _each(rows)]
-        if missing := wanted - set(ids):
-            raise self.location.error(
-                f"{len(missing)} of its {len(self.labels)} selected samples are not in data.unlabeled={data.unlabeled},"
-                f" as {min(missing)}; give the pool that was labelled (pool={self.pool})"
-            )
-        labels = [self.class_names[self.labels[sample_id]] for sample_id in ids]
-        records = Records(self.location, ids, list(labels), partial(_payloads, pool, rows), self.class_names)
-        _check_memory(len(ids), bytes_per_image(data, records), self.location)
-        return records
+def clean_name(name: str) -> str:
+    """A class name as one text, however it was typed: in Unicode's form NFC, without blanks around it."""
+    return normalize("NFC", name).strip()
 
 
-def read_pseudo_labels(data: DataConfig) -> PseudoLabels:
-    """Read the output of pipelines.label that data.labels names, in batches.
+def as_label(value: Label) -> Label:
+    """The label, or None for those that mean unlabelled."""
+    if isinstance(value, str):
+        value = clean_name(value)
+    return None if value in ("", "-1", -1) else value
 
-    Raises:
-        ValueError: it is no output, or an unfinished one, or it holds nothing selected, or a sample twice.
+
+def csv_label(text: str, class_names: Collection[str]) -> Label:
+    """The label that a CSV means by a text: a whole float is the integer that it is, as `1.0`; NaN and so on are none.
+
+    Args:
+        class_names: those that are listed somewhere; such a text is no other thing than a name.
     """
-    assert data.labels is not None
-    location = open_location("data.labels", data.labels)
-    files = list_files(location)
-    job = _read_job(location)
-    class_names = tuple(job["class_names"])
-    if f"{location.path}/{SUMMARY_FILE}" not in files:
-        raise location.error(f"is not finished (no {SUMMARY_FILE}); run the same pipelines.label command again first")
-    parts = part_files(location, files)
-    if not parts:
-        raise location.error(f"{NO_OUTPUT} (no parquet file in it)")
-    try:
-        table = _read_selected(location, parts, data, len(class_names))
-        bad = ds.dataset(parts, filesystem=location.filesystem, format="parquet").to_table(
-            columns=["sample_id"], filter=pc.field("error").is_valid()
-        )
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise location.error(f"{NO_OUTPUT} ({one_line(error)})") from None
-    labels = _to_labels(location, table, class_names)
-    return PseudoLabels(location, class_names, job["pool"], labels, frozenset(bad.column("sample_id").to_pylist()))
+    text = clean_name(text)
+    if text in class_names:
+        return text
+    whole = re.fullmatch(r"([+-]?\d+)\.0*", text)
+    return None if text in NOTHING else as_label(whole[1] if whole else text)
 
 
-def part_files(location: Location, files: Iterable[str]) -> list[str]:
-    """The parquet files of an output, in the order of their names: not those of its ledger."""
-    below = len(location.path) + 1
+def some(names: Sequence[str]) -> str:
+    """The first of these names, for a message."""
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def is_integer(label: Label) -> bool:
+    return isinstance(label, int) or (label is not None and re.fullmatch(r"[+-]?\d+", label) is not None)
+
+
+def label_indices(labels: Sequence[Label], class_names: tuple[str, ...]) -> NDArray[np.int64]:
+    """(N,) class index of each label, UNLABELED for None and for what is no class."""
+    indices = {name: index for index, name in enumerate(class_names)}
+    targets = np.full(len(labels), UNLABELED, np.int64)
+    # Where the classes are called by numbers of their own (1, 2, 3), a number is a name, and not an index as well.
+    numbers_are_names = all(map(is_integer, class_names)) and class_names != tuple(map(str, range(len(class_names))))
+    for position, label in enumerate(labels):
+        index = indices.get(label) if isinstance(label, str) else None
+        if index is None and is_integer(label) and not (numbers_are_names and isinstance(label, str)):
+            index = int(label)  # type: ignore[arg-type]
+        if index is not None and 0 <= index < len(class_names):
+            targets[position] = index
+    return targets
+
+
+def in_order_of(labels: Sequence[Label], names: tuple[str, ...], class_names: tuple[str, ...]) -> list[Label]:
+    """The labels with the indices of `names` as those of `class_names`, by their names; names stay as they are.
+
+    An index of no name, or of a name that is not in `class_names`, becomes None.
+    """
+    place = {name: index for index, name in enumerate(class_names)}
+    moved = [place.get(name) for name in names]
+    own = set(names)
     return [
-        path
-        for path in files
-        if is_parquet(path) and not any(part.startswith(("_", ".")) for part in path[below:].split("/"))
+        label if label in own or not is_integer(label) else moved[target] if target >= 0 else None
+        for label, target in zip(labels, label_indices(labels, names).tolist(), strict=True)
     ]
-
-
-def _read_job(location: Location) -> dict[str, Any]:
-    try:
-        job: dict[str, Any] = json.loads(read_file(location.filesystem, f"{location.path}/{JOB_FILE}"))["identity"]
-        if not {"class_names", "pool"} <= job.keys():
-            raise ValueError("without class_names and pool")
-    except (FileNotFoundError, NotADirectoryError):
-        raise location.error(f"{NO_OUTPUT} (no {JOB_FILE} in it)") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise location.error(f"{NO_OUTPUT} ({JOB_FILE}: {one_line(error)})") from None
-    return job
-
-
-def _read_selected(location: Location, parts: list[str], data: DataConfig, num_classes: int) -> pa.Table:
-    dataset = ds.dataset(parts, filesystem=location.filesystem, format="parquet")
-    per_class = data.labels_per_class
-    if data.image_size is not None:
-        # Before an id is held: there may be more of them than fit.
-        count = dataset.count_rows(filter=pc.field("selected"))
-        count = count if per_class is None else min(count, per_class * num_classes)
-        _check_memory(count, data.channels * data.image_size**2, location)
-    columns = ["sample_id", "pseudo_label", "confidence"]
-    kept = dataset.schema.empty_table().select(columns)
-    batches = []
-    for batch in dataset.to_batches(columns=columns, filter=pc.field("selected"), batch_size=BATCH_ROWS):
-        batches.append(pa.Table.from_batches([batch]))
-        if per_class is not None:
-            kept = _most_confident(pa.concat_tables([kept, *batches]), per_class)
-            batches = []
-    return pa.concat_tables([kept, *batches])
-
-
-def _most_confident(table: pa.Table, per_class: int) -> pa.Table:
-    """The rows of the highest confidence of each class; of equal ones, those of the first ids."""
-    order = [("pseudo_label", "ascending"), ("confidence", "descending"), ("sample_id", "ascending")]
-    table = table.sort_by(order)
-    labels = table.column("pseudo_label").to_numpy()
-    rank = np.arange(len(labels)) - np.searchsorted(labels, labels)
-    return table.filter(pa.array(rank < per_class))
-
-
-def _to_labels(location: Location, table: pa.Table, class_names: tuple[str, ...]) -> dict[str, int]:
-    if not len(table):
-        raise location.error("not one of its samples is selected")
-    ids, targets = table.column("sample_id").to_pylist(), table.column("pseudo_label").to_pylist()
-    labels: dict[str, int] = {}
-    for sample_id, target in zip(ids, targets, strict=True):
-        if target is None or not 0 <= target < len(class_names):
-            raise location.error(f"pseudo-label {target} of {sample_id} is outside its {len(class_names)} classes")
-        if sample_id in labels:
-            raise location.error(f"{sample_id} is there more than once; every sample has one pseudo-label")
-        labels[sample_id] = target
-    return labels
-
-
-def _each(rows: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
-    return ((file, row) for file in sorted(rows) for row in rows[file])
-
-
-def _payloads(pool: PoolFiles, rows: dict[int, list[int]]) -> Iterator[Payload]:
-    """The encoded images of these rows of each file; what lies between two of one span is read and left."""
-    for span in pool.spans:
-        file, first, count = span.tolist()
-        if wanted := _between(rows.get(file, []), first, first + count):
-            found = pool.read(file, wanted[0], wanted[-1] - wanted[0] + 1)
-            for row in wanted:
-                yield found[row - wanted[0]][1]
-
-
-def _between(ascending: list[int], first: int, end: int) -> list[int]:
-    """Those of first .. end - 1."""
-    return ascending[bisect_left(ascending, first) : bisect_left(ascending, end)]
-
-
-def _check_memory(num_images: int, image_bytes: int, location: Location) -> None:
-    limit = MEMORY_SHARE * memory_size()
-    if num_images * image_bytes > limit:
-        raise location.error(
-            f"the {num_images} selected images take {num_images * image_bytes / 2**30:.1f} GiB decoded, more than half "
-            f"of this machine's memory ({limit / 2**30:.1f} GiB); take fewer, as data.labels_per_class=1000"
-        )
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(islice(names, 8)) + (", ..." if len(names) > 8 else "")

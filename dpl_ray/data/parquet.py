@@ -1,116 +1,240 @@
-"""Parquet files of encoded images, as Hugging Face exports them, as `Records`.
+"""Rows of parquet files of encoded images, with or without labels, as Hugging Face and others write them.
 
-Hugging Face's CIFAR-10 names its columns img and label: it takes data.image_column=img.
+Images are bytes, or structs of bytes and path; where there are no bytes, the path is that of a file beside the parquet
+file. What cannot be read is a payload that raises: it costs its own rows. Labels that all must be there are read
+by `read_labels`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import posixpath
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TypeVar
+from itertools import repeat
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from dpl_ray.config.schema import suggest
-from dpl_ray.data.decode import Payload
-from dpl_ray.data.files import Label, Location, Records, as_label, is_parquet, read_class_names
+from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
+from dpl_ray.data.files import Location, read_image_file
+from dpl_ray.data.labels import Label, as_label, clean_name, in_order_of
 from dpl_ray.store.file_systems import one_line
 
-T = TypeVar("T")
+NOT_PARQUET = "not a readable parquet file"
+OUTSIDE = "path leads out of the folder of the data"
+_BATCH_ROWS = 1024  # of a row group that are decompressed at a time: it may be a whole file
 
 
-def read_parquet(location: Location, paths: list[str], *, image_column: str, label_column: str | None) -> Records:
-    """Parquet files with a column of encoded bytes or {bytes, path} structs, and one of labels unless that is None.
-
-    A file that cannot be read is an error, as is a missing or odd column: nobody could say which labels are lost.
-    Class names come from Hugging Face's metadata, else from class_names.txt beside the files.
-    """
-    paths = [path for path in paths if is_parquet(path)]
-    ids: list[str] = []
-    labels: list[Label] = []
-    class_names: tuple[str, ...] | None = None
-    for path in paths:
-        name = location.name(path)
-        with _open_parquet(location, path) as file:
-            schema = file.schema_arrow
-            check_image_column(name, schema, image_column)
-            num_rows = file.metadata.num_rows
-            ids += [f"{name}:{row}" for row in range(num_rows)]
-            if label_column is None:
-                labels += [None] * num_rows
-                continue
-            _check_label_column(name, schema, label_column)
-            column = _guarded(location, path, partial(file.read, columns=[label_column]))
-            labels += [as_label(label) for label in column.column(0).to_pylist()]
-            class_names = class_names or _hugging_face_names(schema, label_column)
-    if not ids:
-        raise location.error("the parquet files have no rows")
-    class_names = class_names or read_class_names(location, paths[0])
-    return Records(location, ids, labels, partial(_parquet_images, location, paths, image_column), class_names)
-
-
-def _open_parquet(location: Location, path: str) -> pq.ParquetFile:
-    return _guarded(location, path, lambda: pq.ParquetFile(location.filesystem.open_input_file(path)))
-
-
-def _guarded(location: Location, path: str, read: Callable[[], T]) -> T:
+def row_groups(filesystem: fs.FileSystem, path: str) -> list[int] | None:
+    """Rows of each row group; None of a file that cannot be opened."""
     try:
-        return read()
-    except (pa.ArrowException, OSError) as error:
-        raise location.error(f"{location.name(path)} is not a readable parquet file ({one_line(error)})") from None
+        metadata = pq.read_metadata(path, filesystem=filesystem)
+    except (pa.ArrowException, OSError):
+        return None
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 def check_image_column(name: str, schema: pa.Schema, column: str, field: str = "data.image_column") -> None:
     """`ValueError` unless the column of this file holds encoded images."""
     if image_column_error(schema, column) is None:
         return
-    if column not in schema.names:
-        present = ", ".join(f"{field.name}: {_short_type(field.type)}" for field in schema)
-        near = suggest(column, schema.names) or "; choose the one of the images"
-        raise ValueError(f"{field}={column}: {name} has no such column but {present}{near}")
+    found = _one_column(f"{field}={column}: {name}", schema, column, suggest(column, schema.names) or "; choose one")
     raise ValueError(
-        f"{field}={column}: {name} has {_short_type(schema.field(column).type)} there; "
-        "images are encoded bytes (binary) or a struct of bytes and path"
+        f"{field}={column}: {name} has {_short_type(found.type)} there; images are encoded bytes (binary) or a struct "
+        "of bytes and path"
     )
 
 
 def image_column_error(schema: pa.Schema, column: str) -> str | None:
     """Why the column holds no encoded images; None if it does."""
-    if column not in schema.names:
-        return f"no column {column}"
+    if len(schema.get_all_field_indices(column)) != 1:
+        return f"columns {column} are several" if column in schema.names else f"no column {column}"
     type_ = schema.field(column).type
-    if pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0:
-        type_ = type_.field("bytes").type
-    if not (pa.types.is_binary(type_) or pa.types.is_large_binary(type_)):
-        return f"column {column} is no encoded image"
-    return None
+    if pa.types.is_struct(type_):
+        kinds = {"bytes": _is_encoded, "path": _is_text}
+        members = [(member.type, kinds[member.name]) for member in type_ if member.name in kinds]
+        holds = bool(members) and all(pa.types.is_null(kind) or is_it(kind) for kind, is_it in members)
+    else:
+        holds = _is_encoded(type_)
+    return None if holds else f"column {column} is no encoded image"
 
 
-def _check_label_column(name: str, schema: pa.Schema, column: str) -> None:
-    if column not in schema.names:
-        raise ValueError(
-            f"data.label_column={column}: {name} has no such column but {', '.join(schema.names)}"
-            f"{suggest(column, schema.names)}"
-        )
-    if not has_labels(schema, column):
-        raise ValueError(
-            f"data.label_column={column}: {name} has {_short_type(schema.field(column).type)} there; "
-            "labels are integers (class indices) or strings (class names)"
-        )
+def read_labels(
+    location: Location, path: str, *, image_column: str, label_column: str | None
+) -> tuple[list[int], list[Label], tuple[str, ...] | None]:
+    """Rows of each row group, the label of every row, and the class names that the file gives the indices.
+
+    Raises:
+        ValueError: the file cannot be read, or a column is missing or odd: nobody could say which labels are lost.
+    """
+    name = location.name(path)
+    try:
+        with pq.ParquetFile(path, filesystem=location.filesystem) as opened:
+            schema = opened.schema_arrow
+            check_image_column(name, schema, image_column)
+            groups = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
+            if label_column is None:
+                return groups, [None] * sum(groups), None
+            if not has_labels(schema, label_column):
+                whole = f"data.label_column={label_column}: {name}"
+                found = _one_column(whole, schema, label_column, suggest(label_column, schema.names))
+                raise ValueError(
+                    f"{whole} has {_short_type(found.type)} there; labels are integers (class indices) or strings "
+                    "(class names)"
+                )
+            return groups, *labels_of(opened, label_column)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise location.error(f"{name} is {NOT_PARQUET} ({one_line(error)})") from None
+
+
+def labels_of(opened: pq.ParquetFile, column: str) -> tuple[list[Label], tuple[str, ...] | None]:
+    """The label of every row, and the names of Hugging Face's `ClassLabel`."""
+    labels = opened.read(columns=[column]).column(0).to_pylist()
+    return [as_label(label) for label in labels], _hugging_face_names(opened.schema_arrow, column)
 
 
 def has_labels(schema: pa.Schema, column: str) -> bool:
-    """Whether there is a column of integers or strings (or of nulls only) by this name."""
-    if column not in schema.names:
+    """Whether there is one column of integers or strings (or of nulls only) by this name."""
+    if len(schema.get_all_field_indices(column)) != 1:
         return False
     type_ = schema.field(column).type
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
-    kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
-    return any(kind(type_) for kind in kinds)
+    return pa.types.is_integer(type_) or _is_text(type_) or pa.types.is_null(type_)
+
+
+def read_rows(
+    location: Location,
+    path: str,
+    first: int,
+    count: int,
+    *,
+    image_column: str,
+    label_column: str | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> Iterator[tuple[Payload, Label]]:
+    """Image and label of rows first .. first + count - 1, one row group after the other.
+
+    Args:
+        label_column: None, or no such column of labels in the file: every label is None.
+        class_names: integer labels are indices of these, where the file names its own classes.
+    """
+    num_read, reason = 0, MISSING
+    try:
+        with pq.ParquetFile(path, filesystem=location.filesystem) as opened:
+            schema = opened.schema_arrow
+            if (problem := image_column_error(schema, image_column)) is not None:
+                yield from repeat((_failing(problem), None), count)
+                return
+            rows_of = partial(_rows_of, image_column=image_column, beside=partial(_beside, location, path))
+            columns = [image_column]
+            if label_column is not None and has_labels(schema, label_column):
+                columns.append(label_column)
+                names = _hugging_face_names(schema, label_column)
+                rows_of = partial(rows_of, label_column=label_column, names=names, class_names=class_names)
+            end = 0
+            for group in range(opened.metadata.num_row_groups):
+                start, end = end, end + opened.metadata.row_group(group).num_rows
+                skip, stop = max(first - start, 0), min(first + count, end) - start
+                for batch in _batches(opened, group, columns, skip, stop):
+                    rows = repeat((_failing(UNREADABLE), None), batch) if isinstance(batch, int) else rows_of(batch)
+                    for row in rows:
+                        yield row
+                        num_read += 1
+    except FileNotFoundError:
+        pass
+    except (pa.ArrowException, OSError):
+        reason = NOT_PARQUET
+    # Also the end of a file that has become shorter since it was listed.
+    yield from repeat((_failing(reason), None), count - num_read)
+
+
+def _batches(
+    opened: pq.ParquetFile, group: int, columns: list[str], skip: int, stop: int
+) -> Iterator[pa.RecordBatch | int]:
+    """Rows skip .. stop - 1 of a row group, and how many of them cannot be read."""
+    row, end = skip, 0
+    with contextlib.suppress(pa.ArrowException, OSError):
+        for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns) if skip < stop else ():
+            start, end = end, end + len(batch)
+            if row < end:
+                wanted = batch.slice(row - start, stop - row)
+                row += len(wanted)
+                yield wanted
+            if row == stop:
+                return
+    yield max(0, stop - row)
+
+
+def _rows_of(
+    batch: pa.RecordBatch,
+    *,
+    image_column: str,
+    beside: Callable[[str], Payload],
+    label_column: str | None = None,
+    names: tuple[str, ...] | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> list[tuple[Payload, Label]]:
+    images = batch.column(image_column)
+    paths: list[str | None] = [None] * len(batch)
+    labels: list[Label] = [None] * len(batch)
+    with contextlib.suppress(UnicodeDecodeError):  # such labels are of no use, but their images are
+        if label_column is not None:
+            labels = [as_label(label) for label in batch.column(label_column).to_pylist()]
+    if names and class_names and names != class_names:
+        labels = in_order_of(labels, names, class_names)
+    if pa.types.is_struct(images.type):
+        members = [member.name for member in images.type]
+        with contextlib.suppress(UnicodeDecodeError):
+            paths = pc.struct_field(images, "path").to_pylist() if "path" in members else paths
+        images = pc.struct_field(images, "bytes") if "bytes" in members else pa.nulls(len(batch))
+    payloads = (
+        beside(path) if content is None and path else content
+        for content, path in zip(images.to_pylist(), paths, strict=True)
+    )
+    return list(zip(payloads, labels, strict=True))
+
+
+def _beside(location: Location, parquet: str, path: str) -> Payload:
+    """The image file of this path, which is relative to the parquet file's folder."""
+    full = posixpath.normpath(posixpath.join(posixpath.dirname(parquet), path))
+    if not full.startswith(location.root_of(parquet).rstrip("/") + "/"):
+        return _failing(OUTSIDE)
+    return partial(read_image_file, location.filesystem, full)
+
+
+def _failing(reason: str) -> Callable[[], Any]:
+    return partial(_fail, reason)
+
+
+def _fail(reason: str) -> bytes:
+    raise DecodeError(reason)
+
+
+def _one_column(whole: str, schema: pa.Schema, column: str, near: str) -> pa.Field:
+    """The column of this name; `ValueError`, which `whole` begins, where there is none or several."""
+    if (number := len(schema.get_all_field_indices(column))) == 1:
+        return schema.field(column)
+    if number:
+        raise ValueError(f"{whole} has {number} columns of this name; rename all but one")
+    present = ", ".join(f"{field.name}: {_short_type(field.type)}" for field in schema)
+    raise ValueError(f"{whole} has no such column but {present}{near}")
+
+
+def _is_encoded(type_: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    return pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_)
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
 
 
 def _short_type(type_: pa.DataType) -> str:
@@ -122,17 +246,6 @@ def _hugging_face_names(schema: pa.Schema, column: str) -> tuple[str, ...] | Non
     """The class names that Hugging Face's `datasets` writes into the schema's metadata."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[column]["names"])
+        return tuple(clean_name(str(name)) for name in features[column]["names"])
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _parquet_images(location: Location, paths: list[str], column: str) -> Iterator[Payload]:
-    for path in paths:
-        with _open_parquet(location, path) as file:
-            batches = file.iter_batches(batch_size=1024, columns=[column])
-            while (batch := _guarded(location, path, partial(next, batches, None))) is not None:
-                images = batch.column(0)
-                if pa.types.is_struct(images.type):
-                    images = pc.struct_field(images, "bytes")
-                yield from images.to_pylist()

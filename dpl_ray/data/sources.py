@@ -1,12 +1,13 @@
 """From the configuration to decoded and split images.
 
-Follow `load_splits`: a standard data set (`standard.py`) or the user's files (`files.py` and `parquet.py`, those of
-data.unlabeled `pool_files.py`, decoded by `decode.py`) become a `Source`, which `split.py` splits.
+Follow `load_splits`: a standard data set (`standard.py`) or the user's files (`labeled.py`, those of data.unlabeled
+`pool/files.py`, decoded by `decode.py`) become a `Source`, which `split.py` splits.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -14,23 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.classes import check_class_names, find_class_names, find_targets, find_test_targets, label_indices
+from dpl_ray.data.classes import check_class_names, find_class_names, find_targets, find_test_targets
 from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
 from dpl_ray.data.decode import DecodeSettings, Payload, decode_many
-from dpl_ray.data.files import (
-    Label,
-    Records,
-    is_image,
-    is_parquet,
-    list_files,
-    open_location,
-    read_csv,
-    read_folder,
-)
-from dpl_ray.data.labels import PseudoLabels, read_pseudo_labels
-from dpl_ray.data.parquet import read_parquet
+from dpl_ray.data.files import FOREIGN, kind_of
+from dpl_ray.data.labeled import Records, list_records
+from dpl_ray.data.labels import Label, clean_name, label_indices
 from dpl_ray.data.pool.choice import list_unlabeled, should_stream, streamed_pool
 from dpl_ray.data.pool.files import PoolFiles
+from dpl_ray.data.pseudo_labels import PseudoLabels, read_pseudo_labels
 from dpl_ray.data.split import Plan, check_pool, plan_split, split, unlabeled_rest
 from dpl_ray.data.standard import read_standard
 
@@ -50,7 +43,9 @@ def load_splits(
         ValueError: one line with field, value and what would be right. Paths, columns and labels are checked
             before the first image is decoded.
     """
-    check_class_names(data.class_names, "data.class_names")
+    if data.class_names is not None:
+        data = data.model_copy(update={"class_names": tuple(map(clean_name, data.class_names))})
+        check_class_names(data.class_names, "data.class_names")
     if data.labels_per_class is not None and data.labels is None:
         raise ValueError(
             f"data.labels_per_class={data.labels_per_class}: there are no pseudo-labels to choose from; set "
@@ -64,7 +59,7 @@ def load_splits(
     if labels and data.unlabeled is None:
         data = data.model_copy(update={"unlabeled": labels.pool})
     listed = _list_labeled(data, labels)
-    files = list_unlabeled(data) if reads_unlabeled and data.unlabeled is not None else None
+    files = list_unlabeled(data, listed.index_names) if reads_unlabeled and data.unlabeled is not None else None
     if should_stream(data, listed.train, len(listed.train.ids) + (len(files) if files else 0)):
         return _read_streamed(data, listed, files, seed=seed, uses_unlabeled=uses_unlabeled)
     source = _read_own(data, listed, files, seed=seed, uses_unlabeled=uses_unlabeled)
@@ -77,6 +72,7 @@ class _Labeled:
 
     name: str
     class_names: tuple[str, ...]
+    index_names: tuple[str, ...]  # of which integer labels in the files are the indices: data.class_names may rename
     train: Records  # the selected of data.labels where there is no data.train
     targets: NDArray[np.int64]  # of train; UNLABELED where a sample has none
     test: Records | None
@@ -89,14 +85,24 @@ class _Labeled:
         ids = {sample_id for part in (self.train, self.test, self.selected) if part for sample_id in part.ids}
         return ids | (self.labels.unreadable if self.labels else frozenset())
 
+    def left_out(self, files: PoolFiles | None) -> Counter[str]:
+        """Of these and data.unlabeled; of a place that lies in another one, with that one."""
+        parts = {part.location.path: part for part in (self.train, self.test, files) if part}
+        return sum(
+            (part.left_out for path, part in parts.items() if not any(path.startswith(f"{other}/") for other in parts)),
+            Counter(),
+        )
+
     def pseudo_labels(self, ids: Iterable[str]) -> NDArray[np.int64] | None:
         """(N,) of images of data.train, where they are not labelled; None where no such ones are used."""
         return self.labels.of(ids) if self.labels and self.selected else None
 
 
 def _list_labeled(data: DataConfig, labels: PseudoLabels | None) -> _Labeled:
-    train = _records(data, "data.train", data.train) if data.train else None
-    test = _records(data, "data.test", data.test) if data.test else None
+    train = list_records(data, "data.train", data.train) if data.train else None
+    names = labels.class_names if labels else ()
+    index_names = (train.class_names or find_class_names(data, train)) if train else names
+    test = list_records(data, "data.test", data.test, index_names) if data.test else None
     train_ids = set(train.ids if train else ())
     if test and (shared := [sample_id for sample_id in test.ids if sample_id in train_ids]):
         raise test.location.error(f"{len(shared)} of its images are in data.train too, as {shared[0]}; test on others")
@@ -114,9 +120,9 @@ def _list_labeled(data: DataConfig, labels: PseudoLabels | None) -> _Labeled:
                 stacklevel=3,
             )
     targets = find_targets(train, class_names)
-    test_targets = find_test_targets(test, class_names, data) if test else None
+    test_targets = find_test_targets(test, class_names) if test else None
     name = f"{train.location.field}={train.location.given}"
-    return _Labeled(name, class_names, train, targets, test, test_targets, labels, selected)
+    return _Labeled(name, class_names, index_names, train, targets, test, test_targets, labels, selected)
 
 
 def _plan(data: DataConfig, listed: _Labeled, targets: NDArray[np.int64], seed: int, hint: str = "") -> Plan:
@@ -139,7 +145,7 @@ def _read_own(
 
     check(listed.targets, listed.pseudo_labels(train.ids))
     num_listed = sum(len(records.ids) for records in (train, test, selected) if records)
-    reader = _Reader(data, num_listed + (len(pool) if pool else 0))
+    reader = _Reader(data, num_listed + (len(pool) if pool else 0), listed.left_out(files))
     train_set = reader.read(train, listed.targets)
     pseudo_labels = listed.pseudo_labels(train_set.ids)
     check(train_set.targets, pseudo_labels, _hint(reader.bad))
@@ -157,6 +163,7 @@ def _read_own(
         selected=selected_set,
         train_pseudo_labels=pseudo_labels,
         pseudo_labels_alone=data.train is None,
+        left_out=reader.left_out,
     )
 
 
@@ -180,7 +187,7 @@ def _read_streamed(
     if pseudo_labels is not None:
         targets[moved] = pseudo_labels[moved]
     num_listed = sum(len(records.ids) for records in (listed.test, listed.selected) if records)
-    reader = _Reader(data, len(chosen) + len(pool) + num_listed)
+    reader = _Reader(data, len(chosen) + len(pool) + num_listed, listed.left_out(files))
     read = reader.read(listed.train.without(set(ids[rest].tolist())), targets[chosen])
     test, selected = _read_test(reader, listed), _read_selected(reader, listed)
     labeled, validation, held_out, pseudo_labeled = (
@@ -203,6 +210,7 @@ def _read_streamed(
         class_names=listed.class_names,
         bad=tuple(reader.bad),
         num_pseudo_labeled=len(pseudo_labeled if data.train else labeled),
+        left_out=reader.left_out,
     )
 
 
@@ -222,30 +230,13 @@ def _read_test(reader: _Reader, listed: _Labeled) -> ImageSet | None:
     return test_set
 
 
-def _records(data: DataConfig, field_name: str, given: str) -> Records:
-    """List what data.train or data.test names, by what is found there."""
-    location = open_location(field_name, given)
-    paths = list_files(location)
-    has_images, has_parquet = any(map(is_image, paths)), any(map(is_parquet, paths))
-    if data.name == "image_folder" and has_parquet and not has_images:
-        raise location.error("holds parquet files, which data=parquet reads")
-    if data.name == "parquet" and not has_parquet:
-        raise location.error("holds no parquet file (.parquet, .pq); image files take data=image_folder")
-    if data.name == "parquet":
-        return read_parquet(location, paths, image_column=data.image_column, label_column=data.label_column)
-    if paths == [location.path]:
-        if location.path.lower().endswith(".csv"):
-            return read_csv(location)
-        raise location.error("is one file; it takes a folder with a subfolder per class, or a CSV of path,label")
-    return read_folder(location, paths)
-
-
 @dataclass
 class _Reader:
     """Decodes images and collects the bad images; too many of them among all stop the run."""
 
     data: DataConfig
     num_images: int  # of the run, listed
+    left_out: Counter[str]  # of the listing, and what turns out to be no image and is not called one
     bad: list[BadImage] = field(default_factory=list)
 
     def read(self, records: Records, targets: NDArray[np.int64]) -> ImageSet:
@@ -268,7 +259,10 @@ class _Reader:
 
     def _decode(self, items: Iterable[tuple[str, Payload]]) -> tuple[NDArray[np.uint8], list[int]]:
         images, kept, bad = decode_many(items, DecodeSettings.from_config(self.data))
-        self.bad += bad
+        foreign = [kind_of(image.id) for image in bad if image.reason == FOREIGN]
+        self.bad += [image for image in bad if image.reason != FOREIGN]
+        self.left_out.update(foreign)
+        self.num_images -= len(foreign)
         share = len(self.bad) / max(1, self.num_images)
         if share > self.data.max_bad_fraction:
             raise ValueError(

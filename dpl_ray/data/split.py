@@ -53,6 +53,7 @@ def split(source: Source, data: DataConfig, *, seed: int, uses_unlabeled: bool) 
         class_names=source.class_names,
         bad=source.bad,
         num_pseudo_labeled=len(labeled) if source.pseudo_labels_alone else len(pseudo_labeled),
+        left_out=source.left_out,
     )
 
 

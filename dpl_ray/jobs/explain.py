@@ -93,7 +93,7 @@ def _read(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint
     location = open_location("sample", path if row is not None else sample)
     if row is None and is_parquet(sample):
         raise ValueError(f"sample={sample}: a parquet file has many images; name a row, as sample={sample}:0")
-    files = list_pool(location, image_column=config.data.image_column, every_file=True)
+    files = list_pool(location, image_column=config.data.image_column)
     if len(files.paths) > 1:
         raise ValueError(f"sample={sample}: {len(files.paths)} files are there; name one image")
     if not 0 <= (row or 0) < len(files):

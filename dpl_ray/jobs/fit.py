@@ -20,6 +20,7 @@ from dpl_ray.cluster.workers import run_workers
 from dpl_ray.config.compose import check_policy
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet, Splits
+from dpl_ray.data.files import as_text
 from dpl_ray.data.sources import load_splits
 from dpl_ray.page.console import Progress, show
 from dpl_ray.report.console import result_tables, training_state
@@ -274,6 +275,7 @@ def _train_on_worker(
 
 def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
     num_bad = f", {len(splits.bad)} unreadable (bad_images.csv)" if splits.bad else ""
+    left_out = f"\nleft out: {as_text(splits.left_out)}" if splits.left_out else ""
     if folder.finished:
         return f"{folder.name} had finished; another run.name trains anew"
     streamed = "" if isinstance(splits.unlabeled, ImageSet) else " (streamed)"
@@ -289,7 +291,7 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
         f"{folder.name} {_beginning(config, folder)} with {place}: {data.name}, "
         f"{len(splits.labeled) - splits.num_pseudo_labeled} labelled{num_pseudo} images of "
         f"{len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool{streamed}, "
-        f"{len(splits.validation)} validation, {len(splits.test)} test{of_pseudo_labels}{num_bad}"
+        f"{len(splits.validation)} validation, {len(splits.test)} test{of_pseudo_labels}{num_bad}{left_out}"
         + (
             "\nstarting Ray takes some 20 seconds"
             if config.scale.num_workers and not cluster_address(config.scale)

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.data.decode import EMPTY, NOT_AN_IMAGE, DecodeSettings, decode_many
-from dpl_ray.labeling.parts import FOREIGN
+from dpl_ray.data.decode import DecodeSettings, decode_many
 from dpl_ray.labeling.plan import Plan
 
 
@@ -28,10 +27,6 @@ class DecodedBlock:
 def decode_block(plan: Plan, block: int, settings: DecodeSettings, num_threads: int | None = None) -> DecodedBlock:
     """Read and decode a block; it never fails for what is in the files."""
     images, kept, bad = decode_many(plan.read(block), settings, num_threads=num_threads)
-    named = plan.are_named(block)
     missing = sorted(set(range(plan.num_rows(block))) - set(kept))
-    errors = {}
-    for row, image in zip(missing, bad, strict=True):
-        called_so = named if isinstance(named, bool) else named[row]
-        errors[row] = FOREIGN if not called_so and image.reason in (NOT_AN_IMAGE, EMPTY) else image.reason
+    errors = {row: image.reason for row, image in zip(missing, bad, strict=True)}
     return DecodedBlock(block, images, np.array(kept, np.int64), errors)

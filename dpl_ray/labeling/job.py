@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from rich.console import Console
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.schema import Config, RunConfig
 from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.files import Location, open_location, would_list
+from dpl_ray.data.files import Location, as_text, open_location, would_list
 from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.labeling.config import LabelConfig
 from dpl_ray.labeling.console import label_table
@@ -104,14 +104,14 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
     if same_system and would_list(source.location, (ledger.storage / "part.parquet").path):
         raise ValueError(f"output={config.output}: lies in the pool, which would grow by its own labels; take another")
     num_workers = _count_workers(config)
-    listed = list_pool(source.location, image_column=source.image_column, every_file=True)
+    listed = list_pool(source.location, image_column=source.image_column)
     listed.check_image_column("image_column")
     listed.check_unopened("max_bad_fraction", source.max_bad_fraction)
     side = source.settings.image_size
     assert side is not None
     with sole_use(f"output={config.output}", ledger.books):
         ledger.begin(listed, rows_per_block(config.rows_per_part, (source.settings.channels, side, side)))
-        show(console, _headline(ledger, num_workers))
+        show(console, _headline(ledger, num_workers, listed))
         tracker = _start_tracker(config, source, uri, ledger, listed)
         began, done_before = time.monotonic(), ledger.counts.num_rows
         with recording(tracker, console):
@@ -120,7 +120,9 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
                 _label_missing(config, source, ledger, num_workers, console)
             counts = ledger.check()
             seconds = time.monotonic() - began
-            result = _report(source, ledger, counts, tracker, uri, seconds, counts.num_rows - done_before)
+            result = _report(
+                source, ledger, counts, listed.left_out, tracker, uri, seconds, counts.num_rows - done_before
+            )
     console.print(label_table(counts))
     return replace(result, run_id=tracker.run_id)
 
@@ -258,6 +260,7 @@ def _report(
     source: _Source,
     ledger: Ledger,
     counts: Counts,
+    left_out: Mapping[str, int],
     tracker: Tracker,
     uri: str | None,
     seconds: float,
@@ -277,6 +280,7 @@ def _report(
         "num_rejected": counts.num_rejected,
         "num_unreadable": counts.num_unreadable,
         "num_foreign": counts.num_foreign,
+        "left_out": left_out,
         "selected_share": share,
         "unreadable": counts.unreadable,
         "classes": {
@@ -335,7 +339,7 @@ def _start_tracker(config: LabelConfig, source: _Source, uri: str | None, ledger
     return start_tracker(_tracking_config(config, source), uri, journal, name=ledger.name, params=params, tags=tags)
 
 
-def _headline(ledger: Ledger, num_workers: int) -> str:
+def _headline(ledger: Ledger, num_workers: int, listed: PoolFiles) -> str:
     place = f"{num_workers} actor{'s' * (num_workers > 1)}" if num_workers else "this process"
     rows, missing = len(ledger.plan), len(ledger.missing)
     begins = f"starts with {place}"
@@ -343,4 +347,5 @@ def _headline(ledger: Ledger, num_workers: int) -> str:
         new = f", {ledger.num_new:,} new" if ledger.num_new else ""
         begins = f"goes on with {place}, {ledger.counts.num_rows:,} done{new}" if missing else "had finished"
     ray = "\nstarting Ray takes some 20 seconds" if num_workers and missing else ""
-    return f"{ledger.name} {begins}: {rows:,} images in {len(ledger.plan.pool.paths):,} files{ray}"
+    left_out = f"\nleft out: {as_text(listed.left_out)}" if listed.left_out else ""
+    return f"{ledger.name} {begins}: {rows:,} images in {len(ledger.plan.pool.paths):,} files{left_out}{ray}"

@@ -16,10 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dpl_ray.data.files import FOREIGN
 from dpl_ray.store.storage import Storage
 
-#: Reason of a file that no program would take for an image: counted apart from those that cannot be read.
-FOREIGN = "neither an image nor called one"
 NUM_BINS = 20  # of the histograms
 COUNTS_KEY = b"dpl_ray.counts"
 SCHEMA = pa.schema(

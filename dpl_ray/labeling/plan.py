@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from pyarrow import ipc
 
 from dpl_ray.data.decode import Payload
-from dpl_ray.data.files import Location, are_parquet, is_image, is_parquet, read_file
+from dpl_ray.data.files import Location, are_parquet, is_parquet
 from dpl_ray.data.pool.files import PoolFiles
 
 BLOCKS_PER_INPUT = 16  # of image files
 MAX_DECODED_BYTES = 64 * 2**20  # of a block
-MAX_UNNAMED_BYTES = 64 * 2**20  # a larger file that is not called as images are is not opened: it may be an archive
 
 
 @dataclass(frozen=True)
@@ -82,25 +81,13 @@ class Plan:
         file, first, count = self.pool.spans[block].tolist()
         if is_parquet(self.pool.paths[file].as_py()):
             return [(sample_id, payload) for sample_id, payload, _ in self.pool.read(file, first, count)]
-        return [(self.pool.name(number), self._payload(number)) for number in range(file, file + count)]
+        return [row[:2] for number in range(file, file + count) for row in self.pool.read(number, 0, 1)]
 
     def sample_ids(self, block: int) -> list[str]:
         file, first, count = self.pool.spans[block].tolist()
         if is_parquet(self.pool.paths[file].as_py()):
             return [self.pool.sample_id(file, row) for row in range(first, first + count)]
         return [self.pool.name(number) for number in range(file, file + count)]
-
-    def are_named(self, block: int) -> bool | list[bool]:
-        """Whether each row is called an image by its file's name; of a parquet file one answer for all rows."""
-        file, _, count = self.pool.spans[block].tolist()
-        paths = self.pool.paths[file : file + count].to_pylist()
-        return is_parquet(paths[0]) or [is_image(path) for path in paths]
-
-    def _payload(self, file: int) -> Payload:
-        path = self.pool.paths[file].as_py()
-        if not is_image(path) and self.pool.sizes[file] > MAX_UNNAMED_BYTES:
-            return None
-        return partial(read_file, self.pool.location.filesystem, path)
 
     def to_bytes(self) -> bytes:
         """One row a file, in Arrow's IPC format; a block stands at its first file."""

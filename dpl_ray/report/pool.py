@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dpl_ray.data.classes import label_indices
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.decode import decode_many
+from dpl_ray.data.labels import label_indices
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.inference.label_batch import label_batch
 from dpl_ray.page.html import MISSING, Section, figure, grid, note, paragraph, table

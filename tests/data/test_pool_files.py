@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpl_ray.data import parquet
 from dpl_ray.data.decode import DecodeSettings, decode_many
-from dpl_ray.data.files import open_location
-from dpl_ray.data.pool import files as pool_files
+from dpl_ray.data.files import as_text, open_location
 from dpl_ray.data.pool.files import ROWS_PER_SPAN, PoolFiles, _merge, list_pool
 from tests.builders import png, write_images
 
@@ -194,7 +194,7 @@ def test_a_page_that_breaks_costs_no_row_before(tmp_path: Path, monkeypatch: pyt
     start = content.index(png(6)) - 20
     content[start : start + 16] = b"\xff" * 16
     path.write_bytes(content)
-    monkeypatch.setattr("dpl_ray.data.pool.files._BATCH_ROWS", 2)
+    monkeypatch.setattr("dpl_ray.data.parquet._BATCH_ROWS", 2)
     rows = pool(tmp_path).read(0, first, 10 - first)
     assert [row[0] for row in rows] == [f"{path}:{row}" for row in range(first, 10)]
     _, kept, bad = decode_many([row[:2] for row in rows], DecodeSettings())
@@ -204,10 +204,10 @@ def test_a_page_that_breaks_costs_no_row_before(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("rows_per_batch", [1, 4, 1000])
 def test_all_rows_are_those_of_the_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_batch: int) -> None:
-    monkeypatch.setattr("dpl_ray.data.pool.files._BATCH_ROWS", rows_per_batch)
+    monkeypatch.setattr("dpl_ray.data.parquet._BATCH_ROWS", rows_per_batch)
     write_images(tmp_path / "a.parquet", range(10), row_group_size=6)
     (tmp_path / "b.png").write_bytes(png(10))
-    cells = [{"bytes": png(level), "path": "x"} for level in range(11, 14)] + [None, {"bytes": None, "path": "y"}]
+    cells = [{"bytes": png(level), "path": "x"} for level in range(11, 14)] + [None, {"bytes": None, "path": None}]
     pq.write_table(pa.table({"image": cells, "label": ["1", "", None, "0", "-1"]}), tmp_path / "c.parquet")
     write_images(tmp_path / "d.parquet", [7])
     files = pool(tmp_path)
@@ -231,20 +231,20 @@ def test_a_file_is_opened_once_and_not_read_to_its_end_before_its_rows_are_taken
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a row group of 40 rows, those that are taken are read, and no more than a batch beyond."""
-    monkeypatch.setattr("dpl_ray.data.pool.files._BATCH_ROWS", 5)
+    monkeypatch.setattr("dpl_ray.data.parquet._BATCH_ROWS", 5)
     write_images(tmp_path / "a.parquet", range(40))
     opened, made = [], []
-    parquet_file, rows_of = pq.ParquetFile, pool_files._rows_of
+    parquet_file, rows_of = pq.ParquetFile, parquet._rows_of
 
     def opening(path: str, **options: object) -> pq.ParquetFile:
         opened.append(path)
         return parquet_file(path, **options)
 
-    def making(batch: pa.RecordBatch, columns: list[str]) -> list:
+    def making(batch: pa.RecordBatch, **options: object) -> list:
         made.append(len(batch))
-        return rows_of(batch, columns)
+        return rows_of(batch, **options)
 
-    monkeypatch.setattr(pool_files, "_rows_of", making)
+    monkeypatch.setattr(parquet, "_rows_of", making)
     files = pool(tmp_path).without({f"{tmp_path / 'a.parquet'}:{row}" for row in range(1, 40, 2)})
     monkeypatch.setattr(pq, "ParquetFile", opening)
     rows = files.read_all()
@@ -264,10 +264,14 @@ def test_parquet_files_without_a_row_are_an_error(tmp_path: Path) -> None:
     assert len(pool(tmp_path)) == 1
 
 
-def test_every_file_counts_where_it_is_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png(1))
-    (tmp_path / "picture.dat").write_bytes(png(1))
-    (tmp_path / ".hidden").write_bytes(png(1))
-    location = open_location("pool", str(tmp_path))
-    assert len(list_pool(location, image_column="image")) == 1
-    assert len(list_pool(location, image_column="image", every_file=True)) == 2
+def test_what_may_be_an_image_is_listed_and_the_rest_counted(tmp_path: Path) -> None:
+    names = ["a.png", "b.JFIF", "picture.dat", "no extension", "c.heic", "_MG_1.jpg"]
+    others = ["a.txt", "b.TXT", "film.mp4", "a.png.gz", "_SUCCESS", "_x.dat", "_ledger/a.png", "d/_e/f/a.png"]
+    for name in [*names, *others, ".hidden", ".DS_Store", ".git/a.png"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    files = pool(tmp_path)
+    assert [files.name(file) for file in range(len(files))] == sorted(str(tmp_path / name) for name in names)
+    counts = {".txt": 2, ".mp4": 1, ".gz": 1, "without extension": 1, ".dat": 1, "_ledger/": 1, "_e/": 1}
+    assert files.left_out == counts
+    assert as_text(files.left_out) == "2 .txt, 1 .dat, 1 .gz, 1 .mp4, 1 _e/, 1 _ledger/, 1 without extension"

@@ -42,9 +42,9 @@ def test_files_of_all_folders_are_sorted_and_hidden_ones_left_out(
     (tmp_path / "pool" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "pool" / "empty").mkdir()
     location = open_location("pool", str(tmp_path / "pool"))
-    assert list_files(location) == sorted(f"{tmp_path}/pool/{name}" for name in names)
-    paths, sizes = files.find_files(location)
-    assert dict(zip(paths.to_pylist(), sizes.tolist(), strict=True)) == {
+    assert list_files(location).paths.to_pylist() == sorted(f"{tmp_path}/pool/{name}" for name in names)
+    found = list_files(location)
+    assert dict(zip(found.paths.to_pylist(), found.sizes.tolist(), strict=True)) == {
         str(tmp_path / "pool" / name): len("../elsewhere/3.png" if name == "linked/3.png" else name) for name in names
     }
 
@@ -72,9 +72,9 @@ def test_no_object_is_held_for_each_file(tmp_path: Path, monkeypatch: pytest.Mon
         for file in range(number // 40):
             (tmp_path / str(folder) / f"{file}.png").touch()
     location = open_location("pool", str(tmp_path))
-    list_pool(location, image_column="image", every_file=True)  # what is imported late is there
+    list_pool(location, image_column="image")  # what is imported late is there
     tracemalloc.start()
-    listed = list_pool(location, image_column="image", every_file=True)
+    listed = list_pool(location, image_column="image")
     plan = extend_plan(empty_plan(location, "image"), listed, 512)
     assert extend_plan(Plan.from_bytes(plan.to_bytes(), location, "image"), listed, 512).num_blocks == plan.num_blocks
     peak = tracemalloc.get_traced_memory()[1]

@@ -168,7 +168,7 @@ def test_paths_that_are_wrong(tmp_path: Path) -> None:
     fails(r"data.train=.*/\*.jpg: no file matches", train=train / "*.jpg")
     fails(r"data.train=.*/x/\*.jpg: no file matches; the folder .*/x does not exist", train=tmp_path / "x" / "*.jpg")
     fails(r"data.train=.*: is neither a path nor a glob \(bad character range z-a", train=train / "[z-a]")
-    fails(r"data.train=.*/text: no image among 1 files \(.txt\); images end in .jpg", train=tmp_path / "text")
+    fails(r"data.train=.*/text: no image and no parquet file in it \(1 .txt left out\)", train=tmp_path / "text")
     fails(r"data.train=' ': is empty", train=" ")
     fails(r"data.train=.*0.png: is one file; it takes a folder with a subfolder", train=train / "ant" / "0.png")
     fails(r"data.train=.*/ant: 10 images lie in it, but no subfolder per class", train=train / "ant")
@@ -239,12 +239,12 @@ def test_a_file_that_disappears_is_a_bad_image(tmp_path: Path, monkeypatch: pyte
     train = write_folder(tmp_path / "train")
     listing = files.list_files
 
-    def list_then_lose(location: files.Location) -> list[str]:
-        paths = listing(location)
+    def list_then_lose(location: files.Location) -> files.Listing:
+        found = listing(location)
         (train / "cat" / "3.png").unlink()
-        return paths
+        return found
 
-    monkeypatch.setattr("dpl_ray.data.sources.list_files", list_then_lose)
+    monkeypatch.setattr("dpl_ray.data.labeled.list_files", list_then_lose)
     splits = load(train=train, max_bad_fraction=0.1)
     assert [(Path(bad.id).name, bad.reason) for bad in splits.bad] == [("3.png", "file is missing")]
     assert len(all_labels(splits)) == 29
@@ -367,158 +367,6 @@ def test_csv_that_is_wrong(tmp_path: Path) -> None:
     )
     (tmp_path / "labels.csv").write_bytes(b"path,label\n\xff\xfe,1\n")
     fails(r"labels.csv: cannot be read as CSV in UTF-8", train=tmp_path / "labels.csv")
-
-
-# Parquet
-
-
-VALUES = [50 * c + n for n in range(10) for c in range(3)]
-LABELS = [0, 1, 2] * 10
-TRUTH = dict(zip(VALUES, LABELS, strict=True))
-
-
-@pytest.mark.parametrize("struct", [True, False])
-@pytest.mark.parametrize("place", ["train.parquet", ".", "*.parquet"])
-def test_parquet(tmp_path: Path, struct: bool, place: str) -> None:
-    write_parquet(tmp_path / "train.parquet", VALUES, LABELS, struct=struct, names=CLASSES)
-    splits = load("parquet", train=tmp_path / place, num_labels_per_class=3, uses_unlabeled=True)
-    assert splits.class_names == CLASSES
-    assert all_labels(splits) == TRUTH
-    assert splits.test.ids[0].startswith(f"{tmp_path}/train.parquet:")
-
-
-def test_parquet_shards_in_order_and_rows_without_label(tmp_path: Path) -> None:
-    for shard in range(3):
-        labels: list[Any] = LABELS[:10] if shard == 0 else [*LABELS[10 * shard : 10 * shard + 8], None, -1]
-        write_parquet(tmp_path / f"{shard}.parquet", VALUES[10 * shard : 10 * shard + 10], labels)
-    splits = load("parquet", train=tmp_path, uses_unlabeled=True)
-    without = [VALUES[index] for index in (18, 19, 28, 29)]
-    assert all_labels(splits) == TRUTH | dict.fromkeys(without, -1)
-    assert sorted(splits.unlabeled.images[:, 0, 0, 0].tolist()) == sorted(without)
-    assert splits.class_names == ("0", "1", "2")
-
-
-@pytest.mark.parametrize("dictionary", [True, False])
-def test_parquet_labels_by_name(tmp_path: Path, dictionary: bool) -> None:
-    labels = pa.array([CLASSES[label] for label in LABELS])
-    path = write_parquet(tmp_path / "a.parquet", VALUES, labels.dictionary_encode() if dictionary else labels)
-    assert all_labels(load("parquet", train=path)) == TRUTH
-    splits = load("parquet", train=path, class_names=("cat", "ant", "bee"))
-    assert all_labels(splits) == {value: (label + 1) % 3 for value, label in TRUTH.items()}
-
-
-def test_parquet_class_names_beside_it(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", VALUES, LABELS)
-    (tmp_path / "class_names.txt").write_text("ant\nbee\ncat\n")
-    assert load("parquet", train=path).class_names == CLASSES
-    (tmp_path / "class_names.txt").write_text("ant\nbee\n")
-    fails(r"label 2 of .*a.parquet:2 is outside the 2 classes 0 to 1", "parquet", train=path)
-
-
-def test_parquet_with_other_pools_and_tests(tmp_path: Path) -> None:
-    train = write_parquet(tmp_path / "train.parquet", VALUES, LABELS, names=CLASSES)
-    pool = write_pool(tmp_path / "pool")
-    splits = load(
-        "parquet",
-        train=train,
-        unlabeled=pool,
-        test=write_parquet(tmp_path / "t.parquet", [180], [2]),
-        uses_unlabeled=True,
-    )
-    assert all_labels(splits) == TRUTH | {200 + n: -1 for n in range(5)} | {180: 2}
-    for labels, target in ((None, -1), ([1], 1), ([7], -1), ([0.5], -1)):
-        unlabeled = write_parquet(tmp_path / "pool.parquet", [220], labels)
-        splits = load("parquet", train=train, unlabeled=unlabeled, uses_unlabeled=True)
-        assert splits.unlabeled.targets.tolist() == [target]
-    test = write_parquet(tmp_path / "t.parquet", [180, 181], [2, None])
-    fails(r"data.test=.*: 1 of its 2 images have no label", "parquet", train=train, test=test)
-    test = write_parquet(tmp_path / "t.parquet", [180], [2], names=("bee", "ant", "cat"))
-    fails(
-        r"data.test=.*: its class names are bee, ant, cat, but those of data.train are ant, bee, cat",
-        "parquet",
-        train=train,
-        test=test,
-    )
-    images = write_folder(tmp_path / "images")
-    splits = load(train=images, unlabeled=write_parquet(tmp_path / "p.parquet", [230]), uses_unlabeled=True)
-    assert splits.unlabeled.images[:, 0, 0, 0].tolist() == [230]
-
-
-def test_parquet_bad_images(tmp_path: Path) -> None:
-    images = [png(value) for value in VALUES]
-    for index, payload in ((4, None), (9, b""), (20, b"junk")):
-        images[index] = payload  # type: ignore[call-overload]
-    pq.write_table(pa.table({"image": images, "label": LABELS}), tmp_path / "a.parquet")
-    splits = load("parquet", train=tmp_path / "a.parquet", max_bad_fraction=0.1)
-    assert [(bad.id.rsplit(":")[1], bad.reason) for bad in splits.bad] == [
-        ("4", "empty"),
-        ("9", "empty"),
-        ("20", "not an image"),
-    ]
-    assert all_labels(splits) == {v: label for i, (v, label) in enumerate(TRUTH.items()) if i not in (4, 9, 20)}
-
-
-def test_parquet_that_is_wrong(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "img.parquet", VALUES, LABELS, column="img")
-    fails(
-        r"data.image_column=image: .* has no such column but img: struct<.*>, label: int64; did you mean img\?",
-        "parquet",
-        train=path,
-    )
-    fails(
-        r"data.image_column=label: .* has int64 there; images are encoded bytes",
-        "parquet",
-        train=path,
-        image_column="label",
-    )
-    fails(
-        r"data.label_column=lable: .* has no such column but img, label; did you mean label\?",
-        "parquet",
-        train=path,
-        image_column="img",
-        label_column="lable",
-    )
-    fails(
-        r"none of its 30 images has a label \(data.label_column=null reads none\)",
-        "parquet",
-        train=path,
-        image_column="img",
-        label_column=None,
-    )
-    fails(
-        r"data.label_column=label: .* has double there; labels are integers",
-        "parquet",
-        train=write_parquet(tmp_path / "f.parquet", VALUES, [0.5] * 30),
-    )
-    fails(
-        r"none of its 30 images has a label \(all are null or -1\)",
-        "parquet",
-        train=write_parquet(tmp_path / "n.parquet", VALUES, [None] * 30),
-    )
-    fails(
-        r"the parquet files have no rows",
-        "parquet",
-        train=write_parquet(tmp_path / "e.parquet", [], pa.array([], pa.int64())),
-    )
-    fails(
-        r"data.train=.*: holds no parquet file .* take data=image_folder",
-        "parquet",
-        train=write_folder(tmp_path / "images"),
-    )
-    fails(r"data.train=.*: holds parquet files, which data=parquet reads", train=path)
-
-
-def test_parquet_that_is_corrupt(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "a.parquet", VALUES, LABELS, struct=False)
-    whole = path.read_bytes()
-    message = r"data.train=.*: .*a.parquet is not a readable parquet file"
-    for content in (b"", b"junk", whole[: len(whole) // 2]):
-        path.write_bytes(content)
-        fails(message, "parquet", train=path)
-    # A damaged page is found only when the images are read; the footer and the labels are whole.
-    offset = pq.ParquetFile(io.BytesIO(whole)).metadata.row_group(1).column(0).dictionary_page_offset
-    path.write_bytes(whole[:offset] + b"\xff" * 40 + whole[offset + 40 :])
-    fails(message, "parquet", train=path)
 
 
 # File systems

@@ -16,8 +16,8 @@ import torch
 from dpl_ray.algorithm.pseudo_labels import entropy, pseudo_labels
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.files import open_location
-from dpl_ray.data.labels import read_pseudo_labels
 from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.pseudo_labels import read_pseudo_labels
 from dpl_ray.labeling.config import load_labeling
 from dpl_ray.labeling.job import TooManyBadError
 from dpl_ray.labeling.ledger import LedgerError
@@ -81,14 +81,15 @@ def test_the_output_is_a_dataset_of_its_parts(checkpoint: str, pool: Path, tmp_p
 @pytest.mark.rendered
 def test_the_summary_counts_what_the_parts_hold(checkpoint: str, pool: Path, tmp_path: Path) -> None:
     (pool / "broken.png").write_bytes(png(1)[:60])
-    (pool / "README.txt").write_text("about this pool")
+    (pool / "README").write_text("about this pool")
+    (pool / "notes.txt").write_text("about this pool")
     result = label(checkpoint, pool, tmp_path / "out", max_bad_fraction=0.1)
     found, told = rows(tmp_path / "out"), summary(tmp_path / "out")
     selected = [row for row in found.values() if row["selected"]]
     rejected = [row for row in found.values() if row["error"] is None and not row["selected"]]
     assert selected
     assert (told["num_rows"], told["num_selected"], told["num_rejected"]) == (26, len(selected), len(rejected))
-    assert (told["num_unreadable"], told["num_foreign"]) == (2, 1)
+    assert (told["num_unreadable"], told["num_foreign"], told["left_out"]) == (2, 1, {".txt": 1})
     assert told["unreadable"] == {"neither an image nor called one": 1, "truncated": 1}
     for name in CLASSES:
         assert told["classes"][name]["selected"] == sum(row["class_name"] == name for row in selected)
@@ -104,7 +105,7 @@ def test_the_summary_counts_what_the_parts_hold(checkpoint: str, pool: Path, tmp
     assert Path(result.figure).read_bytes().startswith(b"\x89PNG")
     assert result.bad is not None
     assert sorted(Path(result.bad).read_text().splitlines()[1:]) == [
-        f"{pool}/README.txt,neither an image nor called one",
+        f"{pool}/README,neither an image nor called one",
         f"{pool}/broken.png,truncated",
     ]
     bad = found[str(pool / "broken.png")]
@@ -380,7 +381,7 @@ def test_other_refusals(checkpoint: str, pool: Path, tmp_path: Path) -> None:
         label(checkpoint, pool, tmp_path / "out", scale={"num_workers": 4096})
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"^pool=.*/texts: no image among 1 files \(\.txt\)"):
+    with pytest.raises(ValueError, match=r"^pool=.*/texts: no image and no parquet file in it \(1 \.txt left out\)"):
         label(checkpoint, tmp_path / "texts", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -444,6 +445,6 @@ def test_an_mlflow_run_has_numbers_and_files(checkpoint: str, pool: Path, tmp_pa
     assert run.data.metrics["label/class/ant"] == summary(tmp_path / "out")["classes"]["ant"]["selected"]
     assert run.data.params["checkpoint"] == checkpoint
     assert {file.path for file in client.list_artifacts(result.run_id)} == {"summary.json", "summary.png"}
-    listed = list_pool(open_location("pool", str(pool)), image_column="image", every_file=True)
+    listed = list_pool(open_location("pool", str(pool)), image_column="image")
     assert run.data.tags["data.fingerprint"] == listed.fingerprint(), "of the pool, not of the parts it is cut into"
     assert label(checkpoint, pool, tmp_path / "out", **fields).run_id == result.run_id

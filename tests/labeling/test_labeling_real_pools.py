@@ -22,7 +22,7 @@ from dpl_ray.data.decode import (
     TRUNCATED,
     UNREADABLE,
 )
-from dpl_ray.data.pool.files import NOT_PARQUET
+from dpl_ray.data.parquet import NOT_PARQUET
 from dpl_ray.labeling.parts import FOREIGN
 from dpl_ray.labeling.plan import Plan
 from tests.labeling.jobs import encode, label, make_checkpoint, picture, png, rows, summary, write_images, write_parquet
@@ -79,7 +79,7 @@ BAD = {
     "bomb.png": (bomb(), TOO_LARGE),
     "broken.png": (png(22)[:50] + bytes(30) + png(22)[80:], TRUNCATED),
 }
-FOREIGN_FILES = {"README.txt": b"about these images", "labels.csv": b"path,label\na.png,1\n", "_SUCCESS": b""}
+FOREIGN_FILES = {"README.dat": b"about these images", "classes.yaml": b"- ant\n", "LICENSE": b""}
 
 
 @pytest.fixture(scope="module")
@@ -148,18 +148,18 @@ def test_parquet(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write_parquet(pool / "gone.parquet", range(2))
     write(pool, "text.parquet", b"this is no parquet")
     write(pool, "empty.parquet", b"")
-    write(pool, "README.txt", b"about these files")
+    write(pool, "README.dat", b"about these files")
     vanish(monkeypatch, pool / "gone.parquet", into_folder=tmp_path / "nothing")
     result = label(checkpoint, pool, tmp_path / "out", max_bad_fraction=0.6)
     errors: dict[str, str | None] = {f"cells.parquet:{row}": None for row in range(len(GOOD))}
     reasons = [reason for _, reason in BAD.values()] + [NOT_AN_IMAGE, NOT_AN_IMAGE, EMPTY, EMPTY]
     errors |= {f"cells.parquet:{len(GOOD) + row}": reason for row, reason in enumerate(reasons)}
-    errors |= {"structs.parquet:0": None, "structs.parquet:1": EMPTY, "structs.parquet:2": EMPTY}
+    errors |= {"structs.parquet:0": None, "structs.parquet:1": MISSING, "structs.parquet:2": EMPTY}
     errors |= {f"missing column.parquet:{row}": "no column image" for row in range(2)}
     errors |= {f"wrong type.parquet:{row}": "column image is no encoded image" for row in range(3)}
     errors |= {f"empty group.parquet:{row}": None for row in range(4)}
     errors |= {f"gone.parquet:{row}": MISSING for row in range(2)}
-    errors |= {"text.parquet:0": NOT_PARQUET, "empty.parquet:0": NOT_PARQUET, "README.txt": FOREIGN}
+    errors |= {"text.parquet:0": NOT_PARQUET, "empty.parquet:0": NOT_PARQUET, "README.dat": FOREIGN}
     found = rows(tmp_path / "out")
     assert {name: row["error"] for name, row in found.items()} == {
         str(pool / name): reason for name, reason in errors.items()
@@ -202,9 +202,9 @@ def test_a_large_file_that_is_not_called_an_image_is_not_opened(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path / "pool", range(3))
-    write(tmp_path / "pool", "archive.tar", png(1) + bytes(2000))
+    write(tmp_path / "pool", "archive.dat", png(1) + bytes(2000))
     write(tmp_path / "pool", "large.png", png(1) + bytes(2000))
-    monkeypatch.setattr("dpl_ray.labeling.plan.MAX_UNNAMED_BYTES", 2000)
+    monkeypatch.setattr("dpl_ray.data.files.MAX_UNNAMED_BYTES", 2000)
     found = label(checkpoint, tmp_path / "pool", tmp_path / "out")
     assert found.unreadable == {FOREIGN: 1}
 
@@ -229,6 +229,6 @@ def test_a_name_that_is_not_utf_8_is_told(checkpoint: str, tmp_path: Path) -> No
 def test_foreign_files_do_not_count_as_bad(checkpoint: str, tmp_path: Path) -> None:
     write_images(tmp_path / "pool", range(3))
     for number in range(20):
-        write(tmp_path / "pool", f"{number}.txt", b"text")
+        write(tmp_path / "pool", f"{number}.dat", b"text")
     result = label(checkpoint, tmp_path / "pool", tmp_path / "out", max_bad_fraction=0)
     assert result.unreadable == {FOREIGN: 20}

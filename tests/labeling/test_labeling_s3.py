@@ -50,7 +50,9 @@ def test_the_pool_is_read_from_a_bucket_and_the_labels_written_there(
     for number in range(6):
         put(filesystem, f"images/pool/a é/{number:04d}.png", png(number))
     put(filesystem, "images/pool/broken.png", png(1)[:50])
-    put(filesystem, "images/pool/notes.txt", b"notes")
+    put(filesystem, "images/pool/notes", b"notes")
+    for name in ("notes.txt", "_ledger/job.json", "_x/y/0001.png", ".z/0001.png"):
+        put(filesystem, f"images/pool/{name}", png(1))
     sink = io.BytesIO()
     pq.write_table(pa.table({"image": [png(number) for number in range(6, 17)]}), sink, row_group_size=3)
     put(filesystem, "images/pool/b.parquet", sink.getvalue())

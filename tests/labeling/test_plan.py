@@ -15,7 +15,7 @@ from tests.labeling.jobs import png, write_images, write_parquet
 
 
 def listed(folder: Path) -> PoolFiles:
-    return list_pool(open_location("pool", str(folder)), image_column="image", every_file=True)
+    return list_pool(open_location("pool", str(folder)), image_column="image")
 
 
 def plan_of(folder: Path, max_rows: int = 4, old: Plan | None = None) -> Plan:

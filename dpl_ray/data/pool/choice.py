@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.classes import label_indices
 from dpl_ray.data.decode import DecodeError, DecodeSettings, decode
-from dpl_ray.data.files import Records, is_parquet, open_location
-from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.files import Listing, are_parquet, open_location
+from dpl_ray.data.labeled import Records
+from dpl_ray.data.labels import label_indices
+from dpl_ray.data.pool.files import PoolFiles, list_pool, pool_of
 from dpl_ray.data.pool.windows import StreamedPool
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -68,14 +69,17 @@ def streamed_pool(
     """
     parts = []
     if rest:
-        parts.append(_rest_of(data, train, set(rest), class_names))
+        parts.append(_rest_of(train, set(rest), class_names))
     if unlabeled is not None:
         parts.append(unlabeled.without(others))
     return StreamedPool(tuple(parts), DecodeSettings.from_config(data), class_names)
 
 
-def list_unlabeled(data: DataConfig) -> PoolFiles:
+def list_unlabeled(data: DataConfig, class_names: tuple[str, ...] | None = None) -> PoolFiles:
     """The files of data.unlabeled, in memory or streamed.
+
+    Args:
+        class_names: of which integer labels are to be the indices; None where labels do not matter.
 
     Raises:
         ValueError: there is nothing to read, or no file has the column of the images, or too much of it is in parquet
@@ -83,22 +87,18 @@ def list_unlabeled(data: DataConfig) -> PoolFiles:
     """
     assert data.unlabeled is not None, "asked for where it is given"
     location = open_location("data.unlabeled", data.unlabeled)
-    files = list_pool(location, image_column=data.image_column, label_column=data.label_column)
+    files = list_pool(location, image_column=data.image_column, label_column=data.label_column, class_names=class_names)
     files.check_image_column("data.image_column")
     files.check_unopened("data.max_bad_fraction", data.max_bad_fraction)
     return files
 
 
-def _rest_of(data: DataConfig, train: Records, rest: set[str], class_names: tuple[str, ...]) -> PoolFiles:
-    if train.location.path.lower().endswith(".csv"):
-        files = _files_named(train, sorted(rest))
-    else:
-        files = list_pool(train.location, image_column=data.image_column, label_column=data.label_column)
-        if data.name == "parquet":
-            files = files.where(lambda file: is_parquet(files.name(file)))
-            return files.without([sample_id for sample_id in train.ids if sample_id not in rest])
-        files = files.where(lambda file: files.name(file) in rest)
+def _rest_of(train: Records, rest: set[str], class_names: tuple[str, ...]) -> PoolFiles:
+    files = train.files or _files_named(train, sorted(rest))
+    if are_parquet(files.paths).any():
+        return files.without([sample_id for sample_id in train.ids if sample_id not in rest])
     known = dict(zip(train.ids, label_indices(train.labels, class_names).tolist(), strict=True))
+    files = files.where(lambda file: files.name(file) in rest)
     return replace(files, labels=np.array([known.get(files.name(file), -1) for file in range(len(files.paths))]))
 
 
@@ -111,14 +111,7 @@ def _files_named(train: Records, ids: list[str]) -> PoolFiles:
         )
     paths = [sample_id.removeprefix(scheme) for sample_id in ids]
     sizes = [info.size or 0 for info in train.location.filesystem.get_file_info(paths)]
-    files = np.arange(len(ids))
-    return PoolFiles(
-        train.location,
-        pa.array(paths, pa.large_string()),
-        np.array(sizes, np.int64),
-        np.ones_like(files),
-        np.stack([files, np.zeros_like(files), np.ones_like(files)], axis=1),
-    )
+    return pool_of(train.location, Listing(pa.array(paths, pa.large_string()), np.array(sizes, np.int64)))
 
 
 def bytes_per_image(data: DataConfig, train: Records) -> int:

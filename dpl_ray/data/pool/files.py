@@ -6,15 +6,14 @@ file, never anything a sample. Rows are called by (file, row); `sample_id` names
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import compress, groupby, repeat
+from itertools import compress, groupby
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,23 +21,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
-from dpl_ray.data.files import (
-    Label,
-    Location,
-    are_images,
-    are_parquet,
-    as_label,
-    find_files,
-    is_parquet,
-    no_image,
-    read_file,
-)
-from dpl_ray.data.parquet import check_image_column, has_labels, image_column_error
+from dpl_ray.data.decode import Payload
+from dpl_ray.data.files import Listing, Location, are_parquet, is_parquet, list_files, read_image_file
+from dpl_ray.data.labels import Label, as_label
+from dpl_ray.data.parquet import check_image_column, image_column_error, read_rows, row_groups
 
 ROWS_PER_SPAN = 1024  # least rows of a span of whole row groups
-_BATCH_ROWS = 1024  # of a row group that are decompressed at a time: it may be a whole file
-NOT_PARQUET = "not a readable parquet file"
 _NUM_THREADS = 32  # that read footers: they wait for files
 _FOOTERS_AT_A_TIME = 4096  # that wait for a thread
 _MAX_NAMED = 20  # files in a message
@@ -52,7 +40,7 @@ Rows = list[Row]
 class PoolFiles:
     """Files of a pool, in the order of their names, and the spans of their rows that belong to the pool.
 
-    A parquet file whose footer cannot be read counts as one row, which cannot be read. Rows that are left out are not
+    A parquet file whose footer cannot be read counts as one row, which cannot be read. Rows that are gone are not
     counted: row 3 of a file without its row 1 is row 2 of those left. So a span stays one, and is read in one go,
     however many of its rows are left out.
     """
@@ -64,9 +52,11 @@ class PoolFiles:
     spans: NDArray[np.int64]  # (S, 3) file, first row, number of rows, of those left; of a parquet file, row groups
     image_column: str = "image"
     label_column: str | None = None
+    class_names: tuple[str, ...] | None = None  # of which integer labels are the indices
     labels: NDArray[np.int64] | None = None  # (F,) class index of image files where it is known, else -1
-    left_out: Mapping[int, NDArray[np.int64]] = field(default_factory=dict)  # file -> its rows, ascending
+    gone: Mapping[int, NDArray[np.int64]] = field(default_factory=dict)  # file -> its rows that are left out, ascending
     unopened: tuple[int, ...] = ()  # parquet files whose footers could not be read
+    left_out: Counter[str] = field(default_factory=Counter)  # of the listing
 
     def __len__(self) -> int:
         """Rows of the pool."""
@@ -86,8 +76,8 @@ class PoolFiles:
         for path in self.paths:
             digest.update(path.as_py().encode(errors="surrogateescape") + b"\0")
         digest.update(self.sizes.tobytes() + self.spans.tobytes())
-        for file in sorted(self.left_out):
-            digest.update(self.left_out[file].tobytes())
+        for file in sorted(self.gone):
+            digest.update(self.gone[file].tobytes())
         return digest.hexdigest()
 
     def check_image_column(self, field: str) -> None:
@@ -150,27 +140,27 @@ class PoolFiles:
 
     def without(self, ids: Collection[str]) -> PoolFiles:
         """The pool less the samples of these ids; ids of others are passed over."""
-        gone = {file: np.array(rows) for file, rows in self.rows(ids).items()}
-        if not gone:
+        excluded = {file: np.array(rows) for file, rows in self.rows(ids).items()}
+        if not excluded:
             return self
-        before = {file: self.left_out.get(file, np.empty(0, np.int64)) for file in gone}
-        left_out = {**self.left_out, **{file: np.union1d(before[file], rows) for file, rows in gone.items()}}
+        nothing = np.empty(0, np.int64)
+        gone = {**self.gone, **{file: np.union1d(self.gone.get(file, nothing), excluded[file]) for file in excluded}}
         spans = self.spans.copy()
-        for span in np.flatnonzero(np.isin(spans[:, 0], list(gone))).tolist():
+        for span in np.flatnonzero(np.isin(spans[:, 0], list(excluded))).tolist():
             file, first, count = spans[span].tolist()
             rows = self._rows_in_file(file, first, count)
-            first = rows[0] - np.searchsorted(left_out[file], rows[0])
-            spans[span, 1:] = first, count - np.isin(rows, gone[file]).sum()
-        return replace(self, spans=spans[spans[:, 2] > 0], left_out=left_out)
+            first = rows[0] - np.searchsorted(gone[file], rows[0])
+            spans[span, 1:] = first, count - np.isin(rows, excluded[file]).sum()
+        return replace(self, spans=spans[spans[:, 2] > 0], gone=gone)
 
     def _rows_in_file(self, file: int, first: int, count: int) -> NDArray[np.int64]:
         """(count,) which rows of the file these are, of those left."""
         rows = np.arange(first, first + count)
-        left_out = self.left_out.get(file)
-        if left_out is None:
+        gone = self.gone.get(file)
+        if gone is None:
             return rows
-        # So many are left before each that is left out: a row is moved by those that this number does not exceed.
-        return rows + np.searchsorted(left_out - np.arange(len(left_out)), rows, side="right")
+        # So many are left before each that is gone: a row is moved by those that this number does not exceed.
+        return rows + np.searchsorted(gone - np.arange(len(gone)), rows, side="right")
 
     def read(self, file: int, first: int, count: int) -> Rows:
         """Rows first .. first + count - 1 of a file, encoded. What cannot be read is a payload that raises.
@@ -190,92 +180,59 @@ class PoolFiles:
         path = self.paths[file].as_py()
         if not is_parquet(path):
             label = None if self.labels is None else as_label(int(self.labels[file]))
-            yield self.name(file), partial(read_file, self.location.filesystem, path), label
+            yield self.name(file), partial(read_image_file, self.location.filesystem, path), label
             return
         first, end = int(rows[0]), int(rows[-1]) + 1
-        found = enumerate(self._read_parquet(path, first, end - first), start=first)
-        for row, (payload, label) in compress(found, np.isin(np.arange(first, end), rows)):
+        found = read_rows(
+            self.location,
+            path,
+            first,
+            end - first,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            class_names=self.class_names,
+        )
+        for row, (payload, label) in compress(enumerate(found, start=first), np.isin(np.arange(first, end), rows)):
             yield self.sample_id(file, row), payload, label
-
-    def _read_parquet(self, path: str, first: int, count: int) -> Iterator[tuple[Payload, Label]]:
-        num_read, reason = 0, MISSING
-        try:
-            with pq.ParquetFile(path, filesystem=self.location.filesystem) as opened:
-                for batch in self._batches(opened, first, count):
-                    yield from batch
-                    num_read += len(batch)
-        except FileNotFoundError:
-            pass
-        except (pa.ArrowException, OSError):
-            reason = NOT_PARQUET
-        # Also the end of a file that has become shorter since it was listed.
-        yield from repeat((_failing(reason), None), count - num_read)
-
-    def _batches(self, opened: pq.ParquetFile, first: int, count: int) -> Iterator[list[tuple[Payload, Label]]]:
-        schema = opened.schema_arrow
-        if (problem := image_column_error(schema, self.image_column)) is not None:
-            yield [(_failing(problem), None)] * count
-            return
-        columns = [self.image_column]
-        if self.label_column is not None and has_labels(schema, self.label_column):
-            columns.append(self.label_column)
-        end = 0
-        for group in range(opened.metadata.num_row_groups):
-            start, end = end, end + opened.metadata.row_group(group).num_rows
-            skip, stop = max(first - start, 0), min(first + count, end) - start
-            if skip < stop:
-                yield from _read_group(opened, group, columns, skip, stop)
-
-
-def _read_group(
-    opened: pq.ParquetFile, group: int, columns: list[str], skip: int, stop: int
-) -> Iterator[list[tuple[Payload, Label]]]:
-    """Rows skip .. stop - 1 of a row group; `columns` are that of the images and, where there is one, of the labels."""
-    row, end = skip, 0
-    with contextlib.suppress(pa.ArrowException, OSError):
-        for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
-            start, end = end, end + len(batch)
-            if row < end:
-                found = _rows_of(batch.slice(row - start, stop - row), columns)
-                row += len(found)
-                yield found
-            if row == stop:
-                return
-    yield [(_failing(UNREADABLE), None)] * (stop - row)
-
-
-def _rows_of(batch: pa.RecordBatch, columns: list[str]) -> list[tuple[Payload, Label]]:
-    images = batch.column(columns[0])
-    if pa.types.is_struct(images.type):
-        images = pc.struct_field(images, "bytes")
-    labels: list[Label] = [None] * len(batch)
-    if len(columns) > 1:
-        with contextlib.suppress(UnicodeDecodeError):  # such labels are of no use, but their images are
-            labels = batch.column(columns[1]).to_pylist()
-    return list(zip(images.to_pylist(), map(as_label, labels), strict=True))
 
 
 def list_pool(
-    location: Location, *, image_column: str, label_column: str | None = None, every_file: bool = False
+    location: Location,
+    *,
+    image_column: str,
+    label_column: str | None = None,
+    class_names: tuple[str, ...] | None = None,
 ) -> PoolFiles:
     """List a folder, a glob or one file, and read the footers of parquet files.
 
     Args:
-        every_file: files count whatever they are called: what is no image is found when it is decoded.
+        class_names: of which integer labels are to be the indices, where files name their own classes.
 
     Raises:
-        ValueError: there is no such place, or no file in it that is called as images or parquet files are, or they
-            are parquet files without a row.
+        ValueError: there is no such place, or no file in it that may be an image or is called as parquet files are, or
+            they are parquet files without a row.
     """
-    paths, sizes = find_files(location)
-    called_so = are_images(paths) | are_parquet(paths)
-    if not called_so.any():
-        raise no_image(location, paths.to_pylist())
-    if not every_file and not called_so.all():
-        paths, sizes = paths.filter(pa.array(called_so)), sizes[called_so]
+    return pool_of(location, list_files(location), image_column, label_column, class_names=class_names)
+
+
+def pool_of(
+    location: Location,
+    listing: Listing,
+    image_column: str = "image",
+    label_column: str | None = None,
+    *,
+    class_names: tuple[str, ...] | None = None,
+    groups: list[list[int] | None] | None = None,
+) -> PoolFiles:
+    """The pool of these files.
+
+    Args:
+        groups: rows of each row group of each parquet file, None of one that cannot be opened; None: they are read.
+    """
+    paths = listing.paths
     parquet = np.flatnonzero(are_parquet(paths))
-    row_groups = _read_footers(location, paths.take(pa.array(parquet)))
-    spans_of = [list(_merge([1] if rows is None else rows)) for rows in row_groups]
+    groups = groups or _read_footers(location, paths.take(pa.array(parquet)))
+    spans_of = [list(_merge([1] if rows is None else rows)) for rows in groups]
     # An image file is a span of one row, a parquet file has its own.
     num_rows, num_spans = np.ones(len(paths), np.int64), np.ones(len(paths), np.int64)
     num_rows[parquet] = [sum(count for _, count in spans) for spans in spans_of]
@@ -285,8 +242,18 @@ def list_pool(
     spans[np.isin(files, parquet), 1:] = np.array([span for spans in spans_of for span in spans]).reshape(-1, 2)
     if not len(spans):
         raise location.error("the parquet files have no rows")
-    unopened = tuple(file for file, rows in zip(parquet.tolist(), row_groups, strict=True) if rows is None)
-    return PoolFiles(location, paths, sizes, num_rows, spans, image_column, label_column, unopened=unopened)
+    return PoolFiles(
+        location,
+        paths,
+        listing.sizes,
+        num_rows,
+        spans,
+        image_column,
+        label_column,
+        class_names,
+        unopened=tuple(file for file, rows in zip(parquet.tolist(), groups, strict=True) if rows is None),
+        left_out=listing.left_out,
+    )
 
 
 def _read_footers(location: Location, paths: pa.LargeStringArray) -> list[list[int] | None]:
@@ -295,16 +262,8 @@ def _read_footers(location: Location, paths: pa.LargeStringArray) -> list[list[i
     with ThreadPoolExecutor(_NUM_THREADS) as executor:
         for start in range(0, len(paths), _FOOTERS_AT_A_TIME):
             some = paths.slice(start, _FOOTERS_AT_A_TIME).to_pylist()
-            found += executor.map(partial(_row_groups, location), some)
+            found += executor.map(partial(row_groups, location.filesystem), some)
     return found
-
-
-def _row_groups(location: Location, path: str) -> list[int] | None:
-    try:
-        metadata = pq.read_metadata(path, filesystem=location.filesystem)
-    except (pa.ArrowException, OSError):
-        return None
-    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 def _merge(row_groups: list[int]) -> Iterator[tuple[int, int]]:
@@ -330,11 +289,3 @@ def _file_and_row(sample_id: str) -> tuple[str, int]:
     """Of `file:row`; of an image file itself and row 0."""
     name, _, number = sample_id.rpartition(":")
     return (name, int(number)) if number.isdecimal() else (sample_id, 0)
-
-
-def _failing(reason: str) -> Callable[[], Any]:
-    return partial(_fail, reason)
-
-
-def _fail(reason: str) -> bytes:
-    raise DecodeError(reason)

@@ -27,9 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import Config
-from dpl_ray.data.classes import label_indices
 from dpl_ray.data.dataset import BadImage
 from dpl_ray.data.decode import DecodeSettings, decode_many
+from dpl_ray.data.files import FOREIGN
+from dpl_ray.data.labels import label_indices
 from dpl_ray.data.order import Stream
 from dpl_ray.data.pool.files import PoolFiles, Rows
 
@@ -250,7 +251,7 @@ class PoolStream:
             self._coming = self._thread.submit(next, self._source, None)
         if self._rows is not None:
             found = zip(self._rows["bad"], self._rows["reasons"], strict=True)
-            self._bad += [BadImage(str(name), str(reason)) for name, reason in found if reason]
+            self._bad += [BadImage(str(name), str(reason)) for name, reason in found if reason not in ("", FOREIGN)]
 
     def take_bad(self) -> list[BadImage]:
         """Images that could not be read, those found since the last call."""

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import dpl_ray.data.labels
+import dpl_ray.data.pseudo_labels
 from dpl_ray.config.schema import DataConfig, parse_config
 from dpl_ray.data.dataset import Splits
-from dpl_ray.data.labels import read_pseudo_labels
 from dpl_ray.data.pool.windows import StreamedPool
+from dpl_ray.data.pseudo_labels import read_pseudo_labels
 from dpl_ray.data.sources import load_splits
 from dpl_ray.runs.provenance import describe_run
 from tests.data.test_sources import CLASSES, write_folder, write_parquet, write_pool
@@ -250,7 +250,7 @@ def test_outputs_that_are_none(tmp_path: Path, pool: Pool) -> None:
     pool.write_all({1})
     for part in labels.glob("*.parquet"):
         part.unlink()
-    fails(r"is no output of pipelines.label \(no parquet file in it\)", train=pool.train, labels=labels)
+    fails(r"no image and no parquet file in it \(1 _ledger/, 1 _report/ left out\)", train=pool.train, labels=labels)
     pq.write_table(pa.table({"x": [1]}), labels / "part-00000.parquet")
     fails(r"is no output of pipelines.label \(.*", train=pool.train, labels=labels)
     (labels / "part-00000.parquet").write_bytes(b"PAR1")
@@ -292,7 +292,7 @@ def test_classes_that_do_not_agree(pool: Pool) -> None:
 
 def test_more_than_fits_is_refused_before_an_image_is_decoded(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = pool.write_all(set(range(POOL_SIZE)))
-    monkeypatch.setattr(dpl_ray.data.labels, "memory_size", lambda: 2 * 9 * 16)
+    monkeypatch.setattr(dpl_ray.data.pseudo_labels, "memory_size", lambda: 2 * 9 * 16)
     message = r"the 12 selected images take .* GiB decoded, more than half of .*; take fewer, as data.labels_per_class="
     for image_size in (4, None):
         fails(message, train=pool.train, labels=labels, image_size=image_size)

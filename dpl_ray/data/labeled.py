@@ -1,0 +1,266 @@
+"""The images of data.train and data.test with their labels: a folder, a glob, a CSV, or parquet files.
+
+Everything that can be told without decoding an image is checked: paths, columns, label types, the order of class names.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import compress
+from pathlib import Path
+
+import numpy as np
+from pyarrow import fs
+
+from dpl_ray.config.schema import DataConfig, suggest
+from dpl_ray.data.decode import Payload
+from dpl_ray.data.files import (
+    Listing,
+    Location,
+    Spelling,
+    are_images,
+    are_parquet,
+    list_files,
+    open_location,
+    read_file,
+)
+from dpl_ray.data.labels import Label, clean_name, csv_label, in_order_of, some
+from dpl_ray.data.parquet import read_labels
+from dpl_ray.data.pool.files import PoolFiles, pool_of
+from dpl_ray.store.file_systems import one_line
+
+
+@dataclass(frozen=True)
+class Records:
+    """Encoded images, in order. Nothing is read before `read` is called."""
+
+    location: Location
+    ids: list[str]
+    labels: list[Label]
+    read: Callable[[], Iterator[Payload]]
+    class_names: tuple[str, ...] | None = None  # where the files have them; indices among the labels are of these
+    are_listed: bool = True  # the class names, in metadata or a file: not those of folders
+    files: PoolFiles | None = None  # that `read` reads; None: those that a CSV names
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def without(self, excluded: set[str]) -> Records:
+        """The records whose ids are not among these."""
+        if excluded.isdisjoint(self.ids):
+            return self
+        keep = [sample_id not in excluded for sample_id in self.ids]
+        return replace(
+            self,
+            ids=list(compress(self.ids, keep)),
+            labels=list(compress(self.labels, keep)),
+            read=lambda: compress(self.read(), keep),
+        )
+
+
+def list_records(data: DataConfig, field: str, given: str, class_names: tuple[str, ...] | None = None) -> Records:
+    """List what data.train or data.test names, by what is found there.
+
+    Args:
+        class_names: of which integer labels are to be the indices, for data.test; None: of those of the files.
+
+    Raises:
+        ValueError: something else is there than data.name says, or labels are missing, odd or at odds.
+    """
+    location = open_location(field, given)
+    listing = list_files(location)
+    parquet = are_parquet(listing.paths)
+    if data.name == "image_folder" and parquet.any() and not are_images(listing.paths).any():
+        raise location.error("holds parquet files, which data=parquet reads")
+    if data.name == "parquet":
+        if not parquet.any():
+            raise location.error("holds no parquet file (.parquet, .pq); image files take data=image_folder")
+        return _read_parquet(location, listing.keep(parquet), data, class_names)
+    if listing.paths.to_pylist() == [location.path]:
+        if location.path.lower().endswith(".csv"):
+            return _read_csv(location, data, class_names)
+        raise location.error("is one file; it takes a folder with a subfolder per class, or a CSV of path,label")
+    return _read_folder(location, listing.keep(~parquet))
+
+
+def _read_folder(location: Location, listing: Listing) -> Records:
+    """Image files; the label is the subfolder (of a folder) or the parent folder (of a glob)."""
+    paths: list[str] = listing.paths.to_pylist()
+    below = len(location.path.rstrip("/")) + 1
+    class_names: tuple[str, ...] | None = None
+    if paths[0].startswith(location.path.rstrip("/") + "/"):
+        # Every subfolder is a class, also one without an image: that is a mistake to answer, not to pass over.
+        class_names = tuple(sorted({clean_name(name) for name in _subfolders(location)}))
+        if not class_names:
+            raise location.error(
+                f"{len(paths)} images lie in it, but no subfolder per class; make one for each class, or give a "
+                "CSV of path,label (images without labels belong to data.unlabeled)"
+            )
+        listing = listing.keep(np.array(["/" in path[below:] for path in paths]))
+        labels = [path[below:].split("/", 1)[0] for path in listing.paths.to_pylist()]
+    else:
+        labels = [posixpath.basename(posixpath.dirname(path)) for path in paths]
+    files = pool_of(location, listing)
+    return Records(
+        location,
+        [location.name(path) for path in listing.paths.to_pylist()],
+        [clean_name(label) for label in labels],
+        partial(_payloads, files),
+        class_names,
+        are_listed=False,
+        files=files,
+        left_out=listing.left_out,
+    )
+
+
+def _subfolders(location: Location) -> list[str]:
+    infos = location.filesystem.get_file_info(fs.FileSelector(location.path))
+    return [
+        info.base_name
+        for info in infos
+        if info.type == fs.FileType.Directory
+        and info.base_name[0] not in "._"
+        and (location.scheme or not _leads_up(Path(info.path)))
+    ]
+
+
+def _leads_up(folder: Path) -> bool:
+    """Whether it is a link to a folder above."""
+    return folder.is_symlink() and folder.resolve() in folder.parent.resolve().joinpath("x").parents
+
+
+def _payloads(files: PoolFiles) -> Iterator[Payload]:
+    return (payload for _, payload, _ in files.read_all())
+
+
+def _read_parquet(
+    location: Location, listing: Listing, data: DataConfig, class_names: tuple[str, ...] | None
+) -> Records:
+    """Parquet files of images and labels; those without names of their classes take class_names.txt beside them."""
+    paths: list[str] = listing.paths.to_pylist()
+    beside = _read_class_names(location, paths[0])
+    origin = "data.train"  # of class_names
+    ids: list[str] = []
+    labels: list[Label] = []
+    groups: list[list[int] | None] = []
+    named_by: dict[tuple[str, ...] | None, str] = {}  # the names of the indices -> the first file that has them
+    for path in paths:
+        file = location.name(path)
+        rows, found, names = read_labels(location, path, image_column=data.image_column, label_column=data.label_column)
+        names = names or beside
+        if names or any(isinstance(label, int) for label in found):
+            named_by.setdefault(names, file)
+        new_ids = [f"{file}:{row}" for row in range(len(found))]
+        if names:
+            if class_names is None:
+                class_names = _listed(data, names)
+                origin = "data.class_names" if class_names == data.class_names else file
+            found = _in_order(location, new_ids, found, names, class_names, (file, origin))
+        groups.append(rows)
+        ids += new_ids
+        labels += found
+    if None in named_by and len(named_by) > 2:
+        first, second = [file for names, file in named_by.items() if names][:2]
+        raise location.error(
+            f"{first} and {second} have their classes in another order, and {named_by[None]} does not say what its "
+            "class indices mean; write names into all of them, or labels that are names"
+        )
+    files = pool_of(location, listing, data.image_column, data.label_column, class_names=class_names, groups=groups)
+    return Records(
+        location, ids, labels, partial(_payloads, files), class_names, files=files, left_out=listing.left_out
+    )
+
+
+def _listed(data: DataConfig, names: tuple[str, ...]) -> tuple[str, ...]:
+    """data.class_names where these names are among them, in whatever order; else it gives them other names."""
+    listed = data.class_names
+    return listed if listed is not None and set(names) <= set(listed) else names
+
+
+def _in_order(
+    location: Location,
+    ids: list[str],
+    labels: list[Label],
+    names: tuple[str, ...],
+    class_names: tuple[str, ...],
+    origins: tuple[str, str],
+) -> list[Label]:
+    """Labels whose indices are of `names` with those of `class_names`; `origins` are where these two are from."""
+    if names == class_names:
+        return labels
+    if not set(names) <= set(class_names):
+        raise location.error(
+            f"the classes of {origins[0]} are {some(names)}, but those of {origins[1]} are {some(class_names)}; name "
+            "them alike, or list all in data.class_names"
+        )
+    moved = in_order_of(labels, names, class_names)
+    for sample_id, label, index in zip(ids, labels, moved, strict=True):
+        if index is None and label is not None:
+            raise location.error(f"label {label} of {sample_id} is outside the {len(names)} classes {some(names)}")
+    return moved
+
+
+def _read_csv(location: Location, data: DataConfig, class_names: tuple[str, ...] | None) -> Records:
+    """A CSV with the columns path and label; paths are relative to its folder, or absolute, or URIs."""
+    names = _read_class_names(location, location.path)
+    known = {*(names or ()), *(data.class_names or ())}
+    spelled = Spelling(location.filesystem)
+    images: dict[str, tuple[Label, Payload]] = {}
+    for number, (path, label) in enumerate(_csv_rows(location), start=1):
+        if not path:
+            raise location.error(f"row {number} has no path")
+        sample_id, reader = _csv_image(location, path, spelled)
+        if sample_id in images:
+            raise location.error(f"row {number} names {sample_id} again; one row an image")
+        images[sample_id] = (csv_label(label, known), reader)
+    if not images:
+        raise location.error("no row below the header")
+    ids, labels = list(images), [label for label, _ in images.values()]
+    if names:
+        class_names = class_names or _listed(data, names)
+        labels = _in_order(location, ids, labels, names, class_names, (location.name(location.path), "data.train"))
+    return Records(location, ids, labels, lambda: (reader for _, reader in images.values()), names and class_names)
+
+
+def _csv_rows(location: Location) -> list[tuple[str, str]]:
+    """(path, label) of each row."""
+    try:
+        text = read_file(location.filesystem, location.path).decode("utf-8-sig")
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise location.error(f"cannot be read as CSV in UTF-8 ({one_line(error)})") from None
+    header = [name.strip() for name in rows[0]] if rows else []
+    for column in ("path", "label"):
+        if column not in header:
+            raise location.error(
+                f"the header is {','.join(header) or 'missing'}; it needs the columns path and label"
+                f"{suggest(column, header)}"
+            )
+    at = header.index("path"), header.index("label")
+    # A row that ends before the label has none.
+    padded = [row + [""] * (len(header) - len(row)) for row in rows[1:] if row]
+    return [(row[at[0]].strip(), row[at[1]]) for row in padded]
+
+
+def _csv_image(location: Location, path: str, spelled: Spelling) -> tuple[str, Payload]:
+    if "://" in path:
+        other = open_location(location.field, path)
+        return other.name(other.path), partial(read_file, other.filesystem, other.path)
+    full = spelled(posixpath.normpath(posixpath.join(posixpath.dirname(location.path), path)))
+    return location.name(full), partial(read_file, location.filesystem, full)
+
+
+def _read_class_names(location: Location, beside: str) -> tuple[str, ...] | None:
+    """The lines of class_names.txt in the folder of a file, if there is one."""
+    path = posixpath.join(posixpath.dirname(beside), "class_names.txt")
+    try:
+        text = read_file(location.filesystem, path).decode("utf-8-sig")
+    except OSError:
+        return None
+    except UnicodeDecodeError:
+        raise location.error(f"{location.name(path)} beside it is not UTF-8 text") from None
+    return tuple(filter(None, map(clean_name, text.splitlines()))) or None
