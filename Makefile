@@ -39,16 +39,17 @@ lint: install
 docs: install
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
+# IMAGES='cifar10/train-*.parquet': JPEG images for labelling and pools, in place of scikit-learn's digits.
 bench: install
 	$(BIN)/python -m benchmarks.views --save
 	$(BIN)/python -m benchmarks.views --batch 112 --save views_112
 	$(BIN)/python -m benchmarks.step --save
 	$(BIN)/python -m benchmarks.step --compare --save step_compare
 	$(BIN)/python -m benchmarks.step --compare --weak-precision bfloat16 --save step_compare_bfloat16
-	$(BIN)/python -m benchmarks.label --save
+	$(BIN)/python -m benchmarks.label $(if $(IMAGES),--images '$(IMAGES)') --save
 	$(BIN)/python -m benchmarks.mistakes --save
 	$(BIN)/python -m benchmarks.pool_rates --save
-	$(BIN)/python -m benchmarks.tracking --save
+	$(BIN)/python -m benchmarks.tracking --windows 4 --save
 	$(BIN)/python -m benchmarks.search --save
-	$(BIN)/python -m benchmarks.pool --save
+	$(BIN)/python -m benchmarks.pool $(if $(IMAGES),--images '$(IMAGES)') --save
 	$(BIN)/python -m benchmarks.results
