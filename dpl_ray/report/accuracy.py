@@ -16,7 +16,7 @@ from dpl_ray.data.dataset import ImageSet
 from dpl_ray.page.html import MISSING, Html, Section, code, element, figure, folded, grid, paragraph, picture, table
 from dpl_ray.page.plots import cut, draw
 from dpl_ray.report.verdict import wilson_interval
-from dpl_ray.training.evaluation import NUM_BINS, Predictions, confidence_bins
+from dpl_ray.training.predictions import NUM_BINS, Predictions, confidence_bins
 
 NUM_PICTURES = 12  # of each sheet
 MAX_NAMED = 20  # classes of a confusion matrix with names and counts in it

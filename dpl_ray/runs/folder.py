@@ -256,11 +256,7 @@ class RunFolder:
 
     def last_metrics(self, phase: str) -> dict[str, float]:
         """The newest value of every metric of a phase, thresholds aside."""
-        metrics: dict[str, float] = {}
-        for row in self.history:
-            if row["phase"] == phase:
-                metrics |= {key: value for key, value in row["metrics"].items() if not key.startswith("threshold/")}
-        return metrics
+        return last_metrics(row for row in self.history if row["phase"] == phase)
 
     def finish(self, outcomes: list[Outcome], class_names: tuple[str, ...], verdict: str | None = None) -> None:
         """Keep what a finished run has measured, so that started again it has nothing to train.
@@ -294,6 +290,14 @@ class RunFolder:
 
     def save_info(self) -> None:
         (self.storage / RUN_FILE).write(json.dumps(self.info, indent=1).encode())
+
+
+def last_metrics(history: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The newest value of every metric of these rows, thresholds aside."""
+    metrics: dict[str, float] = {}
+    for row in history:
+        metrics |= {key: value for key, value in row["metrics"].items() if not key.startswith("threshold/")}
+    return metrics
 
 
 def run_storage(config: Config) -> Storage:

@@ -98,9 +98,9 @@ class Study(ABC, Generic[R]):
     def params(self) -> dict[str, str]:
         """Of the MLflow run, which do not change when the study goes on."""
 
-    @abstractmethod
     def tags(self) -> dict[str, str]:
         """Of the MLflow run, which may."""
+        return {}
 
     @abstractmethod
     def ended(self) -> Iterable[R]:

@@ -5,8 +5,6 @@ Legend: N images, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,22 +13,7 @@ from torch import Tensor
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.models import Classifier
 from dpl_ray.training.distributed import Workers
-
-NUM_BINS = 15  # of confidence, for the calibration error and its diagram
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model says of N images."""
-
-    labels: NDArray[np.int64]  # (N,) the most likely class
-    confidence: NDArray[np.float32]  # (N,) its probability
-
-    @classmethod
-    def from_probs(cls, probs: Tensor) -> Predictions:
-        """Of probabilities (N, C)."""
-        confidence, labels = probs.max(dim=1)
-        return cls(labels.numpy(), confidence.numpy())
+from dpl_ray.training.predictions import NUM_BINS, Predictions, confidence_bins
 
 
 @torch.inference_mode()
@@ -70,12 +53,6 @@ def classification_metrics(probs: Tensor, targets: Tensor) -> dict[str, float]:
         "eval/balanced_accuracy": float((hits[found > 0] / found[found > 0]).mean()),
         "eval/ece": float(np.abs(gaps).sum() / len(right)),
     }
-
-
-def confidence_bins(confidence: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N,) bins of (N,) confidences, from 0, all of one width; a bound belongs to the bin above it, 1 to the last."""
-    bounds = np.linspace(0, 1, NUM_BINS + 1, dtype=np.float32)
-    return np.minimum(np.searchsorted(bounds, confidence, side="right") - 1, NUM_BINS - 1)
 
 
 def predict_split(model: Classifier, split: ImageSet, workers: Workers | None = None) -> Tensor:

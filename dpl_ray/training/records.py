@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dpl_ray.data.dataset import BadImage
 from dpl_ray.training.distributed import Workers
-from dpl_ray.training.evaluation import Predictions
 from dpl_ray.training.metrics import SUMS, mean_metrics
+from dpl_ray.training.predictions import Predictions
 
 SECONDS_BETWEEN_PROGRESS = 0.5
 

@@ -7,7 +7,8 @@ import torch
 
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.training.distributed import Workers
-from dpl_ray.training.evaluation import Predictions, classification_metrics, evaluate_split, predict_split
+from dpl_ray.training.evaluation import classification_metrics, evaluate_split, predict_split
+from dpl_ray.training.predictions import Predictions
 from dpl_ray.training.state import TrainState
 
 

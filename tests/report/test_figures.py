@@ -19,7 +19,8 @@ from dpl_ray.report.page import make_page
 from dpl_ray.report.pool import NUM_BINS as NUM_POOL_BINS
 from dpl_ray.report.pool import PoolSample, pool_section
 from dpl_ray.report.verdict import wilson_interval
-from dpl_ray.training.evaluation import Predictions, classification_metrics
+from dpl_ray.training.evaluation import classification_metrics
+from dpl_ray.training.predictions import Predictions
 from tests.builders import tiny_splits
 from tests.figures import bars, legend, lines, points
 from tests.page.test_html import Outline

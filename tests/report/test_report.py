@@ -30,7 +30,7 @@ from dpl_ray.runs.folder import RunFolder, run_storage
 from dpl_ray.studies.comparison.page import make_page as make_comparison_page
 from dpl_ray.studies.comparison.table import make_rows
 from dpl_ray.training.distributed import Workers
-from dpl_ray.training.evaluation import Predictions
+from dpl_ray.training.predictions import Predictions
 from dpl_ray.training.records import Outcome
 from tests.builders import tiny_config, tiny_set, tiny_splits, write_images
 from tests.page.test_html import Outline

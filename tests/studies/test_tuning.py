@@ -20,10 +20,11 @@ from dpl_ray import SearchResult, fit, load_config, search
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.store.lock import LOCK_FILE
+from dpl_ray.store.records import read_lines, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.tuning.config import load_search
 from dpl_ray.studies.tuning.job import SearchFailedError
-from dpl_ray.studies.tuning.trials import Trial, TrialResult, read_history, recorded_seconds, run_trial
+from dpl_ray.studies.tuning.trials import RESULT_FILE, Trial, TrialResult, recorded_seconds, run_trial
 from dpl_ray.training import loop
 from pipelines import cli, train
 from tests.processes import Command
@@ -45,6 +46,10 @@ def run(folder: Path, *overrides: str) -> tuple[SearchResult, str]:
     output = io.StringIO()
     config, options = load_search(overrides_for(folder, *overrides))
     return search(config, options, console=Console(file=output, width=150)), output.getvalue()
+
+
+def history_of(folder: Path, trial: str) -> list[dict[str, Any]]:
+    return read_lines(Storage(f"{folder}/first/{trial}/history.jsonl"))
 
 
 def scores(result: SearchResult) -> dict[int, tuple[Any, ...]]:
@@ -71,7 +76,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trial], list[fl
             for step, accuracy in reports[:-1]:
                 report(step, accuracy)
             result = TrialResult(trial.number, trial.values, "finished", reports)
-            result.save(Storage(folder))
+            write_json(Storage(folder) / trial.name / RESULT_FILE, result)
             report(*reports[-1])
             return result
 
@@ -100,7 +105,7 @@ def test_every_trial_is_trained_and_the_best_is_the_first(tmp_path: Path) -> Non
     assert f"Trial {result.trials[0].number} is the best of 3: {100 * accuracies[0]:.1f} % of 20 held-out" in page
     assert page.count("data:image/svg+xml") == 5 + 3, "a panel of every field, curves, the best so far, seconds"
     for each in result.trials:
-        history = read_history(Storage(f"{tmp_path}/first"), each.trial.name)
+        history = history_of(tmp_path, each.trial.name)
         assert 0 < recorded_seconds(history) <= each.seconds
     assert "20 held-out labelled images, so that one image more is 5.0 points" in Path(result.markdown).read_text()
     assert "on 20 held-out labelled images (one image is 5.0 points)" in output
@@ -114,9 +119,7 @@ def test_no_trial_sees_the_test_split(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     result, _ = run(tmp_path)
     assert seen == [0, 0, 0]
-    told = [
-        row["metrics"] for each in result.trials for row in read_history(Storage(f"{tmp_path}/first"), each.trial.name)
-    ]
+    told = [row["metrics"] for each in result.trials for row in history_of(tmp_path, each.trial.name)]
     keys = {key for metrics in [*told, *(each.metrics for each in result.trials)] for key in metrics}
     assert "validation/accuracy" in keys
     assert not {key for key in keys if key.startswith(("eval/", "curve/"))}
@@ -210,11 +213,7 @@ def test_a_search_goes_on_to_what_it_would_have_been(tmp_path: Path, monkeypatch
     assert scores(result) == scores(whole)
     assert (tmp_path / "first" / "trial-0000" / "result.json").read_bytes() == first
     # Step 2 had a checkpoint: only what came after it was done again.
-    steps = [
-        row["step"]
-        for row in read_history(Storage(f"{tmp_path}/first"), "trial-0001")
-        if "train/loss_labeled" in row["metrics"]
-    ]
+    steps = [row["step"] for row in history_of(tmp_path, "trial-0001") if "train/loss_labeled" in row["metrics"]]
     assert steps.count(2) == 1
 
 

@@ -112,7 +112,7 @@ def test_mistake(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("dpl_ray.studies.tuning.job._run", lambda *_: pytest.fail("a trial was started"))
+    monkeypatch.setattr("dpl_ray.studies.tuning.job.Search.run", lambda *_: pytest.fail("a trial was started"))
     overrides = [*overrides, f"run.storage_path={tmp_path / 'runs'}", "tracking.enabled=false"]
     assert cli.run(tune.COMMAND, overrides) == 2
     output, errors = capsys.readouterr()

@@ -16,7 +16,7 @@ from dpl_ray.config.schema import to_yaml
 from dpl_ray.data.sources import load_splits
 from dpl_ray.studies.tuning.config import load_search
 from dpl_ray.studies.tuning.console import TrialsProgress
-from dpl_ray.studies.tuning.on_ray import check_places
+from dpl_ray.studies.tuning.job import Search
 from pipelines import cli
 from tests.studies.test_tuning import overrides_for, run, scores, start
 
@@ -114,13 +114,17 @@ def test_a_trial_that_fails_is_told_of_and_run_again(tmp_path: Path, capfd: pyte
     assert not (other.parent / "error.txt").exists()
 
 
-def test_trials_are_counted_by_node() -> None:
-    config, options = load_search(overrides_for(Path("/"), "scale.num_workers=1", "cpus_per_trial=2"))
-    assert check_places([{"CPU": 3.0}, {"CPU": 4.0}], config, options, "the cluster") == 3
-    assert check_places([{"CPU": 0.3}], config, options.model_copy(update={"cpus_per_trial": 0.1}), "it") == 3
+def test_trials_are_counted_by_node(tmp_path: Path) -> None:
+    def count(nodes: list[dict[str, float]], *overrides: str) -> int:
+        return Search(*load_search([*overrides_for(tmp_path), *overrides])).count_places(nodes, "the cluster")
+
+    assert count([{"CPU": 3.0}, {"CPU": 4.0}], "cpus_per_trial=2") == 3
+    assert count([{"CPU": 0.3}], "cpus_per_trial=0.1") == 3
     with pytest.raises(ValueError, match=r"cpus_per_trial=2: no node of the cluster has that many CPUs; at most 1\.5"):
-        check_places([{"CPU": 1.5}, {"CPU": 1.0}], config, options, "the cluster")
+        count([{"CPU": 1.5}, {"CPU": 1.0}], "cpus_per_trial=2")
     with pytest.raises(ValueError, match=r"max_concurrent=4: with cpus_per_trial=2 the cluster has room for 3"):
-        check_places([{"CPU": 7.0}], config, options.model_copy(update={"max_concurrent": 4}), "the cluster")
-    gpu = config.model_copy(update={"scale": config.scale.model_copy(update={"use_gpu": True})})
-    assert check_places([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}], gpu, options, "the cluster") == 4
+        count([{"CPU": 7.0}], "cpus_per_trial=2", "max_concurrent=4")
+    gpu = ("cpus_per_trial=2", "scale.use_gpu=true", "gpus_per_trial=0.25")
+    assert count([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}], *gpu) == 4
+    with pytest.raises(ValueError, match=r"has that many CPUs beside 0\.25 of a GPU; at most 1$"):
+        count([{"CPU": 1.0, "GPU": 1.0}, {"CPU": 8.0}], *gpu)

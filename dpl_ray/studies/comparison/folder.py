@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +23,7 @@ from dpl_ray.store.storage import Storage
 from dpl_ray.studies.comparison.cells import Cell, CellResult, read_cells
 from dpl_ray.studies.comparison.page import make_page
 from dpl_ray.studies.comparison.table import Row, make_rows, to_csv, to_markdown
-
-UNKNOWN = "unknown"  # a fact that an older version did not keep
+from dpl_ray.studies.facts import listed_facts
 
 
 @dataclass(frozen=True)
@@ -94,21 +92,14 @@ def _describe(place: Storage, cells: Sequence[CellResult], config: dict[str, Any
     command = json.loads(info.read())["command"] if info.exists() else None
     first = cells[0]
     train, data = config["train"], config["data"]["name"]
-    keys = dict.fromkeys(key for cell in cells for key in cell.facts)
-    # A cell of an older version has not all of them.
-    facts = defaultdict(lambda: UNKNOWN, {key: _listed(cell.facts.get(key, UNKNOWN) for cell in cells) for key in keys})
-    versions = [f"{key.removeprefix('version.')} {value}" for key, value in facts.items() if key.startswith("version.")]
+    facts = listed_facts([cell.facts for cell in cells])
     return ({"command": command} if command else {}) | {
         "data": f"{data}, {facts['data.num_labeled']} labelled images of {facts['data.num_classes']} classes, "
         f"{facts['data.num_unlabeled']} in the pool, {facts['data.num_test']} test; with a seed all policies have "
         "the same labelled images, initial weights and order of batches",
         "training": f"{first.steps:,} steps of {train['batch_size']} labelled and "
         f"{train['batch_size'] * train['mu']} unlabelled images, {train['precision']}, {config['model']['name']}",
-        "seeds": _listed(str(cell.seed) for cell in cells),
+        "seeds": ", ".join(dict.fromkeys(str(cell.seed) for cell in cells)),
         "hardware": f"{facts['hardware']}; a cell on {facts['device']}",
-        "versions": f"{', '.join(versions)}; commit {facts['commit']}",
+        "versions": facts["versions"],
     }
-
-
-def _listed(values: Any) -> str:
-    return ", ".join(dict.fromkeys(values))

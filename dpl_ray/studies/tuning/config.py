@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +14,7 @@ from yaml import YAMLError
 from dpl_ray.config.compose import CONF_FOLDER, list_groups, load_config, parse_override
 from dpl_ray.config.own_fields import refuse_near_miss, validated
 from dpl_ray.config.schema import Config, Section, shown, suggest
-from dpl_ray.runs.folder import bound_tree
+from dpl_ray.runs.folder import bound_tree, study_name
 from dpl_ray.studies.tuning.space import Space, check_space, parse_space
 
 GROUPS = ("tune", "space")  # of conf/, and no groups of a training run
@@ -174,10 +172,7 @@ def search_tree(config: Config, options: SearchConfig, space: Space) -> dict[str
 
 def search_name(config: Config, tree: dict[str, Any]) -> str:
     """run.name, or a name that the same command has again and another configuration has not, so that it resumes."""
-    if config.run.name:
-        return config.run.name
-    digest = hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=4).hexdigest()
-    return f"{config.data.name}-search-{digest}"
+    return study_name(config, "search", tree)
 
 
 def how_searched(options: SearchConfig) -> str:

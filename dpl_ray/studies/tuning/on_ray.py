@@ -8,33 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from dpl_ray.cluster import connect as cluster
+from dpl_ray.cluster.connect import connected_nodes
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
+from dpl_ray.runs.folder import HISTORY_FILE
+from dpl_ray.store.records import read_json, read_lines, write_json
 from dpl_ray.store.storage import Storage
+from dpl_ray.studies.frame import Nodes, cause_of, on_cluster
 from dpl_ray.studies.tuning.config import SearchConfig
 from dpl_ray.studies.tuning.space import Space, draw_values
-from dpl_ray.studies.tuning.trials import (
-    Trial,
-    TrialResult,
-    read_history,
-    read_reports,
-    read_trials,
-    recorded_seconds,
-    run_trial,
-)
+from dpl_ray.studies.tuning.trials import RESULT_FILE, TRIAL_FILE, Trial, TrialResult, read_trials, run_trial, stopped
+
+if TYPE_CHECKING:
+    import optuna
 
 STEP, ACCURACY = "step", "accuracy"
 TUNE_FOLDER = "tune"  # of what Tune writes while it runs
@@ -51,14 +48,6 @@ ENVIRONMENT = {
 }
 
 
-class Listener(Protocol):
-    """Who is told what happens to trials."""
-
-    def on_report(self, trial: Trial, step: int, accuracy: float) -> None: ...
-
-    def on_end(self, trial: Trial, result: TrialResult | None, cause: str) -> None: ...
-
-
 class TrialStoppedError(Exception):
     """The scheduler has stopped the trial."""
 
@@ -72,28 +61,31 @@ class LedgerSearcher(Searcher):
         space: Space,
         options: SearchConfig,
         seed: int,
-        listener: Listener,
         ended: list[TrialResult],
+        on_report: Callable[[Trial, int, float], None],
+        on_end: Callable[[Trial, TrialResult | None, str], None],
     ) -> None:
         """
         Args:
             ended: results of all trials that have ended before.
+            on_report: told of a trial, and the step and the accuracy that it has come to.
+            on_end: told of a trial, and what it has left or None, and then why it failed.
         """
         super().__init__(metric=ACCURACY, mode="max")
-        self.storage, self.space, self.seed, self.listener = storage, space, seed, listener
+        self.storage, self.space, self.seed = storage, space, seed
+        self.on_report, self.on_end = on_report, on_end
         known = read_trials(storage)
         numbers = {result.number for result in ended}
         self.unfinished = [trial for trial in known if trial.number not in numbers]
         self.num_trials = options.num_trials
         self.next_number = max((trial.number for trial in known), default=-1) + 1
         self.running: dict[str, Trial] = {}
-        self.proposer: Any = None
+        self.optuna: OptunaProposer | None = None
         if options.searcher == "optuna":
             # Another draw than that of the search that was interrupted, which has used its beginning.
-            self.proposer = _optuna(space, options.random_trials, seed + self.next_number)
-            self.proposed: set[str] = set()
+            self.optuna = OptunaProposer(space, options.random_trials, seed + self.next_number)
             for result in ended:
-                self._tell(result)
+                self.optuna.tell(result.trial, result.accuracy)
 
     @property
     def num_left(self) -> int:
@@ -105,39 +97,34 @@ class LedgerSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self.unfinished:
             trial = self.unfinished.pop(0)
-        elif self.next_number >= self.num_trials:
+        elif (number := self.next_number) >= self.num_trials:
             return Searcher.FINISHED
-        elif self.proposer:
-            trial = Trial(self.next_number, dict(self.proposer.suggest(trial_id)))
-            self.proposed.add(trial_id)
         else:
-            trial = Trial(self.next_number, draw_values(self.space, self.seed, self.next_number))
-        if trial.number == self.next_number:
+            draw = draw_values(self.space, self.seed, number) if self.optuna is None else self.optuna.ask(number)
+            trial = Trial(number, draw)
             self.next_number += 1
-            trial.save(self.storage)
+            write_json(self.storage / trial.name / TRIAL_FILE, trial)
         (self.storage / trial.name / ERROR_FILE).remove()
         self.running[trial_id] = trial
         return {"number": trial.number, "values": trial.values}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if ACCURACY in result:
-            self.listener.on_report(self.running[trial_id], result[STEP], result[ACCURACY])
+            self.on_report(self.running[trial_id], result[STEP], result[ACCURACY])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if (trial := self.running.pop(trial_id, None)) is None:
             return  # Tune tells it again where something went wrong while it was told
-        ended = TrialResult.load(self.storage, trial.name)
-        cause = file.read().decode() if (file := self.storage / trial.name / ERROR_FILE).exists() else ""
+        place = self.storage / trial.name
+        ended = read_json(place / RESULT_FILE, TrialResult)
+        cause = file.read().decode() if (file := place / ERROR_FILE).exists() else ""
         if ended is None and not cause and not error:
             assert result is not None
-            ended = self._stopped(trial, result[STEP])
-            ended.save(self.storage)
-        if self.proposer and trial_id in self.proposed:
-            accuracy = ended.accuracy if ended else None
-            self.proposer.on_trial_complete(trial_id, {ACCURACY: accuracy}, error=accuracy is None)
-        elif self.proposer and ended:
-            self._tell(ended)
-        self.listener.on_end(trial, ended, "" if ended else cause or "its process died")
+            ended = stopped(trial, read_lines(place / HISTORY_FILE), result[STEP])
+            write_json(place / RESULT_FILE, ended)
+        if self.optuna:
+            self.optuna.tell(trial, ended.accuracy if ended else None)
+        self.on_end(trial, ended, "" if ended else cause or "its process died")
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, for Tune, which pickles whom it works with: console, tracker and threads stay here."""
@@ -150,38 +137,48 @@ class LedgerSearcher(Searcher):
         """Never called, since Tune restores nothing here; it has to be there."""
         raise NotImplementedError("a search goes on from its folder")
 
-    def _stopped(self, trial: Trial, step: int) -> TrialResult:
-        history = read_history(self.storage, trial.name)
-        reports = [report for report in read_reports(history) if report[0] <= step]
-        metrics: dict[str, float] = {}
-        for row in history:
-            metrics |= {key: value for key, value in row["metrics"].items() if not key.startswith("threshold/")}
-        seconds = recorded_seconds(history)
-        return TrialResult(trial.number, trial.values, "stopped", reports, seconds, metrics)
 
-    def _tell(self, result: TrialResult) -> None:
-        """Tell Optuna of a trial that it has not proposed in this process."""
-        if result.accuracy is not None:
-            self.proposer.add_evaluated_point(result.values, result.accuracy)
+class OptunaProposer:
+    """Optuna's TPE, which proposes from what it was told.
 
+    Its study lives in memory. Its storages would keep the same numbers a second time: a trial's folder has them all,
+    is written by the process that runs it, also into a bucket, and is read without Optuna.
+    """
 
-def _optuna(space: Space, random_trials: int, seed: int) -> Any:
-    import optuna
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-    from ray.tune.search.optuna import OptunaSearch
+    def __init__(self, space: Space, random_trials: int, seed: int) -> None:
+        import optuna
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    distributions: dict[str, Any] = {}
-    for field, domain in space.items():
-        if domain.kind == "choice":
-            distributions[field] = CategoricalDistribution(domain.values)
-        elif domain.kind == "randint":
-            distributions[field] = IntDistribution(*domain.values)
-        else:
-            low, high = domain.values
-            distributions[field] = FloatDistribution(low, high, log=domain.kind == "loguniform")
-    sampler = optuna.samplers.TPESampler(n_startup_trials=random_trials, seed=seed)
-    return OptunaSearch(distributions, metric=ACCURACY, mode="max", sampler=sampler)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._distributions: dict[str, Any] = {}
+        for field, domain in space.items():
+            if domain.kind == "choice":
+                self._distributions[field] = CategoricalDistribution(domain.values)
+            elif domain.kind == "randint":
+                self._distributions[field] = IntDistribution(*domain.values)
+            else:
+                low, high = domain.values
+                self._distributions[field] = FloatDistribution(low, high, log=domain.kind == "loguniform")
+        sampler = optuna.samplers.TPESampler(n_startup_trials=random_trials, seed=seed)
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        self._asked: dict[int, optuna.Trial] = {}  # number of a trial -> Optuna's
+
+    def ask(self, number: int) -> dict[str, Any]:
+        """The values of a trial."""
+        self._asked[number] = self._study.ask(self._distributions)
+        return dict(self._asked[number].params)
+
+    def tell(self, trial: Trial, accuracy: float | None) -> None:
+        """What a trial has come to; None: to nothing that can be learned from."""
+        import optuna
+
+        if asked := self._asked.pop(trial.number, None):
+            failed = optuna.trial.TrialState.FAIL if accuracy is None else None
+            self._study.tell(asked, accuracy, state=failed)
+        elif accuracy is not None:  # one that was proposed by another process
+            self._study.add_trial(
+                optuna.trial.create_trial(params=trial.values, distributions=self._distributions, value=accuracy)
+            )
 
 
 def make_scheduler(config: Config, options: SearchConfig, ended: list[TrialResult]) -> TrialScheduler:
@@ -208,36 +205,23 @@ def make_scheduler(config: Config, options: SearchConfig, ended: list[TrialResul
 def run_here(config: Config, splits: Splits, folder: str, searcher: LedgerSearcher, scheduler: TrialScheduler) -> None:
     """One trial after another, in this process."""
     for number in count():
-        stub = SimpleNamespace(trial_id=f"here-{number}")
-        proposal = searcher.suggest(stub.trial_id)
-        if proposal == Searcher.FINISHED:
+        stub = SimpleNamespace(trial_id=f"here-{number}")  # what Tune's scheduler needs of a trial
+        if (proposal := searcher.suggest(stub.trial_id)) == Searcher.FINISHED:
             return
+        last: dict[str, Any] = {"training_iteration": 0}
         scheduler.on_trial_add(None, stub)
-        _run_one(config, splits, folder, searcher, scheduler, stub, Trial(**proposal))
 
+        def report(step: int, accuracy: float, stub: Any = stub, last: dict[str, Any] = last) -> None:
+            last.update({STEP: step, ACCURACY: accuracy, "training_iteration": last["training_iteration"] + 1})
+            searcher.on_trial_result(stub.trial_id, last)
+            if scheduler.on_trial_result(None, stub, last) == TrialScheduler.STOP:
+                raise TrialStoppedError
 
-def _run_one(
-    config: Config,
-    splits: Splits,
-    folder: str,
-    searcher: LedgerSearcher,
-    scheduler: TrialScheduler,
-    stub: Any,
-    trial: Trial,
-) -> None:
-    last: dict[str, Any] = {}
-
-    def report(step: int, accuracy: float) -> None:
-        last.update({STEP: step, ACCURACY: accuracy, "training_iteration": last.get("training_iteration", 0) + 1})
-        searcher.on_trial_result(stub.trial_id, last)
-        if scheduler.on_trial_result(None, stub, last) == TrialScheduler.STOP:
-            raise TrialStoppedError
-
-    with contextlib.suppress(TrialStoppedError):
-        _run_noting_errors(config, trial, splits, folder, report)
-    with contextlib.suppress(KeyError):
-        scheduler.on_trial_remove(None, stub)
-    searcher.on_trial_complete(stub.trial_id, last)
+        with contextlib.suppress(TrialStoppedError):
+            _run_noting_errors(config, Trial(**proposal), splits, folder, report)
+        with contextlib.suppress(KeyError):
+            scheduler.on_trial_remove(None, stub)
+        searcher.on_trial_complete(stub.trial_id, last)
 
 
 def run_on_ray(
@@ -247,6 +231,7 @@ def run_on_ray(
     options: SearchConfig,
     searcher: LedgerSearcher,
     scheduler: TrialScheduler,
+    count_places: Callable[[Nodes, str], int],
 ) -> None:
     """All trials as Tune's, as many at once as there is room for; a process that has ended one takes the next.
 
@@ -255,30 +240,19 @@ def run_on_ray(
     """
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    # Zero workers: what a trial needs is checked here, in the words of a search's fields.
-    started = cluster.connect(config.scale.model_copy(update={"num_workers": 0}))
-    import ray
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a process that dies is told of in a line of our own
-    if config.scale.threads_per_worker is None:
-        threads = {"threads_per_worker": max(1, int(options.cpus_per_trial))}
-        config = config.model_copy(update={"scale": config.scale.model_copy(update=threads)})
-    resources = {"CPU": options.cpus_per_trial}
+    place, resources = Storage(folder) / TUNE_FOLDER, {"CPU": options.cpus_per_trial}
     if config.scale.use_gpu:
         resources["GPU"] = options.gpus_per_trial
-    place = Storage(folder) / TUNE_FOLDER
-    try:
-        room = check_places(connected_nodes(), config, options, "the cluster")
-        _delete(place)
+    with on_cluster(config, options.cpus_per_trial) as config, _without_output(place):
+        places = count_places(connected_nodes(), "the cluster")
         trainable = tune.with_parameters(_trainable, config=config, splits=splits, folder=folder)
-        tuner = tune.Tuner(
+        tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=searcher.num_left,
-                max_concurrent_trials=min(room, options.max_concurrent or room),
+                max_concurrent_trials=min(places, options.max_concurrent or places),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -287,13 +261,20 @@ def run_on_ray(
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
             ),
-        )
+        ).fit()
+
+
+@contextlib.contextmanager
+def _without_output(place: Storage) -> Iterator[None]:
+    """Nothing of what Tune prints, nor of what it writes at `place`, when the block has ended."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a process that dies is told of in a line of our own
+    _delete(place)
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tuner.fit()
+            yield
     finally:
-        if started:
-            ray.shutdown()
         _delete(place)
 
 
@@ -313,43 +294,10 @@ def _run_noting_errors(
     except TrialStoppedError:
         raise
     except Exception as error:
-        first_line = next(iter(str(error).strip().splitlines()), "")
-        (Storage(folder) / trial.name / ERROR_FILE).write(f"{type(error).__name__}: {first_line}".encode())
+        (Storage(folder) / trial.name / ERROR_FILE).write(cause_of(error).encode())
 
 
 def _delete(place: Storage) -> None:
     if place.exists():
         with contextlib.suppress(OSError):  # what a process of Ray still writes is deleted by the next search
             place.delete()
-
-
-def connected_nodes() -> list[dict[str, float]]:
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def check_places(nodes: list[dict[str, float]], config: Config, options: SearchConfig, where: str) -> int:
-    """For how many trials there is room at once.
-
-    Raises:
-        ValueError: for none, or for fewer than options.max_concurrent.
-    """
-    places = 0
-    for node in nodes:
-        by_cpu = math.floor(node.get("CPU", 0.0) / options.cpus_per_trial + 1e-9)
-        by_gpu = math.floor(node.get("GPU", 0.0) / options.gpus_per_trial + 1e-9) if config.scale.use_gpu else by_cpu
-        places += min(by_cpu, by_gpu)
-    if not places:
-        most = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
-        gpu = f" and {options.gpus_per_trial:g} of a GPU" if config.scale.use_gpu else ""
-        raise ValueError(
-            f"cpus_per_trial={options.cpus_per_trial:g}: no node of {where} has that many CPUs{gpu}; "
-            f"at most {most:g} CPUs"
-        )
-    if options.max_concurrent and options.max_concurrent > places:
-        raise ValueError(
-            f"max_concurrent={options.max_concurrent}: with cpus_per_trial={options.cpus_per_trial:g} {where} has room "
-            f"for {places} trials at once"
-        )
-    return places

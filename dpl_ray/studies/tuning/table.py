@@ -10,6 +10,7 @@ from typing import Any
 
 from dpl_ray.config.schema import Config, shown
 from dpl_ray.page.markdown import markdown, markdown_facts, markdown_table
+from dpl_ray.studies.facts import listed_facts
 from dpl_ray.studies.tuning.space import Domain, Space
 from dpl_ray.studies.tuning.trials import TrialResult
 
@@ -77,27 +78,18 @@ def describe(
         "training": f"{train.num_steps:,} steps of {train.batch_size} labelled images, {config.policy['name']}, "
         f"{config.model.name}, {train.precision}; where a field was searched, with its value",
     }
-    kept = [result.facts for result in ranked if result.facts]  # what was stopped has left none
-    if kept:
-        first = kept[0]
-        versions = [
-            f"{key.removeprefix('version.')} {_listed(kept, key)}" for key in first if key.startswith("version.")
-        ]
+    if kept := [result.facts for result in ranked if result.facts]:  # what was stopped has left none
+        facts, num_validation = listed_facts(kept), kept[0].get("data.num_validation")
+        worth = f", so that one image more is {100 / int(num_validation):.1f} points" if num_validation else ""
         described |= {
-            "data": f"{config.data.name}, {first['data.num_labeled']} labelled images of {first['data.num_classes']} "
-            f"classes, {first['data.num_unlabeled']} in the pool; accuracy is of the teacher on "
-            f"{first['data.num_validation']} held-out labelled images, so that one image more is "
-            f"{100 / int(first['data.num_validation']):.1f} points",
-            "fingerprint of the data": first["data.fingerprint"],
-            "hardware": _listed(kept, "hardware"),
-            "versions": f"{', '.join(versions)}; commit {_listed(kept, 'commit')}",
+            "data": f"{config.data.name}, {facts['data.num_labeled']} labelled images of {facts['data.num_classes']} "
+            f"classes, {facts['data.num_unlabeled']} in the pool; accuracy is of the teacher on "
+            f"{facts['data.num_validation']} held-out labelled images{worth}",
+            "fingerprint of the data": facts["data.fingerprint"],
+            "hardware": facts["hardware"],
+            "versions": facts["versions"],
         }
     return described | ({"MLflow run": run_id} if run_id else {})
-
-
-def _listed(kept: Sequence[dict[str, str]], key: str) -> str:
-    """Of all trials, since a search may go on elsewhere."""
-    return ", ".join(dict.fromkeys(facts[key] for facts in kept))
 
 
 def to_markdown(ranked: Sequence[TrialResult], space: Space, name: str, described: dict[str, str]) -> str:

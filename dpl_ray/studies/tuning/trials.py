@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,8 +19,9 @@ from typing import Any, Literal
 
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits, empty_like
-from dpl_ray.runs.folder import RunFolder, check_run, run_storage
+from dpl_ray.runs.folder import RunFolder, check_run, last_metrics, run_storage
 from dpl_ray.runs.provenance import describe_run
+from dpl_ray.store.records import read_json, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.comparison.cells import one_worker
 from dpl_ray.studies.tuning.space import with_values
@@ -41,9 +41,6 @@ class Trial:
     def name(self) -> str:
         """Of its folder."""
         return f"trial-{self.number:04d}"
-
-    def save(self, folder: Storage) -> None:
-        (folder / self.name / TRIAL_FILE).write(json.dumps(dataclasses.asdict(self), indent=1).encode())
 
 
 @dataclass(frozen=True)
@@ -79,18 +76,6 @@ class TrialResult:
         """Larger is better: trained to its end, then the last accuracy, then the mean of all, then who came first."""
         mean = fmean(accuracy for _, accuracy in self.reports) if self.reports else 0.0
         return self.state == "finished", -1.0 if self.accuracy is None else self.accuracy, mean, -self.number
-
-    def save(self, folder: Storage) -> None:
-        (folder / self.trial.name / RESULT_FILE).write(json.dumps(dataclasses.asdict(self), indent=1).encode())
-
-    @classmethod
-    def load(cls, folder: Storage, name: str) -> TrialResult | None:
-        """None where the trial has not ended."""
-        file = folder / name / RESULT_FILE
-        if not file.exists():
-            return None
-        tree = json.loads(file.read())
-        return cls(**tree | {"reports": [(int(step), accuracy) for step, accuracy in tree["reports"]]})
 
 
 def trial_config(config: Config, trial: Trial, folder: str) -> Config:
@@ -130,7 +115,7 @@ def run_trial(
     config = trial_config(config, trial, folder)
     check_run(config)
     run = RunFolder(run_storage(config), config, splits)
-    if ended := TrialResult.load(Storage(folder), trial.name):
+    if ended := read_json(run.storage / RESULT_FILE, TrialResult):
         for step, accuracy in ended.reports:
             report(step, accuracy)
         return ended
@@ -157,7 +142,7 @@ def run_trial(
         run.save_history()
         more = {"seconds": recorded_seconds(run.history)} | more
         found = TrialResult(trial.number, trial.values, state, read_reports(run.history), facts=_facts(splits), **more)
-        found.save(Storage(folder))
+        write_json(run.storage / RESULT_FILE, found)
         return found
 
     try:
@@ -182,17 +167,23 @@ def recorded_seconds(history: list[dict[str, Any]]) -> float:
     return max((row["metrics"].get("time/training", 0.0) for row in history), default=0.0)
 
 
-def read_history(folder: Storage, name: str) -> list[dict[str, Any]]:
-    """The records of a trial, as far as they were written."""
-    file = folder / name / "history.jsonl"
-    return [json.loads(line) for line in file.read().splitlines()] if file.exists() else []
+def stopped(trial: Trial, history: list[dict[str, Any]], step: int) -> TrialResult:
+    """What a trial leaves that the scheduler has stopped at this step."""
+    reports = [report for report in read_reports(history) if report[0] <= step]
+    metrics = last_metrics(history)
+    return TrialResult(trial.number, trial.values, "stopped", reports, recorded_seconds(history), metrics)
 
 
 def read_trials(folder: Storage) -> list[Trial]:
     """All trials that were proposed, by number."""
     names = sorted(name for name in folder.list() if re.fullmatch(r"trial-\d+", name))
-    files = [folder / name / TRIAL_FILE for name in names]
-    return [Trial(**json.loads(file.read())) for file in files if file.exists()]
+    return [trial for name in names if (trial := read_json(folder / name / TRIAL_FILE, Trial))]
+
+
+def read_results(folder: Storage) -> list[TrialResult]:
+    """What all trials have left that have ended, by number."""
+    trials = read_trials(folder)
+    return [found for trial in trials if (found := read_json(folder / trial.name / RESULT_FILE, TrialResult))]
 
 
 def _facts(splits: Splits) -> dict[str, str]:
