@@ -129,6 +129,9 @@ class Study(ABC, Generic[R]):
             RuntimeError: there is nothing to write, since no cell has ended.
         """
 
+    def finish(self) -> None:
+        """All is written and recorded."""
+
 
 def run_study(study: Study[R], *, console: Console, command: str | None = None) -> tuple[dict[str, str], str | None]:
     """Run what is missing of a study, write its outputs and record all of it in MLflow.
@@ -168,6 +171,7 @@ def run_study(study: Study[R], *, console: Console, command: str | None = None) 
             study.run(console, end)
             tables = study.write(tracker, failed)
             tracker.failed = bool(failed)
+        study.finish()
     for table in tables:
         console.print(table)
     return failed, tracker.run_id

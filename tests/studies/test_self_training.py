@@ -128,7 +128,7 @@ def test_a_finished_loop_does_nothing_and_more_rounds_go_on(
     first, _ = run(data, tmp_path, "rounds=1")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "loop").rglob("*") if path.is_file()}
     with monkeypatch.context() as patched:
-        forbid(patched, "fit", "label_pool", "start_tracker")
+        forbid(patched, "fit", "label_pool", "run_study")
         again, output = run(data, tmp_path, "rounds=1")
     assert again == first
     assert "loop had finished: rounds=1 is reached; another run.name starts anew" in output
@@ -154,7 +154,7 @@ def test_it_stops_when_nothing_changes(data: Path, tmp_path: Path, monkeypatch: 
     assert len(result.rounds) == 2
     assert result.rounds[1].changed_share == 0
     assert result.stopped == ("the pseudo-labels no longer change: 0.00% of them in round 1, less than min_change=0.01")
-    forbid(monkeypatch, "fit", "label_pool", "start_tracker")
+    forbid(monkeypatch, "fit", "label_pool", "run_study")
     assert run(data, tmp_path, "rounds=5", "min_change=0.01")[0] == result
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +10,7 @@ from pydantic import Field
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.own_fields import as_yaml, refuse_near_miss, validated
 from dpl_ray.config.schema import Config, Section
-from dpl_ray.runs.folder import FREE_FIELDS, FREE_SECTIONS
+from dpl_ray.runs.folder import FREE_FIELDS, FREE_SECTIONS, study_name
 from dpl_ray.runs.provenance import describe_config
 
 
@@ -72,16 +70,12 @@ def self_training_tree(config: Config, options: SelfTrainConfig) -> dict[str, An
 
 def self_training_name(config: Config, options: SelfTrainConfig) -> str:
     """run.name, or a name that the same command has again and another configuration has not, so that it resumes."""
-    if config.run.name:
-        return config.run.name
     fixed = {
         field: value
         for field, value in describe_config(config).items()
         if field not in FREE_FIELDS and field.partition(".")[0] not in FREE_SECTIONS
     }
-    text = json.dumps(fixed | {"checkpoint": options.checkpoint}, sort_keys=True)
-    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-    return f"{config.data.name}-self-train-{digest}"
+    return study_name(config, "self-train", fixed | {"checkpoint": options.checkpoint})
 
 
 def _value(key: str, text: str) -> Any:

@@ -8,10 +8,14 @@ and initial weights: what differs between rounds is the pseudo-labels, and where
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pydantic import TypeAdapter
 from rich.console import Console
+from rich.table import Table
 
 from dpl_ray.cluster.connect import checked_resources
 from dpl_ray.config.compose import check_policy
@@ -20,20 +24,26 @@ from dpl_ray.data.label_counts import LabelCounts, count_labels
 from dpl_ray.data.pool.choice import list_unlabeled
 from dpl_ray.data.sources import load_splits
 from dpl_ray.data.split import EmptyPoolError
-from dpl_ray.jobs.fit import FitResult, check_storage, fit
+from dpl_ray.jobs.fit import FitResult, fit
 from dpl_ray.labeling.config import LabelConfig, LabelScaleConfig
 from dpl_ray.labeling.job import label_pool
 from dpl_ray.page.console import show
-from dpl_ray.runs.folder import MODEL_FOLDER, RUN_FILE
+from dpl_ray.runs.folder import HISTORY_FILE, MODEL_FOLDER, RUN_FILE, SELF_TRAINING_FILE
 from dpl_ray.runs.provenance import describe_code, describe_config
 from dpl_ray.store.history import Point, merge_records
-from dpl_ray.store.lock import sole_use
+from dpl_ray.store.records import read_lines
 from dpl_ray.store.storage import Storage
-from dpl_ray.studies.self_training.config import SelfTrainConfig, check_self_training
-from dpl_ray.studies.self_training.folder import Round, SelfTrainFolder, stop_reason
+from dpl_ray.studies.frame import End, Study, run_study
+from dpl_ray.studies.self_training.config import (
+    SelfTrainConfig,
+    check_self_training,
+    self_training_name,
+    self_training_tree,
+)
+from dpl_ray.studies.self_training.folder import Round, stop_reason
 from dpl_ray.studies.self_training.report import draw_rounds, rounds_csv, rounds_table
 from dpl_ray.tracking.journal import Journal
-from dpl_ray.tracking.tracker import Tracker, recording, start_tracker, tracking_uri
+from dpl_ray.tracking.tracker import Tracker
 
 TRAINING, LABELS = "training", "labels"  # folders of a round
 
@@ -74,108 +84,188 @@ def self_train(
         ValueError: a field, the data, the checkpoint or the resources do not fit.
         Exception: everything that `fit` and `label_pool` raise. The same call then goes on where it stopped.
     """
-    console, options = console or Console(quiet=True), options or SelfTrainConfig()
-    config = config.model_copy(update={"policy": check_policy(config.policy)})
-    check_self_training(config)
-    check_storage(config)
-    uri = tracking_uri(config)
-    folder = SelfTrainFolder(config, options)
-    reason = stop_reason(folder.rounds, options)
-    if reason and folder.info["finished"] == reason:
-        show(console, f"{folder.name} had finished: {reason}; another run.name starts anew")
-        console.print(rounds_table(folder.rounds))
-        return _result(folder, reason, uri)
-    given = _check_first(config, options) if not folder.rounds else None
-    with sole_use(f"run.name={folder.name}", folder.storage):
-        folder.begin(command)
-        show(console, _headline(folder, options))
-        tracker = _start_tracker(config, options, uri, folder)
-        with recording(tracker, console):
-            for each in folder.rounds:
-                _record(tracker, folder, config, each)
-            while not (reason := stop_reason(folder.rounds, options)):
-                number = len(folder.rounds)
-                show(console, f"round {number} of {options.rounds}", style="bold")
-                finished = _run_round(config, folder, number, given, console)
-                folder.add(finished)
-                _record(tracker, folder, config, finished)
-            (folder.storage / "self_train.csv").write(rounds_csv(folder.rounds).encode())
-            (folder.storage / "self_train.png").write(draw_rounds(folder.rounds, folder.name))
-            for name in ("self_train.csv", "self_train.png", "self_train.json"):
-                tracker.log_file(name)
-            tracker.log_tag("stopped", reason)
-            tracker.log_tag("checkpoint", folder.rounds[-1].checkpoint)
-            from dpl_ray.inference.exported_model import record_model
-
-            record_model(tracker, config.registry, Storage(folder.rounds[-1].checkpoint), folder.storage)
-        folder.finish(reason)
-    console.print(rounds_table(folder.rounds))
-    show(console, f"stopped: {reason}")
-    return _result(folder, reason, uri)
-
-
-def round_config(config: Config, folder: SelfTrainFolder, number: int) -> Config:
-    """The configuration of a round's training: it is one of its own, but for the tracking."""
-    data, train, policy = config.data, config.train, config.policy
-    if number in folder.info["without_pool"]:
-        policy = {"name": "supervised"}
-    if number:
-        data = data.model_copy(update={"labels": str(folder.round_storage(number - 1) / LABELS)})
-        train = train.model_copy(update={"baseline": False})
+    console = console or Console(quiet=True)
+    study = SelfTraining(config, options or SelfTrainConfig())
+    if study.stopped and study.info["finished"] == study.stopped:
+        show(console, f"{study.name} had finished: {study.stopped}; another run.name starts anew")
+        console.print(rounds_table(study.rounds))
     else:
-        data = data.model_copy(update={"labels_per_class": None})
-    run = config.run.model_copy(update={"storage_path": str(folder.round_storage(number)), "name": TRAINING})
-    tracking = config.tracking.model_copy(update={"enabled": False})
-    sections = {"data": data, "train": train, "run": run, "tracking": tracking, "registry": RegistryConfig()}
-    return config.model_copy(update=sections | {"policy": policy})
+        run_study(study, console=console, command=command)
+        show(console, f"stopped: {study.stopped}")
+    return study.result()
 
 
-def _run_round(
-    config: Config,
-    folder: SelfTrainFolder,
-    number: int,
-    given: tuple[str, dict[str, float]] | None,
-    console: Console,
-) -> Round:
-    """Train and label, as far as that has not been done before."""
-    place = folder.round_storage(number)
-    if given and number == 0:
-        checkpoint, metrics = given
-    else:
-        fitted = _fit_round(config, folder, number, console)
-        checkpoint, metrics = fitted.checkpoint, fitted.metrics
-    output = place / LABELS
-    labeled = label_pool(_label_config(config, checkpoint, str(output)), console=console)
-    before = str(folder.round_storage(number - 1) / LABELS) if number else None
-    class_names = _class_names(labeled.summary)
-    counts = count_labels(str(output), config.data, class_names, before=before)
-    training = place / TRAINING / RUN_FILE
-    return Round(
-        number=number,
-        checkpoint=checkpoint,
-        labels=str(output),
-        num_pseudo_labeled=json.loads(training.read())["num_pseudo_labeled"] if training.exists() else 0,
-        num_samples=counts.num_samples,
-        num_unreadable=counts.num_samples - counts.num_readable,
-        num_selected=counts.num_selected,
-        metrics=_round_metrics(metrics, counts, compared=before is not None),
-    )
+class SelfTraining(Study[Round]):
+    """A loop of self-training: its cells are rounds, each made of the one before."""
 
+    kind, file = "self-training", SELF_TRAINING_FILE
 
-def _fit_round(config: Config, folder: SelfTrainFolder, number: int, console: Console) -> FitResult:
-    try:
-        return fit(round_config(config, folder, number), console=console)
-    except EmptyPoolError:
-        text = f"round {number - 1} selected the whole pool: this student learns from labels and pseudo-labels alone "
-        show(console, text + "(data.labels_per_class leaves a pool to the policy)")
-    # Kept before it is trained: a round that goes on must have the same configuration.
-    folder.info["without_pool"].append(number)
-    folder.save_info()
-    return fit(round_config(config, folder, number), console=console)
+    def __init__(self, config: Config, options: SelfTrainConfig) -> None:
+        """
+        Raises:
+            ValueError: a field does not fit, or the folder holds something else.
+        """
+        config = config.model_copy(update={"policy": check_policy(config.policy)})
+        check_self_training(config)
+        super().__init__(
+            config,
+            self_training_name(config, options),
+            self_training_tree(config, options),
+            defaults={"checkpoint": None},
+            rounds=[],
+            without_pool=[],  # rounds whose student had no unlabelled image left, and so learned without the policy
+            finished=None,  # why it has ended, once all is written
+        )
+        self.options = options
+        self.rounds = TypeAdapter(list[Round]).validate_python(self.info["rounds"])
+        self.given: tuple[str, dict[str, float]] | None = None  # the checkpoint of round 0, and its metrics
 
+    @property
+    def stopped(self) -> str | None:
+        """Why there is no further round; None where there is one."""
+        return stop_reason(self.rounds, self.options)
 
-def _class_names(summary: str) -> tuple[str, ...]:
-    return tuple(json.loads(Storage(summary).read())["class_names"])
+    def round_storage(self, number: int) -> Storage:
+        return self.storage / f"round-{number}"
+
+    def check(self) -> None:
+        if not self.rounds:
+            self.given = _check_first(self.config, self.options)
+        self.info["finished"] = None
+
+    def headline(self) -> str:
+        begins = f"goes on, {len(self.rounds)} round(s) finished before" if self.resumed else "starts"
+        return (
+            f"{self.name} {begins}: at most {self.options.rounds} rounds after round 0, and none after less than "
+            f"{self.options.min_change:.2%} of the pseudo-labels have changed"
+        )
+
+    def params(self) -> dict[str, str]:
+        own = self.options.model_dump(mode="json").items()
+        return describe_config(self.config) | {f"self_train.{field}": shown(value) for field, value in own}
+
+    def ended(self) -> list[Round]:
+        return [*self.rounds]
+
+    def run(self, console: Console, end: End[Round]) -> None:
+        while not self.stopped:
+            number = len(self.rounds)
+            show(console, f"round {number} of {self.options.rounds}", style="bold")
+            finished = self._run_round(number, console)
+            self.rounds.append(finished)
+            self.info["rounds"] = [dataclasses.asdict(each) for each in self.rounds]
+            self.save_info()
+            end(self.child(finished), finished, "")
+
+    def _run_round(self, number: int, console: Console) -> Round:
+        """Train and label, as far as that has not been done before."""
+        place = self.round_storage(number)
+        if self.given and number == 0:
+            checkpoint, metrics = self.given
+        else:
+            fitted = self._fit(number, console)
+            checkpoint, metrics = fitted.checkpoint, fitted.metrics
+        output, training = place / LABELS, place / TRAINING / RUN_FILE
+        labeled = label_pool(_label_config(self.config, checkpoint, str(output)), console=console)
+        before = str(self.round_storage(number - 1) / LABELS) if number else None
+        class_names = tuple(json.loads(Storage(labeled.summary).read())["class_names"])
+        counts = count_labels(str(output), self.config.data, class_names, before=before)
+        return Round(
+            number=number,
+            checkpoint=checkpoint,
+            labels=str(output),
+            num_pseudo_labeled=json.loads(training.read())["num_pseudo_labeled"] if training.exists() else 0,
+            num_samples=counts.num_samples,
+            num_unreadable=counts.num_samples - counts.num_readable,
+            num_selected=counts.num_selected,
+            metrics=_round_metrics(metrics, counts, compared=before is not None),
+        )
+
+    def _fit(self, number: int, console: Console) -> FitResult:
+        try:
+            return fit(self.round_config(number), console=console)
+        except EmptyPoolError:
+            show(
+                console,
+                f"round {number - 1} selected the whole pool: this student learns from labels and pseudo-labels alone "
+                "(data.labels_per_class leaves a pool to the policy)",
+            )
+        # Kept before it is trained: a round that goes on must have the same configuration.
+        self.info["without_pool"].append(number)
+        self.save_info()
+        return fit(self.round_config(number), console=console)
+
+    def round_config(self, number: int) -> Config:
+        """The configuration of a round's training: it is one of its own, but for the tracking."""
+        config = self.config
+        data, train, policy = config.data, config.train, config.policy
+        if number in self.info["without_pool"]:
+            policy = {"name": "supervised"}
+        if number:
+            data = data.model_copy(update={"labels": str(self.round_storage(number - 1) / LABELS)})
+            train = train.model_copy(update={"baseline": False})
+        else:
+            data = data.model_copy(update={"labels_per_class": None})
+        run = config.run.model_copy(update={"storage_path": str(self.round_storage(number)), "name": TRAINING})
+        tracking = config.tracking.model_copy(update={"enabled": False})
+        sections = {"data": data, "train": train, "run": run, "tracking": tracking, "registry": RegistryConfig()}
+        return config.model_copy(update=sections | {"policy": policy})
+
+    def child(self, result: Round) -> str:
+        return f"{self.name}/round-{result.number}"
+
+    def record(self, tracker: Tracker, result: Round) -> None:
+        """The numbers of a round, and a child run of its training."""
+        counts = ("num_pseudo_labeled", "num_samples", "num_unreadable", "num_selected")
+        numbers = {f"round/{name}": float(getattr(result, name)) for name in counts}
+        tracker.log(result.metrics | numbers, result.number)
+        tags = describe_code() | {
+            "round": str(result.number),
+            "checkpoint": result.checkpoint,
+            "labels": result.labels,
+        }
+        trained, training = self.round_config(result.number), self.round_storage(result.number) / TRAINING
+        if (training / RUN_FILE).exists():
+            tags["data.fingerprint"] = json.loads((training / RUN_FILE).read())["fingerprint"]
+            # The data of all rounds are those that the first training read, and what was made of them.
+            if result.number == 0 or not (self.round_storage(result.number - 1) / TRAINING / RUN_FILE).exists():
+                tracker.log_tag("data.fingerprint", tags["data.fingerprint"])
+        history = _history(training, trained.policy["name"])
+        tracker.log_child(self.child(result), params=describe_config(trained), tags=tags, history=history)
+
+    def write(self, tracker: Tracker, failed: Mapping[str, str]) -> list[Table]:  # noqa: ARG002
+        from dpl_ray.inference.exported_model import record_model
+
+        (self.storage / "self_train.csv").write(rounds_csv(self.rounds).encode())
+        (self.storage / "self_train.png").write(draw_rounds(self.rounds, self.name))
+        for name in ("self_train.csv", "self_train.png", SELF_TRAINING_FILE):
+            tracker.log_file(name)
+        checkpoint = self.rounds[-1].checkpoint
+        tracker.log_tag("stopped", self.stopped or "")
+        tracker.log_tag("checkpoint", checkpoint)
+        record_model(tracker, self.config.registry, Storage(checkpoint), self.storage)
+        return [rounds_table(self.rounds)]
+
+    def finish(self) -> None:
+        self.info["finished"] = self.stopped
+        self.save_info()
+
+    def result(self) -> SelfTrainResult:
+        """Of a loop that has ended, at this time or before."""
+        last, journal, model = self.rounds[-1], Journal(self.storage), self.storage / MODEL_FOLDER
+        return SelfTrainResult(
+            name=self.name,
+            rounds=self.rounds,
+            stopped=self.stopped or "",
+            checkpoint=last.checkpoint,
+            labels=last.labels,
+            csv=str(self.storage / "self_train.csv"),
+            figure=str(self.storage / "self_train.png"),
+            model=str(model) if (model / "MLmodel").exists() else None,
+            registered=journal.registered if self.uri else None,
+            run_id=journal.run_id if self.uri else None,
+            tracking_uri=self.uri,
+        )
 
 
 def _label_config(config: Config, checkpoint: str, output: str) -> LabelConfig:
@@ -243,72 +333,11 @@ def _check_first(config: Config, options: SelfTrainConfig) -> tuple[str, dict[st
     return str(checkpoint), evaluate_split(model, splits.test)
 
 
-def _start_tracker(config: Config, options: SelfTrainConfig, uri: str | None, folder: SelfTrainFolder) -> Tracker:
-    params = describe_config(config)
-    params |= {f"self_train.{field}": shown(value) for field, value in options.model_dump(mode="json").items()}
-    journal = Journal(folder.storage)
-    return start_tracker(config, uri, journal, name=folder.name, params=params, tags=describe_code())
-
-
-def _record(tracker: Tracker, folder: SelfTrainFolder, config: Config, finished: Round) -> None:
-    """The numbers of a round, and a child run of its training; nothing of a round that MLflow has."""
-    name = f"{folder.name}/round-{finished.number}"
-    if not tracker.needs_child(name):
-        return
-    counts = {
-        f"round/{name}": float(getattr(finished, name))
-        for name in ("num_pseudo_labeled", "num_samples", "num_unreadable", "num_selected")
-    }
-    trained = round_config(config, folder, finished.number)
-    tracker.log(finished.metrics | counts, finished.number)
-    tags = describe_code() | {
-        "round": str(finished.number),
-        "checkpoint": finished.checkpoint,
-        "labels": finished.labels,
-    }
-    training = folder.round_storage(finished.number) / TRAINING
-    if (training / RUN_FILE).exists():
-        tags["data.fingerprint"] = json.loads((training / RUN_FILE).read())["fingerprint"]
-        # The data of all rounds are those that the first training read, and what was made of them.
-        if finished.number == 0 or not (folder.round_storage(finished.number - 1) / TRAINING / RUN_FILE).exists():
-            tracker.log_tag("data.fingerprint", tags["data.fingerprint"])
-    tracker.log_child(
-        name, params=describe_config(trained), tags=tags, history=_history(training, trained.policy["name"])
-    )
-
-
 def _history(training: Storage, policy: str) -> list[Point]:
     """Records of a training, under the keys of a run of its own; none where a checkpoint was given."""
-    file = training / "history.jsonl"
-    rows = map(json.loads, file.read().splitlines() if file.exists() else ())
+    rows = read_lines(training / HISTORY_FILE)
     return merge_records(row | {"metrics": _prefixed(row["metrics"], row["phase"], policy)} for row in rows)
 
 
 def _prefixed(metrics: dict[str, float], phase: str, policy: str) -> dict[str, float]:
     return metrics if phase == policy else {f"baseline/{key}": value for key, value in metrics.items()}
-
-
-def _headline(folder: SelfTrainFolder, options: SelfTrainConfig) -> str:
-    begins = f"goes on, {len(folder.rounds)} round(s) finished before" if folder.resumed else "starts"
-    return (
-        f"{folder.name} {begins}: at most {options.rounds} rounds after round 0, and none after less than "
-        f"{options.min_change:.2%} of the pseudo-labels have changed"
-    )
-
-
-def _result(folder: SelfTrainFolder, reason: str, uri: str | None) -> SelfTrainResult:
-    last, journal = folder.rounds[-1], Journal(folder.storage)
-    has_model = (folder.storage / MODEL_FOLDER / "MLmodel").exists()
-    return SelfTrainResult(
-        name=folder.name,
-        rounds=folder.rounds,
-        stopped=reason,
-        checkpoint=last.checkpoint,
-        labels=last.labels,
-        csv=str(folder.storage / "self_train.csv"),
-        figure=str(folder.storage / "self_train.png"),
-        model=str(folder.storage / MODEL_FOLDER) if has_model else None,
-        registered=journal.registered if uri else None,
-        run_id=journal.run_id if uri else None,
-        tracking_uri=uri,
-    )
