@@ -45,6 +45,11 @@ class Document:
     path: Path
     text: str
 
+    @property
+    def name(self) -> str:
+        """Its path in the project."""
+        return str(self.path.relative_to(ROOT)) if self.path.is_relative_to(ROOT) else self.path.name
+
     @cached_property
     def tokens(self) -> list[Token]:
         return MarkdownIt("commonmark").enable("table").parse(self.text)

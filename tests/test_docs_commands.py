@@ -142,7 +142,7 @@ def mistakes(document: Document, accepted: Document | None = None) -> list[str]:
         try:
             check(command, document.files)
         except ValueError as error:
-            found.append(f"{document.path.name}:{command.line}: {' '.join(command.words)}: {error}")
+            found.append(f"{document.name}:{command.line}: {' '.join(command.words)}: {error}")
     return found
 
 
@@ -152,7 +152,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("document", documents(), ids=lambda document: document.path.name)
+@pytest.mark.parametrize("document", documents(), ids=lambda document: document.name)
 def test_every_command_composes(document: Document) -> None:
     assert mistakes(document) == []
 

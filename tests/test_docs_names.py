@@ -221,11 +221,11 @@ def mistakes(document: Document) -> list[str]:
         try:
             check(*arguments)
         except ValueError as error:
-            found.append(f"{document.path.name}: {error}")
+            found.append(f"{document.name}: {error}")
     return found
 
 
-@pytest.mark.parametrize("document", documents(), ids=lambda document: document.path.name)
+@pytest.mark.parametrize("document", documents(), ids=lambda document: document.name)
 def test_what_a_document_names_exists(document: Document) -> None:
     assert mistakes(document) == []
 

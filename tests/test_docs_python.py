@@ -118,11 +118,11 @@ def mistakes(document: Document) -> list[str]:
                 reader.visit(ast.parse(block.text))
             except SyntaxError as error:
                 reader.mistakes.append(str(error))
-            found += [f"{document.path.name}:{block.line}: {mistake}" for mistake in reader.mistakes]
+            found += [f"{document.name}:{block.line}: {mistake}" for mistake in reader.mistakes]
     return found
 
 
-@pytest.mark.parametrize("document", documents(), ids=lambda document: document.path.name)
+@pytest.mark.parametrize("document", documents(), ids=lambda document: document.name)
 def test_what_python_takes_from_the_package_exists(document: Document) -> None:
     assert mistakes(document) == []
 

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.slow
 def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mkdocs", "build", "--config-file", str(config), "--site-dir", str(site)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole site, built in strict mode."""
     folder = tmp_path_factory.mktemp("site")
     built = build(ROOT / "mkdocs.yml", folder)
-    assert built.returncode == 0, built.stderr
+    assert built.returncode == 0, built.stdout
     return folder
 
 
@@ -73,32 +75,30 @@ def test_pages_fetch_nothing(site: Path) -> None:
     assert not list((site / "_site").glob("*.py"))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[here](nowhere.md)", "nowhere.md"),
-        ("[here](other.md#nowhere)", "nowhere"),
-        ("[here](../README.md)", "README.md"),
-        ("::: dpl_ray.nonsense", "dpl_ray.nonsense"),
-        ("", 'not included in the "nav"'),
-    ],
-)
-def test_a_mistake_ends_the_build(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "index.md").write_text(f"# Home\n\n[Other](other.md)\n\n{text}\n")
-    (tmp_path / "docs" / "other.md").write_text("# Other\n")
-    nav = "[index.md, other.md]" if text else "[index.md]"
-    config = tmp_path / "mkdocs.yml"
-    config.write_text(f"INHERIT: {ROOT}/mkdocs.yml\nhooks: []\nextra_css: []\ndocs_dir: docs\nnav: {nav}\n")
-    built = build(config, tmp_path / "site")
-    assert built.returncode == 1, built.stderr
-    assert message in built.stderr
+def build_page(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A site of two pages with the settings of the whole one; `hidden.md` is not in its navigation."""
+    (folder / "docs").mkdir()
+    (folder / "docs" / "index.md").write_text(f"# Home\n\n{text}\n")
+    (folder / "docs" / "hidden.md").write_text("# Hidden\n")
+    config = folder / "mkdocs.yml"
+    hidden = "" if "hidden.md" in text else "not_in_nav: hidden.md\n"
+    config.write_text(f"INHERIT: {ROOT}/mkdocs.yml\nhooks: []\nextra_css: []\nnav: [index.md]\n{hidden}")
+    return build(config, folder / "site")
+
+
+def test_mistakes_end_the_build(tmp_path: Path) -> None:
+    built = build_page("[a](nowhere.md) [b](#nothing) [c](../README.md) [d](hidden.md)", tmp_path)
+    assert built.returncode == 1
+    for message in ("'nowhere.md'", "'#nothing'", "'../README.md'", "hidden.md", "Aborted with 4 warnings"):
+        assert message in built.stdout
+
+
+def test_a_name_that_is_not_there_ends_the_build(tmp_path: Path) -> None:
+    built = build_page("::: dpl_ray.nonsense", tmp_path)
+    assert built.returncode == 1
+    assert "dpl_ray.nonsense could not be found" in built.stdout
 
 
 def test_what_is_right_is_built(tmp_path: Path) -> None:
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "index.md").write_text("# Home\n\n[Here](#home)\n\n::: dpl_ray.fit\n")
-    config = tmp_path / "mkdocs.yml"
-    config.write_text(f"INHERIT: {ROOT}/mkdocs.yml\nhooks: []\nextra_css: []\ndocs_dir: docs\nnav: [index.md]\n")
-    built = build(config, tmp_path / "site")
-    assert built.returncode == 0, built.stderr
+    built = build_page("[Here](#home)\n\n::: dpl_ray.load_config", tmp_path)
+    assert built.returncode == 0, built.stdout
