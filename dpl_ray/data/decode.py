@@ -148,7 +148,7 @@ def _upright(image: Image.Image, original: Image.Image) -> Image.Image:
         original: with the tags of the file.
     """
     try:
-        turn = _TURNS.get(original.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(original.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow lets anything out that broken tags provoke; the pixels are whole
         turn = None
     return image if turn is None else image.transpose(turn)
