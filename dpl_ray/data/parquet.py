@@ -13,11 +13,12 @@ import posixpath
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import repeat
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from dpl_ray.config.schema import suggest
@@ -29,6 +30,15 @@ from dpl_ray.store.file_systems import one_line
 NOT_PARQUET = "not a readable parquet file"
 OUTSIDE = "path leads out of the folder of the data"
 _BATCH_ROWS = 1024  # of a row group that are decompressed at a time: it may be a whole file
+_Row = tuple[Payload, Label]
+
+
+def _fail(reason: str) -> bytes:
+    raise DecodeError(reason)
+
+
+def _failing(reason: str) -> Payload:
+    return partial(_fail, reason)
 
 
 def row_groups(filesystem: fs.FileSystem, path: str) -> list[int] | None:
@@ -112,25 +122,24 @@ def has_labels(schema: pa.Schema, column: str) -> bool:
 def read_rows(
     location: Location,
     path: str,
-    first: int,
-    count: int,
-    *,
+    rows: NDArray[np.int64],
     image_column: str,
     label_column: str | None = None,
     class_names: tuple[str, ...] | None = None,
-) -> Iterator[tuple[Payload, Label]]:
-    """Image and label of rows first .. first + count - 1, one row group after the other.
+) -> Iterator[_Row]:
+    """Image and label of these rows of the file, one row group after the other; a batch of them is held at a time.
 
     Args:
+        rows: ascending.
         label_column: None, or no such column of labels in the file: every label is None.
         class_names: integer labels are indices of these, where the file names its own classes.
     """
-    num_read, reason = 0, MISSING
+    num_left, reason = len(rows), MISSING
     try:
         with pq.ParquetFile(path, filesystem=location.filesystem) as opened:
             schema = opened.schema_arrow
             if (problem := image_column_error(schema, image_column)) is not None:
-                yield from repeat((_failing(problem), None), count)
+                yield from repeat((_failing(problem), None), num_left)
                 return
             rows_of = partial(_rows_of, image_column=image_column, beside=partial(_beside, location, path))
             columns = [image_column]
@@ -138,38 +147,37 @@ def read_rows(
                 columns.append(label_column)
                 names = _hugging_face_names(schema, label_column)
                 rows_of = partial(rows_of, label_column=label_column, names=names, class_names=class_names)
-            end = 0
-            for group in range(opened.metadata.num_row_groups):
-                start, end = end, end + opened.metadata.row_group(group).num_rows
-                skip, stop = max(first - start, 0), min(first + count, end) - start
-                for batch in _batches(opened, group, columns, skip, stop):
-                    rows = repeat((_failing(UNREADABLE), None), batch) if isinstance(batch, int) else rows_of(batch)
-                    for row in rows:
-                        yield row
-                        num_read += 1
+            for row in _wanted(opened, columns, rows, rows_of):
+                yield row
+                num_left -= 1
     except FileNotFoundError:
         pass
     except (pa.ArrowException, OSError):
         reason = NOT_PARQUET
     # Also the end of a file that has become shorter since it was listed.
-    yield from repeat((_failing(reason), None), count - num_read)
+    yield from repeat((_failing(reason), None), num_left)
 
 
-def _batches(
-    opened: pq.ParquetFile, group: int, columns: list[str], skip: int, stop: int
-) -> Iterator[pa.RecordBatch | int]:
-    """Rows skip .. stop - 1 of a row group, and how many of them cannot be read."""
-    row, end = skip, 0
-    with contextlib.suppress(pa.ArrowException, OSError):
-        for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns) if skip < stop else ():
-            start, end = end, end + len(batch)
-            if row < end:
-                wanted = batch.slice(row - start, stop - row)
-                row += len(wanted)
-                yield wanted
-            if row == stop:
-                return
-    yield max(0, stop - row)
+def _wanted(
+    opened: pq.ParquetFile, columns: list[str], rows: NDArray[np.int64], rows_of: Callable[[pa.RecordBatch], list[_Row]]
+) -> Iterator[_Row]:
+    """The rows of each row group, as far as it can be read."""
+    end = 0
+    for group in range(opened.metadata.num_row_groups):
+        start, end = end, end + opened.metadata.row_group(group).num_rows
+        wanted = rows[slice(*np.searchsorted(rows, [start, end]))] - start
+        begin = done = 0
+        with contextlib.suppress(pa.ArrowException, OSError):
+            for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns) if len(wanted) else ():
+                places = wanted[done : np.searchsorted(wanted, begin + len(batch))] - begin
+                if len(places):
+                    found = rows_of(batch.slice(places[0], places[-1] - places[0] + 1))
+                    done += len(places)
+                    yield from (found[place] for place in places - places[0])
+                if done == len(wanted):
+                    break
+                begin += len(batch)
+        yield from repeat((_failing(UNREADABLE), None), len(wanted) - done)
 
 
 def _rows_of(
@@ -180,7 +188,7 @@ def _rows_of(
     label_column: str | None = None,
     names: tuple[str, ...] | None = None,
     class_names: tuple[str, ...] | None = None,
-) -> list[tuple[Payload, Label]]:
+) -> list[_Row]:
     images = batch.column(image_column)
     paths: list[str | None] = [None] * len(batch)
     labels: list[Label] = [None] * len(batch)
@@ -207,14 +215,6 @@ def _beside(location: Location, parquet: str, path: str) -> Payload:
     if not full.startswith(location.root_of(parquet).rstrip("/") + "/"):
         return _failing(OUTSIDE)
     return partial(read_image_file, location.filesystem, full)
-
-
-def _failing(reason: str) -> Callable[[], Any]:
-    return partial(_fail, reason)
-
-
-def _fail(reason: str) -> bytes:
-    raise DecodeError(reason)
 
 
 def _one_column(whole: str, schema: pa.Schema, column: str, near: str) -> pa.Field:

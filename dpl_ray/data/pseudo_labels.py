@@ -6,7 +6,6 @@ Of the output, only the ids and labels of the selected samples are held; their i
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -71,8 +70,8 @@ class PseudoLabels:
         location = open_location("data.unlabeled", data.unlabeled)
         pool = list_pool(location, image_column=data.image_column)
         wanted = self.labels.keys() - set(taken)
-        rows = pool.rows(wanted)
-        ids = [pool.sample_id(file, row) for file, row in _each(rows)]
+        rows = sorted(pool.rows(wanted).items())
+        ids = [pool.sample_id(file, row) for file, of_file in rows for row in of_file]
         if missing := wanted - set(ids):
             raise self.location.error(
                 f"{len(missing)} of its {len(self.labels)} selected samples are not in data.unlabeled={data.unlabeled},"
@@ -169,23 +168,9 @@ def _to_labels(location: Location, table: pa.Table, class_names: tuple[str, ...]
     return labels
 
 
-def _each(rows: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
-    return ((file, row) for file in sorted(rows) for row in rows[file])
-
-
-def _payloads(pool: PoolFiles, rows: dict[int, list[int]]) -> Iterator[Payload]:
-    """The encoded images of these rows of each file; what lies between two of one span is read and left."""
-    for span in pool.spans:
-        file, first, count = span.tolist()
-        if wanted := _between(rows.get(file, []), first, first + count):
-            found = pool.read(file, wanted[0], wanted[-1] - wanted[0] + 1)
-            for row in wanted:
-                yield found[row - wanted[0]][1]
-
-
-def _between(ascending: list[int], first: int, end: int) -> list[int]:
-    """Those of first .. end - 1."""
-    return ascending[bisect_left(ascending, first) : bisect_left(ascending, end)]
+def _payloads(pool: PoolFiles, rows: list[tuple[int, list[int]]]) -> Iterator[Payload]:
+    """The encoded images of these rows of each file."""
+    return (payload for file, of_file in rows for _, payload, _ in pool.read_rows(file, np.array(of_file)))
 
 
 def _check_memory(num_images: int, image_bytes: int, location: Location) -> None:

@@ -250,9 +250,9 @@ def test_a_file_is_opened_once_and_not_read_to_its_end_before_its_rows_are_taken
     rows = files.read_all()
     for _ in range(4):
         next(rows)
-    assert made == [5, 5]
+    assert made == [5, 3]
     assert len(list(rows)) == 16
-    assert made == [*[5] * 7, 4]
+    assert made == [5, 3] * 4
     assert opened == [str(tmp_path / "a.parquet")]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import compress, groupby
+from itertools import groupby
 from operator import itemgetter
 
 import numpy as np
@@ -168,32 +168,23 @@ class PoolFiles:
         Image files are opened by their payloads, parquet files here, one row group after the other: a broken one
         costs its own rows, from the break on.
         """
-        return list(self._read(file, self._rows_in_file(file, first, count)))
+        return list(self.read_rows(file, self._rows_in_file(file, first, count)))
 
     def read_all(self) -> Iterator[Row]:
         """Every row of the pool, in order. A file is opened once, and a batch of its rows is held at a time."""
         for file, spans in groupby((span.tolist() for span in self.spans), itemgetter(0)):
-            yield from self._read(file, np.concatenate([self._rows_in_file(*span) for span in spans]))
+            yield from self.read_rows(file, np.concatenate([self._rows_in_file(*span) for span in spans]))
 
-    def _read(self, file: int, rows: NDArray[np.int64]) -> Iterator[Row]:
+    def read_rows(self, file: int, rows: NDArray[np.int64]) -> Iterator[Row]:
         """These rows of the file, which ascend."""
-        path = self.paths[file].as_py()
-        if not is_parquet(path):
+        path, columns = self.paths[file].as_py(), (self.image_column, self.label_column, self.class_names)
+        if is_parquet(path):
+            found = read_rows(self.location, path, rows, *columns)
+            for row, (payload, label) in zip(rows.tolist(), found, strict=True):
+                yield self.sample_id(file, row), payload, label
+        else:
             label = None if self.labels is None else as_label(int(self.labels[file]))
             yield self.name(file), partial(read_image_file, self.location.filesystem, path), label
-            return
-        first, end = int(rows[0]), int(rows[-1]) + 1
-        found = read_rows(
-            self.location,
-            path,
-            first,
-            end - first,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            class_names=self.class_names,
-        )
-        for row, (payload, label) in compress(enumerate(found, start=first), np.isin(np.arange(first, end), rows)):
-            yield self.sample_id(file, row), payload, label
 
 
 def list_pool(
