@@ -15,8 +15,8 @@ from torch import Tensor
 from dpl_ray.config.schema import Config, ViewsConfig
 from dpl_ray.data.augment import OPERATION_NAMES, WEAK_UNIFORMS, ViewSettings, num_strong_uniforms
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.order import Stream, sample_order, view_uniforms
-from dpl_ray.data.pool.windows import PoolStream
+from dpl_ray.data.order import RandomStream, sample_order, view_uniforms
+from dpl_ray.data.pool.windows import PoolFeed
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class BatchFeed:
     def __init__(
         self,
         labeled: ImageSet,
-        unlabeled: ImageSet | PoolStream | None,
+        unlabeled: ImageSet | PoolFeed | None,
         *,
         batch_size: int,
         mu: int,
@@ -97,7 +97,7 @@ class BatchFeed:
 
     @classmethod
     def from_config(
-        cls, config: Config, labeled: ImageSet, unlabeled: ImageSet | PoolStream | None, rank: int, world_size: int
+        cls, config: Config, labeled: ImageSet, unlabeled: ImageSet | PoolFeed | None, rank: int, world_size: int
     ) -> BatchFeed:
         """The feed of a training."""
         return cls(
@@ -113,15 +113,15 @@ class BatchFeed:
 
     def ids(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices of the whole global batch: labelled (batch_size,), unlabelled in memory (mu * batch_size,)."""
-        labeled = sample_order(len(self.labeled), self.batch_size, step, self.seed, Stream.ORDER_LABELED)
+        labeled = sample_order(len(self.labeled), self.batch_size, step, self.seed, RandomStream.ORDER_LABELED)
         if not isinstance(self.unlabeled, ImageSet):
             return labeled, np.zeros(0, dtype=np.int64)
         size = self.batch_size * self.mu
-        return labeled, sample_order(len(self.unlabeled), size, step, self.seed, Stream.ORDER_UNLABELED)
+        return labeled, sample_order(len(self.unlabeled), size, step, self.seed, RandomStream.ORDER_UNLABELED)
 
     def __call__(self, step: int) -> Batch:
         labeled, unlabeled = (self._mine(rows) for rows in self.ids(step))
-        if isinstance(self.unlabeled, PoolStream):
+        if isinstance(self.unlabeled, PoolFeed):
             images_unlabeled, ids_unlabeled, targets_unlabeled = self.unlabeled(step)
         else:
             pool = self.labeled if self.unlabeled is None else self.unlabeled
@@ -130,27 +130,27 @@ class BatchFeed:
                 unlabeled,
                 pool.targets[unlabeled],
             )
-        num_unlabeled = self.world_size * len(ids_unlabeled)
+        num_unlabeled, num_strong = self.world_size * len(ids_unlabeled), num_strong_uniforms(self.views)
         return Batch(
             images=torch.from_numpy(self.labeled.images[labeled]),
             targets=torch.from_numpy(self.labeled.targets[labeled]),
-            uniforms=self._uniforms(self.batch_size, WEAK_UNIFORMS, step, Stream.VIEWS_LABELED),
+            uniforms=self._uniforms(self.batch_size, WEAK_UNIFORMS, step, RandomStream.VIEWS_LABELED),
             images_unlabeled=torch.from_numpy(images_unlabeled),
             ids_unlabeled=torch.from_numpy(ids_unlabeled),
             targets_unlabeled=torch.from_numpy(targets_unlabeled),
-            uniforms_weak=self._uniforms(num_unlabeled, WEAK_UNIFORMS, step, Stream.VIEWS_UNLABELED),
-            uniforms_strong=self._uniforms(num_unlabeled, num_strong_uniforms(self.views), step, Stream.VIEWS_STRONG),
+            uniforms_weak=self._uniforms(num_unlabeled, WEAK_UNIFORMS, step, RandomStream.VIEWS_UNLABELED),
+            uniforms_strong=self._uniforms(num_unlabeled, num_strong, step, RandomStream.VIEWS_STRONG),
         )
 
     def close(self) -> None:
         """Stop reading a streamed pool."""
-        if isinstance(self.unlabeled, PoolStream):
+        if isinstance(self.unlabeled, PoolFeed):
             self.unlabeled.close()
 
     def _mine(self, rows: NDArray) -> NDArray:
         share = len(rows) // self.world_size
         return rows[self.rank * share : (self.rank + 1) * share]
 
-    def _uniforms(self, num_rows: int, num_columns: int, step: int, stream: Stream) -> Tensor:
+    def _uniforms(self, num_rows: int, num_columns: int, step: int, stream: RandomStream) -> Tensor:
         # Drawn for the global batch and sliced: an image's view does not depend on which worker makes it.
         return torch.from_numpy(self._mine(view_uniforms(num_rows, num_columns, step, self.seed, stream)))

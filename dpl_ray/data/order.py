@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Stream(IntEnum):
+class RandomStream(IntEnum):
     """Independent sources of randomness below one seed."""
 
     ORDER_LABELED = 0
@@ -25,13 +25,13 @@ class Stream(IntEnum):
 
 
 @lru_cache(maxsize=8)
-def _permutation(size: int, seed: int, stream: Stream, number: int) -> NDArray[np.int64]:
+def _permutation(size: int, seed: int, stream: RandomStream, number: int) -> NDArray[np.int64]:
     order = np.random.default_rng([seed, stream, number]).permutation(size)
     order.setflags(write=False)
     return order
 
 
-def sample_order(size: int, batch_size: int, step: int, seed: int, stream: Stream) -> NDArray[np.int64]:
+def sample_order(size: int, batch_size: int, step: int, seed: int, stream: RandomStream) -> NDArray[np.int64]:
     """Indices, (batch_size,) int64, of the samples in the global batch of `step`.
 
     The samples 0..size-1 are passed through in a new permutation each time, batches running on from one pass into
@@ -44,11 +44,11 @@ def sample_order(size: int, batch_size: int, step: int, seed: int, stream: Strea
     )
 
 
-def view_uniforms(num_rows: int, num_columns: int, step: int, seed: int, stream: Stream) -> NDArray[np.float32]:
+def view_uniforms(num_rows: int, num_columns: int, step: int, seed: int, stream: RandomStream) -> NDArray[np.float32]:
     """(num_rows, num_columns) float32 in [0, 1): the parameters of the views of a whole global batch."""
     return np.random.default_rng([seed, stream, step]).random((num_rows, num_columns), dtype=np.float32)
 
 
 def layer_seed(seed: int, step: int, rank: int) -> int:
     """Seed of the layers that draw (dropout), of one worker in one step."""
-    return int(np.random.SeedSequence([seed, Stream.LAYERS, step, rank]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, RandomStream.LAYERS, step, rank]).generate_state(1)[0])

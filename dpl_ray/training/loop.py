@@ -13,7 +13,7 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.batches import BatchFeed, view_settings
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.order import layer_seed
-from dpl_ray.data.pool.windows import PoolStream, StreamedPool, WindowReader, Windows, read_here
+from dpl_ray.data.pool.windows import PoolFeed, StreamedPool, WindowReader, Windows, read_here
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, list_checkpoints, load_state, save_checkpoint
 from dpl_ray.training.distributed import Workers
@@ -98,11 +98,11 @@ def _start(config: Config, info: ModelInfo, pool_size: int, folder: Storage, wor
 
 def _open_pool(
     splits: Splits, config: Config, workers: Workers, first_step: int, read: WindowReader
-) -> ImageSet | PoolStream:
+) -> ImageSet | PoolFeed:
     if not isinstance(splits.unlabeled, StreamedPool):
         assert isinstance(splits.unlabeled, ImageSet)
         return splits.unlabeled
-    return PoolStream(
+    return PoolFeed(
         splits.unlabeled,
         Windows.from_config(config),
         first_step=first_step,

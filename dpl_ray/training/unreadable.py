@@ -7,7 +7,7 @@ from itertools import islice
 from dpl_ray.config.schema import Config
 from dpl_ray.data.bad_images import read_bad
 from dpl_ray.data.dataset import BadImage, ImageSet
-from dpl_ray.data.pool.windows import PoolStream
+from dpl_ray.data.pool.windows import PoolFeed
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.records import Window
@@ -19,7 +19,7 @@ class Unreadable:
     def __init__(
         self,
         config: Config,
-        pool: ImageSet | PoolStream | None,
+        pool: ImageSet | PoolFeed | None,
         others: tuple[BadImage, ...],
         folder: Storage,
         workers: Workers,
@@ -30,7 +30,7 @@ class Unreadable:
             others: of the run's unreadable images those that are not of the pool.
             folder: of the run, whose list has those that an earlier start has found.
         """
-        self.stream = pool if isinstance(pool, PoolStream) else None
+        self.stream = pool if isinstance(pool, PoolFeed) else None
         self.limit, self.workers, self.window = config.data.max_bad_fraction, workers, window
         #: Sample id -> reason; at most data.max_bad_fraction of the pool, or the run has stopped.
         self.known: dict[str, str] = {}

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from dpl_ray.data.augment import WEAK_UNIFORMS
 from dpl_ray.data.batches import Batch, BatchFeed
-from dpl_ray.data.order import Stream, _permutation, layer_seed, sample_order, view_uniforms
+from dpl_ray.data.order import RandomStream, _permutation, layer_seed, sample_order, view_uniforms
 from tests.builders import tiny_config, tiny_feed, tiny_splits
 
 sizes, batch_sizes, seeds = st.integers(1, 40), st.integers(1, 90), st.integers(0, 2**31)
 
 
-def order(size: int, batch_size: int, step: int, seed: int = 0, stream: Stream = Stream.ORDER_UNLABELED) -> list[int]:
+def order(
+    size: int, batch_size: int, step: int, seed: int = 0, stream: RandomStream = RandomStream.ORDER_UNLABELED
+) -> list[int]:
     return sample_order(size, batch_size, step, seed, stream).tolist()
 
 
@@ -56,24 +58,24 @@ def test_passes_steps_seeds_and_streams_differ() -> None:
         order(30, 30, step=0),
         order(30, 30, step=1),
         order(30, 30, step=0, seed=1),
-        order(30, 30, step=0, stream=Stream.ORDER_LABELED),
+        order(30, 30, step=0, stream=RandomStream.ORDER_LABELED),
     ]
     assert len({tuple(batch) for batch in batches}) == len(batches)
     assert len(
-        {tuple(view_uniforms(2, 3, 0, seed, stream).ravel()) for seed in (0, 1) for stream in Stream}
-    ) == 2 * len(Stream)
+        {tuple(view_uniforms(2, 3, 0, seed, stream).ravel()) for seed in (0, 1) for stream in RandomStream}
+    ) == 2 * len(RandomStream)
     assert len({layer_seed(seed, step, rank) for seed in range(3) for step in range(3) for rank in range(3)}) == 27
 
 
 def test_the_order_cannot_be_written_to() -> None:
-    first = sample_order(5, 5, 0, 0, Stream.ORDER_LABELED)
+    first = sample_order(5, 5, 0, 0, RandomStream.ORDER_LABELED)
     expected = first.tolist()
     first[:] = 0
-    assert order(5, 5, 0, stream=Stream.ORDER_LABELED) == expected
+    assert order(5, 5, 0, stream=RandomStream.ORDER_LABELED) == expected
 
 
 def test_uniforms_fill_the_unit_interval() -> None:
-    uniforms = view_uniforms(500, 9, 0, 0, Stream.VIEWS_STRONG)
+    uniforms = view_uniforms(500, 9, 0, 0, RandomStream.VIEWS_STRONG)
     assert (uniforms.shape, uniforms.dtype) == ((500, 9), np.float32)
     assert uniforms.min() >= 0
     assert uniforms.max() < 1

@@ -20,7 +20,7 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.pool.windows import (
-    PoolStream,
+    PoolFeed,
     StreamedPool,
     UnreadablePoolError,
     WindowReader,
@@ -56,8 +56,8 @@ def levels(images: np.ndarray) -> list[int]:
     return images[:, 0, 0, 0].tolist()
 
 
-def stream(pool: StreamedPool, windows: Windows, num_steps: int, **options: int) -> PoolStream:
-    return PoolStream(pool, windows, num_steps=num_steps, **{"first_step": 0} | options)
+def stream(pool: StreamedPool, windows: Windows, num_steps: int, **options: int) -> PoolFeed:
+    return PoolFeed(pool, windows, num_steps=num_steps, **{"first_step": 0} | options)
 
 
 def taken(pool: StreamedPool, windows: Windows, steps: range, **options: int) -> list[list[int]]:
@@ -137,7 +137,7 @@ def test_nothing_is_read_beyond_the_next_window(pool: StreamedPool) -> None:
             yield rows
 
     windows = Windows(batch_size=2, mu=2, steps=3, seed=0)
-    source = PoolStream(pool, windows, first_step=4, num_steps=18, read=reader)
+    source = PoolFeed(pool, windows, first_step=4, num_steps=18, read=reader)
     for step in range(4, 9):
         source(step)
     source.close()

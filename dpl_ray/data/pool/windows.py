@@ -31,7 +31,7 @@ from dpl_ray.data.dataset import BadImage
 from dpl_ray.data.decode import DecodeSettings, decode_many
 from dpl_ray.data.files import FOREIGN
 from dpl_ray.data.labels import label_indices
-from dpl_ray.data.order import Stream
+from dpl_ray.data.order import RandomStream
 from dpl_ray.data.pool.files import PoolFiles, Rows
 
 MAX_WINDOWS_WITHOUT_AN_IMAGE = 8
@@ -95,7 +95,7 @@ class StreamedPool:
 @lru_cache(maxsize=4)
 def _pass(pool: StreamedPool, number: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Order (S,) of the spans in a pass, and the place (S,) in the pass at which each of these ends."""
-    order = np.random.default_rng([seed, Stream.ORDER_UNLABELED, number]).permutation(len(pool.spans))
+    order = np.random.default_rng([seed, RandomStream.ORDER_UNLABELED, number]).permutation(len(pool.spans))
     return order, np.cumsum(pool.spans[order, 3])
 
 
@@ -128,7 +128,7 @@ class Windows:
         length = self.mu * self.steps
         columns = []
         for index in range(share):
-            chunk = [self.seed, Stream.WINDOWS, number, rank * share + index]
+            chunk = [self.seed, RandomStream.WINDOWS, number, rank * share + index]
             order = np.random.default_rng(chunk).permutation(length)
             columns.append(index * length + order.reshape(self.steps, self.mu))
         return np.concatenate(columns, axis=1)
@@ -200,7 +200,7 @@ def read_here(
         yield read_window(pool, windows, number, rank, world_size)
 
 
-class PoolStream:
+class PoolFeed:
     """A worker's rows of each step, which have to be asked for one step after the other.
 
     At most two windows' shares are held here: the one that is used and, read in a thread, the next one.
