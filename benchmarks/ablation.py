@@ -17,9 +17,11 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from benchmarks.dpl_variants import VARIANTS
+from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config.compose import load_config
-from dpl_ray.config.schema import Config, suggest
+from dpl_ray.config.schema import Config
+from dpl_ray.config.section import suggest
 from dpl_ray.data.sources import load_splits
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.comparison.cells import Cell, CellResult, run_cell
@@ -30,7 +32,7 @@ OWN = ("variants", "seeds", "workers")
 
 def run_one(config: Config, cell: Cell, folder: str) -> CellResult:
     """A cell, in a process of its own."""
-    POLICIES.update(VARIANTS)
+    POLICIES["dpl"] = VARIANTS.get(cell.label, DynamicPseudoLabels)
     return run_cell(config, cell, load_splits(config.data, seed=cell.seed, uses_unlabeled=True), folder)
 
 
@@ -50,7 +52,7 @@ def main(arguments: list[str]) -> None:
             raise ValueError(f"{name}={own[name]}: must be a whole number of at least 1")
     folder = str(Storage(config.run.storage_path) / (config.run.name or f"ablation-{config.data.name}"))
     cells = [
-        Cell(name, {"name": name} | {key: value for key, value in config.policy.items() if key != "name"}, seed)
+        Cell(name, config.policy.model_dump(), seed)
         for seed in range(config.train.seed, config.train.seed + int(own.get("seeds", "5")))
         for name in ("dpl", *wanted)
     ]

@@ -1,6 +1,6 @@
 """Changes to dpl that were tried one at a time and not kept: what docs/RESULTS.md says of them can be measured again.
 
-Each is a policy of its own that changes one thing of `DynamicPseudoLabels`; its parameters are those of dpl.
+Each takes the place of dpl and changes one thing of `DynamicPseudoLabels`; its parameters are those of dpl.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from dpl_ray.algorithm.policies import POLICIES
-from dpl_ray.config.schema import Config, parse_config
+from dpl_ray.algorithm.policies import POLICIES, build_policy
+from dpl_ray.algorithm.policy import Policy
+from dpl_ray.config.schema import Config, parse_config, parse_policy
 from dpl_ray.data.batches import BatchFeed
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.store.storage import Storage
@@ -34,6 +35,11 @@ def tiny_config(**groups: dict[str, Any]) -> Config:
         "scale": {"num_workers": 0},
     }
     return parse_config(tree | {group: tree.get(group, {}) | fields for group, fields in groups.items()})
+
+
+def make_policy(name: str, num_features: int, num_classes: int, **parameters: Any) -> Policy:
+    """A policy with these parameters, and its defaults for the others."""
+    return build_policy(parse_policy({"name": name} | parameters).model_dump(), num_features, num_classes)
 
 
 def tiny_set(name: str, num_images: int, num_classes: int, channels: int, size: int, seed: int) -> ImageSet:
@@ -66,7 +72,7 @@ def tiny_splits(
 
 def tiny_feed(config: Config, splits: Splits, rank: int = 0, world_size: int = 1) -> BatchFeed:
     """The feed as the training loop makes it."""
-    pool = splits.unlabeled if POLICIES[config.policy["name"]].uses_unlabeled else None
+    pool = splits.unlabeled if POLICIES[config.policy.name].uses_unlabeled else None
     return BatchFeed.from_config(config, splits.labeled, pool, rank, world_size)
 
 

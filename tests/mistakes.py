@@ -179,7 +179,9 @@ MISTAKES = (
     Mistake("experiment", plain("tracking.experiment="), ("tracking.experiment=: must not be empty",)),
     Mistake("policy_type", plain("policy.epsilon=small"), ("policy.epsilon=small: must be a number",)),
     Mistake(
-        "policy_bound", plain("policy=fixmatch", "policy.threshold=95"), ("policy.threshold=95: must be in [0, 1]",)
+        "policy_bound",
+        plain("policy=fixmatch", "policy.threshold=95"),
+        ("policy.threshold=95: must be less than or equal to 1",),
     ),
     Mistake("policy_choice", plain("policy.rule=gausian"), ("policy.rule=gausian: must be", "mean gaussian?")),
     Mistake("operation", plain("data.views.exclude=[rotat]"), ("data.views.exclude=rotat", "did you mean rotate?")),

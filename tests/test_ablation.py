@@ -13,18 +13,20 @@ from benchmarks.dpl_variants import VARIANTS
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
+from dpl_ray.config.policies import DplConfig
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
 from tests.builders import tiny_config, tiny_feed, tiny_splits
 
 NUM_CLASSES = 3
+DEFAULTS = DplConfig().model_dump(exclude={"name"})
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_trains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(POLICIES, name, VARIANTS[name])
-    config, splits = tiny_config(policy={"name": name}), tiny_splits()
+    monkeypatch.setitem(POLICIES, "dpl", VARIANTS[name])
+    config, splits = tiny_config(), tiny_splits()
     state = build_state(config, 3, NUM_CLASSES, Workers(), pool_size=len(splits.unlabeled))
     feed = tiny_feed(config, splits)
     before = torch.cat([parameter.detach().flatten() for parameter in state.student.parameters()])
@@ -37,7 +39,7 @@ def test_a_variant_trains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def pair(name: str) -> tuple[DynamicPseudoLabels, DynamicPseudoLabels]:
     """A variant and dpl in the same state, after a while."""
     torch.manual_seed(0)
-    policies = VARIANTS[name](2, NUM_CLASSES), DynamicPseudoLabels(2, NUM_CLASSES)
+    policies = [kind(2, NUM_CLASSES, **DEFAULTS) for kind in (VARIANTS[name], DynamicPseudoLabels)]
     for policy in policies:
         policy.states.copy_(torch.tensor([[0.9, 0.8, 0.7], [0.6, 0.5, 0.4]]))
         policy.boundary.copy_(torch.tensor([[0.3, 0.4, 0.5], [0.3, 0.4, 0.5]]))
@@ -76,7 +78,7 @@ def check_median_boundary(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels
 
 def check_warmed_states(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
     pseudo = answers(dpl)
-    warmed = DynamicPseudoLabels(2, NUM_CLASSES, ema_decay=0.1)  # (1 + 0) / (10 + 0)
+    warmed = DynamicPseudoLabels(2, NUM_CLASSES, **DEFAULTS | {"ema_decay": 0.1})  # (1 + 0) / (10 + 0)
     warmed.load_state_dict(dpl.state_dict())
     for policy in (variant, warmed):
         policy.update(policy.statistics(pseudo))

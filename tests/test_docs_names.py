@@ -15,8 +15,10 @@ import yaml
 from pydantic import TypeAdapter
 
 import dpl_ray
-from dpl_ray.config.compose import check_policy, describe_policies, list_groups, load_config
-from dpl_ray.config.schema import Config, Section
+from dpl_ray.config.compose import list_groups, load_config
+from dpl_ray.config.describe import describe_policies
+from dpl_ray.config.schema import Config, parse_policy
+from dpl_ray.config.section import Section
 from dpl_ray.studies.tuning.config import GROUPS, load_search, resolve
 from pipelines.cli import commands
 from tests.documents import ROOT, Document, documents
@@ -74,7 +76,7 @@ def _fields(model: type[Section], prefix: str) -> Iterator[tuple[str, Field]]:
 
 
 def _policy_check(policy: str, parameter: str) -> Callable[[Any], object]:
-    return lambda value: check_policy({"name": policy, parameter: value})
+    return lambda value: parse_policy({"name": policy, parameter: value})
 
 
 def named(key: str) -> list[Field]:

@@ -18,7 +18,10 @@ import dpl_ray.algorithm
 from dpl_ray.algorithm import policies as policies_module
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config import compose
+from dpl_ray.config import policies as config_policies
 from dpl_ray.config.compose import load_config
+from dpl_ray.config.policies import POLICY_CONFIGS
+from dpl_ray.config.schema import Config
 from dpl_ray.data.batches import view_settings
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.metrics import SUMS
@@ -49,9 +52,12 @@ def only(pattern: str, text: str) -> str:
 def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Adds the policy of a page as the page says, until the test ends; the files lie in a temporary folder."""
 
+    policy = Config.model_fields["policy"]
+    known = policy.annotation
+
     def steps(page: str) -> None:
         text = section(page, "Adding a policy")
-        class_code, loop_code = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        class_code, parameters_code, loop_code = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
         module = only(rf"`(dpl_ray/algorithm/{NAME}\.py)`", text)
         (tmp_path / Path(module).name).write_text(class_code)
@@ -60,9 +66,17 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         line = only(rf'`("{NAME}": \w+,)`', text)
         monkeypatch.setitem(POLICIES, NAME, eval(f"{{{line}}}", vars(policies_module) | imported)[NAME])
 
+        assert "`dpl_ray/config/policies.py`" in text
+        sections = dict(vars(config_policies))
+        exec(parameters_code, sections)
+        added = eval(only(r"`\| (\w+)`", text), sections)
+        monkeypatch.setitem(POLICY_CONFIGS, added.model_fields["name"].default, added)
+        policy.annotation = known | added
+        Config.model_rebuild(force=True)
+
         file = only(rf"`(conf/policy/{NAME}\.yaml)`", text)
         shutil.copytree(compose.CONF_FOLDER, tmp_path / "conf")
-        (tmp_path / file).write_text(only(r"^```yaml\n(.*?)^```$", text))
+        (tmp_path / file).write_text("\n".join(re.findall(r"`(# .+?|name: .+?)`", text)))
         for reader in (compose, test_policies):
             monkeypatch.setattr(reader, "CONF_FOLDER", tmp_path / "conf")
 
@@ -74,6 +88,8 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         monkeypatch.setitem(test_step.CASES, NAME, {"name": NAME})
 
     yield steps
+    policy.annotation = known
+    Config.model_rebuild(force=True)
     sys.modules.pop(f"dpl_ray.algorithm.{NAME}", None)
     vars(dpl_ray.algorithm).pop(NAME, None)
 
@@ -100,7 +116,7 @@ def calls() -> Iterator[tuple[Callable[..., None], dict[str, Any]]]:
 
 def hold_to_all_tests() -> list[str]:
     """Run every test that a row brings; returns their names, once for every set of arguments."""
-    test_policies.test_every_policy_has_a_row_and_a_yaml_file()
+    test_policies.test_every_policy_has_a_row_parameters_and_a_yaml_file()
     ran = []
     for test, arguments in calls():
         test(**arguments)
@@ -120,8 +136,7 @@ def test_the_example_passes_all_tests_that_every_policy_passes(follow: Callable[
     assert set(ran) >= {
         "test_statistics_of_shards_sum_to_those_of_the_batch",
         "test_the_state_dict_holds_all_that_later_steps_depend_on",
-        "test_yaml_says_the_constructors_parameters_and_defaults",
-        "test_every_parameter_is_described",
+        "test_every_parameter_of_the_constructor_is_configured_and_described",
         "test_a_parameter_out_of_bounds_is_named",
     }
 
@@ -129,8 +144,8 @@ def test_the_example_passes_all_tests_that_every_policy_passes(follow: Callable[
 def test_the_example_trains(follow: Callable[[str], None]) -> None:
     follow(PAGE)
     test_step.test_a_step_is_the_slow_step_that_skips_nothing(NAME)
-    config = tiny_config(policy=load_config([f"policy={NAME}", "policy.decay=0.5"]).policy)
-    assert config.policy == {"name": NAME, "decay": 0.5}
+    config = tiny_config(policy=load_config([f"policy={NAME}", "policy.decay=0.5"]).policy.model_dump())
+    assert config.policy.model_dump() == {"name": NAME, "decay": 0.5}
     splits = tiny_splits()
     state = build_state(config, 3, 3, Workers(), pool_size=len(splits.unlabeled))
     feed = tiny_feed(config, splits)
@@ -151,15 +166,17 @@ def test_the_example_trains(follow: Callable[[str], None]) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("from typing import Annotated\n", ""),
+        ("import torch\n", ""),
         ("(pseudo.confidence >= self", "(pseudo.confidence < self"),
         (".add_(statistics)", ".add_(statistics[0])"),
         (".mul_(self.decay)", ""),
         ("torch.nn.Buffer(torch.zeros(2, dtype=torch.float64))", "torch.zeros(2, dtype=torch.float64)"),
         (".double().sum(dim=1)", ".double().mean(dim=1)"),
-        ('        check_range("decay", decay, 0, 1, open_high=True)\n', ""),
-        ("decay: 0.99 # of the mean", "decay: 0.9 # of the mean"),
-        ("name: running_mean\n", "name: running\n"),
+        ("ge=0, lt=1", "ge=0"),
+        (', description="of the mean"', ""),
+        ("    decay: float = Field(", "    decays: float = Field("),
+        ("`| RunningMeanConfig`", "`| RunningConfig`"),
+        ("`name: running_mean`", "`name: running`"),
         ('`"running_mean": RunningMean,`', '`"running_mean": Running,`'),
         ("references.running_mean,", "references.fixmatch,"),
         ("decay * total + sum(confidences)", "total + sum(confidences)"),
@@ -198,7 +215,7 @@ def test_the_table_says_what_a_policy_keeps_and_its_parameters_with_defaults(nam
     assert set(quoted(state)) == {key for key, _ in policy.named_buffers()}
     assert tuple(re.findall(r"`(\w+)`, sharded", state)) == policy.sharded
     pairs = [pair.split("=") for pair in quoted(parameters)]
-    assert {key: yaml.safe_load(value) for key, value in pairs} == test_policies.defaults_of(POLICIES[name])
+    assert {key: yaml.safe_load(value) for key, value in pairs} == POLICY_CONFIGS[name]().model_dump(exclude={"name"})
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from dpl_ray import load_config
-from dpl_ray.config.own_fields import validated
-from dpl_ray.config.schema import Section
+from dpl_ray.config.section import Section, validated
 from tests.documents import Document, documents
 
 OWN = ("dpl_ray", "pipelines", "benchmarks")

@@ -5,13 +5,11 @@ Legend: B labelled, U unlabelled images, C classes.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from torch import Tensor
 
 from dpl_ray.algorithm.ema import ema_
-from dpl_ray.algorithm.policy import Policy, check_range
+from dpl_ray.algorithm.policy import Policy
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 
 
@@ -27,17 +25,8 @@ class AdaMatch(Policy):
     mean_probs_labeled: Tensor  # (C,) of labelled ones
     confidence_labeled: Tensor  # () mean confidence on the labelled images of the newest batch
 
-    def __init__(
-        self,
-        num_features: int,
-        num_classes: int,
-        *,
-        threshold: Annotated[float, "share of the labelled confidence that a sample needs to count"] = 0.95,
-        ema_decay: Annotated[float, "decay of the averages; published recipe of 2^20 steps: 0.999"] = 0.99,
-    ) -> None:
+    def __init__(self, num_features: int, num_classes: int, *, threshold: float, ema_decay: float) -> None:
         super().__init__(num_features, num_classes)
-        check_range("threshold", threshold, 0, 1)
-        check_range("ema_decay", ema_decay, 0, 1, open_high=True)
         self.threshold, self.ema_decay = threshold, ema_decay
         uniform = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
         self.register_buffer("mean_probs", uniform.clone())

@@ -6,13 +6,12 @@ Legend: B labelled, U unlabelled images, C classes.
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpl_ray.algorithm.policy import Policy, check_range
+from dpl_ray.algorithm.policy import Policy
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 
 #: Of the published recipe: the threshold falls every 10 of 1,024 epochs, by this factor, to no less than this.
@@ -31,15 +30,8 @@ class Dash(Policy):
     loss_sum: Tensor  # () over the labelled images of the warm-up's second half
     loss_count: Tensor  # ()
 
-    def __init__(
-        self,
-        num_features: int,
-        num_classes: int,
-        *,
-        warmup: Annotated[float, "share of the run that trains on labelled images alone, to find the threshold"] = 0.05,
-    ) -> None:
+    def __init__(self, num_features: int, num_classes: int, *, warmup: float) -> None:
         super().__init__(num_features, num_classes)
-        check_range("warmup", warmup, 0, 0.5)
         self.warmup = warmup
         self.register_buffer("loss_sum", torch.zeros((), dtype=torch.float64))
         self.register_buffer("loss_count", torch.zeros((), dtype=torch.float64))

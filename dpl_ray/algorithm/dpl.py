@@ -10,7 +10,6 @@ Legend: U unlabelled, B labelled images, C classes, D features; rows of (2, C) a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +24,8 @@ from dpl_ray.algorithm.gradient_cut import (
     gradient_size,
     passes,
 )
-from dpl_ray.algorithm.policy import Policy, check_choice, check_range
+from dpl_ray.algorithm.policy import Policy
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
-
-CUTS = ("confidence", "own", "none")
 
 
 def gaussian_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float) -> Tensor:
@@ -66,23 +63,14 @@ class DynamicPseudoLabels(Policy):
         num_features: int,
         num_classes: int,
         *,
-        ema_decay: Annotated[float, "decay of states, boundaries and alignment"] = 0.99,
-        rule: Annotated[str, "combination of the two states: gaussian, band or agreement"] = "gaussian",
-        cut: Annotated[
-            str, "whose gradient decides what is cut: confidence (main classifier's), own (each head's), none (no cut)"
-        ] = "confidence",
-        epsilon: Annotated[float, "least width of the rule, in confidence"] = 0.02,
-        alignment: Annotated[bool, "uniform alignment of the class probabilities"] = True,
-        classifier_from: Annotated[
-            float, "share of the run from which pseudo-labels move the main classifier too, not the features alone"
-        ] = 0.0,
+        ema_decay: float,
+        rule: str,
+        cut: str,
+        epsilon: float,
+        alignment: bool,
+        classifier_from: float,
     ) -> None:
         super().__init__(num_features, num_classes)
-        check_range("ema_decay", ema_decay, 0, 1, open_high=True)
-        check_choice("rule", rule, tuple(RULES))
-        check_choice("cut", cut, CUTS)
-        check_range("epsilon", epsilon, 1e-6, 1)
-        check_range("classifier_from", classifier_from, 0, 1)
         self.classifier_from = classifier_from
         self.ema_decay, self.rule, self.cut_by, self.epsilon, self.aligned = ema_decay, rule, cut, epsilon, alignment
         self.heads = GradientCutHeads(num_features, num_classes)

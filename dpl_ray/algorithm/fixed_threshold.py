@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from torch import Tensor
 
-from dpl_ray.algorithm.policy import Policy, check_range
+from dpl_ray.algorithm.policy import Policy
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 
 
@@ -23,15 +21,8 @@ class Supervised(Policy):
 class FixMatch(Policy):
     """FixMatch (Sohn 2020): w = 1[c >= threshold], on the strong view."""
 
-    def __init__(
-        self,
-        num_features: int,
-        num_classes: int,
-        *,
-        threshold: Annotated[float, "least confidence of a sample that counts"] = 0.95,
-    ) -> None:
+    def __init__(self, num_features: int, num_classes: int, *, threshold: float) -> None:
         super().__init__(num_features, num_classes)
-        check_range("threshold", threshold, 0, 1)
         self.threshold = threshold
 
     def weights(self, pseudo: PseudoLabels) -> Tensor:
@@ -47,16 +38,8 @@ class PseudoLabel(FixMatch):
 class Uda(FixMatch):
     """UDA (Xie 2020): a lower threshold, and sharpened soft targets softmax(logits / temperature)."""
 
-    def __init__(
-        self,
-        num_features: int,
-        num_classes: int,
-        *,
-        threshold: Annotated[float, "least confidence of a sample that counts"] = 0.8,
-        temperature: Annotated[float, "divides the logits of the soft targets"] = 0.4,
-    ) -> None:
+    def __init__(self, num_features: int, num_classes: int, *, threshold: float, temperature: float) -> None:
         super().__init__(num_features, num_classes, threshold=threshold)
-        check_range("temperature", temperature, 0.01, 10)
         self.temperature = temperature
 
     def targets(self, pseudo: PseudoLabels) -> Tensor:

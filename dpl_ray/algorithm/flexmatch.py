@@ -5,12 +5,10 @@ Legend: U unlabelled images of the global batch, C classes, P samples in the poo
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from torch import Tensor
 
-from dpl_ray.algorithm.policy import Policy, RunFacts, check_range
+from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 
 
@@ -30,15 +28,8 @@ class FlexMatch(Policy):
     recent: Tensor  # (U,) int64, 1 + id * C + label of the samples of the step before that were confident, else 0
     last_labels: Tensor  # (ceil((P - rank) / N),) 1 + label, 0 for never confident; sample id is row id // N
 
-    def __init__(
-        self,
-        num_features: int,
-        num_classes: int,
-        *,
-        threshold: Annotated[float, "confidence that counts for a class that the student knows best"] = 0.95,
-    ) -> None:
+    def __init__(self, num_features: int, num_classes: int, *, threshold: float) -> None:
         super().__init__(num_features, num_classes)
-        check_range("threshold", threshold, 0, 1)
         self.threshold = threshold
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.float64))
 

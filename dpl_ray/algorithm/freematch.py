@@ -5,13 +5,11 @@ Legend: U unlabelled images, K strong views that have a weight, C classes.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from torch import Tensor
 
 from dpl_ray.algorithm.ema import ema_
-from dpl_ray.algorithm.policy import Policy, RunFacts, check_range
+from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 
 
@@ -40,17 +38,8 @@ class FreeMatch(Policy):
     mean_probs: Tensor  # (C,)
     histogram: Tensor  # (C,) h: moving average of the shares of the labels
 
-    def __init__(
-        self,
-        num_features: int,
-        num_classes: int,
-        *,
-        ema_decay: Annotated[float, "decay of the averages; published recipe of 2^20 steps: 0.999"] = 0.99,
-        fairness_weight: Annotated[float, "weight of the self-adaptive fairness term"] = 0.01,
-    ) -> None:
+    def __init__(self, num_features: int, num_classes: int, *, ema_decay: float, fairness_weight: float) -> None:
         super().__init__(num_features, num_classes)
-        check_range("ema_decay", ema_decay, 0, 1, open_high=True)
-        check_range("fairness_weight", fairness_weight, 0, 1)
         self.ema_decay, self.fairness_weight = ema_decay, fairness_weight
         uniform = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
         self.register_buffer("confidence", uniform[0].clone())

@@ -41,8 +41,8 @@ class RunFacts:
 class Policy(nn.Module, ABC):
     """The defaults: no state, no sums, no trained parts. Subclasses say at least `weights`.
 
-    The constructor takes (num_features, num_classes) and then the policy's own parameters as keywords, each
-    `Annotated[type, "meaning"]` with a default; one out of bounds is a `ValueError` that starts with its name.
+    The constructor takes (num_features, num_classes) and then the policy's own parameters as keywords; their defaults,
+    bounds and meanings are in dpl_ray/config/policies.py.
     """
 
     uses_unlabeled: ClassVar[bool] = True
@@ -110,15 +110,3 @@ class Policy(nn.Module, ABC):
     def thresholds(self) -> dict[str, Tensor]:
         """Class-wise thresholds to record, name -> (C,)."""
         return {}
-
-
-def check_range(name: str, value: float, low: float, high: float, *, open_high: bool = False) -> None:
-    """`ValueError` unless low <= value <= high (or < high)."""
-    if not (low <= value < high if open_high else low <= value <= high):
-        raise ValueError(f"{name}={value}: must be in [{low}, {high}{')' if open_high else ']'}")
-
-
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """`ValueError` unless the value is one of the known."""
-    if value not in known:
-        raise ValueError(f"{name}={value}: must be one of {', '.join(known)}")

@@ -5,13 +5,11 @@ Legend: U unlabelled images, C classes.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from torch import Tensor
 
 from dpl_ray.algorithm.ema import ema_
-from dpl_ray.algorithm.policy import Policy, check_range
+from dpl_ray.algorithm.policy import Policy
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 
 
@@ -28,17 +26,9 @@ class SoftMatch(Policy):
     mean_probs: Tensor  # (C,) moving average of the unaligned probabilities
 
     def __init__(
-        self,
-        num_features: int,
-        num_classes: int,
-        *,
-        ema_decay: Annotated[float, "decay of the averages; published recipe of 2^20 steps: 0.999"] = 0.99,
-        num_sigmas: Annotated[float, "divides the deviation: larger falls off faster below the mean"] = 2.0,
-        alignment: Annotated[bool, "uniform alignment of the class probabilities"] = True,
+        self, num_features: int, num_classes: int, *, ema_decay: float, num_sigmas: float, alignment: bool
     ) -> None:
         super().__init__(num_features, num_classes)
-        check_range("ema_decay", ema_decay, 0, 1, open_high=True)
-        check_range("num_sigmas", num_sigmas, 0.01, 100)
         self.ema_decay, self.num_sigmas, self.aligned = ema_decay, num_sigmas, alignment
         uniform = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
         self.register_buffer("mean", uniform[0].clone())

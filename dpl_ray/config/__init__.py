@@ -1,4 +1,4 @@
 """Every field with its default, bounds and meaning; from conf/ and the command line to a checked Config.
 
-May import: store, algorithm.
+May import: store.
 """

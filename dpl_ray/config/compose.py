@@ -5,11 +5,10 @@ Every mistake is one `ValueError` that names the field, the value and what would
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import pyarrow as pa
 import yaml
@@ -21,10 +20,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, ValidationError, create_model
 
 from dpl_ray.config.describe import describe_fields
-from dpl_ray.config.schema import Config, explain, parse_config, shown, suggest
+from dpl_ray.config.policies import POLICY_CONFIGS
+from dpl_ray.config.schema import Config, parse_config
+from dpl_ray.config.section import shown, suggest
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
 
@@ -47,8 +47,8 @@ def load_config(overrides: Sequence[str] = (), *, in_cells: bool = False) -> Con
     if len(files) > 1:
         raise ValueError(f"config={files[1]}: config={files[0]} is there already; one file is the whole configuration")
     given = _read_config(files[0]) if files else None
-    _check_overrides(overrides, given)
-    node, start = (Config(), "schema") if given is None else (given, "given")
+    policy = _check_overrides(overrides, given)
+    node, start = (Config(policy=POLICY_CONFIGS[policy]()), "schema") if given is None else (given, "given")
     ConfigStore.instance().store(name=start, node=node.model_dump(mode="json"))
     GlobalHydra.instance().clear()
     try:
@@ -58,8 +58,7 @@ def load_config(overrides: Sequence[str] = (), *, in_cells: bool = False) -> Con
     except (HydraException, OmegaConfBaseException) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"{getattr(error, 'full_key', None) or ' '.join(overrides)}: {first_line}") from None
-    config = parse_config(tree, in_cells=in_cells)
-    return config.model_copy(update={"policy": check_policy(config.policy)})
+    return parse_config(tree, in_cells=in_cells)
 
 
 def _read_config(path: str) -> Config:
@@ -98,79 +97,24 @@ def default_options() -> dict[str, str]:
 
 
 def option_values(group: str, option: str) -> dict[str, str]:
-    """Dotted field -> value that an option's file sets, its own name aside; none for policies, which list theirs."""
+    """Dotted field -> value that an option's file sets, its own name aside."""
     text = (CONF_FOLDER / group / f"{option}.yaml").read_text()
     tree = yaml.safe_load(text)
     fields = _leaves("", tree if "@package _global_" in text else {group: tree})
     values = {key.removeprefix("."): shown(value) for key, value in fields.items()}
-    return {key: value for key, value in values.items() if key != f"{group}.name" and group != "policy"}
+    return {key: value for key, value in values.items() if key != f"{group}.name"}
 
 
-def describe_policies() -> dict[str, list[tuple[str, str, str, str]]]:
-    """Policy -> rows (field, type, default, meaning) of its own parameters."""
-    from dpl_ray.algorithm.policies import POLICIES
+def _check_overrides(overrides: Sequence[str], given: Config | None) -> str:
+    """The name of the policy that is chosen.
 
-    return {name: [_policy_row(*item) for item in _parameters(policy).items()] for name, policy in POLICIES.items()}
-
-
-def check_policy(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters in their types; `ValueError` unless the policy exists and they have its types and bounds."""
-    name = parameters["name"]
-    if isinstance(name, str) and name in list_groups()["policy"] and parameters == policy_file(name):
-        return parameters  # as its file has it: the mistakes that do not need torch are answered before it is loaded
-    from dpl_ray.algorithm.policies import POLICIES, build_policy
-
-    if not isinstance(name, str) or name not in POLICIES:
-        raise ValueError(
-            f"policy.name={name}: there is no such policy; known: {', '.join(POLICIES)}{suggest(str(name), POLICIES)}"
-        )
-    known = _parameters(POLICIES[name])
-    for key, value in parameters.items():
-        if key != "name" and key not in known:
-            raise ValueError(
-                f"policy.{key}={value}: {name} has no such parameter; "
-                f"known: {', '.join(known) or 'none'}{suggest(key, known)}"
-            )
-    fields: dict[str, Any] = {key: (get_args(kind)[0], default) for key, (kind, default) in known.items()}
-    model = create_model(name, __config__=ConfigDict(strict=False), **fields)
-    try:
-        # The model gives each value the type of its annotation (true for `yes`, say) or says why it cannot.
-        typed = model.model_validate({key: value for key, value in parameters.items() if key != "name"}).model_dump()
-        build_policy({"name": name} | typed, num_features=1, num_classes=2)
-        return {"name": name} | typed
-    except ValidationError as error:
-        raise ValueError(explain(error, "policy")) from None
-    except ValueError as error:
-        key, _, message = str(error).partition("=")
-        given, bound = parameters[key], message.partition(": ")[2]
-        choices = bound.removeprefix("must be one of ").split(", ")
-        raise ValueError(f"policy.{key}={given}: {bound}{suggest(str(given), choices)}") from None
-
-
-def _parameters(policy: type) -> dict[str, tuple[Any, Any]]:
-    """Keyword -> (annotation, default) of a policy's own parameters."""
-    constructor = inspect.getattr_static(policy, "__init__")
-    hints = get_type_hints(constructor, include_extras=True)
-    signature = inspect.signature(constructor).parameters.values()
-    return {p.name: (hints[p.name], p.default) for p in signature if p.kind is p.KEYWORD_ONLY}
-
-
-def _policy_row(name: str, parameter: tuple[Any, Any]) -> tuple[str, str, str, str]:
-    annotation, default = parameter
-    assert get_origin(annotation) is Annotated, f"{name} must be Annotated[type, meaning]"
-    kind, meaning = get_args(annotation)
-    return f"policy.{name}", kind.__name__, yaml.safe_dump(default).removesuffix("...\n").strip(), meaning
-
-
-def _check_overrides(overrides: Sequence[str], given: Config | None) -> None:
-    """
     Args:
         given: a whole configuration that they change; None: they change that of conf/.
     """
     groups = list_groups()
     known = [row[0] for row in describe_fields()]
     parsed = [(text, parse_override(text, groups, known)) for text in overrides]
-    policy = str(given.policy["name"]) if given else "dpl"
+    policy = given.policy.name if given else default_options()["policy"]
     for text, override in parsed:
         key = override.key_or_group
         if override.is_sweep_override():
@@ -182,7 +126,7 @@ def _check_overrides(overrides: Sequence[str], given: Config | None) -> None:
             _check_group(text, override, groups[key])
             if given:
                 raise ValueError(f"{text}: config=FILE has chosen every group; set single fields beside it")
-            if key == "policy":
+            if key == "policy" and not override.is_delete():
                 policy = str(override.value())
     for text, override in parsed:
         if override.key_or_group not in groups:
@@ -190,6 +134,7 @@ def _check_overrides(overrides: Sequence[str], given: Config | None) -> None:
                 _check_field(text, key, known, groups, policy)
         if override.is_add() or override.is_delete():
             raise ValueError(f"{text}: fields and groups are there already; set one with field=value, without + or ~")
+    return policy
 
 
 def _check_group(text: str, override: Override, options: dict[str, str]) -> None:
@@ -212,7 +157,7 @@ def _check_field(text: str, key: str, known: list[str], groups: dict[str, dict[s
     if name == "name" and group in groups:
         raise ValueError(f"{text}: a {group} is chosen with {group}=NAME; known: {', '.join(groups[group])}")
     if group == "policy" and name:
-        _check_policy_field(text, key.removeprefix("policy."), groups["policy"], policy)
+        _check_policy_field(text, name, policy)
     elif inner := [name for name in known if name.startswith(f"{key}.")]:
         raise ValueError(f"{text}: {key} is a section; set its fields, as {inner[0]}=...{suggest(key, groups)}")
     elif key not in known:
@@ -220,19 +165,15 @@ def _check_field(text: str, key: str, known: list[str], groups: dict[str, dict[s
         raise ValueError(f"{text}: there is no field {key}{near or '; --help lists all fields'}")
 
 
-def _check_policy_field(text: str, name: str, policies: Iterable[str], policy: str) -> None:
-    known = {each: policy_file(each) for each in policies}
-    if name not in known[policy]:
-        parameters = [parameter for parameter in known[policy] if parameter != "name"]
-        owners = [each for each in known if name in known[each]]
+def _check_policy_field(text: str, name: str, policy: str) -> None:
+    known = POLICY_CONFIGS[policy].model_fields
+    if name not in known:
+        parameters = [parameter for parameter in known if parameter != "name"]
+        owners = [other for other, section in POLICY_CONFIGS.items() if name in section.model_fields]
         near = f"; policy={owners[0]} has it" if owners else suggest(name, parameters)
         raise ValueError(
             f"{text}: policy={policy} has no such parameter; known: {', '.join(parameters) or 'none'}{near}"
         )
-
-
-def policy_file(name: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((CONF_FOLDER / "policy" / f"{name}.yaml").read_text()))
 
 
 def parse_override(text: str, groups: dict[str, dict[str, str]], known: list[str]) -> Override:

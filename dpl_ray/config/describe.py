@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import yaml
 
-from dpl_ray.config.schema import Config, Section
+from dpl_ray.config.policies import POLICY_CONFIGS
+from dpl_ray.config.schema import Config
+from dpl_ray.config.section import Section
 
 
 def describe_fields(section: type[Section] = Config, prefix: str = "") -> list[tuple[str, str, str, str]]:
-    """Rows (field, type, default, meaning) of every field, depth first; the policies' own are in their YAML."""
+    """Rows (field, type, default, meaning) of every field, depth first; those of policies: `describe_policies`."""
     rows: list[tuple[str, str, str, str]] = []
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -23,6 +25,11 @@ def describe_fields(section: type[Section] = Config, prefix: str = "") -> list[t
                 default = "[]" if not field.default else str(list(field.default))
             rows.append((prefix + name, _type_name(field.annotation), default, field.description or ""))
     return rows
+
+
+def describe_policies() -> dict[str, list[tuple[str, str, str, str]]]:
+    """Policy -> rows (field, type, default, meaning) of its own parameters."""
+    return {name: describe_fields(section, "policy.")[1:] for name, section in POLICY_CONFIGS.items()}
 
 
 def _type_name(annotation: Any) -> str:

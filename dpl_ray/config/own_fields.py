@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from dpl_ray.config.describe import describe_fields
-from dpl_ray.config.schema import Config, Section, explain, suggest
-
-S = TypeVar("S", bound=Section)
-
-
-def validated(model: type[S], values: Mapping[str, Any]) -> S:
-    """The section of these values; the first mistake is a `ValueError` naming field, value and what would be right."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(explain(error)) from None
+from dpl_ray.config.schema import Config
+from dpl_ray.config.section import S, suggest, validated
 
 
 def refuse_near_miss(text: str, own: Iterable[str]) -> None:

@@ -7,16 +7,16 @@ torch or Ray: a mistake is answered before they are loaded.
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import re
 import typing
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
+
+from dpl_ray.config.policies import DplConfig, PolicyConfig
+from dpl_ray.config.section import Section, suggest, validated
 
 DATA_NAMES = (
     "digits",
@@ -36,15 +36,6 @@ OperationName = Literal[
     "identity", "color", "sharpness", "autocontrast", "equalize", "brightness", "contrast",
     "posterize", "solarize", "rotate", "shear_x", "shear_y", "translate_x", "translate_y",
 ]  # fmt: skip
-
-
-class Section(BaseModel):
-    """A group of fields: frozen, and closed to unknown keys."""
-
-    # Hydra reads run.name=12 and data.class_names=[0,1] as numbers: a field that is text takes them as text.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True
-    )
 
 
 class ViewsConfig(Section):
@@ -248,7 +239,9 @@ class Config(Section):
 
     data: DataConfig = Field(DataConfig(), description="images and labels")
     model: ModelConfig = Field(ModelConfig(), description="network")
-    policy: dict[str, Any] = Field({"name": "dpl"}, description="pseudo-labelling policy and its parameters")
+    policy: PolicyConfig = Field(
+        DplConfig(), discriminator="name", description="pseudo-labelling policy and its parameters"
+    )
     optim: OptimConfig = Field(OptimConfig(), description="optimizer and schedule")
     train: TrainConfig = Field(TrainConfig(), description="steps and batches")
     scale: ScaleConfig = Field(ScaleConfig(), description="workers")
@@ -264,14 +257,16 @@ def parse_config(tree: dict[str, Any], *, in_cells: bool = False) -> Config:
         in_cells: whether it is a comparison's: each cell trains in one process, so that any scale.num_workers but 0
             means 1, and a batch need not divide by it.
     """
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        raise ValueError(explain(error)) from None
+    config = validated(Config, tree)
     if in_cells and config.scale.num_workers:
         config = config.model_copy(update={"scale": config.scale.model_copy(update={"num_workers": 1})})
     _check_across(config)
     return config
+
+
+def parse_policy(parameters: dict[str, Any]) -> PolicyConfig:
+    """Validate a policy's name and parameters; the first mistake is a `ValueError` as of `parse_config`."""
+    return validated(Config, {"policy": parameters}).policy
 
 
 def _check_across(config: Config) -> None:
@@ -343,66 +338,6 @@ def _check_across(config: Config) -> None:
             f"data.num_labels_per_class={config.data.num_labels_per_class}: without data.train there are pseudo-labels "
             "alone; data.labels_per_class takes the most confident of each class"
         )
-    if "name" not in config.policy:
-        raise ValueError("policy.name is missing: choose one with policy=NAME")
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` where a known word is near, else an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-#: pydantic's type of a mistake -> what would be right, where pydantic's own words are not a user's.
-_RIGHT = {
-    "int_parsing": "must be a whole number",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_parsing": "must be a number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "bool_parsing": "must be true or false",
-    "bool_type": "must be true or false",
-    "string_type": "must be text",
-    "string_too_short": "must not be empty",
-    "string_pattern_mismatch": "must be letters, digits and . _ - alone, the first a letter or digit",
-    "tuple_type": "must be a list, as {field}=[{given}]",
-    "model_type": "must be a section of fields",
-    "dict_type": "must be a section of fields",
-}
-
-
-def explain(error: ValidationError, section: str = "") -> str:
-    """The first mistake that pydantic found: field, value and what would be right."""
-    first = error.errors()[0]
-    # The position in a list is left out: the value says which one it is.
-    path = [*section.split(), *(part for part in first["loc"] if isinstance(part, str))]
-    field, given = ".".join(path), shown(first.get("input"))
-    if first["type"] == "extra_forbidden":
-        known = field_names(path[:-1])
-        return f"{field}={given}: there is no such field; known: {', '.join(known)}{suggest(path[-1], known)}"
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if first["type"] in _RIGHT:
-        message = _RIGHT[first["type"]].format(field=field, given=given)
-    near = ""
-    if first["type"] == "literal_error":
-        near = suggest(given, [word.strip("'") for word in first["ctx"]["expected"].replace(" or ", ", ").split(", ")])
-    return f"{field or 'the configuration'}={given}: {message}{near}"
-
-
-def shown(value: Any) -> str:
-    """A value as the command line takes it."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(shown, value))}]"
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-
-
-def field_names(path: list[str]) -> list[str]:
-    """Names of the fields below a dotted path of the tree."""
-    section: Any = Config
-    for part in path:
-        section = section.model_fields[part].annotation
-    return list(section.model_fields)
 
 
 def to_yaml(config: Config) -> str:

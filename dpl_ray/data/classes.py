@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.config.schema import DataConfig, suggest
+from dpl_ray.config.schema import DataConfig
+from dpl_ray.config.section import suggest
 from dpl_ray.data.dataset import UNLABELED
 from dpl_ray.data.labeled import Records
 from dpl_ray.data.labels import Label, is_integer, label_indices, some

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from dpl_ray.config.schema import suggest
+from dpl_ray.config.section import suggest
 from dpl_ray.data.decode import DecodeError, has_image_header
 from dpl_ray.store.file_systems import one_line, open_uri
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from pyarrow import fs
 
-from dpl_ray.config.schema import DataConfig, suggest
+from dpl_ray.config.schema import DataConfig
+from dpl_ray.config.section import suggest
 from dpl_ray.data.decode import Payload
 from dpl_ray.data.files import (
     Listing,

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from dpl_ray.config.schema import suggest
+from dpl_ray.config.section import suggest
 from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
 from dpl_ray.data.files import Location, read_image_file
 from dpl_ray.data.labels import Label, as_label, clean_name, in_order_of

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.config.schema import DataConfig, suggest
+from dpl_ray.config.schema import DataConfig
+from dpl_ray.config.section import suggest
 from dpl_ray.data.dataset import ImageSet, Source
 from dpl_ray.data.decode import DecodeSettings, convert_arrays
 

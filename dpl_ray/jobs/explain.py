@@ -147,7 +147,7 @@ def _explain(place: Storage, image: NDArray[np.uint8], sample_id: str, page: str
     thresholds = {name: float(values[label]) for name, values in policy.thresholds().items()}
     return Explanation(
         sample=sample_id,
-        policy=config.policy["name"],
+        policy=config.policy.name,
         pseudo_label=info.class_names[label],
         confidence=confidence,
         entropy=float(found["entropy"]),

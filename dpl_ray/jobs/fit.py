@@ -17,7 +17,7 @@ from rich.console import Console
 
 from dpl_ray.cluster.connect import check_readers, checked_resources, cluster_address
 from dpl_ray.cluster.workers import run_workers
-from dpl_ray.config.compose import check_policy
+from dpl_ray.config.policies import SupervisedConfig
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.files import as_text
@@ -68,7 +68,6 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
         NonFiniteLossError: a loss is not finite; names step, worker and term.
         WorkersLostError: Ray gave up on the workers; the same run.name goes on from the last checkpoint.
     """
-    config = config.model_copy(update={"policy": check_policy(config.policy)})
     with checked_resources(config.scale):
         return _fit(config, console or Console(quiet=True))
 
@@ -82,7 +81,7 @@ def _fit(config: Config, console: Console) -> FitResult:
 
         check_names(config.model)
     # Policy.uses_unlabeled says it too, but only with torch loaded; a test holds them together.
-    uses_unlabeled = config.policy["name"] != "supervised"
+    uses_unlabeled = config.policy.name != "supervised"
     splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled)
     check_network(config, splits)
     if uses_unlabeled and not isinstance(splits.unlabeled, ImageSet):
@@ -100,7 +99,7 @@ def _fit(config: Config, console: Console) -> FitResult:
             f"mlflow.register_model('runs:/{result.run_id}/model', '{wanted}') does it",
             stacklevel=2,
         )
-    for table in result_tables(config.policy["name"], result.metrics, result.baseline, result.thresholds):
+    for table in result_tables(config.policy.name, result.metrics, result.baseline, result.thresholds):
         console.print(table)
     if result.verdict:
         show(console, result.verdict)
@@ -115,7 +114,7 @@ def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, c
         tracker.log_file("config.yaml")
 
         def tell(row: dict[str, Any]) -> None:
-            prefix = "" if row["phase"] == config.policy["name"] else "baseline/"
+            prefix = "" if row["phase"] == config.policy.name else "baseline/"
             tracker.log({prefix + key: value for key, value in row["metrics"].items()}, row["step"], row["time"])
 
         for row in folder.first_told():
@@ -222,8 +221,8 @@ def train_phases(
     from dpl_ray.training.loop import train
 
     outcomes = []
-    if config.train.baseline and config.policy["name"] != "supervised":
-        baseline = config.model_copy(update={"policy": {"name": "supervised"}})
+    if config.train.baseline and config.policy.name != "supervised":
+        baseline = config.model_copy(update={"policy": SupervisedConfig()})
         outcomes.append(train(baseline, splits, workers, folder / "baseline", tell))
     outcomes.append(train(config, splits, workers, folder, tell, read or read_here))
     return outcomes
@@ -303,7 +302,7 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
 def _beginning(config: Config, folder: RunFolder) -> str:
     from dpl_ray.training.checkpoint import list_checkpoints
 
-    phases = {config.policy["name"]: folder.storage, "the supervised baseline": folder.storage / "baseline"}
+    phases = {config.policy.name: folder.storage, "the supervised baseline": folder.storage / "baseline"}
     for phase, place in phases.items():
         if saved := list_checkpoints(place):
             return f"goes on from step {int(saved[-1].name.removeprefix('step-'))} of {phase}"

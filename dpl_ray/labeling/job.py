@@ -79,7 +79,7 @@ class _Source:
             "pool": self.location.name(self.location.path),
             "image_column": self.image_column,
             "decode": asdict(self.settings),
-            "policy": self.config.policy,
+            "policy": self.config.policy.model_dump(),
         }
 
 
@@ -273,7 +273,7 @@ def _report(
     summary = {
         "pool": source.location.name(source.location.path),
         "checkpoint": str(source.checkpoint),
-        "policy": source.config.policy,
+        "policy": source.config.policy.model_dump(),
         "class_names": names,
         "num_rows": counts.num_rows,
         "num_selected": counts.num_selected,

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from dpl_ray.config.schema import shown
+from dpl_ray.config.section import shown
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.pool.files import PoolFiles
 from dpl_ray.labeling.parts import FOREIGN, Counts, read_counts

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpl_ray.config.schema import Config, ModelConfig, suggest
+from dpl_ray.config.schema import Config, ModelConfig
+from dpl_ray.config.section import suggest
 from dpl_ray.models.wide_resnet import WideResNet
 
 

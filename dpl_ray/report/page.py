@@ -103,7 +103,7 @@ def make_page(config: Config, splits: Splits, folder: RunFolder, outcomes: list[
     sections.append(_run_section(config, folder, main))
     streamed = "" if isinstance(splits.unlabeled, ImageSet) else ", streamed"
     subtitle = (
-        f"{config.policy['name']} on {config.data.name}: {len(splits.labeled):,} labelled images of "
+        f"{config.policy.name} on {config.data.name}: {len(splits.labeled):,} labelled images of "
         f"{len(splits.class_names)} classes, {len(splits.unlabeled):,} in the pool{streamed}, "
         f"{config.train.num_steps:,} steps"
     )
@@ -138,7 +138,7 @@ def _verdict(config: Config, splits: Splits, outcomes: list[Outcome]) -> Html:
     verdict = find_verdict(splits, outcomes)
     if verdict is None:
         return _no_verdict(config, splits)
-    policy = config.policy["name"]
+    policy = config.policy.name
     sentence = verdict_sentence(verdict).partition(",")[0]
     counts = (
         f"Difference {100 * verdict.difference:+.1f} points, 95 % interval {100 * verdict.low:+.1f} to "
@@ -155,7 +155,7 @@ def _verdict(config: Config, splits: Splits, outcomes: list[Outcome]) -> Html:
 
 
 def _no_verdict(config: Config, splits: Splits) -> Html:
-    if config.policy["name"] == "supervised":
+    if config.policy.name == "supervised":
         text = "This run is supervised: it has no pool that could help or hurt. A run with another policy, as "
         return banner(MISSING, "No verdict", paragraph(text, code("policy=dpl"), ", is set beside it."))
     if not len(splits.test):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import yaml
 
-from dpl_ray.config.compose import list_groups, policy_file
+from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config, to_yaml
 from dpl_ray.data.bad_images import MAX_LISTED, read_bad, write_bad
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
@@ -85,8 +85,8 @@ def study_name(config: Config, kind: str, tree: dict[str, Any]) -> str:
 
 def default_tree(policy: str) -> dict[str, Any]:
     """Every field at its default, as an older file is read that lacks it."""
-    known = policy in list_groups()["policy"]
-    return Config().model_dump(mode="json") | {"policy": policy_file(policy) if known else {}}
+    known = POLICY_CONFIGS.get(policy)
+    return Config().model_dump(mode="json") | {"policy": known().model_dump() if known else {}}
 
 
 def writable_folder(path: str, name: str | None) -> Storage:
@@ -305,7 +305,7 @@ def run_storage(config: Config) -> Storage:
     root = Storage(config.run.storage_path)
     if config.run.name:
         return root / config.run.name
-    name = f"{config.data.name}-{config.policy['name']}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = f"{config.data.name}-{config.policy.name}-{datetime.now():%Y%m%d-%H%M%S}"
     names = chain([name], (f"{name}-{number}" for number in count(2)))
     # With a number where one has started in this second.
     return next(folder for folder in (root / name for name in names) if folder.make())

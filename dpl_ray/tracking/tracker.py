@@ -19,7 +19,8 @@ from typing import Any
 
 from rich.console import Console
 
-from dpl_ray.config.schema import Config, RegistryConfig, suggest
+from dpl_ray.config.schema import Config, RegistryConfig
+from dpl_ray.config.section import suggest
 from dpl_ray.page.console import show
 from dpl_ray.store.history import Point
 from dpl_ray.store.storage import Storage

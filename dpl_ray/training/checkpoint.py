@@ -102,7 +102,7 @@ def load_policy(checkpoint: Storage) -> Policy:
     config, info = load_config_and_info(checkpoint)
     tensors = safetensors.torch.load(read_file(checkpoint, "policy.safetensors"))
     teacher = safetensors.torch.load(read_file(checkpoint, "teacher.safetensors"))
-    policy = build_policy(config.policy, teacher["classifier.weight"].shape[1], len(info.class_names))
+    policy = build_policy(config.policy.model_dump(), teacher["classifier.weight"].shape[1], len(info.class_names))
     # What has a row for every sample says how many there were.
     pool_size = max((len(tensors[name]) for name in policy.sharded), default=0)
     policy.join(RunFacts(pool_size, config.train.batch_size * config.train.mu))

@@ -39,7 +39,7 @@ def train(
     is streamed.
     """
     began = time.perf_counter()
-    phase, num_steps, seed = config.policy["name"], config.train.num_steps, config.train.seed
+    phase, num_steps, seed = config.policy.name, config.train.num_steps, config.train.seed
     info = ModelInfo.of(splits)
     state = _start(config, info, len(splits.unlabeled), folder, workers)
     views = view_settings(config.data.views)

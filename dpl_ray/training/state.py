@@ -42,7 +42,7 @@ def build_state(config: Config, channels: int, num_classes: int, workers: Worker
     torch.manual_seed(config.train.seed)
     student = build_model(config.model, channels, num_classes)
     num_features = student.classifier.in_features
-    policy = build_policy(config.policy, num_features, num_classes)
+    policy = build_policy(config.policy.model_dump(), num_features, num_classes)
     policy.start_as(student.classifier)
     # Channels last is the faster layout of convolutions on GPUs and, by a quarter, on CPUs (docs/performance.md).
     student = student.to(memory_format=torch.channels_last)

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpl_ray.algorithm.freematch import FreeMatch, fairness
-from dpl_ray.algorithm.policies import build_policy
+from dpl_ray.algorithm.freematch import fairness
 from dpl_ray.algorithm.policy import RunFacts
 from dpl_ray.algorithm.pseudo_labels import StepFacts, pseudo_labels
 from dpl_ray.store.storage import Storage
@@ -19,7 +18,7 @@ from dpl_ray.training.checkpoint import ModelInfo, load_state, save_checkpoint
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import train_step
-from tests.builders import tiny_config, tiny_feed, tiny_splits
+from tests.builders import make_policy, tiny_config, tiny_feed, tiny_splits
 
 NUM_CLASSES = 4
 
@@ -51,7 +50,7 @@ def test_fairness_is_the_loop(seed: int, num_strong: int) -> None:
 
 
 def fairness_loss(logits: torch.Tensor, weight: float = 0.5) -> torch.Tensor:
-    policy = build_policy({"name": "freematch", "fairness_weight": weight}, 2, NUM_CLASSES)
+    policy = make_policy("freematch", 2, NUM_CLASSES, fairness_weight=weight)
     pseudo = pseudo_labels(torch.zeros(3, 2), torch.zeros(3, NUM_CLASSES))
     labeled = torch.zeros(1, NUM_CLASSES)
     return policy.auxiliary_loss(pseudo, torch.zeros(1, 2), labeled, torch.zeros(1, dtype=torch.int64), logits)
@@ -76,7 +75,7 @@ def test_the_gradients_of_two_workers_average_to_that_of_one() -> None:
         for half in halves
     ]
     for rank, half in enumerate(halves):
-        policy = FreeMatch(2, NUM_CLASSES, fairness_weight=0.5)
+        policy = make_policy("freematch", 2, NUM_CLASSES, fairness_weight=0.5)
         policy.join(RunFacts(0, 6, rank, 2, lambda _: sums[0] + sums[1]))
         pseudo = pseudo_labels(torch.zeros(3, 2), torch.zeros(3, NUM_CLASSES))
         loss = policy.auxiliary_loss(pseudo, torch.zeros(1, 2), torch.zeros(1, 4), torch.zeros(1), half)
@@ -88,7 +87,7 @@ def test_the_gradients_of_two_workers_average_to_that_of_one() -> None:
 
 @pytest.mark.parametrize(("num_classes", "bytes_each"), [(10, 1), (255, 1), (256, 2), (1000, 2)])
 def test_flexmatch_keeps_a_byte_or_two_of_its_share_of_the_pool(num_classes: int, bytes_each: int) -> None:
-    policy = build_policy({"name": "flexmatch"}, 2, num_classes)
+    policy = make_policy("flexmatch", 2, num_classes)
     policy.join(RunFacts(pool_size=1001, num_unlabeled=8, rank=1, world_size=4))
     labels = policy.get_buffer("last_labels")
     assert labels.nbytes == 250 * bytes_each
@@ -96,7 +95,7 @@ def test_flexmatch_keeps_a_byte_or_two_of_its_share_of_the_pool(num_classes: int
 
 
 def test_flexmatch_counts_the_last_class_of_many() -> None:
-    policy = build_policy({"name": "flexmatch"}, 2, 300)
+    policy = make_policy("flexmatch", 2, 300)
     policy.join(RunFacts(pool_size=5, num_unlabeled=2))
     logits = torch.zeros(2, 300)
     logits[:, 299] = 50
@@ -108,7 +107,7 @@ def test_flexmatch_counts_the_last_class_of_many() -> None:
 
 
 def test_dash_trains_on_labels_alone_until_its_threshold_is_measured() -> None:
-    policy = build_policy({"name": "dash", "warmup": 0.5}, 2, NUM_CLASSES)
+    policy = make_policy("dash", 2, NUM_CLASSES, warmup=0.5)
     sure = 50 * torch.eye(NUM_CLASSES)
     weights = []
     for step in range(10):

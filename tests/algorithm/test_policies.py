@@ -13,21 +13,23 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dpl_ray.algorithm.fixed_threshold import FixMatch
-from dpl_ray.algorithm.policies import POLICIES, build_policy
+from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
-from dpl_ray.config.compose import CONF_FOLDER, check_policy, describe_policies
+from dpl_ray.config.compose import CONF_FOLDER, load_config
+from dpl_ray.config.describe import describe_policies
+from dpl_ray.config.policies import POLICY_CONFIGS
+from dpl_ray.config.schema import parse_policy
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
 from tests.algorithm import policy_references as references
-from tests.builders import tiny_config, tiny_feed, tiny_splits
+from tests.builders import make_policy, tiny_config, tiny_feed, tiny_splits
 
 NUM_FEATURES, NUM_CLASSES, NUM_UNLABELED, NUM_LABELED, NUM_STEPS = 4, 3, 24, 6, 5
 
@@ -39,7 +41,7 @@ class Row:
     reference: Callable[..., Iterator[references.Answer]]
     #: Parameters other than the defaults, each to be tested too.
     variants: tuple[dict[str, Any], ...] = ()
-    #: Values that the constructor refuses.
+    #: Values that are refused.
     wrong: tuple[tuple[str, Any], ...] = ()
     uses_unlabeled: bool = field(default=True)
 
@@ -114,7 +116,7 @@ def main_classifier() -> nn.Linear:
 
 
 def build(parameters: dict[str, Any], rank: int = 0, world_size: int = 1) -> Policy:
-    policy = build_policy(parameters, NUM_FEATURES, NUM_CLASSES)
+    policy = make_policy(num_features=NUM_FEATURES, num_classes=NUM_CLASSES, **parameters)
     policy.start_as(main_classifier())
     policy.join(RunFacts(references.POOL_SIZE, NUM_UNLABELED, rank, world_size))
     return policy
@@ -174,30 +176,19 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         assert torch.equal(value, second[name]), name
 
 
-def defaults_of(policy: type[Policy]) -> dict[str, Any]:
-    signature = inspect.signature(policy).parameters.values()
-    return {parameter.name: parameter.default for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY}
-
-
-def test_every_policy_has_a_row_and_a_yaml_file() -> None:
-    assert set(ROWS) == set(POLICIES)
+def test_every_policy_has_a_row_parameters_and_a_yaml_file() -> None:
+    assert set(ROWS) == set(POLICIES) == set(POLICY_CONFIGS)
     assert {path.stem for path in (CONF_FOLDER / "policy").glob("*.yaml")} == set(POLICIES)
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_yaml_says_the_constructors_parameters_and_defaults(name: str) -> None:
-    said = yaml.safe_load((CONF_FOLDER / "policy" / f"{name}.yaml").read_text())
-    assert said.pop("name") == name
-    defaults = defaults_of(POLICIES[name])
-    assert said == defaults
-    assert {key: type(value) for key, value in said.items()} == {key: type(value) for key, value in defaults.items()}
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_every_parameter_is_described(name: str) -> None:
+def test_every_parameter_of_the_constructor_is_configured_and_described(name: str) -> None:
+    signature = inspect.signature(POLICIES[name]).parameters.values()
+    parameters = [parameter.name for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY]
     rows = describe_policies()[name]
-    assert [row[0] for row in rows] == [f"policy.{key}" for key in defaults_of(POLICIES[name])]
+    assert [row[0] for row in rows] == [f"policy.{parameter}" for parameter in parameters]
     assert all(meaning for *_, meaning in rows)
+    assert load_config([f"policy={name}"]).policy == POLICY_CONFIGS[name](), "its file repeats no default"
 
 
 @every_variant
@@ -292,7 +283,8 @@ def test_only_an_update_changes_the_state(parameters: dict[str, Any]) -> None:
 
 @every_variant
 def test_the_state_dict_holds_all_that_later_steps_depend_on(parameters: dict[str, Any]) -> None:
-    policy, restored = build(parameters), build_policy(parameters, NUM_FEATURES, NUM_CLASSES)
+    policy = build(parameters)
+    restored = make_policy(num_features=NUM_FEATURES, num_classes=NUM_CLASSES, **parameters)
     restored.join(RunFacts(references.POOL_SIZE, NUM_UNLABELED))
     for step in range(3):
         observe(policy, step)
@@ -320,10 +312,8 @@ def test_the_heads_loss_is_one_number_without_a_gradient_for_the_student(paramet
     ("name", "key", "value"), [(name, key, value) for name, row in ROWS.items() for key, value in row.wrong]
 )
 def test_a_parameter_out_of_bounds_is_named(name: str, key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{key}={value}: must be"):
-        build({"name": name, key: value})
     with pytest.raises(ValueError, match=f"^policy.{key}={value}: must be"):
-        check_policy({"name": name, key: value})
+        parse_policy({"name": name, key: value})
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpl_ray.cluster.windows import shares_ahead
-from dpl_ray.config.schema import Config
+from dpl_ray.config.schema import Config, parse_policy
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.pool.windows import (
@@ -306,7 +306,7 @@ def test_room_to_read_with_is_asked_for_where_the_pool_is_read(
 ) -> None:
     asked = []
     monkeypatch.setattr("dpl_ray.jobs.fit.check_readers", asked.append)
-    fit(digits_like(tmp_path, "stream").model_copy(update={"policy": {"name": policy}}))
+    fit(digits_like(tmp_path, "stream").model_copy(update={"policy": parse_policy({"name": policy})}))
     assert bool(asked) == (policy == "dpl")
 
 

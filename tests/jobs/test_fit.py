@@ -266,8 +266,8 @@ def test_without_a_console_nothing_is_printed(tmp_path: Path, capfd: pytest.Capt
 
 
 def test_words_for_true_and_false_mean_what_they_say() -> None:
-    assert load_config(["policy.alignment=no"]).policy["alignment"] is False
-    assert load_config(["policy.alignment=yes"]).policy["alignment"] is True
+    assert load_config(["policy.alignment=no"]).policy.alignment is False
+    assert load_config(["policy.alignment=yes"]).policy.alignment is True
 
 
 def test_a_folder_that_only_this_machine_knows_is_refused_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,12 +44,8 @@ SECTIONS += ["images", "run"]
 
 def finished(folder: Path, splits: Splits, **groups: dict[str, Any]) -> tuple[Config, RunFolder, list[Outcome]]:
     """A run of a few steps without a page."""
-    run = {"storage_path": str(folder), "name": "tiny"}
-    config = tiny_config(train={"num_steps": 6, "log_every": 2}, run=run)
-    for group, fields in groups.items():
-        section = getattr(config, group)
-        changed = fields if isinstance(section, dict) else section.model_copy(update=fields)
-        config = config.model_copy(update={group: changed})
+    train = {"num_steps": 6, "log_every": 2} | groups.pop("train", {})
+    config = tiny_config(train=train, run={"storage_path": str(folder), "name": "tiny"}, **groups)
     made = RunFolder(run_storage(config), config, splits)
     outcomes = train_phases(config, splits, made.storage, Workers(), lambda r: made.add(r) if r.metrics else None)
     return config, made, outcomes

@@ -132,7 +132,7 @@ def failing_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     train_step = loop.train_step
 
     def dying(state: Any, batch: Any, config: Config, *rest: Any) -> Any:
-        if config.policy["name"] == "dpl" and config.train.seed == 1 and state.step == step:
+        if config.policy.name == "dpl" and config.train.seed == 1 and state.step == step:
             raise RuntimeError("the node is\ngone")
         return train_step(state, batch, config, *rest)
 

@@ -131,9 +131,9 @@ def training_run(tmp: Path) -> list[str]:
 MISTAKES = (
     Mistake("no_list", plain("policies=dpl"), ("policies=dpl: must be a list, as policies=[dpl]",)),
     Mistake("policy", plain("policies=[fixmach]"), ("policies=[fixmach]: there is no such", "did you mean fixmatch?")),
-    Mistake("parameter", plain("policies=[dpl(rul=band)]"), ("[dpl(rul=band)]: rul=band: dpl has", "mean rule?")),
-    Mistake("choice", plain("policies=[dpl(rule=bnd)]"), ("rule=bnd: must be one of", "did you mean band?")),
-    Mistake("bound", plain("policies=[fixmatch(threshold=95)]"), ("threshold=95: must be in [0, 1]",)),
+    Mistake("parameter", plain("policies=[dpl(rul=band)]"), ("[dpl(rul=band)]: rul=band: there is", "mean rule?")),
+    Mistake("choice", plain("policies=[dpl(rule=bnd)]"), ("rule=bnd: must be 'gaussian'", "did you mean band?")),
+    Mistake("bound", plain("policies=[fixmatch(threshold=95)]"), ("threshold=95: must be less than or equal to 1",)),
     Mistake("type", plain("policies=[fixmatch(threshold=x)]"), ("threshold=x: must be a number",)),
     Mistake("no_value", plain("policies=[dpl(rule)]"), ("rule says no parameter=value, as in dpl(rule=band",)),
     Mistake("parenthesis", plain("policies=[dpl(rule=band]"), ("[dpl(rule=band]: a policy is written as dpl, or",)),
@@ -209,7 +209,8 @@ def test_cells_of_other_data_are_not_compared(tmp_path: Path) -> None:
 
     study = opened()
     facts = {"data.fingerprint": "old"}
-    write_json(study.storage / "dpl-seed-1" / CELL_FILE, CellResult("dpl", config.policy, 1, 9, 1.0, {}, [], "", facts))
+    result = CellResult("dpl", config.policy.model_dump(), 1, 9, 1.0, {}, [], "", facts)
+    write_json(study.storage / "dpl-seed-1" / CELL_FILE, result)
     study.check_data(0, "new", "all")
     study.check_data(1, "old", "all")
     with pytest.raises(ValueError, match=r"run\.name=first: dpl with seed 1 was trained on other data"):

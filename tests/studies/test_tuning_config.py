@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dpl_ray import search
 from dpl_ray.config.compose import list_groups, load_config
+from dpl_ray.config.policies import FixMatchConfig
 from dpl_ray.config.schema import to_yaml
 from dpl_ray.studies.tuning.config import load_search, resolve, search_name, search_tree
 from pipelines import cli, tune
@@ -155,7 +156,7 @@ def test_a_file_is_a_whole_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load_config([f"config={tmp_path}/config.yaml"]) == config
     changed = load_config(["train.mu=5", f"config={tmp_path}/config.yaml", "policy.threshold=0.9"])
-    assert (changed.train.mu, changed.policy) == (5, {"name": "fixmatch", "threshold": 0.9})
+    assert (changed.train.mu, changed.policy) == (5, FixMatchConfig(threshold=0.9))
     assert changed.data == config.data
 
 
@@ -166,7 +167,7 @@ def test_a_file_is_a_whole_configuration(tmp_path: Path) -> None:
         ("a: [", [], "cannot be read"),
         ("train: {moo: 1}", [], r"train\.moo=1: there is no such field"),
         ("train: {mu: 0}", [], r"train\.mu=0: must be greater than or equal to 1"),
-        ("policy: {name: dpl, moo: 1}", [], r"policy\.moo=1: dpl has no such parameter"),
+        ("policy: {name: dpl, moo: 1}", [], r"policy\.moo=1: there is no such field"),
         ("{}", ["policy=fixmatch"], "policy=fixmatch: config=FILE has chosen every group"),
         ("{}", ["config=other.yaml"], r"config=other\.yaml: config=.* is there already"),
         ("{}", ["train.moo=1"], r"train\.moo=1: there is no field"),

@@ -95,7 +95,7 @@ def test_the_spaces_of_conf_fit(option: str) -> None:
 
 def test_values_are_set_and_all_else_stays() -> None:
     changed = with_values(DPL, {"train.mu": 3, "policy.cut": "own", "optim.learning_rate": 0.1})
-    assert (changed.train.mu, changed.policy["cut"], changed.optim.learning_rate) == (3, "own", 0.1)
+    assert (changed.train.mu, changed.policy.cut, changed.optim.learning_rate) == (3, "own", 0.1)
     assert with_values(changed, {"train.mu": 7, "policy.cut": "confidence", "optim.learning_rate": 0.03}) == DPL
 
 

@@ -35,7 +35,7 @@ class Run:
         splits = tiny_splits(NUM_CLASSES)
         self.state: TrainState = build_state(config, 3, NUM_CLASSES, Workers(), pool_size=len(splits.unlabeled))
         self.feed: BatchFeed = tiny_feed(config, splits)
-        if config.policy["name"] == "dpl":
+        if config.policy.name == "dpl":
             # As after a while: a fresh policy takes every sample in.
             self.state.policy.states.copy_(torch.tensor([[0.55], [0.52]]).expand(2, NUM_CLASSES))
 
@@ -106,7 +106,7 @@ class SlowRun(Run):
         )
         for image, row, weight, target in zip(batch.images_unlabeled, uniforms, weights, targets, strict=True):
             features_strong, logits_strong = state.student(view(image[None], row[None], self.views))
-            if config.policy["name"] == "dpl" and facts.progress < config.policy.get("classifier_from", 0.0):
+            if config.policy.name == "dpl" and facts.progress < config.policy.classifier_from:
                 main = state.student.classifier
                 logits_strong = features_strong @ main.weight.detach().T + main.bias.detach()
             counts = weight if weight > policy.min_weight else 0.0 * weight

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dpl_ray.config.schema import CURVE_POINTS, Config, shown
+from dpl_ray.config.policies import PolicyConfig
+from dpl_ray.config.schema import CURVE_POINTS, Config, parse_policy
+from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.runs.folder import RunFolder, check_run, run_storage
 from dpl_ray.runs.provenance import describe_run
@@ -61,10 +63,10 @@ class CellResult:
         return Cell(self.label, self.policy, self.seed)
 
 
-def policy_label(policy: dict[str, Any], defaults: dict[str, Any]) -> str:
+def policy_label(policy: PolicyConfig) -> str:
     """The policy's name, with the parameters that are not its defaults: the same however it was written."""
-    different = [f"{key}={shown(policy[key])}" for key in defaults if policy[key] != defaults[key]]
-    return policy["name"] + (f"({','.join(different)})" if different else "")
+    different = [f"{key}={shown(value)}" for key, value in policy.model_dump(exclude_defaults=True).items()]
+    return policy.name + (f"({','.join(different)})" if different else "")
 
 
 def cell_config(config: Config, cell: Cell, folder: str) -> Config:
@@ -74,7 +76,7 @@ def cell_config(config: Config, cell: Cell, folder: str) -> Config:
         train["curve_every"] = max(1, config.train.num_steps // CURVE_POINTS)
     return config.model_copy(
         update={
-            "policy": cell.policy,
+            "policy": parse_policy(cell.policy),
             "train": config.train.model_copy(update=train),
             "scale": config.scale.model_copy(update={"num_workers": 0}),
             "run": config.run.model_copy(update={"storage_path": folder, "name": cell.name}),

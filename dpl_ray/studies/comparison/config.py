@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from dpl_ray.config.compose import check_policy, list_groups, load_config, policy_file
-from dpl_ray.config.own_fields import as_yaml, refuse_near_miss, validated
-from dpl_ray.config.schema import Config, Section, suggest
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.own_fields import as_yaml, refuse_near_miss
+from dpl_ray.config.policies import POLICY_CONFIGS
+from dpl_ray.config.schema import Config, parse_policy
+from dpl_ray.config.section import Section, suggest, validated
 from dpl_ray.runs.folder import FREE_FIELDS, FREE_SECTIONS, bound_tree, study_name
 from dpl_ray.studies.comparison.cells import Cell, policy_label
 
@@ -72,7 +74,7 @@ def make_plan(config: Config, compare: CompareConfig) -> Plan:
     """
     policies: dict[str, dict[str, Any]] = {}
     written: dict[str, str] = {}
-    for entry in compare.policies or list_groups()["policy"]:
+    for entry in compare.policies or POLICY_CONFIGS:
         label, policy = read_policy(entry)
         if label in policies:
             same = "is there twice" if written[label] == entry else f"and {written[label]} are the same policy"
@@ -97,10 +99,9 @@ def read_policy(entry: str, field: str = "policies") -> tuple[str, dict[str, Any
     if not found:
         raise ValueError(f"{where}: a policy is written as dpl, or with parameters as dpl(rule=band,cut=own)")
     name, inside = found.groups()
-    known = list_groups()["policy"]
-    if name not in known:
-        raise ValueError(f"{where}: there is no such policy; known: {', '.join(known)}{suggest(name, known)}")
-    defaults = policy_file(name)
+    if name not in POLICY_CONFIGS:
+        known = ", ".join(POLICY_CONFIGS)
+        raise ValueError(f"{where}: there is no such policy; known: {known}{suggest(name, POLICY_CONFIGS)}")
     given: dict[str, Any] = {}
     for text in filter(None, (inside or "").split(",")):
         key, equals, value = text.partition("=")
@@ -117,10 +118,10 @@ def read_policy(entry: str, field: str = "policies") -> tuple[str, dict[str, Any
                 f"{where}: {text.strip()} has no value that can be read; a parameter is a number, a word, true or false"
             ) from None
     try:
-        policy = check_policy(defaults | given)
+        policy = parse_policy({"name": name} | given)
     except ValueError as error:
         raise ValueError(f"{where}: {str(error).removeprefix('policy.')}") from None
-    return policy_label(policy, defaults), policy
+    return policy_label(policy), policy.model_dump()
 
 
 def comparison_name(config: Config) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from dpl_ray.config.schema import shown
+from dpl_ray.config.section import shown
 from dpl_ray.page.markdown import markdown, markdown_facts
 from dpl_ray.report.curves import curve_split
 from dpl_ray.runs.folder import COMPARISON_FILE, default_tree, differences

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dpl_ray.cluster import connect as cluster
-from dpl_ray.config.schema import Config, shown
+from dpl_ray.config.schema import Config
+from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.jobs.fit import check_network

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dpl_ray.cluster.connect import checked_resources
-from dpl_ray.config.compose import check_policy
-from dpl_ray.config.schema import Config, RegistryConfig, TrackingConfig, shown
+from dpl_ray.config.policies import SupervisedConfig
+from dpl_ray.config.schema import Config, RegistryConfig, TrackingConfig
+from dpl_ray.config.section import shown
 from dpl_ray.data.label_counts import LabelCounts, count_labels
 from dpl_ray.data.pool.choice import list_unlabeled
 from dpl_ray.data.sources import load_splits
@@ -105,7 +106,6 @@ class SelfTraining(Study[Round]):
         Raises:
             ValueError: a field does not fit, or the folder holds something else.
         """
-        config = config.model_copy(update={"policy": check_policy(config.policy)})
         check_self_training(config)
         super().__init__(
             config,
@@ -200,7 +200,7 @@ class SelfTraining(Study[Round]):
         config = self.config
         data, train, policy = config.data, config.train, config.policy
         if number in self.info["without_pool"]:
-            policy = {"name": "supervised"}
+            policy = SupervisedConfig()
         if number:
             data = data.model_copy(update={"labels": str(self.round_storage(number - 1) / LABELS)})
             train = train.model_copy(update={"baseline": False})
@@ -230,7 +230,7 @@ class SelfTraining(Study[Round]):
             # The data of all rounds are those that the first training read, and what was made of them.
             if result.number == 0 or not (self.round_storage(result.number - 1) / TRAINING / RUN_FILE).exists():
                 tracker.log_tag("data.fingerprint", tags["data.fingerprint"])
-        history = _history(training, trained.policy["name"])
+        history = _history(training, trained.policy.name)
         tracker.log_child(self.child(result), params=describe_config(trained), tags=tags, history=history)
 
     def write(self, tracker: Tracker, failed: Mapping[str, str]) -> list[Table]:  # noqa: ARG002

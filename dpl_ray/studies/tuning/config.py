@@ -12,8 +12,9 @@ from pydantic import Field
 from yaml import YAMLError
 
 from dpl_ray.config.compose import CONF_FOLDER, list_groups, load_config, parse_override
-from dpl_ray.config.own_fields import refuse_near_miss, validated
-from dpl_ray.config.schema import Config, Section, shown, suggest
+from dpl_ray.config.own_fields import refuse_near_miss
+from dpl_ray.config.schema import Config
+from dpl_ray.config.section import Section, shown, suggest, validated
 from dpl_ray.runs.folder import bound_tree, study_name
 from dpl_ray.studies.tuning.space import Space, check_space, parse_space
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from dpl_ray.config.schema import shown
+from dpl_ray.config.section import shown
 from dpl_ray.page.plots import cut, draw, legend_above, thinned
 from dpl_ray.studies.tuning.space import Domain, Space
 from dpl_ray.studies.tuning.trials import TrialResult

@@ -198,7 +198,7 @@ class Search(Study[TrialResult]):
 
 def load(config: Config, space: Space) -> Splits:
     """The splits of all trials, which every network of the space takes."""
-    splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=config.policy["name"] != "supervised")
+    splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=config.policy.name != "supervised")
     assert isinstance(splits.unlabeled, ImageSet)
     check_network(config, splits)
     for field, domain in space.items():

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from dpl_ray.config.compose import check_policy, list_groups, policy_file
 from dpl_ray.config.describe import describe_fields
-from dpl_ray.config.schema import Config, parse_config, shown, suggest
+from dpl_ray.config.policies import POLICY_CONFIGS
+from dpl_ray.config.schema import Config, parse_config
+from dpl_ray.config.section import shown, suggest
 
 KINDS = ("choice", "uniform", "loguniform", "randint")
 INSIDE = 0.381966  # where, between low and high, a value is tried that is no round number
@@ -142,16 +143,15 @@ def check_space(space: Space, config: Config) -> None:
         ValueError: naming the field, the domain or the value, and what would be right.
     """
     known = {row[0] for row in describe_fields()}
-    parameters = [name for name in policy_file(config.policy["name"]) if name != "name"]
+    parameters = [name for name in type(config.policy).model_fields if name != "name"]
     for field, domain in space.items():
-        _check_field(f"space.{field}={domain}", field, known, parameters, config.policy["name"])
-    # The policy's own come last: they load torch.
-    for field in sorted(space, key=lambda field: field.startswith("policy.")):
-        for value in space[field].probes():
+        _check_field(f"space.{field}={domain}", field, known, parameters, config.policy.name)
+    for field, domain in space.items():
+        for value in domain.probes():
             try:
                 with_values(config, {field: value})
             except ValueError as error:
-                raise ValueError(f"space.{field}={space[field]}: {error}") from None
+                raise ValueError(f"space.{field}={domain}: {error}") from None
 
 
 def _check_field(where: str, field: str, known: set[str], parameters: list[str], policy: str) -> None:
@@ -159,7 +159,7 @@ def _check_field(where: str, field: str, known: set[str], parameters: list[str],
     if field == "policy.name":
         raise ValueError(f"{where}: a search has one policy; python -m pipelines.compare sets policies side by side")
     if section == "policy" and name not in parameters:
-        owners = [other for other in list_groups()["policy"] if name in policy_file(other)]
+        owners = [other for other, section in POLICY_CONFIGS.items() if name in section.model_fields]
         near = f"; policy={owners[0]} has it" if owners else suggest(name, parameters)
         raise ValueError(
             f"{where}: policy={policy} has no such parameter; known: {', '.join(parameters) or 'none'}{near}. "
@@ -186,10 +186,7 @@ def with_values(config: Config, values: dict[str, Any]) -> Config:
         for part in path:
             section = section[part]
         section[name] = value
-    checked = parse_config(tree)
-    if checked.policy != config.policy:
-        checked = checked.model_copy(update={"policy": check_policy(checked.policy)})
-    return checked
+    return parse_config(tree)
 
 
 def draw_values(space: Space, seed: int, number: int) -> dict[str, Any]:

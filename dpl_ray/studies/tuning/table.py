@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dpl_ray.config.schema import Config, shown
+from dpl_ray.config.schema import Config
+from dpl_ray.config.section import shown
 from dpl_ray.page.markdown import markdown, markdown_facts, markdown_table
 from dpl_ray.studies.facts import listed_facts
 from dpl_ray.studies.tuning.space import Domain, Space
@@ -75,7 +76,7 @@ def describe(
     described = {"command": command} if command else {}
     described |= {
         "trials": f"{len(ranked)} ({counted}), {searched}",
-        "training": f"{train.num_steps:,} steps of {train.batch_size} labelled images, {config.policy['name']}, "
+        "training": f"{train.num_steps:,} steps of {train.batch_size} labelled images, {config.policy.name}, "
         f"{config.model.name}, {train.precision}; where a field was searched, with its value",
     }
     if kept := [result.facts for result in ranked if result.facts]:  # what was stopped has left none

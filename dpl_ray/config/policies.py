@@ -1,0 +1,129 @@
+"""The parameters of every policy. The policies themselves are in dpl_ray/algorithm: here nothing imports torch."""
+
+from __future__ import annotations
+
+import typing
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dpl_ray.config.section import Section
+
+Threshold = Annotated[float, Field(ge=0, le=1, description="least confidence of a sample that counts")]
+EmaDecay = Annotated[
+    float, Field(ge=0, lt=1, description="decay of the averages; published recipe of 2^20 steps: 0.999")
+]
+Alignment = Annotated[bool, Field(description="uniform alignment of the class probabilities")]
+
+
+class AdaMatchConfig(Section):
+    """AdaMatch (Berthelot 2022)."""
+
+    name: Literal["adamatch"] = "adamatch"
+    threshold: float = Field(
+        0.95, ge=0, le=1, description="share of the labelled confidence that a sample needs to count"
+    )
+    ema_decay: EmaDecay = 0.99
+
+
+class DashConfig(Section):
+    """Dash (Xu 2021)."""
+
+    name: Literal["dash"] = "dash"
+    warmup: float = Field(
+        0.05, ge=0, le=0.5, description="share of the run that trains on labelled images alone, to find the threshold"
+    )
+
+
+class DplConfig(Section):
+    """Dynamic pseudo-labels from two gradient-cut classifiers."""
+
+    name: Literal["dpl"] = "dpl"
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="decay of states, boundaries and alignment")
+    rule: Literal["gaussian", "band", "agreement"] = Field("gaussian", description="combination of the two states")
+    cut: Literal["confidence", "own", "none"] = Field(
+        "confidence",
+        description="whose gradient decides what is cut: confidence (main classifier's), own (each head's), none",
+    )
+    epsilon: float = Field(0.02, ge=1e-6, le=1, description="least width of the rule, in confidence")
+    alignment: Alignment = True
+    classifier_from: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the run from which pseudo-labels move the main classifier too, not the features alone",
+    )
+
+
+class FixMatchConfig(Section):
+    """FixMatch (Sohn 2020)."""
+
+    name: Literal["fixmatch"] = "fixmatch"
+    threshold: Threshold = 0.95
+
+
+class FlexMatchConfig(Section):
+    """FlexMatch (Zhang 2021)."""
+
+    name: Literal["flexmatch"] = "flexmatch"
+    threshold: float = Field(
+        0.95, ge=0, le=1, description="confidence that counts for a class that the student knows best"
+    )
+
+
+class FreeMatchConfig(Section):
+    """FreeMatch (Wang 2023)."""
+
+    name: Literal["freematch"] = "freematch"
+    ema_decay: EmaDecay = 0.99
+    fairness_weight: float = Field(0.01, ge=0, le=1, description="weight of the self-adaptive fairness term")
+
+
+class PseudoLabelConfig(Section):
+    """Pseudo-Label (Lee 2013)."""
+
+    name: Literal["pseudolabel"] = "pseudolabel"
+    threshold: Threshold = 0.95
+
+
+class SoftMatchConfig(Section):
+    """SoftMatch (Chen 2023)."""
+
+    name: Literal["softmatch"] = "softmatch"
+    ema_decay: EmaDecay = 0.99
+    num_sigmas: float = Field(
+        2.0, ge=0.01, le=100, description="divides the deviation: larger falls off faster below the mean"
+    )
+    alignment: Alignment = True
+
+
+class SupervisedConfig(Section):
+    """The labelled images alone."""
+
+    name: Literal["supervised"] = "supervised"
+
+
+class UdaConfig(Section):
+    """UDA (Xie 2020)."""
+
+    name: Literal["uda"] = "uda"
+    threshold: Threshold = 0.8
+    temperature: float = Field(0.4, ge=0.01, le=10, description="divides the logits of the soft targets")
+
+
+PolicyConfig = (
+    AdaMatchConfig
+    | DashConfig
+    | DplConfig
+    | FixMatchConfig
+    | FlexMatchConfig
+    | FreeMatchConfig
+    | PseudoLabelConfig
+    | SoftMatchConfig
+    | SupervisedConfig
+    | UdaConfig
+)
+#: Name of a policy -> the section of its parameters.
+POLICY_CONFIGS: dict[str, type[Section]] = {
+    section.model_fields["name"].default: section for section in typing.get_args(PolicyConfig)
+}

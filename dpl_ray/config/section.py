@@ -1,0 +1,106 @@
+"""A group of fields, and how a mistake in one is answered."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Section(BaseModel):
+    """A group of fields: frozen, and closed to unknown keys."""
+
+    # Hydra reads run.name=12 and data.class_names=[0,1] as numbers: a field that is text takes them as text.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
+
+
+S = TypeVar("S", bound=Section)
+
+
+def validated(model: type[S], values: Mapping[str, Any]) -> S:
+    """The section of these values; the first mistake is a `ValueError` naming field, value and what would be right."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(_explain(model, error)) from None
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` where a known word is near, else an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def shown(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(shown, value))}]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+#: pydantic's type of a mistake -> what would be right, where pydantic's own words are not a user's.
+_RIGHT = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "must be letters, digits and . _ - alone, the first a letter or digit",
+    "tuple_type": "must be a list, as {field}=[{given}]",
+    "model_type": "must be a section of fields",
+    "model_attributes_type": "must be a section of fields",
+    "dict_type": "must be a section of fields",
+}
+
+
+def _explain(model: type[Section], error: ValidationError) -> str:
+    """The first mistake that pydantic found: field, value and what would be right."""
+    first = error.errors()[0]
+    path, known = _fields(model, first["loc"])
+    field, given = ".".join(path), shown(first.get("input"))
+    context = first.get("ctx", {})
+    if first["type"] == "extra_forbidden":
+        return f"{field}={given}: there is no such field; known: {', '.join(known) or 'none'}{suggest(path[-1], known)}"
+    if first["type"] == "union_tag_not_found":
+        return f"{field}.name is missing: choose one with {field}=NAME"
+    if first["type"] == "union_tag_invalid":
+        names = context["expected_tags"].replace("'", "")
+        return f"{field}.name={context['tag']}: there is no such {field}; known: {names}" + suggest(
+            context["tag"], names.split(", ")
+        )
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if first["type"] in _RIGHT:
+        message = _RIGHT[first["type"]].format(field=field, given=given)
+    near = ""
+    if first["type"] == "literal_error":
+        near = suggest(given, [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")])
+    return f"{field or 'the configuration'}={given}: {message}{near}"
+
+
+def _fields(model: type[Section], place: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """Names on the way to a mistake, and the fields there are at its end."""
+    path: list[str] = []
+    known, annotation = list(model.model_fields), typing.cast(Any, model)
+    for part in place:
+        if isinstance(part, int):  # a position in a list: the value says which one it is
+            continue
+        if typing.get_origin(annotation) is types.UnionType:  # which section of several it is
+            sections = typing.get_args(annotation)
+            annotation = next(each for each in sections if each.model_fields["name"].default == part)
+            continue
+        path.append(part)
+        known = list(annotation.model_fields)
+        annotation = annotation.model_fields[part].annotation if part in annotation.model_fields else None
+    return path, known
