@@ -39,9 +39,11 @@ FOREIGN = "neither an image nor called one"
 MAX_UNNAMED_BYTES = 64 * 2**20  # a larger file that is not called an image is not read: it may be an archive
 _WILDCARD = r"[*?[]"
 _ANYTHING = "application/octet-stream"
+_NAMELESS = "without extension"
 _MAX_KINDS = 8  # that a line names
 _TYPES = mimetypes.MimeTypes()  # Python's own table, the same on every machine
 _INFOS_AT_A_TIME = 4096  # that become rows of an array
+_Folder = tuple[str, frozenset[str]]  # path, and where the folders above it really are
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,9 @@ class Listing:
         """The files where `wanted` (F,) is true; the others are left out."""
         if wanted.all():
             return self
-        found = Counter(map(kind_of, self.paths.filter(pa.array(~wanted)).to_pylist()))
-        return Listing(self.paths.filter(pa.array(wanted)), self.sizes[wanted], self.left_out + found)
+        found = pc.value_counts(_extensions(self.paths.filter(pa.array(~wanted)))).to_pylist()
+        left_out = self.left_out + Counter({item["values"] or _NAMELESS: item["counts"] for item in found})
+        return Listing(self.paths.filter(pa.array(wanted)), self.sizes[wanted], left_out)
 
 
 def open_location(field: str, given: str) -> Location:
@@ -175,16 +178,15 @@ def _walk(
     where every folder would be a request, all at once. Links wait until all that is no link is listed.
     """
     is_local, begin = not location.scheme, len(base.rstrip("/")) + 1
-    above = {_identity(str(path)) for path in Path(os.path.realpath(base)).parents} if is_local else set()
-    waiting, links = [(base, frozenset(above))], list[tuple[str, frozenset[tuple[int, int]]]]()
+    waiting, links = [(base, frozenset(map(str, Path(os.path.realpath(base)).parents)))], list[_Folder]()
     listed = set()
     while waiting or links:
         if not waiting:
             links.sort(key=itemgetter(0), reverse=True)
             waiting.append(links.pop())
         folder, folders_above = waiting.pop()
-        identity = _identity(folder) if is_local else (0, 0)
-        if identity in folders_above or identity in listed:
+        place = os.path.realpath(folder) if is_local else folder
+        if place in folders_above or place in listed:
             continue
         selector = fs.FileSelector(folder, recursive=not is_local, allow_not_found=True)
         infos = location.filesystem.get_file_info(selector)
@@ -197,22 +199,13 @@ def _walk(
                     left_out.update([kind] if kind and matches else [])
                 elif info.type == fs.FileType.Directory and is_local:
                     later = links if Path(info.path).is_symlink() else waiting
-                    later.append((info.path, folders_above | {identity}))
+                    later.append((info.path, folders_above | {place}))
                 elif info.type == fs.FileType.File and matches:
                     found.append(info)
             del infos[-_INFOS_AT_A_TIME:]
             if found:
-                listed.add(identity)
+                listed.add(place)
                 yield found
-
-
-def _identity(path: str) -> tuple[int, int]:
-    """Of a folder, by whatever name or link."""
-    try:
-        found = Path(path).stat()
-    except OSError:  # gone meanwhile: nothing will be found in it
-        return 0, 0
-    return found.st_dev, found.st_ino
 
 
 def _passed_over(name: str, is_folder: bool) -> str | None:
@@ -294,9 +287,13 @@ def _extension(path: str) -> str:
 
 def _by_extension(paths: pa.LargeStringArray, holds: Callable[[str], bool]) -> NDArray[np.bool_]:
     """(F,) what holds of a file by its extension: asked once for each, not for each file."""
-    found = pc.extract_regex(paths, r"(?P<extension>\.[^./]*)$").field(0).dictionary_encode()
-    holds_of = np.array([holds(extension) for extension in found.dictionary.to_pylist()] + [holds("")], bool)
-    return holds_of[found.indices.fill_null(-1).to_numpy()]
+    found = _extensions(paths).dictionary_encode()
+    return np.array([holds(extension) for extension in found.dictionary.to_pylist()], bool)[found.indices.to_numpy()]
+
+
+def _extensions(paths: pa.LargeStringArray) -> pa.LargeStringArray:
+    """(F,) `_extension` of each."""
+    return pc.utf8_lower(pc.struct_field(pc.extract_regex(paths, r"(?P<extension>\.[^./]*)$"), 0).fill_null(""))
 
 
 def _is_foreign(extension: str) -> bool:
@@ -307,7 +304,7 @@ def _is_foreign(extension: str) -> bool:
 
 def kind_of(path: str) -> str:
     """As what a file that is no image is counted."""
-    return _extension(path) or "without extension"
+    return _extension(path) or _NAMELESS
 
 
 def as_text(left_out: Mapping[str, int]) -> str:

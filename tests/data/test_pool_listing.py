@@ -1,4 +1,4 @@
-"""Listing a pool: which files, in what order, and how little is held of each."""
+"""Listing files: which, in what order, what is left out, and how little is held of each."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from dpl_ray.data import files
+from dpl_ray.data.decode import FORMATS
 from dpl_ray.data.files import are_images, are_parquet, is_image, is_parquet, list_files, open_location
 from dpl_ray.data.pool import files as pool_files
 from dpl_ray.data.pool.files import list_pool
 from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
 from tests.builders import png, write_images
+from tests.data.test_class_names import write_class
+from tests.data.test_sources import CLASSES, all_labels, load, write_folder
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 ENDINGS = st.sampled_from(["", *files.IMAGE_EXTENSIONS, *files.PARQUET_EXTENSIONS, "jpg", ".pq.txt", ".png\n", ".jp"])
@@ -93,3 +97,70 @@ def test_a_plan_whose_paths_were_written_with_short_offsets_is_the_same(tmp_path
     again = Plan.from_bytes(sink.getvalue().to_pybytes(), listed.location, "image")
     assert again.sample_ids(0) == plan.sample_ids(0)
     assert extend_plan(again, listed, 4) is again
+
+
+# Links
+
+
+def test_links_to_the_folders_above_are_not_followed(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_folder(data / "train")
+    write_folder(data / "test", 2)
+    for place, target in (("train/ant/self", "."), ("train/ant/up", "../.."), ("train/all", "."), ("train/data", "..")):
+        (data / place).symlink_to(target)
+    expected = {50 * c + n: c for c in range(3) for n in range(10)}
+    for train in ("train", "train/**/*.png", "train/*"):
+        splits = load(train=data / train)
+        assert all_labels(splits) == expected, train
+        assert splits.class_names == CLASSES
+    pool = load(train=write_folder(tmp_path / "other"), unlabeled=data / "train", uses_unlabeled=True).unlabeled
+    assert len(pool) == 30
+
+
+def test_a_folder_is_listed_once_however_many_links_lead_to_it(tmp_path: Path) -> None:
+    """Under its own path where that is in the pool, else under the first link's."""
+    write_class(tmp_path / "pool" / "m", range(2))
+    write_class(tmp_path / "elsewhere" / "deep", range(10, 12))
+    for link, target in (("a", "m"), ("z", "m"), ("c", "../elsewhere/deep"), ("b", "../elsewhere")):
+        (tmp_path / "pool" / link).symlink_to(target)
+    (tmp_path / "elsewhere" / "back").symlink_to("../pool")
+    (tmp_path / "elsewhere" / "deep" / "round").symlink_to("..")
+    train = write_folder(tmp_path / "train", 10)
+    ids = load(train=train, unlabeled=tmp_path / "pool", image_size=4, uses_unlabeled=True).unlabeled.ids.tolist()
+    assert ids == [str(tmp_path / "pool" / name) for name in ("b/deep/10.png", "b/deep/11.png", "m/0.png", "m/1.png")]
+    ids = load(train=train, unlabeled=tmp_path / "pool" / "z" / "*", uses_unlabeled=True).unlabeled.ids.tolist()
+    assert ids == [str(tmp_path / "pool" / "z" / name) for name in ("0.png", "1.png")], "a link that is named"
+
+
+# Kinds of files
+
+
+def test_every_name_that_pillow_gives_a_format_is_one_of_an_image() -> None:
+    known = {extension for extension, name in Image.registered_extensions().items() if name in FORMATS}
+    assert known - {".pfm"} == set(files.IMAGE_EXTENSIONS)
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_what_is_an_image_is_told_by_its_content(tmp_path: Path, mode: str) -> None:
+    """In the labelled folder and in the pool; what is none is counted, and broken only where it is called an image."""
+    train, pool = write_folder(tmp_path / "train"), tmp_path / "pool"
+    (train / "ant" / "0.png").rename(train / "ant" / "0.jfif")
+    (train / "bee" / "3.png").rename(train / "bee" / "3")
+    (train / "cat" / "7.png").rename(train / "cat" / "7.scan")
+    write_class(pool, range(200, 205))
+    (pool / "200.png").rename(pool / "200.JFIF")
+    (pool / "201.png").rename(pool / "201.unknown")
+    for folder in (train / "ant", pool):
+        for name in ("notes.txt", "film.mp4", "index.db3", "LICENSE"):
+            (folder / name).write_bytes(b"of another kind")
+    (pool / "broken.jfif").write_bytes(b"no image")
+    fields = {"unlabeled": pool, "image_size": 4, "uses_unlabeled": True, "max_bad_fraction": 0.05}
+    splits = load(train=train, **fields, pool={"mode": mode})
+    counts = {".txt": 2, ".mp4": 2, ".db3": 1, "without extension": 1}
+    if mode == "memory":
+        assert [(Path(bad.id).name, bad.reason) for bad in splits.bad] == [("broken.jfif", "not an image")]
+        assert all_labels(splits) == {50 * c + n: c for c in range(3) for n in range(10)} | dict.fromkeys(
+            range(200, 205), -1
+        )
+        counts |= {".db3": 2, "without extension": 2}
+    assert splits.left_out == counts
