@@ -21,7 +21,6 @@ from dpl_ray.cluster.connect import checked_resources
 from dpl_ray.config.policies import SupervisedConfig
 from dpl_ray.config.schema import Config, RegistryConfig, TrackingConfig
 from dpl_ray.config.section import shown
-from dpl_ray.data.label_counts import LabelCounts, count_labels
 from dpl_ray.data.pool.choice import list_unlabeled
 from dpl_ray.data.sources import load_splits
 from dpl_ray.data.split import EmptyPoolError
@@ -41,6 +40,7 @@ from dpl_ray.studies.self_training.config import (
     self_training_name,
     self_training_tree,
 )
+from dpl_ray.studies.self_training.counts import LabelCounts, count_labels
 from dpl_ray.studies.self_training.folder import Round, stop_reason
 from dpl_ray.studies.self_training.report import draw_rounds, rounds_csv, rounds_table
 from dpl_ray.tracking.journal import Journal

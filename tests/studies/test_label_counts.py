@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.label_counts import LabelCounts, count_labels
+from dpl_ray.studies.self_training.counts import LabelCounts, count_labels
 from tests.labeling.outputs import write_labels
 
 CLASSES = ("ant", "bee", "cat")

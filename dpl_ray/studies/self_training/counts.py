@@ -5,7 +5,8 @@ Legend: N samples of a part.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -34,9 +35,6 @@ class LabelCounts:
     num_selected_known: int = 0
     num_selected_correct: int = 0
 
-    def plus(self, other: LabelCounts) -> LabelCounts:
-        return replace(self, **{name: value + getattr(other, name) for name, value in vars(self).items()})
-
 
 def count_labels(
     output: str, data: DataConfig, class_names: tuple[str, ...], *, before: str | None = None
@@ -56,32 +54,22 @@ def count_labels(
     if earlier and names != [path[len(earlier.path) :] for path in part_files(earlier)]:
         raise _changed_pool(data)
     true_labels = _TrueLabels(data, class_names)
-    counts = LabelCounts()
+    counts: Counter[str] = Counter()
     for path, name in zip(parts, names, strict=True):
         table = _read(location, path, ["sample_id", "pseudo_label", "selected"])
         labels, selected = _targets(table), table.column("selected").to_numpy().astype(bool)
-        readable = labels != UNLABELED
-        changed = np.zeros(len(labels), bool)
+        readable, changed = labels != UNLABELED, np.zeros(len(labels), bool)
         if earlier:
             old = _read(earlier, earlier.path + name, ["sample_id", "pseudo_label"])
             if not old.column("sample_id").equals(table.column("sample_id")):
                 raise _changed_pool(data)
             changed = readable & (labels != _targets(old))
         true = true_labels.of(table.column("sample_id").to_pylist())
-        known = readable & (true != UNLABELED)
-        counts = counts.plus(
-            LabelCounts(
-                len(labels),
-                int(readable.sum()),
-                int(selected.sum()),
-                int(changed.sum()),
-                int(known.sum()),
-                int((known & (labels == true)).sum()),
-                int((known & selected).sum()),
-                int((known & selected & (labels == true)).sum()),
-            )
-        )
-    return counts
+        known, correct = readable & (true != UNLABELED), readable & (labels == true)
+        found = {"readable": readable, "selected": selected, "changed": changed, "known": known, "correct": correct}
+        found |= {"selected_known": known & selected, "selected_correct": correct & selected}
+        counts.update({f"num_{name}": int(rows.sum()) for name, rows in found.items()}, num_samples=len(labels))
+    return LabelCounts(**counts)
 
 
 class _TrueLabels:
