@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from dpl_ray.config.compose import default_options, list_groups, load_config, option_values
-from dpl_ray.config.describe import describe_fields, describe_policies
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.describe import default_options, describe_fields, describe_policies, list_groups, option_values
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import Section
 from dpl_ray.page.console import show

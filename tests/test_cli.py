@@ -12,8 +12,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from dpl_ray.config.compose import default_options, list_groups
-from dpl_ray.config.describe import describe_fields, describe_policies
+from dpl_ray.config.describe import default_options, describe_fields, describe_policies, list_groups
 from dpl_ray.config.schema import Config
 from dpl_ray.training.step import NonFiniteLossError
 from pipelines import cli, train

@@ -17,7 +17,7 @@ import yaml
 import dpl_ray.algorithm
 from dpl_ray.algorithm import policies as policies_module
 from dpl_ray.algorithm.policies import POLICIES
-from dpl_ray.config import compose
+from dpl_ray.config import describe
 from dpl_ray.config import policies as config_policies
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.policies import POLICY_CONFIGS
@@ -75,9 +75,9 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         Config.model_rebuild(force=True)
 
         file = only(rf"`(conf/policy/{NAME}\.yaml)`", text)
-        shutil.copytree(compose.CONF_FOLDER, tmp_path / "conf")
+        shutil.copytree(describe.CONF_FOLDER, tmp_path / "conf")
         (tmp_path / file).write_text("\n".join(re.findall(r"`(# .+?|name: .+?)`", text)))
-        for reader in (compose, test_policies):
+        for reader in (describe, test_policies):
             monkeypatch.setattr(reader, "CONF_FOLDER", tmp_path / "conf")
 
         loops = dict(vars(policy_references))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from dpl_ray.config.own_fields import load_section
+from dpl_ray.config.overrides import load_section
 from dpl_ray.config.section import Section
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from dpl_ray.config.own_fields import complete, load_section
+from dpl_ray.config.overrides import complete, load_section
 from dpl_ray.config.schema import ScaleConfig, TrackingConfig
 from dpl_ray.config.section import Section
 

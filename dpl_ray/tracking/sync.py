@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from dpl_ray.config.own_fields import load_section
+from dpl_ray.config.overrides import load_section
 from dpl_ray.config.section import Section
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.storage import Storage

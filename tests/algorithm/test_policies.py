@@ -21,8 +21,8 @@ from dpl_ray.algorithm.fixed_threshold import FixMatch
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
-from dpl_ray.config.compose import CONF_FOLDER, load_config
-from dpl_ray.config.describe import describe_policies
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.describe import CONF_FOLDER, describe_policies
 from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import parse_policy
 from dpl_ray.training.distributed import Workers

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import typing
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 import yaml
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from pydantic import ValidationError
 
 from dpl_ray.algorithm.policies import POLICIES
-from dpl_ray.config.compose import default_options, list_groups, load_config, option_values
-from dpl_ray.config.describe import describe_fields, describe_policies
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.describe import default_options, describe_fields, describe_policies, list_groups, option_values
 from dpl_ray.config.schema import (
     DATA_NAMES,
     Config,
@@ -26,6 +31,7 @@ from dpl_ray.config.schema import (
 from dpl_ray.config.section import Section, suggest, validated
 from dpl_ray.data.augment import OPERATION_NAMES
 
+RECORDED = Path(__file__).parents[1] / "recorded" / "storage"
 OPTIONS = [(group, option) for group, options in list_groups().items() for option in options]
 
 
@@ -188,3 +194,30 @@ def test_loading_again_gives_the_same_and_leaves_nothing(tmp_path: Path, monkeyp
     assert load_config(["data=cifar10", "policy=fixmatch"]) == first
     assert list(tmp_path.iterdir()) == []
     assert Path.cwd() == tmp_path
+
+
+def test_a_host_programs_hydra_is_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "host.yaml").write_text("defaults: [of_the_host, _self_]\nb: 2\n")
+    store = ConfigStore.instance()
+    store.store(name="of_the_host", node={"a": 1})
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        kept = copy.deepcopy(store.repo)
+        load_config(["data=cifar10", "policy=fixmatch"])
+        with pytest.raises(ValueError, match="no such data"):
+            load_config(["data=none"])
+        assert store.repo == kept
+        assert hydra.compose("host") == {"a": 1, "b": 2}
+    assert not GlobalHydra.instance().is_initialized()
+    del store.repo["of_the_host.yaml"]
+
+
+@pytest.mark.parametrize("field", [row[0] for row in describe_fields()])
+def test_a_field_that_an_older_file_lacks_has_its_default(field: str, tmp_path: Path) -> None:
+    tree = yaml.safe_load((RECORDED / "run" / "config.yaml").read_text())
+    *path, name = field.split(".")
+    section = tree
+    for part in path:
+        section = section[part]
+    section.pop(name, None)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert field_at(load_config([f"config={tmp_path}/config.yaml"]), field) == field_at(Config(), field)

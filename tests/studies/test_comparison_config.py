@@ -14,8 +14,8 @@ from rich.console import Console
 
 import dpl_ray.cluster.connect
 import dpl_ray.studies.comparison.job
-from dpl_ray.config.compose import list_groups, load_config
-from dpl_ray.config.describe import describe_fields
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.describe import describe_fields, list_groups
 from dpl_ray.config.schema import to_yaml
 from dpl_ray.store.records import write_json
 from dpl_ray.studies.comparison.cells import CELL_FILE, CellResult

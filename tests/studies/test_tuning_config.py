@@ -11,7 +11,8 @@ import yaml
 from rich.console import Console
 
 from dpl_ray import search
-from dpl_ray.config.compose import list_groups, load_config
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.describe import list_groups
 from dpl_ray.config.policies import FixMatchConfig
 from dpl_ray.config.schema import to_yaml
 from dpl_ray.studies.tuning.config import load_search, resolve, search_name, search_tree

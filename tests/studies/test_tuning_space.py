@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from dpl_ray.config.compose import CONF_FOLDER, list_groups, load_config
-from dpl_ray.config.describe import describe_fields
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.describe import CONF_FOLDER, describe_fields, list_groups
 from dpl_ray.studies.tuning.space import FIXED_FIELDS, KINDS, Domain, check_space, draw_values, parse_space, with_values
 
 DPL, FIXMATCH = load_config(["data=digits"]), load_config(["data=digits", "policy=fixmatch"])

@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field
 
 from dpl_ray.config.compose import load_config
-from dpl_ray.config.own_fields import as_yaml, refuse_near_miss
+from dpl_ray.config.overrides import as_yaml, refuse_near_miss
 from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config, parse_policy
 from dpl_ray.config.section import Section, suggest, validated

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from dpl_ray.config.compose import load_config
-from dpl_ray.config.own_fields import as_yaml, refuse_near_miss
+from dpl_ray.config.overrides import as_yaml, refuse_near_miss
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import Section, validated
 from dpl_ray.runs.folder import FREE_FIELDS, FREE_SECTIONS, study_name

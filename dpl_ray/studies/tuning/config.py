@@ -11,8 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 from yaml import YAMLError
 
-from dpl_ray.config.compose import CONF_FOLDER, list_groups, load_config, parse_override
-from dpl_ray.config.own_fields import refuse_near_miss
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.describe import CONF_FOLDER, list_groups
+from dpl_ray.config.overrides import parse_override, refuse_near_miss
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import Section, shown, suggest, validated
 from dpl_ray.runs.folder import bound_tree, study_name

@@ -1,0 +1,169 @@
+"""What is written on a command line: field=value in Hydra's grammar, checked against the fields and groups there are.
+
+The commands with fields of their own read these here too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from dpl_ray.config.describe import default_options, describe_fields, leaves, list_groups
+from dpl_ray.config.policies import POLICY_CONFIGS
+from dpl_ray.config.schema import Config
+from dpl_ray.config.section import S, suggest, validated
+
+
+def read_overrides(overrides: Sequence[str], given: Config | None) -> tuple[dict[str, str], list[Override]]:
+    """The option chosen of every group, and the fields set beside them, in their order.
+
+    Args:
+        given: a whole configuration that the fields change, without groups; None: that of conf/.
+
+    Raises:
+        ValueError: naming what was written, and what would be right.
+    """
+    groups = list_groups()
+    known = [row[0] for row in describe_fields()]
+    parsed = [(text, parse_override(text, groups, known)) for text in overrides]
+    options: dict[str, str] = {"policy": given.policy.name} if given else default_options()
+    for text, override in parsed:
+        key = override.key_or_group
+        if override.is_sweep_override():
+            raise ValueError(
+                f"{text}: one value a run; lists are written {key}=[a,b], and a comma in a value is quoted: "
+                f"'{key}=\"{text.partition('=')[2]}\"'"
+            )
+        if key in groups and not override.is_delete():
+            _check_group(text, override, groups[key])
+            if given:
+                raise ValueError(f"{text}: config=FILE has chosen every group; set single fields beside it")
+            options[key] = str(override.value())
+    for text, override in parsed:
+        if override.key_or_group not in groups:
+            for key in leaves(override.key_or_group, override.value()):
+                _check_field(text, key, known, groups, options["policy"])
+        if override.is_add() or override.is_delete():
+            raise ValueError(f"{text}: fields and groups are there already; set one with field=value, without + or ~")
+    return options, [override for _, override in parsed if override.key_or_group not in groups]
+
+
+def _check_group(text: str, override: Override, options: dict[str, str]) -> None:
+    option = str(override.value())
+    if option not in options:
+        raise ValueError(
+            f"{text}: there is no such {override.key_or_group}; known: {', '.join(options)}{suggest(option, options)}"
+        )
+
+
+def _check_field(text: str, key: str, known: list[str], groups: dict[str, dict[str, str]], policy: str) -> None:
+    group, _, name = key.partition(".")
+    if name == "name" and group in groups:
+        raise ValueError(f"{text}: a {group} is chosen with {group}=NAME; known: {', '.join(groups[group])}")
+    if group == "policy" and name:
+        _check_policy_field(text, name, policy)
+    elif inner := [name for name in known if name.startswith(f"{key}.")]:
+        raise ValueError(f"{text}: {key} is a section; set its fields, as {inner[0]}=...{suggest(key, groups)}")
+    elif key not in known:
+        near = suggest(key, [*known, *groups])
+        raise ValueError(f"{text}: there is no field {key}{near or '; --help lists all fields'}")
+
+
+def _check_policy_field(text: str, name: str, policy: str) -> None:
+    known = POLICY_CONFIGS[policy].model_fields
+    if name not in known:
+        parameters = [parameter for parameter in known if parameter != "name"]
+        owners = [other for other, section in POLICY_CONFIGS.items() if name in section.model_fields]
+        near = f"; policy={owners[0]} has it" if owners else suggest(name, parameters)
+        raise ValueError(
+            f"{text}: policy={policy} has no such parameter; known: {', '.join(parameters) or 'none'}{near}"
+        )
+
+
+def parse_override(text: str, groups: dict[str, dict[str, str]], known: list[str]) -> Override:
+    """field=value in Hydra's grammar.
+
+    Raises:
+        ValueError: it says none, or cannot be read.
+    """
+    if re.match(r"--?\w", text):
+        raise ValueError(f"{text}: there is no such option; fields are set as field=value, --help lists them")
+    key, equals, value = text.partition("=")
+    if not equals and not key.startswith("~"):
+        choices = [f"{group}={option}" for group, options in groups.items() for option in options]
+        near = suggest(key, [choice.partition("=")[2] for choice in choices])
+        if near:
+            option = near.removeprefix("; did you mean ").removesuffix("?")
+            near = "; did you mean " + next(choice for choice in choices if choice.endswith(f"={option}")) + "?"
+        near = near or ("" if key in known else suggest(key, known))
+        raise ValueError(f"{text or repr(text)}: says no field=value (write it without spaces around the =){near}")
+    try:
+        return OverridesParser.create().parse_overrides([text])[0]
+    except HydraException as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(
+            f"{text}: not understood ({reason}); quote special characters, as in '{key}=\"{value}\"'"
+        ) from None
+
+
+def refuse_near_miss(text: str, own: Iterable[str]) -> None:
+    """`ValueError` for a field that is none of a training run's, but nearly one of the command's own."""
+    key = text.partition("=")[0].lstrip("+~")
+    if "=" in text and "." not in key and key not in Config.model_fields and (near := suggest(key, own)):
+        raise ValueError(f"{text}: there is no field {key}{near}")
+
+
+def as_yaml(text: str) -> Any:
+    """The value as YAML has it, or the text itself, which the section then refuses."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def load_section(model: type[S], overrides: Sequence[str], required: Mapping[str, str]) -> S:
+    """The fields of a command that has no others, as `field=value` or `section.field=value`.
+
+    Args:
+        required: fields that must be given -> an example.
+
+    Raises:
+        ValueError: naming the field, the value and what would be right.
+    """
+    kinds = {field: kind for field, kind, _, _ in describe_fields(model)}
+    tree: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"{text}: says no field=value (write it without spaces around the =)")
+        if key not in kinds:
+            near = suggest(key, kinds) or "; known: " + ", ".join(kinds)
+            raise ValueError(f"{text}: there is no field {key}{near}")
+        *sections, name = key.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = _value(value, kinds[key].split("|"))
+    return complete(model, tree, required)
+
+
+def complete(model: type[S], values: Mapping[str, Any], required: Mapping[str, str]) -> S:
+    """The section of these values; a required field that is missing or empty is a `ValueError` with its example."""
+    section = validated(model, values)
+    for field, example in required.items():
+        if not getattr(section, field).strip():
+            raise ValueError(f"{field} is missing: give it, as {field}={example}")
+    return section
+
+
+def _value(text: str, kinds: Sequence[str]) -> Any:
+    """Paths and names as they are typed, everything else as YAML has it."""
+    if "str" in kinds:
+        return None if text == "null" and "null" in kinds else text
+    return as_yaml(text)
