@@ -60,10 +60,11 @@ FREE_FIELDS = (
     "data.pool.memory_share",
     "data.pool.windows_ahead",
 )
+FREE = (*FREE_SECTIONS, *FREE_FIELDS)
 SECONDS_BETWEEN_SAVES = 10.0
 
 
-def bound_tree(config: Config, free: Collection[str] = (*FREE_SECTIONS, *FREE_FIELDS)) -> dict[str, Any]:
+def bound_tree(config: Config, free: Collection[str] = FREE) -> dict[str, Any]:
     """The configuration without the sections and dotted fields that may differ when something of it goes on."""
     tree = config.model_dump(mode="json")
     for field in free:
@@ -135,7 +136,7 @@ def check_same(
     what: str,
     old: dict[str, Any],
     new: dict[str, Any],
-    free: Collection[str] = (*FREE_SECTIONS, *FREE_FIELDS),
+    free: Collection[str] = FREE,
     own: dict[str, Any] | None = None,
 ) -> None:
     """`ValueError` naming the first field that is another one now, of a run or study (`what`) that is to go on.

@@ -20,7 +20,7 @@ from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.schema import Config, ScaleConfig
 from dpl_ray.jobs.fit import check_storage
 from dpl_ray.page.console import show
-from dpl_ray.runs.folder import check_kind, check_same, writable_folder
+from dpl_ray.runs.folder import FREE, check_kind, check_same, writable_folder
 from dpl_ray.runs.provenance import describe_code
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.records import write_json
@@ -45,7 +45,7 @@ class Study(ABC, Generic[R]):
         name: str,
         identity: dict[str, Any],
         *,
-        free: Collection[str] = (),
+        free: Collection[str] = FREE,
         defaults: dict[str, Any] | None = None,
         **info: Any,
     ) -> None:

@@ -66,7 +66,6 @@ def test_a_comparison_of_an_older_version_goes_on(tmp_path: Path) -> None:
         cell.write_text(json.dumps(tree | {"new": 1}))
     config = folder / "dpl-seed-0" / "config.yaml"
     config.write_text("".join(line for line in config.open() if "curve_images" not in line))
-    (folder / "dpl-seed-0" / "history.jsonl").open("a").write('{"phase": "dpl", "st')
     more, output = run(tmp_path, options=TWO.model_copy(update={"policies": ("dpl", "fixmatch", "supervised")}))
     assert "goes on, 4 of them finished before" in output
     assert [row for row in more.rows if row.label != "supervised"] == first.rows

@@ -15,7 +15,7 @@ from dpl_ray.config.overrides import as_yaml, refuse_near_miss
 from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config, parse_policy
 from dpl_ray.config.section import Section, suggest, validated
-from dpl_ray.runs.folder import FREE_FIELDS, FREE_SECTIONS, bound_tree, study_name
+from dpl_ray.runs.folder import FREE, bound_tree, study_name
 from dpl_ray.studies.comparison.cells import Cell, policy_label
 
 
@@ -133,7 +133,7 @@ def free_fields() -> set[str]:
     """What may differ between the cells of a comparison: policy and seed, and where and how they run."""
     # A run may change train.log_every, but cells may not differ in it: the last record, of which the tables have
     # coverage and precision, is of that many steps.
-    return {*FREE_SECTIONS, *FREE_FIELDS, "policy", "train.seed", "train.baseline"} - {"train.log_every"}
+    return {*FREE, "policy", "train.seed", "train.baseline"} - {"train.log_every"}
 
 
 def shared_tree(config: Config) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def make_page(
         described: name -> value of what the search was measured with.
         failed: name of a trial that has not ended -> why.
     """
-    num_images = int(next((result.facts["data.num_validation"] for result in ranked if result.facts), 0))
+    num_images = int(next((result.facts.get("data.num_validation", 0) for result in ranked if result.facts), 0))
     images = f"{num_images:,} held-out labelled images" if num_images else "held-out labelled images"
     sections = [
         _result(ranked, space, best, num_images, images, len(failed)),
