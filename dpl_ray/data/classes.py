@@ -84,12 +84,18 @@ def check_class_names(names: tuple[str, ...] | None, origin: str) -> None:
         raise ValueError(f"{origin}: {some(names) or 'no class'} is not enough; there must be at least 2 classes")
 
 
-def find_targets(records: Records, class_names: tuple[str, ...]) -> NDArray[np.int64]:
-    """Class index of each record, UNLABELED where it has no label; a label outside the classes is an error."""
+def find_targets(records: Records, class_names: tuple[str, ...], *, every: bool = False) -> NDArray[np.int64]:
+    """Class index of each record, UNLABELED where it has no label.
+
+    Raises:
+        ValueError: a label is outside the classes, or there is none though every image is to have one.
+    """
     targets = label_indices(records.labels, class_names)
     for position in np.flatnonzero(targets == UNLABELED).tolist():
         if (label := records.labels[position]) is not None:
             raise records.location.error(_outside(label, records.ids[position], class_names))
+    if every and (without := int((targets == UNLABELED).sum())):
+        raise records.location.error(f"{without} of its {len(targets)} images have no label, which testing needs")
     return targets
 
 
@@ -102,11 +108,3 @@ def _outside(label: Label, sample_id: str, class_names: tuple[str, ...]) -> str:
     return (
         f"label {label} of {sample_id} is not one of the classes {some(class_names)}{suggest(str(label), class_names)}"
     )
-
-
-def find_test_targets(test: Records, class_names: tuple[str, ...]) -> NDArray[np.int64]:
-    """Class index of each test image; `ValueError` where one has none."""
-    targets = find_targets(test, class_names)
-    if without := int((targets == UNLABELED).sum()):
-        raise test.location.error(f"{without} of its {len(targets)} images have no label, which testing needs")
-    return targets

@@ -16,6 +16,7 @@ from itertools import compress
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from dpl_ray.config.schema import DataConfig
@@ -33,7 +34,7 @@ from dpl_ray.data.files import (
 )
 from dpl_ray.data.labels import Label, clean_name, csv_label, in_order_of, some
 from dpl_ray.data.parquet import read_labels
-from dpl_ray.data.pool.files import PoolFiles, pool_of
+from dpl_ray.data.pool.files import PoolFiles, Row, pool_of
 from dpl_ray.store.file_systems import one_line
 
 
@@ -49,6 +50,11 @@ class Records:
     are_listed: bool = True  # the class names, in metadata or a file: not those of folders
     files: PoolFiles | None = None  # that `read` reads; None: those that a CSV names
     left_out: Counter[str] = field(default_factory=Counter)
+
+    def rows(self, targets: NDArray[np.int64] | None = None) -> Iterator[Row]:
+        """Id, image and label of each, or the class index of `targets` (N,) in place of its label."""
+        labels = self.labels if targets is None else targets.tolist()
+        return zip(self.ids, self.read(), labels, strict=True)
 
     def without(self, excluded: set[str]) -> Records:
         """The records whose ids are not among these."""

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.classes import check_class_names, find_class_names, find_targets, find_test_targets
+from dpl_ray.data.classes import check_class_names, find_class_names, find_targets
 from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
 from dpl_ray.data.decode import DecodeSettings, Payload, decode_many
 from dpl_ray.data.files import FOREIGN, kind_of
 from dpl_ray.data.labeled import Records, list_records
 from dpl_ray.data.labels import Label, clean_name, label_indices
 from dpl_ray.data.pool.choice import list_unlabeled, should_stream, streamed_pool
-from dpl_ray.data.pool.files import PoolFiles
+from dpl_ray.data.pool.files import PoolFiles, Row
 from dpl_ray.data.pseudo_labels import PseudoLabels, read_pseudo_labels
 from dpl_ray.data.split import Plan, check_pool, plan_split, split, unlabeled_rest
 from dpl_ray.data.standard import read_standard
@@ -76,7 +76,6 @@ class _Labeled:
     train: Records  # the selected of data.labels where there is no data.train
     targets: NDArray[np.int64]  # of train; UNLABELED where a sample has none
     test: Records | None
-    test_targets: NDArray[np.int64] | None
     labels: PseudoLabels | None
     selected: Records | None  # of data.labels, beside data.train
 
@@ -100,8 +99,9 @@ class _Labeled:
 
 def _list_labeled(data: DataConfig, labels: PseudoLabels | None) -> _Labeled:
     train = list_records(data, "data.train", data.train) if data.train else None
-    names = labels.class_names if labels else ()
-    index_names = (train.class_names or find_class_names(data, train)) if train else names
+    index_names = find_class_names(data, train) if train else labels.class_names if labels else ()
+    if train and train.class_names and not set(train.class_names) <= set(index_names):
+        index_names = train.class_names
     test = list_records(data, "data.test", data.test, index_names) if data.test else None
     train_ids = set(train.ids if train else ())
     if test and (shared := [sample_id for sample_id in test.ids if sample_id in train_ids]):
@@ -120,9 +120,10 @@ def _list_labeled(data: DataConfig, labels: PseudoLabels | None) -> _Labeled:
                 stacklevel=3,
             )
     targets = find_targets(train, class_names)
-    test_targets = find_test_targets(test, class_names) if test else None
+    for records in filter(None, (test, selected)):
+        find_targets(records, class_names, every=records is test)
     name = f"{train.location.field}={train.location.given}"
-    return _Labeled(name, class_names, index_names, train, targets, test, test_targets, labels, selected)
+    return _Labeled(name, class_names, index_names, train, targets, test, labels, selected)
 
 
 def _plan(data: DataConfig, listed: _Labeled, targets: NDArray[np.int64], seed: int, hint: str = "") -> Plan:
@@ -145,13 +146,14 @@ def _read_own(
 
     check(listed.targets, listed.pseudo_labels(train.ids))
     num_listed = sum(len(records.ids) for records in (train, test, selected) if records)
-    reader = _Reader(data, num_listed + (len(pool) if pool else 0), listed.left_out(files))
-    train_set = reader.read(train, listed.targets)
+    num_listed += len(pool) if pool else 0
+    reader = _Reader(data, listed.class_names, num_listed, listed.left_out(files))
+    train_set = reader.read(train.rows())
     pseudo_labels = listed.pseudo_labels(train_set.ids)
     check(train_set.targets, pseudo_labels, _hint(reader.bad))
-    test_set = _read_test(reader, listed)
-    pool_set = reader.read_pool(pool, listed.class_names) if pool else None
-    selected_set = _read_selected(reader, listed)
+    test_set = reader.read_test(test)
+    pool_set = reader.read(pool.read_all()) if pool else None
+    selected_set = reader.read(selected.rows()) if selected else None
     _check_shapes(train_set, test_set, pool_set, selected_set)
     return Source(
         listed.name,
@@ -187,9 +189,9 @@ def _read_streamed(
     if pseudo_labels is not None:
         targets[moved] = pseudo_labels[moved]
     num_listed = sum(len(records.ids) for records in (listed.test, listed.selected) if records)
-    reader = _Reader(data, len(chosen) + len(pool) + num_listed, listed.left_out(files))
-    read = reader.read(listed.train.without(set(ids[rest].tolist())), targets[chosen])
-    test, selected = _read_test(reader, listed), _read_selected(reader, listed)
+    reader = _Reader(data, listed.class_names, len(chosen) + len(pool) + num_listed, listed.left_out(files))
+    read = reader.read(listed.train.without(set(ids[rest].tolist())).rows(targets[chosen]))
+    test, selected = reader.read_test(listed.test), reader.read(listed.selected.rows()) if listed.selected else None
     labeled, validation, held_out, pseudo_labeled = (
         read.subset(np.flatnonzero(np.isin(read.ids, ids[rows])))
         for rows in (plan.labeled, plan.validation, plan.test, moved)
@@ -214,51 +216,40 @@ def _read_streamed(
     )
 
 
-def _read_selected(reader: _Reader, listed: _Labeled) -> ImageSet | None:
-    if listed.selected is None:
-        return None
-    return reader.read(listed.selected, find_targets(listed.selected, listed.class_names))
-
-
-def _read_test(reader: _Reader, listed: _Labeled) -> ImageSet | None:
-    test = listed.test
-    if test is None or listed.test_targets is None:
-        return None
-    test_set = reader.read(test, listed.test_targets)
-    if not len(test_set):
-        raise test.location.error(f"none of its {len(test.ids)} images can be read{_hint(reader.bad)}")
-    return test_set
-
-
 @dataclass
 class _Reader:
     """Decodes images and collects the bad images; too many of them among all stop the run."""
 
     data: DataConfig
+    class_names: tuple[str, ...]
     num_images: int  # of the run, listed
     left_out: Counter[str]  # of the listing, and what turns out to be no image and is not called one
     bad: list[BadImage] = field(default_factory=list)
 
-    def read(self, records: Records, targets: NDArray[np.int64]) -> ImageSet:
-        images, kept = self._decode(zip(records.ids, records.read(), strict=True))
-        return ImageSet(images, targets[kept], np.array(records.ids, np.str_)[kept])
-
-    def read_pool(self, pool: PoolFiles, class_names: tuple[str, ...]) -> ImageSet:
-        """The targets are those of the pool's label column, where it is there and says a class."""
+    def read(self, rows: Iterable[Row]) -> ImageSet:
+        """The images, with the classes that their labels say."""
         ids: list[str] = []
         labels: list[Label] = []
 
         def items() -> Iterator[tuple[str, Payload]]:
-            for sample_id, payload, label in pool.read_all():
+            for sample_id, payload, label in rows:
                 ids.append(sample_id)
                 labels.append(label)
                 yield sample_id, payload
 
-        images, kept = self._decode(items())
-        return ImageSet(images, label_indices(labels, class_names)[kept], np.array(ids, np.str_)[kept])
+        images, kept, bad = decode_many(items(), DecodeSettings.from_config(self.data))
+        self._add(bad)
+        return ImageSet(images, label_indices(labels, self.class_names)[kept], np.array(ids, np.str_)[kept])
 
-    def _decode(self, items: Iterable[tuple[str, Payload]]) -> tuple[NDArray[np.uint8], list[int]]:
-        images, kept, bad = decode_many(items, DecodeSettings.from_config(self.data))
+    def read_test(self, test: Records | None) -> ImageSet | None:
+        if test is None:
+            return None
+        images = self.read(test.rows())
+        if not len(images):
+            raise test.location.error(f"none of its {len(test.ids)} images can be read{_hint(self.bad)}")
+        return images
+
+    def _add(self, bad: list[BadImage]) -> None:
         foreign = [kind_of(image.id) for image in bad if image.reason == FOREIGN]
         self.bad += [image for image in bad if image.reason != FOREIGN]
         self.left_out.update(foreign)
@@ -269,7 +260,6 @@ class _Reader:
                 f"data.max_bad_fraction={self.data.max_bad_fraction}: {len(self.bad)} of {self.num_images} images "
                 f"cannot be read ({share:.1%}), as {_reasons(self.bad)}; repair or remove them, or raise the limit"
             )
-        return images, kept
 
 
 def _hint(bad: list[BadImage]) -> str:

@@ -308,10 +308,19 @@ def test_shards_that_do_not_fit_together(tmp_path: Path) -> None:
     fails(message, "parquet", train=tmp_path / "d.parquet", test=test)
 
 
-def test_a_csv_whose_classes_are_in_another_order(tmp_path: Path) -> None:
-    write_folder(tmp_path / "train")
+@pytest.mark.parametrize("class_names", [CLASSES, ("bee", "cat", "ant")])
+def test_indices_mean_the_names_beside_them_whatever_the_order_of_the_folders(
+    tmp_path: Path, class_names: tuple[str, ...]
+) -> None:
+    train = write_folder(tmp_path / "train")
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "x.png").write_bytes(png(201))
     (tmp_path / "test" / "class_names.txt").write_text("\n".join(OTHER))
-    (tmp_path / "test" / "test.csv").write_text("path,label\nx.png,0\n")
-    assert load(train=tmp_path / "train", test=tmp_path / "test" / "test.csv").test.targets.tolist() == [2]
+    test, pool = (
+        tmp_path / "test" / "test.csv",
+        write_parquet(tmp_path / "pool.parquet", [211, 212], [0, 1], names=OTHER),
+    )
+    test.write_text("path,label\nx.png,0\n")
+    splits = load(train=train, test=test, unlabeled=pool, class_names=class_names, uses_unlabeled=True)
+    assert [class_names[target] for target in splits.test.targets] == ["cat"]
+    assert [class_names[target] for target in splits.unlabeled.targets] == ["cat", "ant"]
