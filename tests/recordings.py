@@ -11,6 +11,7 @@ from mlflow.entities import Run
 from rich.console import Console
 
 from dpl_ray.config.schema import RegistryConfig
+from dpl_ray.page.html import Page
 from dpl_ray.store.history import TABLE_FILE, Point
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
@@ -32,7 +33,7 @@ def write_model(folder: Path) -> None:
 def every_kind(folder: Path) -> list[Entry]:
     """Entries of every kind, and the files that they name."""
     (folder / "notes.txt").write_text("text")
-    (folder / "page.html").write_text('<section id="a"><img alt="B &amp; c" src="data:image/svg+xml;base64,PHN2Zz4="')
+    Page("<!doctype html>", {"a-b-c": b"<svg/>"}).write(Storage(str(folder)) / "page.html")
     (folder / "thresholds.json").write_text('{"columns": ["step"], "data": [[1]]}')
     write_model(folder / "model")
     registry = {"name": "digits", "alias": "candidate"}

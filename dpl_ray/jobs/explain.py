@@ -18,7 +18,7 @@ from dpl_ray.data.files import is_parquet, open_location
 from dpl_ray.data.pool.files import Rows, list_pool
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.data.sources import load_splits
-from dpl_ray.page.html import Page, Section, banner, code, element, facts, grid, note, paragraph, picture, table
+from dpl_ray.page.html import Page, Section, Table, make_page
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import ModelInfo, find_checkpoint, load_config_and_info
 
@@ -74,10 +74,9 @@ def explain(
         config = config.model_copy(update={"data": config.data.model_copy(update={"image_column": image_column})})
     image, sample_id, known = _read(str(sample) if isinstance(sample, int) else fspath(sample), config, info)
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", str(sample)).strip("-")[-60:]
-    default = str(place).removesuffix(place.name) + f"explanation-{slug}.html" if not place.options else None
-    file = Storage(fspath(output or default or f"explanation-{slug}.html"))
+    file = Storage(fspath(output)) if output else place.parent / f"explanation-{slug}.html"
     found = _explain(place, image, sample_id, str(file))
-    file.write(_page(found, image, known, config, info, str(place)).render().encode())
+    _page(found, image, known, config, info, str(place)).write(file)
     return found
 
 
@@ -198,7 +197,7 @@ def _page(
     found: Explanation, image: NDArray[np.uint8], known: str | None, config: Config, info: ModelInfo, checkpoint: str
 ) -> Page:
     headline = f"Weight {found.weight:.3f}; FixMatch's 0.95 would give {found.fixmatch_weight:.0f}"
-    values: dict[str, object] = {"pseudo-label": found.pseudo_label}
+    values = {"pseudo-label": found.pseudo_label}
     values |= {"true class": info.class_names[int(known)]} if known is not None else {}
     values |= {
         "confidence": f"{found.confidence:.4f}",
@@ -210,25 +209,17 @@ def _page(
         f"{name}-confident threshold" if name in ("over", "under") else name: f"{value:.4f}"
         for name, value in found.thresholds.items()
     }
-    likely = table("Most likely classes", ["class", "probability"], [(n, f"{p:.4f}") for n, p in found.probs.items()])
-    sections = [
-        Section(
-            "why",
-            "Why this weight",
-            banner("•", headline, paragraph(found.reason)),
-            grid([element("div", facts(values)), element("div", likely)]),
-            note(
-                "Read by the student of the last checkpoint, without augmentation. Confidence and entropy are aligned "
-                "as the policy aligns them; the probabilities of the table and of the heads are not."
-            ),
-        ),
-        Section("views", "What training sees of it", *_views(image, config)),
-        Section("checkpoint", "The checkpoint", paragraph(code(checkpoint))),
-    ]
-    return Page(found.sample, f"One image, as {found.policy} weighs it", sections, "The file needs no network.")
+    likely = Table("Most likely classes", ["class", "probability"], [(n, f"{p:.4f}") for n, p in found.probs.items()])
+    sections = {
+        "why": Section(title="Why this weight", headline=headline, reason=found.reason, facts=values, likely=likely),
+        "views": Section(title="What training sees of it", views=_views(image, config)),
+        "checkpoint": Section(title="The checkpoint", checkpoint=checkpoint),
+    }
+    return make_page("jobs/explanation.html", found.sample, f"One image, as {found.policy} weighs it", sections)
 
 
-def _views(image: NDArray[np.uint8], config: Config) -> list[Any]:
+def _views(image: NDArray[np.uint8], config: Config) -> dict[str, list[bytes]]:
+    """Kind -> PNGs: the image as it is decoded, weak and strong views."""
     import torch
 
     from dpl_ray.data.augment import num_strong_uniforms, strong, weak
@@ -239,13 +230,6 @@ def _views(image: NDArray[np.uint8], config: Config) -> list[Any]:
     images = torch.from_numpy(np.repeat(image[None], NUM_VIEWS, axis=0))
     uniforms = np.random.default_rng(0).random((NUM_VIEWS, num_strong_uniforms(settings)), dtype=np.float32)
     columns = torch.from_numpy(uniforms)
-    parts: list[Any] = [paragraph("Weak views give the pseudo-label, strong views learn it.")]
-    views_weak, views_strong = weak(images, columns, settings)[:-1], strong(images, columns, settings)
-    for name, views in (("weak", views_weak), ("strong", views_strong)):
-        pictures = [picture(encode_png(image), "the image as it is decoded", "as decoded")] if name == "weak" else []
-        pictures += [
-            picture(encode_png(view), f"{name} view {number}", f"{name} {number}")
-            for number, view in enumerate(views.numpy(), start=1)
-        ]
-        parts.append(grid(pictures, "tiny"))
-    return parts
+    views = {"weak": weak(images, columns, settings)[:-1], "strong": strong(images, columns, settings)}
+    pngs = {kind: [encode_png(view) for view in found.numpy()] for kind, found in views.items()}
+    return {"decoded": [encode_png(image)]} | pngs

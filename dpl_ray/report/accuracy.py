@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.page.html import MISSING, Html, Section, code, element, figure, folded, grid, paragraph, picture, table
+from dpl_ray.page.html import MISSING, Section, Table
 from dpl_ray.page.plots import cut, draw
 from dpl_ray.report.verdict import wilson_interval
 from dpl_ray.training.predictions import NUM_BINS, Predictions, confidence_bins
@@ -29,25 +29,20 @@ def calibration_section(test: ImageSet, found: Predictions, ece: float, baseline
     """The reliability diagram."""
     right = found.labels == test.targets
     drawing = draw(lambda *axes: _reliability(axes, found.confidence, right), width=4.4, height=4.0, heights=(3, 1))
-    said = f"{100 * float(found.confidence.mean()):.1f} %"
-    beside = "" if baseline_ece is None else f"; of the supervised baseline {100 * baseline_ece:.1f} %"
-    tends = "over" if found.confidence.mean() > right.mean() else "under"
-    text = (
-        f"The last teacher is right on {100 * right.mean():.1f} % of the {len(test):,} test images and says {said} on "
-        f"average, so that it is {tends}confident by {100 * abs(found.confidence.mean() - right.mean()):.1f} points. "
-        f"Its expected calibration error (ECE, {NUM_BINS} bins) is {100 * ece:.1f} %{beside}."
-    )
-    caption = "Bars: accuracy of the images of that confidence, with Wilson's 95 % interval. On the dashed line "
-    caption += "confidence is accuracy; below it the model is overconfident."
     return Section(
-        "calibration",
-        "Calibration",
-        paragraph(text),
-        grid([figure(drawing, "Reliability diagram", caption), _bins(found.confidence, right)]),
+        title="Calibration",
+        drawings={"reliability-diagram": drawing},
+        num_test=len(test),
+        accuracy=float(right.mean()),
+        confidence=float(found.confidence.mean()),
+        num_bins=NUM_BINS,
+        ece=ece,
+        baseline_ece=baseline_ece,
+        bins=_bins(found.confidence, right),
     )
 
 
-def _bins(confidence: NDArray, right: NDArray[np.bool_]) -> Html:
+def _bins(confidence: NDArray, right: NDArray[np.bool_]) -> Table:
     places = confidence_bins(confidence)
     rows = []
     for place in np.unique(places):
@@ -55,7 +50,7 @@ def _bins(confidence: NDArray, right: NDArray[np.bool_]) -> Html:
         name = f"{place / NUM_BINS:.2f} to {(place + 1) / NUM_BINS:.2f}"
         said, true = 100 * confidence[mine].mean(), 100 * right[mine].mean()
         rows.append([name, f"{mine.sum():,}", f"{said:.1f} %", f"{true:.1f} %"])
-    return table("The bins of the diagram", ["confidence", "images", "mean confidence", "accuracy"], rows)
+    return Table("The bins of the diagram", ["confidence", "images", "mean confidence", "accuracy"], rows)
 
 
 def _reliability(axes: Any, confidence: NDArray, right: NDArray[np.bool_]) -> None:
@@ -89,8 +84,6 @@ def confusion_section(
     matrix = matrix.reshape(num_classes, num_classes)
     size = 4.6
     drawing = draw(lambda axes: _matrix(axes, matrix, class_names), width=size, height=size * 0.95)
-    caption = "Rows: the true class; columns: what the last teacher says. Grey: share of the true class. "
-    caption += "Numbers: images." if num_classes <= MAX_NAMED else "Classes are numbered; the tables name them."
     wrong = matrix - np.diag(np.diag(matrix))
     order = [place for place in np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS] if wrong.flat[place]]
     rows = []
@@ -101,23 +94,20 @@ def confusion_section(
         rows.append(
             [class_names[target], class_names[label], f"{matrix[target, label]:,} of {number:,}", f"{share:.0f} %"]
         )
-    confusions = (
-        table("The most frequent confusions", ["true class", "said to be", "images", "share"], rows, text_columns=2)
-        if rows
-        else paragraph("No test image is given a wrong class.")
-    )
-    recall = _recall(test, found, baseline, class_names)
-    if num_classes > MAX_ROWS:
-        recall = folded(f"Recall of all {num_classes} classes", recall)
-    title = f"Confusion matrix, {len(test):,} test images"
+    columns = ["true class", "said to be", "images", "share"]
     return Section(
-        "confusions",
-        "Confusions",
-        grid([figure(drawing, title, caption), element("div", confusions, recall)]),
+        title="Confusions",
+        drawings={"confusion-matrix": drawing},
+        num_test=len(test),
+        num_classes=num_classes,
+        is_named=num_classes <= MAX_NAMED,
+        is_long=num_classes > MAX_ROWS,
+        confusions=Table("The most frequent confusions", columns, rows, 2) if rows else None,
+        recall=_recall(test, found, baseline, class_names),
     )
 
 
-def _recall(test: ImageSet, found: Predictions, baseline: Predictions | None, class_names: Sequence[str]) -> Html:
+def _recall(test: ImageSet, found: Predictions, baseline: Predictions | None, class_names: Sequence[str]) -> Table:
     rows = []
     numbered = len(class_names) > MAX_NAMED  # as in the matrix
     for place, name in enumerate(class_names):
@@ -133,7 +123,7 @@ def _recall(test: ImageSet, found: Predictions, baseline: Predictions | None, cl
             row += [f"{before:.1f} %", f"{recall - before:+.1f}"]
         rows.append(row)
     columns = ["class", "test images", "recall", *(["supervised", "difference"] if baseline is not None else [])]
-    return table("Recall of the classes", columns, rows)
+    return Table("Recall of the classes", columns, rows)
 
 
 def _matrix(axes: Any, matrix: NDArray[np.int64], class_names: Sequence[str]) -> None:
@@ -159,31 +149,24 @@ def _matrix(axes: Any, matrix: NDArray[np.int64], class_names: Sequence[str]) ->
 def pictures_section(test: ImageSet, found: Predictions, class_names: Sequence[str]) -> Section:
     """The most confident wrong images and the least confident right ones."""
     right = found.labels == test.targets
-    parts: list[Html] = []
+    sheets = []
     for title, mask, sign in (
         ("Most confident, and wrong", ~right, -1),
         ("Least confident, and right", right, 1),
     ):
         rows = np.flatnonzero(mask)
         rows = rows[np.argsort(sign * found.confidence[rows], kind="stable")][:NUM_PICTURES]
-        parts.append(element("h3", f"{title}: {len(rows)} of {int(mask.sum()):,} images"))
-        if not len(rows):
-            parts.append(paragraph("There is none."))
-            continue
-        parts.append(grid((_sample(test, found, int(row), class_names) for row in rows), "tiny"))
-    return Section("images", "Images to look at", *parts)
+        samples = [_sample(test, found, int(row), class_names) for row in rows]
+        sheets.append((f"{title}: {len(rows)} of {int(mask.sum()):,} images", samples))
+    return Section(title="Images to look at", sheets=sheets)
 
 
-def _sample(test: ImageSet, found: Predictions, row: int, class_names: Sequence[str]) -> Html:
+def _sample(test: ImageSet, found: Predictions, row: int, class_names: Sequence[str]) -> tuple[bytes, str, str]:
+    """The image as PNG, what is said of it, and its id."""
     said, true = class_names[found.labels[row]], class_names[test.targets[row]]
     confidence = f"{100 * found.confidence[row]:.1f} %"
     text = f"{said}, {confidence}" if said == true else f"said {said}, {confidence}; is {true}"
-    return picture(
-        encode_png(test.images[row]),
-        f"Test image {test.ids[row]}: {text}",
-        text,
-        code(str(test.ids[row])),
-    )
+    return encode_png(test.images[row]), text, str(test.ids[row])
 
 
 def encode_png(image: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> bytes:

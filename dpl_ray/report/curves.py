@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dpl_ray.page.html import Section, figure, folded, grid, note, paragraph, table
+from dpl_ray.page.html import Section, Table
 from dpl_ray.page.plots import curves, draw, thinned
 from dpl_ray.store.history import merge_records
 
@@ -46,21 +46,15 @@ def training_section(
         points = main.points(f"train/loss_{name}")
         shown = {"unlabeled": "unlabelled", "auxiliary": "policy's own"}[name]
         losses |= {f"{shown}, {main.phase}": points} if any(value for _, value in points) else {}
-    parts = []
     told = []
     if any(test.values()):
         told.append(f"Test: {curve_split(num_curve_images, num_test)}, by which nothing is chosen.")
     if validation:
         told.append(f"Validation: {num_validation:,} labelled images that are held out, by which a search chooses.")
-    if told:
-        accuracy = test | validation
-        caption = f"Last teacher at that step. {' '.join(told)}"
-        parts.append(figure(draw(lambda axes: _shares(axes, accuracy, "accuracy (%)")), "Accuracy", caption))
-    else:
-        parts.append(note("There is no curve of accuracy: the run has no test images for it, or too few steps."))
-    caption = "Mean since the record before. Logarithmic; a loss of zero is not drawn."
-    parts.append(figure(draw(lambda axes: _losses(axes, losses)), "Loss", caption))
-    return Section("training", "Training", grid(parts))
+    accuracy = test | validation
+    drawings = {"accuracy": draw(lambda axes: _shares(axes, accuracy, "accuracy (%)"))} if told else {}
+    drawings["loss"] = draw(lambda axes: _losses(axes, losses))
+    return Section(title="Training", drawings=drawings, told=" ".join(told))
 
 
 def curve_split(num_curve_images: int, num_test: int) -> str:
@@ -96,21 +90,10 @@ def pseudo_section(main: History) -> Section:
         "all": main.points("pseudo/precision", 100),
         "confidence below 0.95": main.points("pseudo/high_entropy_precision", 100),
     }
-    parts = [
-        figure(
-            draw(lambda axes: _percent(axes, coverage, "share (%)")),
-            "Coverage of the pool",
-            "How much of the unlabelled batches counts, and how much of that FixMatch's threshold would leave out.",
-        )
-    ]
+    drawings = {"coverage": draw(lambda axes: _percent(axes, coverage, "share (%)"))}
     if any(precision.values()):
-        caption = "Weighted share of pseudo-labels that are right, where the pool's labels are known; training never "
-        caption += "reads them."
-        drawing = draw(lambda axes: _percent(axes, precision, "precision (%)"))
-        parts.append(figure(drawing, "Precision of the pseudo-labels", caption))
-    else:
-        parts.append(note("The pool's labels are not known, so the precision of its pseudo-labels is not either."))
-    return Section("pseudo-labels", "Pseudo-labels over time", grid(parts))
+        drawings["precision"] = draw(lambda axes: _percent(axes, precision, "precision (%)"))
+    return Section(title="Pseudo-labels over time", drawings=drawings)
 
 
 def _percent(axes: Any, lines: dict[str, Points], label: str) -> None:
@@ -130,31 +113,30 @@ def thresholds_section(main: History, class_names: Sequence[str], thresholds: di
     shown, which = _selection(lasts, len(class_names))
     if same:
         shown, which = [0], "All classes have the same threshold."
-    panels = []
+    drawings, names_drawn = {}, []
+    width, height = (4.4, 3.0) if same else (2.2, 1.9)
     for place in shown:
         lines = {label: main.points(f"threshold/{name}/{class_names[place]}") for name, label in names.items()}
-        width, height = (4.4, 3.0) if same else (2.2, 1.9)
-        title = "All classes" if same else class_names[place]
-        panels.append(figure(draw(lambda axes, lines=lines: _band(axes, lines), width=width, height=height), title))
-    parts = [paragraph(which, _says(thresholds)), grid(panels, "wide" if same else "small")]
+        # The class by its number: its name may be none for a file.
+        drawings["all-classes" if same else f"class-{place}"] = draw(
+            lambda axes, lines=lines: _band(axes, lines), width=width, height=height
+        )
+        names_drawn.append("All classes" if same else class_names[place])
     columns = ["class", *names.values(), *(["band between them"] if len(lasts) == 2 else [])]
     rows = [
         [name, *(f"{value:.3f}" for value in values), *([f"{values[0] - values[1]:.3f}"] if len(values) == 2 else [])]
         for name, values in zip(class_names, zip(*lasts, strict=True), strict=True)
     ]
-    if not same:
-        made = table("Thresholds at the last step (confidence)", columns, rows)
-        parts.append(made if len(rows) <= MAX_ROWS else folded(f"Thresholds of all {len(rows)} classes", made))
-    return Section("thresholds", "Thresholds of the classes", *parts)
-
-
-def _says(thresholds: dict[str, list[float]]) -> str:
-    if list(thresholds) == ["over", "under"]:
-        return (
-            " Solid: the over-confident threshold, from which on a sample counts fully. Dashed: the under-confident "
-            "one. The grey band between them is the room in which samples of high entropy are explored."
-        )
-    return " A sample of that class counts from this confidence on."
+    return Section(
+        title="Thresholds of the classes",
+        drawings=drawings,
+        names_drawn=names_drawn,
+        which=which,
+        is_band=list(thresholds) == ["over", "under"],
+        is_same=same,
+        is_long=len(rows) > MAX_ROWS,
+        table=Table("Thresholds at the last step (confidence)", columns, rows),
+    )
 
 
 def _selection(lasts: list[list[float]], num_classes: int) -> tuple[list[int], str]:

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from dpl_ray.config.schema import Config, to_yaml
 from dpl_ray.data.dataset import ImageSet, Splits
-from dpl_ray.page.html import (
-    MISSING,
-    Html,
-    Page,
-    Section,
-    banner,
-    code,
-    element,
-    facts,
-    folded,
-    note,
-    numbers,
-    paragraph,
-)
+from dpl_ray.page.html import Page, Section
+from dpl_ray.page.html import make_page as make_html_page
 from dpl_ray.report.accuracy import calibration_section, confusion_section, pictures_section
 from dpl_ray.report.curves import History, pseudo_section, thresholds_section, training_section
 from dpl_ray.report.verdict import Verdict, compare_paired
@@ -41,7 +30,7 @@ def write_report(config: Config, splits: Splits, folder: RunFolder, outcomes: li
     The test split was predicted by the workers; a sample of the pool is predicted here, on this machine's CPU.
     """
     report = folder.storage / REPORT_FILE
-    report.write(make_page(config, splits, folder, outcomes).render().encode())
+    make_page(config, splits, folder, outcomes).write(report)
     return report
 
 
@@ -75,47 +64,44 @@ def make_page(config: Config, splits: Splits, folder: RunFolder, outcomes: list[
     main, baseline = outcomes[-1], outcomes[0] if len(outcomes) > 1 else None
     history = History(folder.history, main.phase)
     history_baseline = History(folder.history, baseline.phase) if baseline else None
-    sections = [_summary(config, splits, outcomes)]
-    sections.append(
-        training_section(
-            history,
-            history_baseline,
-            num_curve_images=min(config.train.curve_images, len(splits.test)),
-            num_test=len(splits.test),
-            num_validation=len(splits.validation),
-        )
+    sections = {"verdict": _verdict_section(config, splits, outcomes)}
+    sections["training"] = training_section(
+        history,
+        history_baseline,
+        num_curve_images=min(config.train.curve_images, len(splits.test)),
+        num_test=len(splits.test),
+        num_validation=len(splits.validation),
     )
     if history.points("pseudo/coverage"):
-        sections.append(pseudo_section(history))
+        sections["pseudo-labels"] = pseudo_section(history)
     if main.thresholds:
-        sections.append(thresholds_section(history, splits.class_names, main.thresholds))
+        sections["thresholds"] = thresholds_section(history, splits.class_names, main.thresholds)
     if main.phase != "supervised":
         from dpl_ray.report.pool import label_sample, pool_section
 
         if sample := label_sample(main.checkpoint, splits):
-            sections.append(pool_section(sample, main.phase))
+            sections["exploration"] = pool_section(sample, main.phase)
     if main.test is not None:
         ece = baseline.metrics.get("eval/ece") if baseline else None
-        sections.append(calibration_section(splits.test, main.test, main.metrics["eval/ece"], ece))
+        sections["calibration"] = calibration_section(splits.test, main.test, main.metrics["eval/ece"], ece)
         before = baseline.test if baseline else None
-        sections.append(confusion_section(splits.test, main.test, before, splits.class_names))
-        sections.append(pictures_section(splits.test, main.test, splits.class_names))
-    sections.append(_run_section(config, folder, main))
+        sections["confusions"] = confusion_section(splits.test, main.test, before, splits.class_names)
+        sections["images"] = pictures_section(splits.test, main.test, splits.class_names)
+    sections["run"] = _run_section(config, folder, main)
     streamed = "" if isinstance(splits.unlabeled, ImageSet) else ", streamed"
     subtitle = (
         f"{config.policy.name} on {config.data.name}: {len(splits.labeled):,} labelled images of "
         f"{len(splits.class_names)} classes, {len(splits.unlabeled):,} in the pool{streamed}, "
         f"{config.train.num_steps:,} steps"
     )
-    return Page(folder.name, subtitle, sections, "Written by dpl_ray at the end of the run. The file needs no network.")
+    return make_html_page("report/run.html", folder.name, subtitle, sections)
 
 
-def _summary(config: Config, splits: Splits, outcomes: list[Outcome]) -> Section:
-    main = outcomes[-1]
-    metrics = main.metrics
+def _verdict_section(config: Config, splits: Splits, outcomes: list[Outcome]) -> Section:
+    metrics = outcomes[-1].metrics
     number = f"last teacher, {len(splits.test):,} test images"
-    cards = [
-        (name, f"{100 * metrics[key]:.1f} %", below)
+    numbers = [
+        (name, metrics[key], below)
         for name, key, below in (
             ("accuracy", "eval/accuracy", number),
             ("balanced accuracy", "eval/balanced_accuracy", "mean recall of the classes"),
@@ -126,43 +112,18 @@ def _summary(config: Config, splits: Splits, outcomes: list[Outcome]) -> Section
         )
         if key in metrics
     ]
-    parts = [_verdict(config, splits, outcomes), numbers(cards)] if cards else [_verdict(config, splits, outcomes)]
-    if cards:
-        parts.append(note("What is shown is rounded; every difference on this page is one of unrounded numbers."))
-    if splits.bad:
-        parts.append(note(f"{len(splits.bad):,} images could not be read: bad_images.csv names them."))
-    return Section("verdict", "Has the pool helped?", *parts)
-
-
-def _verdict(config: Config, splits: Splits, outcomes: list[Outcome]) -> Html:
     verdict = find_verdict(splits, outcomes)
-    if verdict is None:
-        return _no_verdict(config, splits)
-    policy = config.policy.name
-    sentence = verdict_sentence(verdict).partition(",")[0]
-    counts = (
-        f"Difference {100 * verdict.difference:+.1f} points, 95 % interval {100 * verdict.low:+.1f} to "
-        f"{100 * verdict.high:+.1f}, on the same {verdict.num_images:,} test images: {policy} alone is right on "
-        f"{verdict.only_model:,}, the supervised baseline alone on {verdict.only_baseline:,}, both on "
-        f"{verdict.both:,}, neither on {verdict.neither:,}."
+    return Section(
+        title="Has the pool helped?",
+        verdict=verdict,
+        sign=_SIGNS[verdict.effect] if verdict else None,
+        sentence=verdict_sentence(verdict).partition(",")[0] if verdict else None,
+        policy=config.policy.name,
+        num_labeled=len(splits.labeled),
+        num_test=len(splits.test),
+        num_bad=len(splits.bad),
+        numbers=numbers,
     )
-    what = (
-        f"The baseline is trained on the same {len(splits.labeled):,} labels for as many steps. The interval (Bonett "
-        "and Price's for paired proportions) is of these two models over test images; another seed or other labels "
-        "make other models, and pipelines.compare sets policies side by side over seeds."
-    )
-    return banner(_SIGNS[verdict.effect], sentence, paragraph(counts), note(what))
-
-
-def _no_verdict(config: Config, splits: Splits) -> Html:
-    if config.policy.name == "supervised":
-        text = "This run is supervised: it has no pool that could help or hurt. A run with another policy, as "
-        return banner(MISSING, "No verdict", paragraph(text, code("policy=dpl"), ", is set beside it."))
-    if not len(splits.test):
-        return banner(MISSING, "No verdict", paragraph("There are no test images to tell it by."))
-    text = "The supervised baseline on the same labels was not trained. A run with "
-    advice = paragraph(text, code("train.baseline=true"), " and another run.name trains it beside the policy.")
-    return banner(MISSING, "No verdict: there is no baseline", advice)
 
 
 def _run_section(config: Config, folder: RunFolder, main: Outcome) -> Section:
@@ -170,20 +131,14 @@ def _run_section(config: Config, folder: RunFolder, main: Outcome) -> Section:
     versions = ", ".join(
         f"{name.removeprefix('version.')} {value}" for name, value in described.items() if name.startswith("version.")
     )
-    values: dict[str, object] = {
-        "checkpoint": code(main.checkpoint),
-        "MLflow run": code(Journal(folder.storage).run_id or "none"),
+    facts = {
+        "checkpoint": main.checkpoint,
+        "MLflow run": Journal(folder.storage).run_id or "none",
         "training": f"{main.training_seconds:,.0f} s in steps of {main.phase}",
         "hardware": f"{described['hardware']} (of the driver)",
         "commit": described["commit"],
         "versions": versions,
         "data": folder.info["fingerprint"],
     }
-    command = f"python -m pipelines.explain checkpoint={main.checkpoint} sample=0"
-    return Section(
-        "run",
-        "The run",
-        facts(values),
-        paragraph("Why an image of the pool got its weight: ", code(command)),
-        folded("Configuration", element("pre", to_yaml(config))),
-    )
+    command = shlex.join(["python", "-m", "pipelines.explain", f"checkpoint={main.checkpoint}", "sample=0"])
+    return Section(title="The run", facts=facts, command=command, configuration=to_yaml(config))

@@ -19,7 +19,7 @@ from dpl_ray.data.decode import decode_many
 from dpl_ray.data.labels import label_indices
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.inference.label_batch import label_batch
-from dpl_ray.page.html import MISSING, Section, figure, grid, note, paragraph, table
+from dpl_ray.page.html import MISSING, Section, Table
 from dpl_ray.page.plots import draw, legend_above
 from dpl_ray.report.verdict import wilson_interval
 from dpl_ray.store.storage import Storage
@@ -133,38 +133,21 @@ def part(sample: PoolSample, mask: NDArray[np.bool_], *, fixmatch: bool) -> Part
 
 def pool_section(sample: PoolSample, policy: str) -> Section:
     """The histogram of entropies, and its sums."""
-    number = len(sample.labels)
-    of = "all" if number == sample.pool_size else "a random sample of"
-    size = f"{number:,}" if number == sample.pool_size else f"{number:,} of the {sample.pool_size:,}"
-    intro = (
-        f"The last checkpoint's student has read {of} {size} images of the pool, without augmentation, as training "
-        f"reads its weak views. FixMatch counts an image from a confidence of {HIGH_ENTROPY_CONFIDENCE} on; {policy} "
-        "gives every image a weight. Confidence and entropy are those that the policy reads, aligned where it aligns."
-    )
-    known = int((sample.targets >= 0).sum())
     drawing = draw(lambda *axes: _histogram(axes, sample, policy), height=4.2, width=4.6, heights=(3, 2))
-    caption = (
-        "Images by entropy, stacked. Below: precision of the pseudo-labels in each bar, weighted as they are counted"
-        + (
-            f", of bars with {MIN_KNOWN} known labels or more ({known:,} in all)."
-            if known
-            else ": the pool's labels are not known."
-        )
-    )
     return Section(
-        "exploration",
-        "What high-entropy exploration brings",
-        paragraph(intro),
-        grid([figure(drawing, "Entropy of the pool", caption)]),
-        _sums(sample, policy),
-        note(
-            "Counted: the sum of weights. Precision: the weighted share of right pseudo-labels among those whose label "
-            "is known, with Wilson's 95 % interval (effective number of images after Kish where weights differ)."
-        ),
+        title="What high-entropy exploration brings",
+        drawings={"entropy": drawing},
+        num_images=len(sample.labels),
+        pool_size=sample.pool_size,
+        policy=policy,
+        limit=HIGH_ENTROPY_CONFIDENCE,
+        num_known=int((sample.targets >= 0).sum()),
+        least_known=MIN_KNOWN,
+        sums=_sums(sample, policy),
     )
 
 
-def _sums(sample: PoolSample, policy: str) -> Any:
+def _sums(sample: PoolSample, policy: str) -> Table:
     above = sample.confidence >= HIGH_ENTROPY_CONFIDENCE
     masks = {f"{HIGH_ENTROPY_CONFIDENCE} and above": above, f"below {HIGH_ENTROPY_CONFIDENCE}": ~above}
     masks["all"] = np.ones_like(above)
@@ -173,7 +156,7 @@ def _sums(sample: PoolSample, policy: str) -> Any:
         parts = [part(sample, mask, fixmatch=fixmatch) for mask in masks.values()]
         rows.append([f"{name} counts", *(f"{found.counts:,.0f}" for found in parts)])
         rows.append(["their precision", *map(_precision, parts)])
-    return table("What is counted of the sample, by confidence", ["", *masks], rows)
+    return Table("What is counted of the sample, by confidence", ["", *masks], rows)
 
 
 def _precision(found: Part) -> str:

@@ -48,6 +48,13 @@ class Storage:
     def name(self) -> str:
         return posixpath.basename(self.path)
 
+    @property
+    def parent(self) -> Storage:
+        """The folder that holds this one or this file."""
+        folder = copy.copy(self)
+        folder.path = posixpath.dirname(self.path)
+        return folder
+
     def exists(self) -> bool:
         return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
 

@@ -28,7 +28,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpl_ray.page.html import drawings
+from dpl_ray.page.html import FIGURES
 from dpl_ray.store.history import TABLE_FILE, Point, threshold_table
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
@@ -151,9 +151,10 @@ class Sender:
         return data
 
     def _send_page(self, entry: Entry) -> None:
-        page = self._send_file(entry)
-        for name, svg in drawings(page.decode()).items():
-            self._log_bytes(self._journal.run_id, f"{name}.svg", svg, "figures")
+        self._send_file(entry)
+        figures = self._folder / FIGURES
+        for name in sorted(figures.list()):
+            self._log_bytes(self._journal.run_id, name, (figures / name).read(), FIGURES)
 
     def _send_table(self, entry: Entry) -> None:
         if self._send_file(entry):

@@ -61,7 +61,7 @@ class Tracker:
         """A file, named relative to the run's folder, as those below."""
 
     def log_page(self, file: str) -> None:
-        """An HTML page of `dpl_ray.page.html`, and its drawings."""
+        """A page as `dpl_ray.page.html` writes it, and the drawings beside it."""
 
     def log_table(self, file: str) -> None:
         """A table as `dpl_ray.store.history.threshold_table` writes it."""

@@ -18,6 +18,8 @@ from dpl_ray.data.files import open_location
 from dpl_ray.data.pool.files import list_pool
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.jobs.explain_config import load_explaining
+from dpl_ray.store.storage import Storage
+from dpl_ray.training.checkpoint_folder import find_checkpoint
 from pipelines import cli
 from pipelines import explain as command
 from tests.builders import tiny_splits, write_images
@@ -71,6 +73,18 @@ def test_the_same_image_from_a_file_and_from_parquet_has_the_same_weight(run: Pa
         assert (other.weight, other.confidence, other.heads) == (found[0].weight, found[0].confidence, found[0].heads)
     assert all((tmp_path / f"{number}.html").exists() for number in range(3))
     np.testing.assert_allclose(found[0].entropy, found[1].entropy)
+
+
+def test_the_page_lies_beside_a_checkpoint_whose_address_has_options(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = find_checkpoint(Storage(str(run)))
+    place.options = "?region=here"  # as of a bucket
+    monkeypatch.setattr("dpl_ray.jobs.explain.find_checkpoint", lambda _: place)
+    monkeypatch.chdir(tmp_path)
+    assert explain(str(run), 5).page == f"{run}/explanation-5.html?region=here"
+    assert (run / "explanation-5.html").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_index_of_a_streamed_pool_is_the_row_of_that_number(

@@ -65,13 +65,13 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Place -> what it shows of a training, a comparison and a search whose names are NAMES."""
     splits = dataclasses.replace(tiny_splits(len(NAMES), num_labeled=28), class_names=tuple(NAMES))
     config, folder, outcomes = finished(tmp_path_factory.mktemp("$runs$") / "[b]", splits, train={"num_steps": 1})
-    report = make_page(config, splits, folder, outcomes).render()
+    report = make_page(config, splits, folder, outcomes).html
     thresholds = {"over": dict.fromkeys(NAMES, 0.5), "under": dict.fromkeys(NAMES, 0.25)}
     cells = [cell(name, seed, 0.5, (0.3, 0.4)) for name in NAMES for seed in (0, 1)]
     rows = make_rows(cells, NAMES[0])
-    compared = comparison.make_page("$n$", cells, rows, NAMES[0], {"data": "<b>"}, {"a": "[/b]"}, "x").render()
+    compared = comparison.make_page("$n$", cells, rows, NAMES[0], {"data": "<b>"}, {"a": "[/b]"}, "x").html
     ranked = [TrialResult(place, {"policy.cut": name}, "finished", [(1, 0.5)]) for place, name in enumerate(NAMES)]
-    searched = search.make_page("$n$", ranked, SPACE, "a|b", "x", {"data": "<b>"}, {"trial-0099": "[/b]"}).render()
+    searched = search.make_page("$n$", ranked, SPACE, "a|b", "x", {"data": "<b>"}, {"trial-0099": "[/b]"}).html
     return {
         "report": Outline(report).text,
         "figures of the report": text_of(svgs_of(report)),

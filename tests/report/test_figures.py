@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.page.html import Page, Section
+from dpl_ray.page.html import Section
 from dpl_ray.report.accuracy import NUM_BINS, calibration_section, confusion_section
 from dpl_ray.report.curves import History, pseudo_section, thresholds_section, training_section
 from dpl_ray.report.page import make_page
@@ -24,12 +24,12 @@ from dpl_ray.training.predictions import Predictions
 from tests.builders import tiny_splits
 from tests.figures import bars, legend, lines, points
 from tests.page.test_html import Outline
-from tests.report.test_report import finished
+from tests.report.test_report import finished, page_of_section
 from tests.studies.test_tuning_page import rows
 
 
-def text_of(section: Section) -> str:
-    return Outline(section.render()).text
+def text_of(anchor: str, section: Section) -> str:
+    return Outline(page_of_section(anchor, section).html).text
 
 
 def images(targets: list[int]) -> ImageSet:
@@ -56,11 +56,11 @@ def test_the_reliability_diagram_has_the_accuracy_of_every_bin(figures: list[Fig
     assert (list(diagonal.get_xdata()), list(diagonal.get_ydata())) == ([0, 1], [0, 100])
     assert (above.get_ylabel(), below.get_ylabel()) == ("accuracy (%)", "images")
     assert below.get_xlabel() == "confidence of the last teacher"
-    assert rows(Page("", "", [section]), "The bins of the diagram") == [
+    assert rows(page_of_section("calibration", section), "The bins of the diagram") == [
         ["0.27 to 0.33", "4", "30.0 %", "25.0 %"],
         ["0.87 to 0.93", "3", "90.0 %", "66.7 %"],
     ]
-    text = text_of(section)
+    text = text_of("calibration", section)
     assert (
         "right on 42.9 % of the 7 test images and says 55.7 % on average, so that it is overconfident by 12.9" in text
     )
@@ -69,7 +69,7 @@ def test_the_reliability_diagram_has_the_accuracy_of_every_bin(figures: list[Fig
 
 def test_a_model_that_says_too_little_is_underconfident(figures: list[Figure]) -> None:
     assert "says 60.0 % on average, so that it is underconfident by 40.0" in text_of(
-        calibration([0.6, 0.6], [True] * 2)
+        "calibration", calibration([0.6, 0.6], [True] * 2)
     )
     assert len(figures) == 1
 
@@ -104,7 +104,7 @@ def test_the_rows_of_the_confusion_matrix_are_the_true_classes(figures: list[Fig
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("said to be", "true class")
     for labels_of_ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
         assert [label.get_text() for label in labels_of_ticks] == ["ant", "bee", "cat"]
-    page = Page("", "", [section])
+    page = page_of_section("confusions", section)
     assert rows(page, "The most frequent confusions") == [
         ["ant", "bee", "3 of 4", "75 %"],
         ["bee", "cat", "1 of 5", "20 %"],
@@ -153,7 +153,7 @@ def test_the_histogram_is_split_into_what_fixmatch_takes_and_what_the_policy_add
     assert below.get_xlabel() == "entropy (nats; 2.30 is that of 10 equal probabilities)"
     assert below.get_ylabel() == "precision (%)"
     assert not above.texts, "no bar is cut"
-    counted = rows(Page("", "", [section]), "What is counted of the sample, by confidence")
+    counted = rows(page_of_section("exploration", section), "What is counted of the sample, by confidence")
     assert [[value.partition(" [")[0] for value in row] for row in counted] == [
         ["images", "11", "19", "30"],
         ["FixMatch counts", "11", "0", "11"],
@@ -195,7 +195,7 @@ def training(main: dict[str, list[float]], baseline: dict[str, list[float]] | No
 
 
 def test_the_curves_are_those_of_both_trainings(figures: list[Figure]) -> None:
-    text = text_of(training(MAIN, BASELINE))
+    text = text_of("training", training(MAIN, BASELINE))
     (accuracy,), (loss,) = (figure.axes for figure in figures)
     assert lines(accuracy) == {
         "dpl, test": points((10, 50), (20, 60)),
@@ -216,7 +216,7 @@ def test_the_curves_are_those_of_both_trainings(figures: list[Figure]) -> None:
 
 
 def test_the_caption_tells_of_the_curves_that_are_drawn(figures: list[Figure]) -> None:
-    both = text_of(training(MAIN | {"validation_accuracy": VALIDATION}, None, num_test=20))
+    both = text_of("training", training(MAIN | {"validation_accuracy": VALIDATION}, None, num_test=20))
     assert lines(figures[0].axes[0]) == {
         "dpl, test": points((10, 50), (20, 60)),
         "dpl, validation": points((10, 70), (20, 80)),
@@ -226,11 +226,11 @@ def test_the_caption_tells_of_the_curves_that_are_drawn(figures: list[Figure]) -
     )
     figures.clear()
     losses = {"train_loss_labeled": [2.0, 1.0]}
-    only = text_of(training(losses | {"validation_accuracy": VALIDATION}, None, num_test=0))
+    only = text_of("training", training(losses | {"validation_accuracy": VALIDATION}, None, num_test=0))
     assert list(lines(figures[0].axes[0])) == ["dpl, validation"]
     assert "Last teacher at that step. Validation: 7 labelled images" in only
     assert "test split" not in only
-    assert "There is no curve of accuracy" in text_of(training(losses, None, num_test=0))
+    assert "There is no curve of accuracy" in text_of("training", training(losses, None, num_test=0))
 
 
 def test_coverage_and_precision_are_drawn_with_their_high_entropy_part(figures: list[Figure]) -> None:
@@ -266,7 +266,7 @@ def test_every_class_has_its_thresholds_and_the_band_between_them(figures: list[
         assert corners == {(10, over[0]), (20, over[1]), (10, under[0]), (20, under[1])}
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("training step", "confidence")
         assert axes.get_ylim() == (0, 1.02)
-    assert rows(Page("", "", [section]), "Thresholds at the last step .confidence.") == [
+    assert rows(page_of_section("thresholds", section), "Thresholds at the last step .confidence.") == [
         ["a", "0.900", "0.300", "0.600"],
         ["b", "0.800", "0.400", "0.400"],
     ]

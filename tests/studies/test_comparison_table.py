@@ -28,6 +28,7 @@ from dpl_ray.studies.comparison.table import (
     to_csv,
     to_markdown,
 )
+from tests.page.test_html import anchors
 
 DIFFERENCES = st.lists(st.floats(-1, 1), min_size=LEAST_SEEDS, max_size=6)
 
@@ -209,8 +210,8 @@ def test_the_page_is_made_of_any_number_of_policies(num_policies: int) -> None:
     ]
     described, missing = {"command": "compare <x>", "data": "digits"}, {"p0-seed-3": "the node is gone"}
     made = make_page("first", found, make_rows(found, "p0"), "p0", described, missing, "all of 20 images")
-    text = made.render()
-    assert [section.anchor for section in made.sections] == ["result", "missing", "figures", "noise", "comparison"]
+    text = made.html
+    assert anchors(made) == ["result", "missing", "figures", "noise", "comparison"]
     assert text.count("data:image/svg+xml") == 3
     policies = [f"p{index}" for index in range(num_policies)]
     for words in (*policies, "the node is gone", "compare &lt;x&gt;", "digits", "on the way, on all of 20 images."):

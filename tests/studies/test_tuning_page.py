@@ -19,7 +19,7 @@ from dpl_ray.studies.tuning.page import expected_best, make_page
 from dpl_ray.studies.tuning.space import Space, draw_values, parse_space
 from dpl_ray.studies.tuning.table import MAX_ROWS
 from dpl_ray.studies.tuning.trials import TrialResult, recorded_seconds
-from tests.page.test_html import Outline
+from tests.page.test_html import Outline, anchors
 
 SECTIONS = ["result", "trials", "fields", "progress", "endings", "search"]
 ALL_FORMS = parse_space(
@@ -74,9 +74,9 @@ def test_the_table_on_a_narrow_terminal_breaks_no_value_in_two() -> None:
 
 def test_the_page_has_every_section_and_its_numbers() -> None:
     built = page_of_a_search()
-    text = built.render()
+    text = built.html
     found = Outline(text)
-    assert [section.anchor for section in built.sections] == SECTIONS
+    assert anchors(built) == SECTIONS
     assert set(SECTIONS) <= set(found.ids)
     assert text.count("data:image/svg+xml") == len(ALL_FORMS) + 3
     for words in (
@@ -89,7 +89,7 @@ def test_the_page_has_every_section_and_its_numbers() -> None:
         "python -m pipelines.train 'config=/runs/a b/best.yaml'",
         "trial 0 (60.0 %), 1 (65.0 %), 2 (70.0 %), 3 (75.0 %).",
         "The 2 after it brought nothing better.",
-        "trial 5, divergedloss <nan>trial 6, failedOSError: no space lefttrial 7, failedits process died",
+        "trial 5, diverged loss <nan> trial 6, failed OSError: no space left trial 7, failed its process died",
         "tune <x>",
     ):
         assert words in found.text, words
@@ -99,8 +99,8 @@ def test_the_page_has_every_section_and_its_numbers() -> None:
 
 def rows(built: Page, caption: str) -> list[list[str]]:
     """The cells of the table of this caption, below its head."""
-    (body,) = re.findall(rf'<p class="caption">{caption}</p>.*?<tbody>(.*?)</tbody>', built.render())
-    cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", body)]
+    (body,) = re.findall(rf'<p class="caption">{caption}</p>.*?<tbody>(.*?)</tbody>', built.html, re.DOTALL)
+    cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)]
     return [[Outline(f"<p>{cell}</p>").text for cell in row] for row in cells]
 
 
@@ -117,8 +117,8 @@ def test_how_the_trials_ended_is_counted() -> None:
 
 def test_a_single_trial_was_not_chosen_among_others() -> None:
     built = page([trial(0, [0.5])])
-    found = Outline(built.render())
-    assert [section.anchor for section in built.sections] == SECTIONS
+    found = Outline(built.html)
+    assert anchors(built) == SECTIONS
     assert "1 trial over 4 fields" in found.text
     assert "Trial 0 alone has an accuracy: 50.0 % of 20" in found.text
     assert "interval (Wilson) of 29.9 to 70.1 %" in found.text
@@ -128,27 +128,27 @@ def test_a_single_trial_was_not_chosen_among_others() -> None:
 
 def test_all_failed_but_one() -> None:
     failed = {f"trial-{number:04d}": "OSError: " + "no space left " * 20 for number in range(1, 6)}
-    found = Outline(page([trial(0, [0.5, 0.6])], failed=failed).render())
+    found = Outline(page([trial(0, [0.5, 0.6])], failed=failed).html)
     assert "6 trials over 4 fields" in found.text
     assert "Trial 0 alone has an accuracy" in found.text
     assert found.text.count("OSError") == 5
 
 
 def test_one_that_was_chosen_among_stopped_ones_is_optimistic_too() -> None:
-    found = Outline(page([trial(0, [0.5, 0.6]), trial(1, [0.4], state="stopped", facts={})]).render())
+    found = Outline(page([trial(0, [0.5, 0.6]), trial(1, [0.4], state="stopped", facts={})]).html)
     assert "Trial 0 is the best of 2: 60.0 %" in found.text
     assert "the best of 2, chosen by the same images, and so optimistic." in found.text
 
 
 def test_without_a_trial_trained_to_its_end_it_says_so() -> None:
-    found = Outline(page([trial(0, [0.5], state="stopped", facts={}), trial(1, [], state="diverged")]).render())
+    found = Outline(page([trial(0, [0.5], state="stopped", facts={}), trial(1, [], state="diverged")]).html)
     assert "No trial was trained to its end: this one was stopped at step 10." in found.text
 
 
 @pytest.mark.parametrize("space", [parse_space({"train.mu": {"choice": [3]}}), LONG_SPACE])
 def test_one_field_and_twelve_with_long_names_and_values(space: Space) -> None:
     built = page([trial(number, [0.5, 0.6], space) for number in range(3)], space)
-    text = built.render()
+    text = built.html
     assert text.count("data:image/svg+xml") == len(space) + 3
     found = Outline(text)
     for field, domain in space.items():
@@ -159,8 +159,8 @@ def test_one_field_and_twelve_with_long_names_and_values(space: Space) -> None:
 def test_of_many_trials_the_best_are_listed_and_all_are_drawn() -> None:
     built = page([trial(number, [0.5, 0.5 + number / 1000]) for number in range(300)])
     assert len(rows(built, "The best first")) == MAX_ROWS
-    assert f"The {MAX_ROWS} best of 300" in Outline(built.render()).text
-    assert len(built.render()) < 2_000_000
+    assert f"The {MAX_ROWS} best of 300" in Outline(built.html).text
+    assert len(built.html) < 2_000_000
 
 
 def test_the_best_so_far_is_the_one_that_the_search_would_have_chosen() -> None:

@@ -25,12 +25,12 @@ SPREAD = 0.25  # of the dots of a policy's seeds, in rows
 
 
 def draw_comparison(cells: Sequence[CellResult], rows: Sequence[Row]) -> dict[str, bytes]:
-    """Title -> SVG; the policies stand in the order of the rows."""
+    """Name -> SVG; the policies stand in the order of the rows."""
     height = max(3.6, 1.7 + 0.42 * len(rows))
     return {
-        "Accuracy": draw(lambda axes: _accuracies(axes, cells, rows), height=height, width=4.6),
-        "How fast": draw(lambda axes: _curves(axes, cells, rows), height=height, width=4.6),
-        "Use of the pool": draw(lambda axes: _uses(axes, rows), height=height, width=4.6),
+        "accuracy": draw(lambda axes: _accuracies(axes, cells, rows), height=height, width=4.6),
+        "how-fast": draw(lambda axes: _curves(axes, cells, rows), height=height, width=4.6),
+        "use-of-the-pool": draw(lambda axes: _uses(axes, rows), height=height, width=4.6),
     }
 
 

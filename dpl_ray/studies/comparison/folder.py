@@ -61,7 +61,7 @@ def write_comparison(folder: str, reference: str, *, missing: Mapping[str, str] 
     outputs.csv.write(to_csv(cells, reference).encode())
     outputs.markdown.write(to_markdown(rows, reference, _header(place.name, described, missing)).encode())
     page = make_page(place.name, cells, rows, reference, described, missing, curve_of)
-    outputs.page.write(page.render().encode())
+    page.write(outputs.page)
     return outputs
 
 

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dpl_ray.page.html import Page, Section, code, facts, figure, grid, note, paragraph, table
+from dpl_ray.page.html import Page, Section, Table
+from dpl_ray.page.html import make_page as make_html_page
 from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.figure import draw_comparison
 from dpl_ray.studies.comparison.table import NOTES, Row, shown_label, tables
-
-CAPTIONS = {
-    "Accuracy": "A grey dot is one seed; the black bar is the mean, with a standard deviation to each side.",
-    "How fast": "Mean over seeds of the teacher's accuracy on the way, on {curve_of}.",
-    "Use of the pool": "Circles: all that counts; triangles: of it what has a confidence below 0.95, which FixMatch "
-    "would leave out. Filled: precision.",
-}
 
 
 def make_page(
@@ -34,25 +28,26 @@ def make_page(
     """
     seeds = sorted({cell.seed for cell in cells})
     made = [
-        table(
+        Table(
             title, ["policy", *columns], [[shown_label(row), *(show(row) for show in columns.values())] for row in rows]
         )
         for title, columns in tables(reference).items()
     ]
-    captions = CAPTIONS | {"How fast": CAPTIONS["How fast"].replace("{curve_of}", curve_of)}
-    pictures = [figure(svg, title, captions[title]) for title, svg in draw_comparison(cells, rows).items()]
-    sections = [
-        Section("result", "Result", paragraph(_finding(rows, reference, len(seeds))), *made),
-        Section("figures", "Figures", grid(pictures)),
-        Section("noise", "What the numbers do not say", paragraph(_noise(len(seeds))), note(_notes(reference))),
-    ]
+    sections = {
+        "result": Section(title="Result", finding=_finding(rows, reference, len(seeds)), tables=made),
+        "figures": Section(title="Figures", drawings=draw_comparison(cells, rows), curve_of=curve_of),
+        "noise": Section(
+            title="What the numbers do not say",
+            num_seeds=len(seeds),
+            notes=" ".join(NOTES).replace("{reference}", reference),
+        ),
+        "comparison": Section(title="The comparison", facts=described),
+    }
     if missing:
-        lost = table("Cells that have not finished", ["cell", "why"], list(missing.items()), text_columns=2)
-        sections.insert(1, Section("missing", "Missing", lost))
-    values = {key: code(value) if key == "command" else value for key, value in described.items()}
-    sections.append(Section("comparison", "The comparison", facts(values)))
+        lost = Table("Cells that have not finished", ["cell", "why"], list(missing.items()), 2)
+        sections = {"result": sections["result"], "missing": Section(title="Missing", table=lost)} | sections
     subtitle = f"{len(rows)} policies, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {cells[0].steps:,} steps each; "
-    return Page(name, subtitle + f"compared to {reference}", sections, "Written by dpl_ray. The file needs no network.")
+    return make_html_page("studies/comparison/page.html", name, subtitle + f"compared to {reference}", sections)
 
 
 def _finding(rows: Sequence[Row], reference: str, num_seeds: int) -> str:
@@ -76,17 +71,3 @@ def _finding(rows: Sequence[Row], reference: str, num_seeds: int) -> str:
     number = min(len(row.seeds) for row in told)
     chance = f" Chance alone puts {number} differences on one side in {200 * 0.5**number:.2g} % of comparisons."
     return sentence[0].upper() + sentence[1:] + "." + (chance if above or below else "")
-
-
-def _noise(num_seeds: int) -> str:
-    few = "is too narrow with so few" if num_seeds < 10 else "resamples them"
-    return (
-        f"A seed decides which images are labelled, the initial weights and the order of batches; all policies of a "
-        f"seed share these. There are {num_seeds} here, and an interval that is a bootstrap over seeds {few}. The "
-        "accuracy of one seed has besides the noise of its test images, about the square root of p(1 - p) / n. "
-        "Parameters and number of steps are those of this comparison: another schedule may turn the order around."
-    )
-
-
-def _notes(reference: str) -> str:
-    return " ".join(NOTES).replace("{reference}", reference)

@@ -53,11 +53,7 @@ def write_search(
     )
     described = describe(ranked, config, searched, command, Journal(place).run_id)
     page = make_page(place.name, ranked, space, str(place / "best.yaml"), searched, described, failed)
-    texts = (
-        header + to_yaml(best),
-        to_csv(ranked, space),
-        to_markdown(ranked, space, place.name, described),
-        page.render(),
-    )
-    for name, text in zip(FILES, texts, strict=True):
+    texts = header + to_yaml(best), to_csv(ranked, space), to_markdown(ranked, space, place.name, described)
+    for name, text in zip(FILES, texts, strict=False):
         (place / name).write(text.encode())
+    page.write(place / FILES[-1])

@@ -9,25 +9,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from markupsafe import Markup, escape
 
-from dpl_ray.page.html import (
-    MISSING,
-    Html,
-    Page,
-    Section,
-    banner,
-    code,
-    element,
-    facts,
-    figure,
-    folded,
-    grid,
-    markup,
-    note,
-    paragraph,
-    strong,
-    table,
-)
+from dpl_ray.page.html import MISSING, Page, Section, Table
+from dpl_ray.page.html import make_page as make_html_page
 from dpl_ray.report.verdict import wilson_interval
 from dpl_ray.studies.tuning.figure import best_so_far, draw_curves, draw_fields, draw_progress, draw_seconds
 from dpl_ray.studies.tuning.space import Space
@@ -63,27 +48,23 @@ def make_page(
     """
     num_images = int(next((result.facts.get("data.num_validation", 0) for result in ranked if result.facts), 0))
     images = f"{num_images:,} held-out labelled images" if num_images else "held-out labelled images"
-    sections = [
-        _result(ranked, space, best, num_images, images, len(failed)),
-        _trials(ranked, space),
-        _fields(ranked, space),
-        _progress(ranked),
-        _endings(ranked, failed),
-        Section("search", "The search", facts({key: _fact(key, value) for key, value in described.items()})),
-    ]
+    sections = {
+        "result": _result(ranked, space, best, num_images, images, len(failed)),
+        "trials": _trials(ranked, space),
+        "fields": Section(title="Accuracy by field", drawings=draw_fields(ranked, space)),
+        "progress": _progress(ranked),
+        "endings": _endings(ranked, failed),
+        "search": Section(title="The search", facts=described),
+    }
     subtitle = (
         f"{_counted(len(ranked) + len(failed), 'trial')} over {_counted(len(space), 'field')}, {searched}; chosen by "
         f"the teacher's accuracy on {images}"
     )
-    return Page(name, subtitle, sections, "Written by dpl_ray. The file needs no network.")
+    return make_html_page("studies/tuning/page.html", name, subtitle, sections)
 
 
 def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
-
-
-def _fact(key: str, value: str) -> object:
-    return code(value) if key in ("command", "MLflow run") else value
 
 
 def _result(
@@ -93,25 +74,15 @@ def _result(
     scored = [result for result in ranked if result.accuracy is not None]
     rest = "" if len(scored) == len(ranked) + num_failed else " that have an accuracy"
     what = f"is the best of {len(scored)}{rest}" if len(scored) > 1 else "alone has an accuracy"
-    headline = f"Trial {first.number} {what}: {_percent(first)} of {images}"
-    parts = [paragraph(worth) for worth in _worth(scored, num_images)]
+    worth = _worth(scored, num_images)
     if first.state != "finished":
-        parts.insert(
-            0, paragraph(f"No trial was trained to its end: this one was {first.state} at step {first.steps}.")
-        )
-    train = shlex.join(["python", "-m", "pipelines.train", f"config={best}"])
-    values: dict[str, object] = {
-        _name(field): element("span", strong(short(first.values[field], domain)), " of ", code(str(domain)))
-        for field, domain in space.items()
-    }
+        worth.insert(0, f"No trial was trained to its end: this one was {first.state} at step {first.steps}.")
     return Section(
-        "result",
-        "Result",
-        banner("★", headline, *parts),
-        paragraph("No trial has seen the test split. To train it and its baseline, and see them there: ", code(train)),
-        note("With ", code("data.validation_fraction=0 train.evaluate_every=null"), " it trains on all labels."),
-        element("h3", "The values of the best trial, and the space"),
-        facts(values),
+        title="Result",
+        headline=f"Trial {first.number} {what}: {_percent(first)} of {images}",
+        worth=worth,
+        command=shlex.join(["python", "-m", "pipelines.train", f"config={best}"]),
+        values=[(_name(field), short(first.values[field], domain), domain) for field, domain in space.items()],
     )
 
 
@@ -157,30 +128,14 @@ def expected_best(accuracy: float, num_images: int, num_trials: int) -> float:
 
 
 def _trials(ranked: Sequence[TrialResult], space: Space) -> Section:
+    made = Table("The best first", [*COLUMNS, *map(_name, space)], rows(ranked, space))
     number = f"The {MAX_ROWS} best of {len(ranked)}" if len(ranked) > MAX_ROWS else "All that have ended"
-    text = (
-        f"{number}: those trained to their end before those stopped, then by the last accuracy on the held-out "
-        "labelled images, then by the mean of all evaluations. trials.csv has all, in all digits."
-    )
-    columns = [*COLUMNS, *map(_name, space)]
-    made = table("The best first", columns, rows(ranked, space))
-    return Section("trials", "Trials", made, note(text))
+    return Section(title="Trials", table=made, number=number)
 
 
-def _name(field: str) -> Html:
+def _name(field: str) -> Markup:
     """A field's name, which may be broken behind a dot, and before a word behind an underscore."""
-    return Html(re.sub(r"(?<=\.)|(?<=_)(?=[^\W_]{4})", "<wbr>", markup(field)))
-
-
-def _fields(ranked: Sequence[TrialResult], space: Space) -> Section:
-    text = (
-        "A mark is a trial. Circle: trained to its end; hollow triangle: stopped, at its last accuracy; star: the "
-        "best. Other trials of a choice are set a little beside it, so that none hides another. All fields vary at "
-        "once: a panel shows the same trials as every other, and a trend in it may come from another field, or, with "
-        "few trials, from chance."
-    )
-    panels = [figure(svg, field) for field, svg in draw_fields(ranked, space).items()]
-    return Section("fields", "Accuracy by field", paragraph(text), grid(panels, "medium"))
+    return Markup(re.sub(r"(?<=\.)|(?<=_)(?=[^\W_]{4})", "<wbr>", escape(field)))
 
 
 def _progress(ranked: Sequence[TrialResult]) -> Section:
@@ -190,22 +145,10 @@ def _progress(ranked: Sequence[TrialResult]) -> Section:
     later = sum(number > ranked[0].number for number in by_number)
     text = f"What the search would have chosen, had it ended earlier, in the order of the trials: trial {listed}. "
     text += f"The {later} after it brought nothing better." if later > 1 else ""
-    text += " One that was trained to its end is chosen before all that were stopped."
-    captions = (
-        "The teacher's accuracy on the held-out labelled images on the way; the best trial is the thick line, and a "
-        "mark is where a trial was stopped or diverged.",
-        "The line is what the search would have chosen, had it ended there.",
-    )
     return Section(
-        "progress",
-        "On the way",
-        paragraph(text),
-        grid(
-            [
-                figure(draw_curves(ranked), "Learning curves", captions[0]),
-                figure(draw_progress(ranked), "What more trials brought", captions[1]),
-            ]
-        ),
+        title="On the way",
+        text=text,
+        drawings={"learning-curves": draw_curves(ranked), "what-more-trials-brought": draw_progress(ranked)},
     )
 
 
@@ -222,19 +165,15 @@ def _endings(ranked: Sequence[TrialResult], failed: Mapping[str, str]) -> Sectio
     ]
     total = sum(seconds.values())
     counted.append(["all", "", str(counts.total()), f"{total:,.1f}" if total else MISSING])
-    parts = [table("By state", ["state", "meaning", "trials", "seconds"], counted, text_columns=2)]
-    if total:
-        text = (
-            "Seconds are those of training steps, without start, evaluation and checkpoints, and up to the last "
-            "evaluation where a trial has not come to its end. Trials that ran at once each have their own."
-        )
-        parts = [grid([element("div", *parts, note(text)), figure(draw_seconds(ranked), "Seconds of each trial")])]
     causes = {f"trial {each.number}, diverged": each.cause for each in ranked if each.state == "diverged"}
     causes |= {f"trial {int(name.rpartition('-')[2])}, failed": cause for name, cause in failed.items()}
-    if causes:
-        title, listed = "Why trials have no result", facts(causes)
-        parts += [element("h3", title), listed] if len(causes) <= MAX_ROWS else [folded(title, listed)]
-    return Section("endings", "How the trials ended", *parts)
+    return Section(
+        title="How the trials ended",
+        drawings={"seconds": draw_seconds(ranked)} if total else {},
+        table=Table("By state", ["state", "meaning", "trials", "seconds"], counted, 2),
+        causes=causes,
+        is_long=len(causes) > MAX_ROWS,
+    )
 
 
 def _percent(result: TrialResult) -> str:
