@@ -98,6 +98,7 @@ def test_the_options_of_a_bucket_stay_with_all_that_lies_in_it(any_answer: None)
     child = Storage(f"s3://bucket/runs{options}") / "first" / "step-1"
     assert str(child) == f"s3://bucket/runs/first/step-1{options}"
     assert str(Storage(str(child)) / "x") == f"s3://bucket/runs/first/step-1/x{options}"
+    assert str(child.parent) == f"s3://bucket/runs/first{options}"
 
 
 def test_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from dpl_ray.studies.tuning.job import SearchFailedError
 from dpl_ray.studies.tuning.trials import RESULT_FILE, Trial, TrialResult, recorded_seconds, run_trial
 from dpl_ray.training import loop
 from pipelines import cli, train
+from tests.page.test_html import Outline
 from tests.processes import Command
 
 pytestmark = pytest.mark.usefixtures("unrendered")
@@ -273,7 +274,7 @@ def test_a_trial_that_fails_leaves_the_others_and_is_run_again(tmp_path: Path, m
         result, output = run(tmp_path)
         assert result.failed == {"trial-0001": "OSError: no space left"}
         assert "trial 1 failed: OSError: no space left" in output
-        assert "<dt>trial 1, failed</dt><dd>OSError: no space left</dd>" in Path(result.report).read_text()
+        assert "trial 1, failed OSError: no space left" in Outline(Path(result.report).read_text()).text
         assert len(result.trials) == 2
     again, _ = run(tmp_path)
     assert (again.failed, len(again.trials)) == ({}, 3)
