@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import re
 import shutil
 import sys
@@ -94,38 +93,27 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     vars(dpl_ray.algorithm).pop(NAME, None)
 
 
-def calls() -> Iterator[tuple[Callable[..., None], dict[str, Any]]]:
-    """The tests of tests/algorithm/test_policies.py that every policy has, with the arguments of the example's row."""
-    row = test_policies.ROWS[NAME]
-    own: dict[str, list[tuple[Any, ...]]] = {
-        "name": [(NAME,)],
-        "parameters": [({"name": NAME} | variant,) for variant in ({}, *row.variants)],
-        "name key value": [(NAME, key, value) for key, value in row.wrong],
-    }
-    for test in vars(test_policies).values():
-        choices: dict[str, list[tuple[Any, ...]]] = {}
-        for mark in getattr(test, "pytestmark", []):
-            names, values = mark.args
-            several = not isinstance(names, str)
-            key = " ".join(names) if several else names
-            choices[key] = own.get(key, values if several else [(value,) for value in values])
-        if own.keys() & choices.keys():
-            for chosen in itertools.product(*choices.values()):
-                yield test, dict(zip(" ".join(choices).split(), itertools.chain(*chosen), strict=True))
-
-
 def hold_to_all_tests() -> list[str]:
     """Run every test that a row brings; returns their names, once for every set of arguments."""
+    row, checks, ran = test_policies.ROWS[NAME], test_policies.CHECKS, []
+
+    def run(kind: str, *given: Any) -> None:
+        for check in checks[kind]:
+            check(*given)
+            ran.append(check.__name__)
+
     test_policies.test_every_policy_has_a_row_parameters_and_a_yaml_file()
-    ran = []
-    for test, arguments in calls():
-        test(**arguments)
-        ran.append(test.__name__)
+    run("policy", NAME)
+    for variant in ({}, *row.variants):
+        parameters = {"name": NAME} | variant
+        run("variant", parameters)
+        for num_samples in test_policies.FEW:
+            run("variant, samples", parameters, num_samples)
+        for world_size in test_policies.WORLD_SIZES:
+            run("variant, workers", parameters, world_size)
+    for key, value in row.wrong:
+        run("wrong", NAME, key, value)
     return ran
-
-
-def test_a_policy_is_added_in_forty_lines() -> None:
-    assert len(section(PAGE, "Adding a policy").splitlines()) <= 40
 
 
 def test_the_example_passes_all_tests_that_every_policy_passes(follow: Callable[[str], None]) -> None:

@@ -97,9 +97,36 @@ ROWS = {
 }
 
 VARIANTS = [{"name": name} | variant for name, row in ROWS.items() for variant in ({}, *row.variants)]
-every_variant = pytest.mark.parametrize(
+FEW, WORLD_SIZES = (0, 1), (2, 3, 6)
+_every_policy = pytest.mark.parametrize("name", POLICIES)
+_every_variant = pytest.mark.parametrize(
     "parameters", VARIANTS, ids=[" ".join(str(value) for value in variant.values()) for variant in VARIANTS]
 )
+_MARKS = {
+    "policy": [_every_policy],
+    "variant": [_every_variant],
+    "variant, samples": [pytest.mark.parametrize("num_samples", FEW), _every_variant],
+    "variant, workers": [pytest.mark.parametrize("world_size", WORLD_SIZES), _every_variant],
+    "wrong": [
+        pytest.mark.parametrize(
+            ("name", "key", "value"), [(name, key, value) for name, row in ROWS.items() for key, value in row.wrong]
+        )
+    ],
+}
+#: What is tested -> the tests of it, which the example of docs/policies.md has to pass too.
+CHECKS: dict[str, list[Callable[..., None]]] = {kind: [] for kind in _MARKS}
+
+
+def every(kind: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A test of every policy, of every variant of one, or of every parameter that is refused."""
+
+    def add(test: Callable[..., None]) -> Callable[..., None]:
+        CHECKS[kind].append(test)
+        for mark in _MARKS[kind]:
+            test = mark(test)
+        return test
+
+    return add
 
 
 def grid(*shape: int, seed: int) -> Tensor:
@@ -181,7 +208,7 @@ def test_every_policy_has_a_row_parameters_and_a_yaml_file() -> None:
     assert {path.stem for path in (CONF_FOLDER / "policy").glob("*.yaml")} == set(POLICIES)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@every("policy")
 def test_every_parameter_of_the_constructor_is_configured_and_described(name: str) -> None:
     signature = inspect.signature(POLICIES[name]).parameters.values()
     parameters = [parameter.name for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY]
@@ -191,7 +218,7 @@ def test_every_parameter_of_the_constructor_is_configured_and_described(name: st
     assert load_config([f"policy={name}"]).policy == POLICY_CONFIGS[name](), "its file repeats no default"
 
 
-@every_variant
+@every("variant")
 def test_weights_and_targets_are_those_of_the_loop(parameters: dict[str, Any]) -> None:
     own = {key: value for key, value in parameters.items() if key != "name"}
     policy, reader = build(parameters), build({"name": "dash"})
@@ -203,7 +230,7 @@ def test_weights_and_targets_are_those_of_the_loop(parameters: dict[str, Any]) -
         torch.testing.assert_close(policy.targets(pseudo), torch.tensor(targets), rtol=0, atol=1e-5)
 
 
-@every_variant
+@every("variant")
 def test_weights_lie_between_zero_and_one_and_every_sample_has_a_target(parameters: dict[str, Any]) -> None:
     policy = build(parameters)
     for step in range(NUM_STEPS):
@@ -223,8 +250,7 @@ def test_weights_lie_between_zero_and_one_and_every_sample_has_a_target(paramete
             assert values.isfinite().all()
 
 
-@every_variant
-@pytest.mark.parametrize("num_samples", [0, 1])
+@every("variant, samples")
 def test_hardly_any_images_are_as_good_as_many(parameters: dict[str, Any], num_samples: int) -> None:
     policy = build(parameters)
     many = policy.statistics(read(policy, 0))
@@ -236,8 +262,7 @@ def test_hardly_any_images_are_as_good_as_many(parameters: dict[str, Any], num_s
     assert all(value.isfinite().all() for value in policy.state_dict().values())
 
 
-@every_variant
-@pytest.mark.parametrize("world_size", [2, 3, 6])
+@every("variant, workers")
 def test_workers_hold_together_the_state_of_one_and_weigh_as_it_does(
     parameters: dict[str, Any], world_size: int
 ) -> None:
@@ -252,7 +277,7 @@ def test_workers_hold_together_the_state_of_one_and_weigh_as_it_does(
             torch.testing.assert_close(policy.state_dict()[name], mine, rtol=0, atol=1e-12)
 
 
-@every_variant
+@every("variant")
 @settings(max_examples=15)
 @given(data=st.data())
 def test_statistics_of_shards_sum_to_those_of_the_batch(parameters: dict[str, Any], data: st.DataObject) -> None:
@@ -268,7 +293,7 @@ def test_statistics_of_shards_sum_to_those_of_the_batch(parameters: dict[str, An
     torch.testing.assert_close(torch.stack(shards).sum(dim=0), whole, rtol=0, atol=1e-12)
 
 
-@every_variant
+@every("variant")
 def test_only_an_update_changes_the_state(parameters: dict[str, Any]) -> None:
     policy = build(parameters)
     pseudo = observe(policy, 0)
@@ -281,7 +306,7 @@ def test_only_an_update_changes_the_state(parameters: dict[str, Any]) -> None:
     assert torch.equal(policy.weights(pseudo), asked[1])
 
 
-@every_variant
+@every("variant")
 def test_the_state_dict_holds_all_that_later_steps_depend_on(parameters: dict[str, Any]) -> None:
     policy = build(parameters)
     restored = make_policy(num_features=NUM_FEATURES, num_classes=NUM_CLASSES, **parameters)
@@ -296,7 +321,7 @@ def test_the_state_dict_holds_all_that_later_steps_depend_on(parameters: dict[st
         assert_same(policy.thresholds(), restored.thresholds())
 
 
-@every_variant
+@every("variant")
 def test_the_heads_loss_is_one_number_without_a_gradient_for_the_student(parameters: dict[str, Any]) -> None:
     policy = build(parameters)
     features = grid(4, NUM_FEATURES, seed=50).requires_grad_()
@@ -308,15 +333,13 @@ def test_the_heads_loss_is_one_number_without_a_gradient_for_the_student(paramet
     assert not logits.grad.any()
 
 
-@pytest.mark.parametrize(
-    ("name", "key", "value"), [(name, key, value) for name, row in ROWS.items() for key, value in row.wrong]
-)
+@every("wrong")
 def test_a_parameter_out_of_bounds_is_named(name: str, key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^policy.{key}={value}: must be"):
         parse_policy({"name": name, key: value})
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@every("policy")
 def test_only_supervised_does_without_unlabelled_images(name: str) -> None:
     assert POLICIES[name].uses_unlabeled == ROWS[name].uses_unlabeled == (name != "supervised")
 
