@@ -214,6 +214,9 @@ def test_classes_that_are_wrong(tmp_path: Path) -> None:
     )
     (train / "dog").mkdir()
     fails(r"data.train=.*: no labelled image of the class dog; add some, or remove the class", train=train)
+    (tmp_path / "beside" / "ant").mkdir(parents=True)
+    (tmp_path / "beside" / "0.png").write_bytes(png(1))
+    fails(r"data.train=.*/beside: none of its 0 images has a label", train=tmp_path / "beside")
 
 
 # Bad images

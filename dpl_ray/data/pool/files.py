@@ -231,7 +231,7 @@ def pool_of(
     files = np.repeat(np.arange(len(paths)), num_spans)
     spans = np.stack([files, np.zeros_like(files), np.ones_like(files)], axis=1)
     spans[np.isin(files, parquet), 1:] = np.array([span for spans in spans_of for span in spans]).reshape(-1, 2)
-    if not len(spans):
+    if len(paths) and not len(spans):
         raise location.error("the parquet files have no rows")
     return PoolFiles(
         location,
