@@ -18,7 +18,7 @@ from dpl_ray.data.files import is_parquet, open_location
 from dpl_ray.data.pool.files import Rows, list_pool
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.data.sources import load_splits
-from dpl_ray.page.html import Page, Section, Table, make_page
+from dpl_ray.page.html import Page, Section, Table, render_page
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import ModelInfo, find_checkpoint, load_config_and_info
 
@@ -215,7 +215,7 @@ def _page(
         "views": Section(title="What training sees of it", views=_views(image, config)),
         "checkpoint": Section(title="The checkpoint", checkpoint=checkpoint),
     }
-    return make_page("jobs/explanation.html", found.sample, f"One image, as {found.policy} weighs it", sections)
+    return render_page("jobs/explanation.html", found.sample, f"One image, as {found.policy} weighs it", sections)
 
 
 def _views(image: NDArray[np.uint8], config: Config) -> dict[str, list[bytes]]:

@@ -54,7 +54,7 @@ class Page:
         file.write(self.html.encode())
 
 
-def make_page(template: str, title: str, subtitle: str, sections: Mapping[str, Section], **values: Any) -> Page:
+def render_page(template: str, title: str, subtitle: str, sections: Mapping[str, Section], **values: Any) -> Page:
     """
     Args:
         template: file below dpl_ray/.

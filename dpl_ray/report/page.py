@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from dpl_ray.config.schema import Config, to_yaml
 from dpl_ray.data.dataset import ImageSet, Splits
-from dpl_ray.page.html import Page, Section
-from dpl_ray.page.html import make_page as make_html_page
+from dpl_ray.page.html import Page, Section, render_page
 from dpl_ray.report.accuracy import calibration_section, confusion_section, pictures_section
 from dpl_ray.report.curves import History, pseudo_section, thresholds_section, training_section
 from dpl_ray.report.verdict import Verdict, compare_paired
@@ -94,7 +93,7 @@ def make_page(config: Config, splits: Splits, folder: RunFolder, outcomes: list[
         f"{len(splits.class_names)} classes, {len(splits.unlabeled):,} in the pool{streamed}, "
         f"{config.train.num_steps:,} steps"
     )
-    return make_html_page("report/run.html", folder.name, subtitle, sections)
+    return render_page("report/run.html", folder.name, subtitle, sections)
 
 
 def _verdict_section(config: Config, splits: Splits, outcomes: list[Outcome]) -> Section:

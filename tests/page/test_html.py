@@ -14,7 +14,7 @@ from jinja2 import ChoiceLoader, DictLoader
 from markupsafe import Markup
 
 from dpl_ray.page import html
-from dpl_ray.page.html import Page, Section, Table, make_page
+from dpl_ray.page.html import Page, Section, Table, render_page
 from dpl_ray.store.storage import Storage
 
 VOID = ("meta", "link", "img", "br", "wbr")
@@ -78,7 +78,7 @@ def page_of(text: str, table: Table | None = None) -> Page:
         "first": Section(title=text, drawings=drawings, table=table or Table(text, [text, text], [[text, text]])),
         "second": Section(title=text),
     }
-    return make_page("parts-of-all.html", text, text, sections, text=text)
+    return render_page("parts-of-all.html", text, text, sections, text=text)
 
 
 def anchors(page: Page) -> list[str]:

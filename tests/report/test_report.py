@@ -54,7 +54,7 @@ def finished(folder: Path, splits: Splits, **groups: dict[str, Any]) -> tuple[Co
 
 def page_of_section(anchor: str, section: Section) -> Page:
     """A page of a run that has this section alone."""
-    return html.make_page("report/run.html", "", "", {anchor: section})
+    return html.render_page("report/run.html", "", "", {anchor: section})
 
 
 def page(folder: Path, splits: Splits, **groups: dict[str, Any]) -> tuple[str, Outline, list[str]]:

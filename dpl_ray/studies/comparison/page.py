@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dpl_ray.page.html import Page, Section, Table
-from dpl_ray.page.html import make_page as make_html_page
+from dpl_ray.page.html import Page, Section, Table, render_page
 from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.figure import draw_comparison
 from dpl_ray.studies.comparison.table import NOTES, Row, shown_label, tables
@@ -47,7 +46,7 @@ def make_page(
         lost = Table("Cells that have not finished", ["cell", "why"], list(missing.items()), 2)
         sections = {"result": sections["result"], "missing": Section(title="Missing", table=lost)} | sections
     subtitle = f"{len(rows)} policies, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {cells[0].steps:,} steps each; "
-    return make_html_page("studies/comparison/page.html", name, subtitle + f"compared to {reference}", sections)
+    return render_page("studies/comparison/page.html", name, subtitle + f"compared to {reference}", sections)
 
 
 def _finding(rows: Sequence[Row], reference: str, num_seeds: int) -> str:

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
-from dpl_ray.page.html import MISSING, Page, Section, Table
-from dpl_ray.page.html import make_page as make_html_page
+from dpl_ray.page.html import MISSING, Page, Section, Table, render_page
 from dpl_ray.report.verdict import wilson_interval
 from dpl_ray.studies.tuning.figure import best_so_far, draw_curves, draw_fields, draw_progress, draw_seconds
 from dpl_ray.studies.tuning.space import Space
@@ -60,7 +59,7 @@ def make_page(
         f"{_counted(len(ranked) + len(failed), 'trial')} over {_counted(len(space), 'field')}, {searched}; chosen by "
         f"the teacher's accuracy on {images}"
     )
-    return make_html_page("studies/tuning/page.html", name, subtitle, sections)
+    return render_page("studies/tuning/page.html", name, subtitle, sections)
 
 
 def _counted(number: int, what: str) -> str:
