@@ -63,7 +63,8 @@ def main(arguments: list[str]) -> None:
         running = {pool.submit(run_one, config, cell, folder): cell for cell in cells}
         for number, done in enumerate(as_completed(running), start=1):
             print(f"{number:>4}/{len(cells)}  {running[done].name}  {done.result().metrics['eval/accuracy']:.4f}")
-    print(write_comparison(folder, "dpl").markdown)
+    write_comparison(folder, "dpl")
+    print(Storage(folder) / "comparison.md")
 
 
 if __name__ == "__main__":

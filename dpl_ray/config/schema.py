@@ -259,7 +259,7 @@ def parse_config(tree: dict[str, Any], *, in_cells: bool = False) -> Config:
     """
     config = validated(Config, tree)
     if in_cells and config.scale.num_workers:
-        config = config.model_copy(update={"scale": config.scale.model_copy(update={"num_workers": 1})})
+        config = config.changed(scale={"num_workers": 1})
     _check_across(config)
     return config
 

@@ -7,7 +7,7 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,6 +19,15 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True
     )
+
+    def changed(self, **fields: Any) -> Self:
+        """A copy with these fields, unchecked; a dict for a section changes fields of it."""
+
+        def value(name: str, new: Any) -> Any:
+            section = getattr(self, name)
+            return section.changed(**new) if isinstance(section, Section) and isinstance(new, dict) else new
+
+        return self.model_copy(update={name: value(name, new) for name, new in fields.items()})
 
 
 S = TypeVar("S", bound=Section)

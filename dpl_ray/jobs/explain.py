@@ -71,7 +71,7 @@ def explain(
     place = find_checkpoint(Storage(fspath(checkpoint)))
     config, info = load_config_and_info(place)
     if image_column:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"image_column": image_column})})
+        config = config.changed(data={"image_column": image_column})
     image, sample_id, known = _read(str(sample) if isinstance(sample, int) else fspath(sample), config, info)
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", str(sample)).strip("-")[-60:]
     file = Storage(fspath(output)) if output else place.parent / f"explanation-{slug}.html"

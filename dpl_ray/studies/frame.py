@@ -150,6 +150,7 @@ def run_study(study: Study[R], *, console: Console, command: str | None = None) 
     with sole_use(f"run.name={study.name}", study.storage):
         study.info["command"] = command or study.info["command"]
         study.save_info()
+        ended = [*study.ended()]
         show(console, study.headline())
         journal, tags = Journal(study.storage), describe_code()
         if "data" in study.info:
@@ -166,7 +167,7 @@ def run_study(study: Study[R], *, console: Console, command: str | None = None) 
                 study.record(tracker, result)
 
         with recording(tracker, console):
-            for result in study.ended():
+            for result in ended:
                 end(study.child(result), result)
             study.run(console, end)
             tables = study.write(tracker, failed)
@@ -191,7 +192,7 @@ def check_room(scale: ScaleConfig, count: Callable[[Nodes, str], int]) -> None:
     """
     if scale.num_workers:
         # Whether the cluster answers, or there is a GPU here; the room is counted in cells below.
-        scale = scale.model_copy(update={"num_workers": 1, "cpus_per_worker": 0.01})
+        scale = scale.changed(num_workers=1, cpus_per_worker=0.01)
     with cluster.checked_resources(scale):
         if scale.num_workers and cluster.cluster_address(scale):
             count(cluster.connected_nodes(), "the cluster")
@@ -214,12 +215,12 @@ def count_cells(nodes: Nodes, where: str, field: str, cpus: float, gpus: float) 
 def on_cluster(config: Config, cpus: float) -> Iterator[Config]:
     """Ray, connected while the block runs; yields the configuration of cells that reserve so many CPUs each."""
     # Zero workers: what a cell needs is checked in the words of the study's fields.
-    started = cluster.connect(config.scale.model_copy(update={"num_workers": 0}))
+    started = cluster.connect(config.scale.changed(num_workers=0))
     import ray
 
     threads = config.scale.threads_per_worker or max(1, int(cpus))
     try:
-        yield config.model_copy(update={"scale": config.scale.model_copy(update={"threads_per_worker": threads})})
+        yield config.changed(scale={"threads_per_worker": threads})
     finally:
         if started:
             ray.shutdown()

@@ -269,8 +269,8 @@ def test_a_cell_runs_by_itself_and_is_not_run_twice(tmp_path: Path) -> None:
     assert run_cell(config, cell, splits, str(tmp_path), lambda _, step: steps.append(step)) == first
     assert steps == []
     assert read_cells(str(tmp_path)) == [first]
-    outputs = write_comparison(str(tmp_path), "fixmatch")
-    assert outputs.rows[0].accuracy == first.metrics["eval/accuracy"]
+    (row,) = write_comparison(str(tmp_path), "fixmatch")
+    assert row.accuracy == first.metrics["eval/accuracy"]
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def test_nothing_that_is_read_again_can_execute_code(tmp_path: Path, told: Any) 
     told(lambda trial: [0.5, 0.5, 0.5])
     run(tmp_path)
     kinds = {path.suffix for path in (tmp_path / "first").rglob("*.*") if path.is_file() and path.name != LOCK_FILE}
-    assert kinds <= {".json", ".jsonl", ".yaml", ".csv", ".md", ".html"}
+    assert kinds <= {".json", ".jsonl", ".yaml", ".csv", ".md", ".html", ".svg"}
 
 
 # What goes wrong

@@ -74,13 +74,11 @@ def cell_config(config: Config, cell: Cell, folder: str) -> Config:
     train = {"seed": cell.seed, "baseline": False}
     if config.train.curve_every is None:
         train["curve_every"] = max(1, config.train.num_steps // CURVE_POINTS)
-    return config.model_copy(
-        update={
-            "policy": parse_policy(cell.policy),
-            "train": config.train.model_copy(update=train),
-            "scale": config.scale.model_copy(update={"num_workers": 0}),
-            "run": config.run.model_copy(update={"storage_path": folder, "name": cell.name}),
-        }
+    return config.changed(
+        policy=parse_policy(cell.policy),
+        train=train,
+        scale={"num_workers": 0},
+        run={"storage_path": folder, "name": cell.name},
     )
 
 

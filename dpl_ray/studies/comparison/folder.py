@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -26,18 +25,8 @@ from dpl_ray.studies.comparison.table import Row, make_rows, to_csv, to_markdown
 from dpl_ray.studies.facts import listed_facts
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """What a comparison has come to."""
-
-    rows: list[Row]
-    csv: Storage
-    markdown: Storage
-    page: Storage
-
-
-def write_comparison(folder: str, reference: str, *, missing: Mapping[str, str] | None = None) -> Outputs:
-    """Write the tables and the page of the cells that have finished.
+def write_comparison(folder: str, reference: str, *, missing: Mapping[str, str] | None = None) -> list[Row]:
+    """Write comparison.csv, .md and .html of the cells that have finished; returns a row per policy, the best first.
 
     Args:
         folder: of the comparison.
@@ -52,17 +41,17 @@ def write_comparison(folder: str, reference: str, *, missing: Mapping[str, str] 
         raise ValueError(f"{folder}: no cell of this comparison has finished")
     check_policies(place.name, [found.cell for found in cells])
     rows = make_rows(cells, reference)
-    outputs = Outputs(rows, place / "comparison.csv", place / "comparison.md", place / "comparison.html")
     config = yaml.safe_load((place / cells[0].cell.name / "config.yaml").read())
     config["train"] = default_tree("")["train"] | config["train"]  # where an older version did not know a field
     missing, described = missing or {}, _describe(place, cells, config)
     num_test = cells[0].facts.get("data.num_test")
     curve_of = curve_split(config["train"]["curve_images"], int(num_test)) if num_test else "the test split"
-    outputs.csv.write(to_csv(cells, reference).encode())
-    outputs.markdown.write(to_markdown(rows, reference, _header(place.name, described, missing)).encode())
     page = make_page(place.name, cells, rows, reference, described, missing, curve_of)
-    page.write(outputs.page)
-    return outputs
+    page.write(place / "comparison.html")
+    (place / "comparison.csv").write(to_csv(cells, reference).encode())
+    markdown_text = to_markdown(rows, reference, _header(place.name, described, missing))
+    (place / "comparison.md").write(markdown_text.encode())
+    return rows
 
 
 def check_policies(name: str, cells: Iterable[Cell]) -> None:

@@ -136,8 +136,7 @@ class Comparison(Study[CellResult]):
             uses_unlabeled = any(each.policy["name"] != "supervised" for each in self.plan.cells)
             # The pool is read even where no policy uses it: one that is added later must find the same data.
             splits = load_splits(self.config.data, seed=cell.seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=True)
-            in_one_process = self.config.scale.model_copy(update={"num_workers": 1})
-            check_network(self.config.model_copy(update={"scale": in_one_process}), splits)
+            check_network(self.config.changed(scale={"num_workers": 1}), splits)
             self.check_data(cell.seed, splits.fingerprint(), splits.seedless_fingerprint())
             self._splits[key] = splits
         return self._splits[key]
@@ -229,11 +228,10 @@ class Comparison(Study[CellResult]):
     def write(self, tracker: Tracker, failed: Mapping[str, str]) -> list[Table]:
         if len(failed) == len(self.plan.cells):
             raise CellsFailedError(describe_failed(dict(failed)))
-        outputs = write_comparison(str(self.storage), self.plan.reference, missing=failed)
-        self.rows = outputs.rows
-        for file in (outputs.csv, outputs.markdown):
-            tracker.log_file(file.name)
-        tracker.log_page(outputs.page.name)
-        tracker.log_tag("report", str(outputs.page))
+        self.rows = write_comparison(str(self.storage), self.plan.reference, missing=failed)
+        for file in ("comparison.csv", "comparison.md"):
+            tracker.log_file(file)
+        tracker.log_page("comparison.html")
+        tracker.log_tag("report", str(self.storage / "comparison.html"))
         tracker.log({f"accuracy/{row.label}": row.accuracy for row in self.rows}, 0)
         return comparison_tables(self.rows, self.plan.reference)

@@ -197,19 +197,15 @@ class SelfTraining(Study[Round]):
 
     def round_config(self, number: int) -> Config:
         """The configuration of a round's training: it is one of its own, but for the tracking."""
-        config = self.config
-        data, train, policy = config.data, config.train, config.policy
-        if number in self.info["without_pool"]:
-            policy = SupervisedConfig()
         if number:
-            data = data.model_copy(update={"labels": str(self.round_storage(number - 1) / LABELS)})
-            train = train.model_copy(update={"baseline": False})
+            labels = str(self.round_storage(number - 1) / LABELS)
+            config = self.config.changed(data={"labels": labels}, train={"baseline": False})
         else:
-            data = data.model_copy(update={"labels_per_class": None})
-        run = config.run.model_copy(update={"storage_path": str(self.round_storage(number)), "name": TRAINING})
-        tracking = config.tracking.model_copy(update={"enabled": False})
-        sections = {"data": data, "train": train, "run": run, "tracking": tracking, "registry": RegistryConfig()}
-        return config.model_copy(update=sections | {"policy": policy})
+            config = self.config.changed(data={"labels_per_class": None})
+        if number in self.info["without_pool"]:
+            config = config.changed(policy=SupervisedConfig())
+        run = {"storage_path": str(self.round_storage(number)), "name": TRAINING}
+        return config.changed(run=run, tracking={"enabled": False}, registry=RegistryConfig())
 
     def child(self, result: Round) -> str:
         return f"{self.name}/round-{result.number}"
@@ -314,7 +310,7 @@ def _check_first(config: Config, options: SelfTrainConfig) -> tuple[str, dict[st
         checkpoint = find_checkpoint(Storage(options.checkpoint))
     with checked_resources(config.scale):
         list_unlabeled(config.data)
-        data = config.data.model_copy(update={"labels_per_class": None})
+        data = config.data.changed(labels_per_class=None)
         splits = load_splits(data, seed=config.train.seed, uses_unlabeled=False)
     if checkpoint is None:
         return None
@@ -336,8 +332,7 @@ def _check_first(config: Config, options: SelfTrainConfig) -> tuple[str, dict[st
 def _history(training: Storage, policy: str) -> list[Point]:
     """Records of a training, under the keys of a run of its own; none where a checkpoint was given."""
     rows = read_lines(training / HISTORY_FILE)
-    return merge_records(row | {"metrics": _prefixed(row["metrics"], row["phase"], policy)} for row in rows)
-
-
-def _prefixed(metrics: dict[str, float], phase: str, policy: str) -> dict[str, float]:
-    return metrics if phase == policy else {f"baseline/{key}": value for key, value in metrics.items()}
+    for row in rows:
+        if row["phase"] != policy:
+            row["metrics"] = {f"baseline/{key}": value for key, value in row["metrics"].items()}
+    return merge_records(rows)

@@ -152,12 +152,7 @@ def resolve(config: Config, options: SearchConfig) -> tuple[Config, SearchConfig
     space = parse_space(_default_space() if options.space is None else options.space)
     # What is for reports on the test split, or beside the policy, has no place in a trial.
     train = {"evaluate_every": every, "curve_every": None, "baseline": False}
-    config = config.model_copy(
-        update={
-            "train": config.train.model_copy(update=train),
-            "data": config.data.model_copy(update={"pool": config.data.pool.model_copy(update={"mode": "memory"})}),
-        }
-    )
+    config = config.changed(train=train, data={"pool": {"mode": "memory"}})
     check_space(space, config)
     return config, options.model_copy(update={"grace_steps": grace}), space
 

@@ -1,7 +1,10 @@
 """Search over fields of the configuration: trials of one process each, chosen by accuracy on held-out labelled images.
 
-The folder of the search is all its state (folder.py, trials.py), so that an interrupted one goes
-on: trials that have ended stay, those that ran go on from their checkpoints.
+<run.storage_path>/<run.name>/
+  search.json   configuration, digest of the data, the command
+  trial-0007/   dpl_ray/studies/tuning/trials.py
+  best.yaml     the configuration of the best trial, for `python -m pipelines.train config=best.yaml`
+  trials.csv    a row per trial          search.md   the best of them          search.html
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dpl_ray.cluster.connect import cluster_address
-from dpl_ray.config.schema import Config
+from dpl_ray.config.schema import Config, to_yaml
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.jobs.fit import check_network
@@ -31,10 +34,14 @@ from dpl_ray.studies.tuning.config import (
     search_tree,
 )
 from dpl_ray.studies.tuning.console import TrialsProgress, search_table
-from dpl_ray.studies.tuning.folder import FILES, write_search
+from dpl_ray.studies.tuning.page import make_page
 from dpl_ray.studies.tuning.space import Space, with_values
+from dpl_ray.studies.tuning.table import describe, to_csv, to_markdown
 from dpl_ray.studies.tuning.trials import Trial, TrialResult, read_results, trial_config, without_test
+from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.tracker import Tracker
+
+FILES = "best.yaml", "trials.csv", "search.md", "search.html"
 
 
 class SearchFailedError(RuntimeError):
@@ -147,6 +154,7 @@ class Search(Study[TrialResult]):
         return describe_config(self.config) | describe_options(self.options, self.space)
 
     def ended(self) -> list[TrialResult]:
+        self.before = read_results(self.storage)  # with those that another command has ended meanwhile
         return self.before
 
     def run(self, console: Console, end: End[TrialResult]) -> None:
@@ -186,14 +194,29 @@ class Search(Study[TrialResult]):
             causes = {**failed, **{result.trial.name: result.cause for result in self.ranked}}
             raise SearchFailedError(describe_failed(causes))
         best = self.ranked[0]
-        write_search(self.storage, self.config, self.options, self.space, self.ranked, failed, self.info["command"])
-        for file in ("best.yaml", "trials.csv", "search.md"):
+        place, searched = self.storage, how_searched(self.options)
+        described = describe(self.ranked, self.config, searched, self.info["command"], Journal(place).run_id)
+        page = make_page(place.name, self.ranked, self.space, str(place / "best.yaml"), searched, described, failed)
+        markdown = to_markdown(self.ranked, self.space, place.name, described)
+        texts = self._best_yaml(best), to_csv(self.ranked, self.space), markdown
+        for file, text in zip(FILES, texts, strict=False):
+            (place / file).write(text.encode())
+        page.write(place / FILES[-1])
+        for file in FILES[:-1]:
             tracker.log_file(file)
-        tracker.log_page("search.html")
+        tracker.log_page(FILES[-1])
         tracker.log_tag("best", best.trial.name)
         tracker.log_tag("report", str(self.storage / "search.html"))
         tracker.log({"validation/accuracy": best.accuracy or 0.0}, 0)
         return [search_table(self.ranked, self.space)]
+
+    def _best_yaml(self, best: TrialResult) -> str:
+        """A training run of its own, with a name of its own: not in the folder of the search."""
+        config = with_values(self.config, best.values).changed(run={"name": None}, train={"baseline": True})
+        return (
+            f"# {best.trial.name} of {self.name}: accuracy {best.accuracy:.4f} on held-out labelled images\n"
+            f"# python -m pipelines.train config={self.storage / 'best.yaml'}\n" + to_yaml(config)
+        )
 
 
 def load(config: Config, space: Space) -> Splits:

@@ -82,12 +82,10 @@ def trial_config(config: Config, trial: Trial, folder: str) -> Config:
     """The configuration of a trial: of the search's, with the trial's values."""
     config = with_values(config, trial.values)
     every = min(config.train.checkpoint_every, config.train.evaluate_every or config.train.checkpoint_every)
-    return config.model_copy(
-        update={
-            "train": config.train.model_copy(update={"checkpoint_every": every, "keep_checkpoints": 1}),
-            "scale": config.scale.model_copy(update={"num_workers": 0}),
-            "run": config.run.model_copy(update={"storage_path": folder, "name": trial.name}),
-        }
+    return config.changed(
+        train={"checkpoint_every": every, "keep_checkpoints": 1},
+        scale={"num_workers": 0},
+        run={"storage_path": folder, "name": trial.name},
     )
 
 
