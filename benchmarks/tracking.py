@@ -26,10 +26,14 @@ import dpl_ray.tracking.tracker
 from benchmarks.figures import Figure, add_save, median, report
 from dpl_ray.config.schema import Config, parse_config
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
+from dpl_ray.runs.provenance import describe_config
+from dpl_ray.store.history import HISTORY_FILE
+from dpl_ray.store.records import to_lines
 from dpl_ray.store.storage import Storage
-from dpl_ray.tracking.journal import Entry, Journal
+from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.sender import Sender
-from dpl_ray.tracking.tracker import Tracker, default_uri, start_tracker
+from dpl_ray.tracking.server import default_uri
+from dpl_ray.tracking.tracker import Tracker, start_tracker
 from dpl_ray.training import loop
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.records import Record
@@ -59,8 +63,8 @@ STEPS_AFTER = 5  # a record, in which its work is done
 class Meter:
     """Tells MLflow every other record, and takes the time of the steps between records."""
 
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
+    def __init__(self, tracker: Tracker, history: Storage) -> None:
+        self.tracker, self.history = tracker, history
         self.extra: dict[bool, list[float]] = {True: [], False: []}  # whether a record was told before -> seconds
         self.steps: list[float] = []  # since the last record, seconds
         self.usual: list[float] = []  # medians of the steps that are not right after a record
@@ -79,7 +83,14 @@ class Meter:
         self._is_warm, self._was_told = True, not self._was_told
         if self._was_told:
             began = time.perf_counter()
-            self.tracker.log(record.metrics, record.step)
+            row = {
+                "phase": record.phase,
+                "step": record.step,
+                "metrics": record.metrics,
+                "time": int(1000 * time.time()),
+            }
+            self.history.append(to_lines([row]))
+            self.tracker.log_history()
             self.calls.append(time.perf_counter() - began)
             self.num_metrics = len(record.metrics)
 
@@ -89,20 +100,21 @@ class TimedSender(Sender):
 
     seconds = 0.0
 
-    def send(self, entries: list[Entry]) -> None:
-        began, are_metrics = time.thread_time(), {entry["kind"] for entry in entries} == {"metrics"}
-        super().send(entries)
+    def send(self) -> None:
+        began, are_metrics = time.thread_time(), not self._journal.unsent
+        super().send()
         if are_metrics:
             TimedSender.seconds += time.thread_time() - began
 
 
 def measure(config: Config, arguments: argparse.Namespace, folder: Path) -> Meter:
     uri = arguments.uri or default_uri(str(folder))[0]
-    tracker = start_tracker(config, uri, Journal(Storage(str(folder))), name="benchmark", params={}, tags={})
+    storage, params = Storage(str(folder)), describe_config(config)
+    tracker = start_tracker(config, uri, Journal(storage), name="benchmark", params=params, tags={})
     deadline = time.monotonic() + 120
     while tracker.run_id is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    meter, step = Meter(tracker), loop.train_step
+    meter, step = Meter(tracker, storage / HISTORY_FILE), loop.train_step
 
     def timed(*given: Any, **named: Any) -> Any:
         began = time.perf_counter()

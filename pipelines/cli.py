@@ -174,7 +174,7 @@ def print_results(
     console: Console, places: dict[str, str | None], run_id: str | None, tracking_uri: str | None
 ) -> None:
     """Where the results of a job are; what there is none of is left out."""
-    from dpl_ray.tracking.sender import shown_uri
+    from dpl_ray.tracking.server import shown_uri
 
     tracking_uri = shown_uri(tracking_uri or "")
     for label, value in (places | {"MLflow run": run_id}).items():

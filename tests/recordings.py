@@ -12,7 +12,8 @@ from rich.console import Console
 
 from dpl_ray.config.schema import RegistryConfig
 from dpl_ray.page.html import Page
-from dpl_ray.store.history import TABLE_FILE, Point
+from dpl_ray.store.history import TABLE_FILE
+from dpl_ray.store.records import to_lines
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
 from dpl_ray.tracking.tracker import MlflowTracker
@@ -30,6 +31,14 @@ def write_model(folder: Path) -> None:
     (folder / "data" / "model.pt2").write_bytes(b"graph")
 
 
+def write_history(folder: Path, *rows: tuple[str, int, dict[str, float], int]) -> None:
+    """A history.jsonl of (phase, step, metrics, ms)."""
+    folder.mkdir(exist_ok=True)
+    names = ("phase", "step", "metrics", "time")
+    lines = to_lines(dict(zip(names, row, strict=True)) for row in rows)
+    (folder / "history.jsonl").write_bytes(lines)
+
+
 def every_kind(folder: Path) -> list[Entry]:
     """Entries of every kind, and the files that they name."""
     (folder / "notes.txt").write_text("text")
@@ -37,15 +46,23 @@ def every_kind(folder: Path) -> list[Entry]:
     (folder / "thresholds.json").write_text('{"columns": ["step"], "data": [[1]]}')
     write_model(folder / "model")
     registry = {"name": "digits", "alias": "candidate"}
-    history = [[1, {"threshold/over/cat": 0.5, "loss": 2.0}, 3000], [2, {"threshold/over/cat": 0.75}, 4000]]
+    write_history(
+        folder,
+        ("supervised", 1, {"loss": 2.5}, 900),
+        ("dpl", 1, {"loss": 1.5}, 1000),
+        ("dpl", 1, {"loss": 1.25, "precision of é": 0.5}, 1500),  # measured again after an interruption
+        ("dpl", 2, {"loss": 0.5}, 2000),
+    )
+    rows = [(1, {"threshold/over/cat": 0.5, "loss": 2.0}, 3000), (2, {"threshold/over/cat": 0.75}, 4000)]
+    write_history(folder / "cell", *(("dpl", *row) for row in rows))
+    child = {"name": "it's one", "params": {"policy.name": "dpl"}, "tags": {"b": "2"}, "folder": "cell"}
     return [
-        {"kind": "metrics", "values": {"loss": 1.5, "precision of é": 0.5}, "step": 1, "time": 1000},
-        {"kind": "metrics", "values": {"loss": 0.5}, "step": 2, "time": 2000},
+        {"kind": "metrics", "values": {"accuracy/a": 0.5}, "step": 0, "time": 2500},
         {"kind": "tag", "key": "checkpoint", "value": "step-2"},
         {"kind": "file", "file": "notes.txt"},
-        {"kind": "page", "file": "page.html"},
-        {"kind": "table", "file": "thresholds.json"},
-        {"kind": "child", "name": "it's one", "params": {"a": "1"}, "tags": {"b": "2"}, "history": history, "time": 5},
+        {"kind": "file", "file": "page.html"},
+        {"kind": "file", "file": "thresholds.json"},
+        {"kind": "child", **child, "time": 5},
         {"kind": "model", "folder": "model", "step": 2, "registry": registry, "time": 8000},
         {"kind": "finish", "status": "FINISHED", "time": 9000},
     ]
@@ -59,14 +76,21 @@ def start_entry(uri: str, folder: Path) -> Entry:
         "artifact_location": f"file://{folder}/artifacts",
         "run_name": "first",
         "time": 500,
-        "params": {"train.mu": "7", "long": "x" * 7000},
+        "params": {"policy.name": "dpl", "long": "x" * 7000},
         "tags": {"commit": "abc"},
     }
 
 
 def new_tracker(folder: Path, uri: str) -> MlflowTracker:
-    started = {key: value for key, value in start_entry(uri, folder).items() if key not in ("kind", "time")}
-    return MlflowTracker(Journal(Storage(str(folder))), **started)
+    return MlflowTracker(Journal(Storage(str(folder))), uri, start_entry(uri, folder))
+
+
+def keep(folder: Path, *entries: Entry, prefix: str = "") -> Journal:
+    """Entries as a run leaves them that could not send them."""
+    journal = Journal(Storage(str(folder)), prefix)
+    journal.unsent += entries
+    journal.save()
+    return journal
 
 
 def tell(tracker: MlflowTracker, entries: list[Entry]) -> None:
@@ -79,13 +103,9 @@ def tell(tracker: MlflowTracker, entries: list[Entry]) -> None:
                 tracker.log_tag(entry["key"], entry["value"])
             case "file":
                 tracker.log_file(entry["file"])
-            case "page":
-                tracker.log_page(entry["file"])
-            case "table":
-                tracker.log_table(entry["file"])
             case "child":
-                history = [Point(*point) for point in entry["history"]]
-                tracker.log_child(entry["name"], params=entry["params"], tags=entry["tags"], history=history)
+                given = {key: entry[key] for key in ("name", "params", "tags", "folder")}
+                tracker.log_child(**given)
             case "model":
                 tracker.log_model(entry["folder"], entry["step"], RegistryConfig(**entry["registry"]))
             case "finish":

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import dpl_ray.cluster.connect
-import dpl_ray.jobs.fit
+import dpl_ray.jobs.phases
 import dpl_ray.store.file_systems
 from pipelines import cli, train
 from tests.mistakes import MISTAKES, Mistake, command
@@ -29,8 +29,8 @@ def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*arguments: Any, **keywords: Any) -> None:
         pytest.fail("a worker was started")
 
-    monkeypatch.setattr(dpl_ray.jobs.fit, "run_workers", started)
-    monkeypatch.setattr(dpl_ray.jobs.fit, "train_phases", started)
+    monkeypatch.setattr(dpl_ray.jobs.phases, "run_workers", started)
+    monkeypatch.setattr(dpl_ray.jobs.phases, "train_phases", started)
     # The answers about GPUs and clusters are those of a machine that has none.
     monkeypatch.setattr(dpl_ray.cluster.connect, "count_gpus", lambda: 0)
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):

@@ -179,6 +179,22 @@ def this_machine(scale: ScaleConfig) -> dict[str, float]:
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(count_gpus()) if scale.use_gpu else 0.0}
 
 
+def nodes_for(scale: ScaleConfig) -> tuple[list[dict[str, float]], str]:
+    """The nodes that processes would run on, and how messages call them; within `checked_resources`."""
+    if cluster_address(scale):
+        return connected_nodes(), "the cluster"
+    return [this_machine(scale)], "this machine"
+
+
+def check_shared(scale: ScaleConfig, field: str, path: str) -> None:
+    """Refuse a folder that the nodes of a cluster would not share."""
+    if cluster_address(scale) and "://" not in path and not Path(path).expanduser().is_absolute():
+        raise ValueError(
+            f"{field}={path}: on a cluster this folder is another one for every node, and a job's is removed; give an "
+            "absolute path that all nodes share, or s3://"
+        )
+
+
 def _check(scale: ScaleConfig, nodes: list[dict[str, float]], where: str) -> None:
     wanted, cpus = scale.num_workers, scale.cpus_per_worker
     places = room(nodes, cpus, float(scale.use_gpu))

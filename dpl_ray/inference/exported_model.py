@@ -20,7 +20,8 @@ from dpl_ray.config.schema import RegistryConfig
 from dpl_ray.models import Classifier
 from dpl_ray.runs.folder import MODEL_FOLDER
 from dpl_ray.store.storage import Storage
-from dpl_ray.tracking.tracker import Tracker, first_line
+from dpl_ray.tracking.server import first_line
+from dpl_ray.tracking.tracker import Tracker
 from dpl_ray.training.checkpoint import load_classifier
 
 NUM_EXAMPLES = 2  # images of the input example: with one, the graph would take one image at a time

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -35,7 +34,8 @@ from dpl_ray.runs.provenance import describe_code
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
-from dpl_ray.tracking.tracker import Tracker, recording, start_tracker, tracking_uri
+from dpl_ray.tracking.server import tracking_uri
+from dpl_ray.tracking.tracker import Tracker, recording, start_tracker
 from dpl_ray.training.checkpoint_folder import MANIFEST, ModelInfo, find_checkpoint, load_config_and_info
 
 
@@ -98,7 +98,9 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
     console = console or Console(quiet=True)
     source = _open_source(config)
     uri = tracking_uri(_tracking_config(config, source))
-    _check_places(config)
+    if config.scale.num_workers != 0:
+        for field in ("pool", "output"):
+            cluster.check_shared(config.scale.with_workers(1), field, getattr(config, field))
     ledger = Ledger(config.output, source.identity(), len(source.info.class_names))
     same_system = ledger.storage.scheme == source.location.scheme
     if same_system and would_list(source.location, (ledger.storage / "part.parquet").path):
@@ -160,19 +162,6 @@ def _tracking_config(config: LabelConfig, source: _Source) -> Config:
     return source.config.model_copy(update={"run": run, "tracking": config.tracking})
 
 
-def _check_places(config: LabelConfig) -> None:
-    """Refuse folders that the nodes of a cluster would not share."""
-    if config.scale.num_workers == 0 or not cluster.cluster_address(config.scale.with_workers(1)):
-        return
-    for field in ("pool", "output"):
-        path = getattr(config, field)
-        if "://" not in path and not Path(path).expanduser().is_absolute():
-            raise ValueError(
-                f"{field}={path}: on a cluster this folder is another one for every node; give an absolute path that "
-                "all nodes share, or s3://"
-            )
-
-
 def _count_workers(config: LabelConfig) -> int:
     """Actors; 0 for none, in this process.
 
@@ -184,10 +173,7 @@ def _count_workers(config: LabelConfig) -> int:
         if wanted == 0:
             return 0
         scale = config.scale.with_workers(0)
-        if cluster.cluster_address(scale):
-            nodes, where = cluster.connected_nodes(), "the cluster"
-        else:
-            nodes, where = [cluster.this_machine(scale)], "this machine"
+        nodes, where = cluster.nodes_for(scale)
         room = count_actors(nodes, scale)
         if wanted is None:
             wanted = max(1, room)

@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
@@ -30,13 +30,14 @@ from dpl_ray.config.schema import Config, to_yaml
 from dpl_ray.data.bad_images import MAX_LISTED, read_bad, write_bad
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.history import HISTORY_FILE
 from dpl_ray.store.records import from_lines, to_lines
 from dpl_ray.store.storage import Storage
 
 if TYPE_CHECKING:
     from dpl_ray.training.records import Outcome, Record
 
-RUN_FILE, HISTORY_FILE = "run.json", "history.jsonl"
+RUN_FILE = "run.json"
 MODEL_FOLDER = "model"  # the final model in MLflow's format
 COMPARISON_FILE = "comparison.json"  # of a comparison's folder, which is no run's
 SELF_TRAINING_FILE = "self_train.json"  # of the folder of a self-training's rounds
@@ -171,7 +172,6 @@ class RunFolder:
         """
         self.storage, self.name = storage, storage.name
         self.history: list[dict[str, Any]] = []
-        self._before: dict[tuple[str, int], list[dict[str, Any]]] = {}  # phase, step -> rows of an earlier start
         self._saved_at = time.monotonic()
         self.info: dict[str, Any] = {
             "fingerprint": splits.fingerprint(),
@@ -206,8 +206,6 @@ class RunFolder:
             self.history = from_lines(written)
             if to_lines(self.history) != written:
                 self.save_history()  # without half a line, which would stand before the next row
-        for row in self.history:
-            self._before.setdefault((row["phase"], row["step"]), []).append(row)
         # Those of a streamed pool are found on the way: what is read again is not the whole list.
         self._bad = read_bad(self.storage)
 
@@ -227,7 +225,9 @@ class RunFolder:
         It is written at once, but in a bucket, where nothing can be added to a file: there now and then, so that a run
         that is killed loses little.
         """
-        row = dataclasses.asdict(record) | {"time": int(time.time() * 1000)}
+        # Never earlier than the row before, whatever happens to the clock: what is there is known by its time.
+        now = max(int(time.time() * 1000), self.history[-1].get("time", 0) if self.history else 0)
+        row = dataclasses.asdict(record) | {"time": now}
         del row["bad"]
         self.history.append(row)
         if record.bad:
@@ -241,19 +241,6 @@ class RunFolder:
     def _add_bad(self, bad: Iterable[BadImage]) -> None:
         self._bad |= {image.id: image.reason for image in islice(bad, MAX_LISTED - len(self._bad))}
         write_bad(self.storage, self._bad)
-
-    def news(self, record: Record) -> dict[str, float]:
-        """The metrics of a record that are not here of the same step already, as after an interruption."""
-        known = {key for row in self._before.get((record.phase, record.step), []) for key in row["metrics"]}
-        return {key: value for key, value in record.metrics.items() if key not in known}
-
-    def first_told(self) -> Iterator[dict[str, Any]]:
-        """The rows that are here, each without the metrics that one before it has of the same step."""
-        known: set[tuple[str, int, str]] = set()
-        for row in self.history:
-            keys = {key: (row["phase"], row["step"], key) for key in row["metrics"]}
-            yield row | {"metrics": {key: row["metrics"][key] for key in keys if keys[key] not in known}}
-            known.update(keys.values())
 
     def last_metrics(self, phase: str) -> dict[str, float]:
         """The newest value of every metric of a phase, thresholds aside."""

@@ -1,4 +1,4 @@
-"""The records of a training: one list of them, and its thresholds as a table."""
+"""The records of a training, a file of them: as they are added to it, one list of them, its thresholds as a table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-TABLE_FILE = "thresholds.json"
+from dpl_ray.store.records import from_lines, read_lines
+from dpl_ray.store.storage import Storage
+
+HISTORY_FILE, TABLE_FILE = "history.jsonl", "thresholds.json"
 PREFIX = "threshold/"  # of the keys threshold/<name>/<class>
 
 
@@ -16,6 +19,47 @@ class Point(NamedTuple):
     step: int
     metrics: dict[str, float]
     time: int  # ms since 1970, of the last of it; 0: unknown
+
+
+class HistoryReader:
+    """Reads a history.jsonl that grows: every row once, and of what is measured again the first."""
+
+    def __init__(self, file: Storage, policy: str | None) -> None:
+        """
+        Args:
+            policy: of the run.
+        """
+        self._file, self._policy, self._read_to = file, policy, 0
+        self._known: dict[tuple[str, int], frozenset[str]] = {}  # phase, step -> keys
+        self._equal: dict[frozenset[str], frozenset[str]] = {}  # most steps have the same
+
+    def read(self) -> list[Point]:
+        """The rows since the last call, without what one before has of its phase and step: after an interruption the
+        steps since the last checkpoint are measured again.
+        """
+        data = self._file.read_from(self._read_to)
+        data = data[: data.rfind(b"\n") + 1]  # half a line is being written
+        self._read_to += len(data)
+        points = []
+        for row in from_lines(data):
+            at = row.get("phase", ""), row["step"]
+            before = self._known.get(at, frozenset())
+            keys = before.union(row["metrics"])
+            self._known[at] = self._equal.setdefault(keys, keys)
+            row["metrics"] = {key: value for key, value in row["metrics"].items() if key not in before}
+            points.append(Point(row["step"], run_metrics(row, self._policy), row.get("time", 0)))
+        return points
+
+
+def run_metrics(row: Mapping[str, Any], policy: str | None) -> dict[str, float]:
+    """The metrics of a row under their keys in its run: those of the supervised baseline begin with baseline/."""
+    prefix = "" if row.get("phase", policy) == policy else "baseline/"
+    return {prefix + key: value for key, value in row["metrics"].items()}
+
+
+def read_points(file: Storage, policy: str | None) -> list[Point]:
+    """All records of a run, by step; none where there is no file."""
+    return merge_records({**row, "metrics": run_metrics(row, policy)} for row in read_lines(file))
 
 
 def merge_records(rows: Iterable[Mapping[str, Any]]) -> list[Point]:

@@ -74,6 +74,15 @@ class Storage:
         with self.filesystem.open_input_stream(self.path) as stream:
             return stream.read()
 
+    def read_from(self, start: int) -> bytes:
+        """The bytes of this file from `start` on; none where there is no file."""
+        try:
+            with self.filesystem.open_input_file(self.path) as file:
+                file.seek(start)
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
     def write(self, data: bytes) -> None:
         """Write a whole file, making its folders. Readers see the old file or the new one, whoever else writes it."""
         folder = posixpath.dirname(self.path)

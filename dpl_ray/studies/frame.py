@@ -18,14 +18,15 @@ from rich.table import Table
 
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.schema import Config, ScaleConfig
-from dpl_ray.jobs.fit import check_storage
+from dpl_ray.jobs.checks import check_names, check_storage
 from dpl_ray.page.console import show
 from dpl_ray.runs.folder import FREE, check_kind, check_same, writable_folder
 from dpl_ray.runs.provenance import describe_code
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.records import write_json
 from dpl_ray.tracking.journal import Journal
-from dpl_ray.tracking.tracker import Tracker, recording, start_tracker, tracking_uri
+from dpl_ray.tracking.server import tracking_uri
+from dpl_ray.tracking.tracker import Tracker, recording, start_tracker
 
 R = TypeVar("R")  # what a cell leaves that has ended
 Nodes = Iterable[dict[str, float]]  # by their resources
@@ -64,10 +65,7 @@ class Study(ABC, Generic[R]):
         """
         check_storage(config)
         self.config, self.name, self.uri = config, name, tracking_uri(config)
-        if config.model.name == "torchvision":
-            from dpl_ray.models import check_names
-
-            check_names(config.model)
+        check_names(config)
         self.storage = writable_folder(config.run.storage_path, name)
         check_kind(self.storage, self.file)
         self.info: dict[str, Any] = {"command": None, "config": identity} | info
@@ -194,10 +192,8 @@ def check_room(scale: ScaleConfig, count: Callable[[Nodes, str], int]) -> None:
         # Whether the cluster answers, or there is a GPU here; the room is counted in cells below.
         scale = scale.changed(num_workers=1, cpus_per_worker=0.01)
     with cluster.checked_resources(scale):
-        if scale.num_workers and cluster.cluster_address(scale):
-            count(cluster.connected_nodes(), "the cluster")
-        elif scale.num_workers:
-            count([cluster.this_machine(scale)], "this machine")
+        if scale.num_workers:
+            count(*cluster.nodes_for(scale))
 
 
 def count_cells(nodes: Nodes, where: str, field: str, cpus: float, gpus: float) -> int:

@@ -1,25 +1,42 @@
-"""What MLflow knows of a run, and what it is still to be told: small files in the folder of the run.
+"""What MLflow has of a run, and what it is still to be told: two small files in the folder of the run.
 
-tracking.json           server, run id, ids of children and models, and up to when it has the metrics
-tracking-unsent.jsonl   entries that could not be sent, one a line, in order (dpl_ray/tracking/sender.py says which)
-tracking-sending.jsonl  those that are being sent later, while the file above may grow
+tracking.json           server, run id, ids of children and models, how far MLflow has the history, and entries
+                        (dpl_ray/tracking/sender.py says which) that it does not have
 tracking-refused.jsonl  entries that MLflow does not take, with its answer
+
+The metrics of a training and of the children of a study are no entries: they are read from history.jsonl when they are
+sent.
 """
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from dpl_ray.store.records import from_lines, to_lines
+from dpl_ray.store.records import from_lines, read_json, to_lines, write_json
 from dpl_ray.store.storage import Storage
 
 Entry = dict[str, Any]
-STATE_FILE, UNSENT_FILE, SENDING_FILE = "tracking.json", "tracking-unsent.jsonl", "tracking-sending.jsonl"
-REFUSED_FILE = "tracking-refused.jsonl"
+STATE_FILE, REFUSED_FILE = "tracking.json", "tracking-refused.jsonl"
+OLDER_FILES = ("tracking-sending.jsonl", "tracking-unsent.jsonl")  # where older versions kept entries, metrics too
 
 
-class Journal:
+@dataclass
+class State:
+    """What tracking.json has."""
+
+    uri: str | None = None
+    run_id: str | None = None
+    models: dict[str, str] = field(default_factory=dict)  # uuid of an exported model -> its id there
+    registered: str | None = None  # models:/NAME/VERSION
+    children: dict[str, str] = field(default_factory=dict)  # name -> run id of those that are there whole
+    policy: str | None = None  # of a training: the metrics of its other phase, the baseline, begin with baseline/
+    told_until: int = 0  # time (ms) of the last row of the history that is there
+    is_open: bool = False  # whether a command that records has not come to its end, or was killed
+    unsent: list[Entry] = field(default_factory=list)  # in order
+
+
+class Journal(State):
     """The tracking files in a folder, of the command that has locked it (dpl_ray/store/lock.py)."""
 
     def __init__(self, folder: Storage, prefix: str = "") -> None:
@@ -30,17 +47,17 @@ class Journal:
         """
         self.folder, self.place = folder, folder / prefix.rstrip("/") if prefix else folder
         self.num_refused = 0  # by this process
-        self._has_kept = False
-        self._state, self._unsent, self._sending, self.refused = (
-            folder / (prefix + name) for name in (STATE_FILE, UNSENT_FILE, SENDING_FILE, REFUSED_FILE)
-        )
-        found: dict[str, Any] = json.loads(self._state.read()) if self._state.exists() else {}
-        self.uri: str | None = found.get("uri")
-        self.run_id: str | None = found.get("run_id")
-        self.models: dict[str, str] = found.get("models", {})  # uuid of an exported model -> its id there
-        self.registered: str | None = found.get("registered")  # models:/NAME/VERSION
-        self.children: dict[str, str] = found.get("children", {})  # name -> run id of those that are there whole
-        self.told_until: int = found.get("told_until", 0)  # time (ms) of the last metrics that are there
+        self.is_left = False  # to a later command: what this process still does is not written
+        self._file, self.refused = self.place / STATE_FILE, self.place / REFUSED_FILE
+        self.load()
+
+    def load(self) -> None:
+        """Read what is known."""
+        self._older = [file for name in OLDER_FILES if (file := self.place / name).exists()]
+        self.is_there = self._file.exists() or bool(self._older)
+        vars(self).update(vars(read_json(self._file, State) or State()))
+        for file in self._older:
+            self.unsent += from_lines(file.read())
 
     def forget(self, uri: str) -> None:
         """There is nothing at this server yet."""
@@ -49,41 +66,17 @@ class Journal:
 
     def save(self) -> None:
         """Write what is known."""
-        names = ("uri", "run_id", "registered", "models", "children", "told_until")
-        self._state.write(json.dumps({name: getattr(self, name) for name in names}, indent=1).encode())
-
-    @property
-    def is_there(self) -> bool:
-        return self._state.exists() or self.has_unsent
+        if self.is_left:
+            return
+        write_json(self._file, {each.name: getattr(self, each.name) for each in fields(State)})
+        while self._older:
+            self._older.pop().remove()
 
     @property
     def has_unsent(self) -> bool:
-        return self._unsent.exists() or self._sending.exists()
-
-    def keep(self, entries: list[Entry]) -> None:
-        """Write down what was not sent."""
-        if entries:
-            # A process that was killed may have left half a line at the end.
-            begin = b"" if self._has_kept or not self._unsent.exists() else b"\n"
-            self._unsent.append(begin + to_lines(entries))
-            self._has_kept = True
+        return self.is_open or bool(self.unsent)
 
     def refuse(self, entries: list[Entry], answer: str) -> None:
         """Set aside what MLflow does not take."""
         self.refused.append(to_lines([{"answer": answer, **entry} for entry in entries]))
         self.num_refused += len(entries)
-
-    def take(self) -> list[Entry]:
-        """What is to be sent next; `put_back` says what is left of it, and then there may be more to take."""
-        if not self._sending.exists():
-            if not self._unsent.exists():
-                return []
-            self._unsent.rename(self._sending)
-        return from_lines(self._sending.read())
-
-    def put_back(self, entries: list[Entry]) -> None:
-        """What was taken and not sent."""
-        if entries:
-            self._sending.write(to_lines(entries))
-        else:
-            self._sending.remove()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from pydantic import Field
 
@@ -13,8 +13,8 @@ from dpl_ray.config.section import Section
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
-from dpl_ray.tracking.sender import Sender, shown_uri
-from dpl_ray.tracking.tracker import check_uri, first_line
+from dpl_ray.tracking.sender import Sender
+from dpl_ray.tracking.server import check_uri, first_line, shown_uri, with_password
 
 PREFIXES = ("", "_ledger/")  # of the files of a run, of a comparison ...; of a labelling's output
 
@@ -70,18 +70,21 @@ def sync_tracking(run: str, uri: str | None = None) -> SyncResult:
     if uri:
         check_uri("uri", uri)
     places = (folder, *map(folder.__truediv__, folder.list()))
-    journals = [Journal(place, prefix) for place in places for prefix in PREFIXES]
-    if not any(journal.is_there for journal in journals):
+    found = [journal for place in places for prefix in PREFIXES if (journal := Journal(place, prefix)).is_there]
+    if not found:
         raise ValueError(f"run={run}: nothing there was recorded in MLflow; give the folder of a run, as runs/NAME")
-    found = [journal for journal in journals if journal.has_unsent]
     counts: dict[str, int] = {}
     failures: list[str] = []
-    for journal in found:
+    for journal in filter(attrgetter("has_unsent"), found):
         try:
             with sole_use(f"run={journal.folder}", journal.place):
+                journal.load()  # which its command may have changed until now
                 counts[str(journal.folder)] = _send(journal, uri)
-        except (NotSentError, ValueError) as error:
+        except NotSentError as error:
             failures.append(str(error))
+        except ValueError as error:
+            if journal.unsent:  # else the command that is at work has sent all that there was
+                failures.append(str(error))
     if failures:
         more = f" (and {len(failures) - 1} more folders)" if len(failures) > 1 else ""
         raise NotSentError(failures[0] + more)
@@ -92,32 +95,22 @@ def sync_tracking(run: str, uri: str | None = None) -> SyncResult:
     )
 
 
-def _with_password(uri: str | None) -> str | None:
-    """An address as it was written down, which is without its password."""
-    given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return given if given and shown_uri(given) == uri else uri
-
-
 def _send(journal: Journal, uri: str | None) -> int:
-    """Number of entries that were sent."""
-    sender, count = None, 0
-    while entries := journal.take():
-        where = uri or _with_password(
-            next((entry["uri"] for entry in entries if entry["kind"] == "start"), journal.uri)
-        )
-        assert where is not None, "a journal begins with the start of its run, or with the run"
-        num_entries = len(entries)
-        if uri and journal.run_id:
-            journal.uri = shown_uri(uri)  # the same server at another address
-        try:
-            sender = sender or Sender(where, journal)
-            sender.send(entries)
-        except Exception as error:  # whatever a client, a server or a driver raises
-            raise NotSentError(
-                f"MLflow at {shown_uri(where)}: {first_line(error)}; {len(entries)} entries of {journal.folder} are "
-                "left, and the same command sends them"
-            ) from error
-        finally:
-            journal.put_back(entries)
-            count += num_entries - len(entries)
-    return count
+    """Number of entries and rows of the history that were sent."""
+    starts = (entry["uri"] for entry in journal.unsent if entry["kind"] == "start")
+    where = uri or with_password(next(starts, journal.uri))
+    assert where is not None, "a journal begins with the start of its run, or with the run"
+    if uri and journal.run_id:
+        journal.uri = shown_uri(uri)  # the same server at another address
+    try:
+        sender = Sender(where, journal)
+        sender.send()
+        journal.is_open = False
+    except Exception as error:  # whatever a client, a server or a driver raises
+        raise NotSentError(
+            f"MLflow at {shown_uri(where)}: {first_line(error)}; {len(journal.unsent)} entries of {journal.folder} and "
+            "what is left of its metrics are sent by the same command"
+        ) from error
+    finally:
+        journal.save()
+    return sender.num_sent

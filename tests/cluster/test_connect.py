@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from dpl_ray.cluster import connect as cluster
-from dpl_ray.cluster.connect import cause_line, checked_resources, count_to_crowd_out, room
+from dpl_ray.cluster.connect import cause_line, check_shared, checked_resources, count_to_crowd_out, room
 from dpl_ray.config.schema import ScaleConfig
 from tests.builders import serving
 
@@ -108,6 +108,14 @@ def test_what_ray_itself_refuses_names_where_it_writes(monkeypatch: pytest.Monke
     expected = r"^scale\.num_workers: Ray cannot start .*\(AF_UNIX path .*RAY_TMPDIR=/tmp, .*scale\.num_workers=0 does"
     with pytest.raises(ValueError, match=expected):
         cluster.connect(ScaleConfig(num_workers=1))
+
+
+@pytest.mark.parametrize("path", ["/runs", "~/runs", "s3://bucket/runs"])
+def test_a_folder_that_nodes_share_is_absolute(path: str) -> None:
+    check_shared(ScaleConfig(address="head:6379"), "run.storage_path", path)
+    check_shared(ScaleConfig(address=None), "run.storage_path", "runs")  # of this machine
+    with pytest.raises(ValueError, match=r"^output=labels: on a cluster this folder is another one for every node"):
+        check_shared(ScaleConfig(address="head:6379"), "output", "labels")
 
 
 @pytest.fixture

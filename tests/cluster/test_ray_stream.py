@@ -78,7 +78,7 @@ def train_and_die_once(starts: Path) -> Callable[..., Any]:
     def work(*given: Any) -> Any:  # not of the module, which the workers would not find
         from ray.train import get_context
 
-        from dpl_ray.jobs.fit import _train_on_worker
+        from dpl_ray.jobs.phases import train_on_worker
         from dpl_ray.training import loop
 
         step, begun = loop.train_step, []
@@ -94,7 +94,7 @@ def train_and_die_once(starts: Path) -> Callable[..., Any]:
 
         if get_context().get_world_rank() == 1:
             loop.train_step = dying  # in this process, which ends with the worker
-        return _train_on_worker(*given)
+        return train_on_worker(*given)
 
     return work
 
@@ -107,7 +107,7 @@ def test_a_streamed_run_whose_worker_is_killed_ends_as_one_in_a_single_process(
     write_images(tmp_path / "pool.parquet", range(20, 1021), row_group_size=100)  # 1,001 rows: uneven in every way
     alone = fit(config_for(tmp_path, 0))
     starts = tmp_path / "starts"
-    monkeypatch.setattr("dpl_ray.jobs.fit._train_on_worker", train_and_die_once(starts))
+    monkeypatch.setattr("dpl_ray.jobs.phases.train_on_worker", train_and_die_once(starts))
     result = fit(config_for(tmp_path, 2))
     assert starts.read_text() == "0\n15\n", "from the newest checkpoint before the kill"
     for name in ("student", "teacher"):

@@ -64,7 +64,7 @@ def test_a_finished_run_that_is_started_again_shows_what_it_had_measured(
 ) -> None:
     first, output = run(tmp_path, "tracking.enabled=true")
     history = (tmp_path / "tiny" / "history.jsonl").read_bytes()
-    for name in ("train_phases", "run_workers", "start_tracker"):
+    for name in ("run_phases", "start_tracker"):
         monkeypatch.setattr(f"dpl_ray.jobs.fit.{name}", lambda *_, **__: pytest.fail("there is nothing to do"))
     for num_workers in (0, 1):
         again, output_again = run(tmp_path, "tracking.enabled=true", f"scale.num_workers={num_workers}")

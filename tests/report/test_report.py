@@ -20,7 +20,7 @@ from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool.files import list_pool
 from dpl_ray.data.pool.windows import StreamedPool
-from dpl_ray.jobs.fit import train_phases
+from dpl_ray.jobs.phases import train_phases
 from dpl_ray.page import html
 from dpl_ray.page.html import Page, Section
 from dpl_ray.report.accuracy import NUM_PICTURES, confusion_section, pictures_section

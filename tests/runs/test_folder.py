@@ -216,6 +216,13 @@ def test_a_bucket_that_does_not_answer_is_named_with_its_field() -> None:
     assert "give a bucket that answers, with credentials and region" in str(error.value)
 
 
+def test_times_of_the_history_do_not_go_back_with_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, seconds = opened(config(tmp_path), splits()), iter([20.0, 10.0, 30.0])
+    monkeypatch.setattr("time.time", lambda: next(seconds))
+    rows = [folder.add(Record("dpl", step, 10, 100.0, {"train/loss_labeled": 1.5})) for step in (1, 2, 3)]
+    assert [row["time"] for row in rows] == [20_000, 20_000, 30_000]
+
+
 def test_half_a_line_of_the_history_costs_no_other(tmp_path: Path) -> None:
     record = Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5})
     first = opened(config(tmp_path), splits())
@@ -228,16 +235,3 @@ def test_half_a_line_of_the_history_costs_no_other(tmp_path: Path) -> None:
     assert again.history == [row]
     later = again.add(record)
     assert [json.loads(line) for line in file.read_text().splitlines()] == [row, later]
-
-
-def test_what_is_told_again_after_an_interruption_is_no_news(tmp_path: Path) -> None:
-    first = opened(config(tmp_path), splits())
-    told = Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5})
-    first.add(told)
-    assert first.news(told) == told.metrics, "of the same start"
-    first.save_history()
-    again = opened(config(tmp_path), splits())
-    both = Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5, "curve/accuracy": 0.5})
-    assert again.news(both) == {"curve/accuracy": 0.5}
-    assert again.news(Record("supervised", 5, 10, 100.0, {"train/loss_labeled": 1.5})) == {"train/loss_labeled": 1.5}
-    assert again.news(Record("dpl", 10, 10, 100.0, {"train/loss_labeled": 0.5})) == {"train/loss_labeled": 0.5}

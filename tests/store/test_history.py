@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpl_ray.store.history import Point, merge_records, threshold_table
+from dpl_ray.store.history import HistoryReader, Point, merge_records, threshold_table
+from dpl_ray.store.records import to_lines
+from dpl_ray.store.storage import Storage
 
 METRICS = st.dictionaries(st.sampled_from(["train/loss", "threshold/over/a/b", "threshold/under/x"]), st.floats(0, 1))
 
@@ -26,6 +29,31 @@ def test_what_was_told_last_counts(rows: list[dict[str, Any]]) -> None:
         for row in told:
             expected |= row["metrics"]
         assert (metrics, time) == (expected, told[-1]["time"])
+
+
+def test_a_reader_has_every_row_once_and_the_first_of_what_is_measured_again(tmp_path: Path) -> None:
+    file = Storage(str(tmp_path / "history.jsonl"))
+    reader = HistoryReader(file, "dpl")
+    assert reader.read() == [], "there is no file yet"
+
+    def add(phase: str, step: int, **metrics: float) -> None:
+        file.append(to_lines([{"phase": phase, "step": step, "metrics": metrics, "time": step}]))
+
+    add("supervised", 5, loss=2.0)
+    add("dpl", 5, loss=1.0)
+    add("dpl", 5, accuracy=0.5)
+    assert reader.read() == [
+        Point(5, {"baseline/loss": 2.0}, 5),
+        Point(5, {"loss": 1.0}, 5),
+        Point(5, {"accuracy": 0.5}, 5),
+    ]
+    add("dpl", 10, loss=0.5)
+    file.append(b'{"phase": "dpl", "step": 15, ')
+    assert reader.read() == [Point(10, {"loss": 0.5}, 10)]
+    file.append(b'"metrics": {"loss": 0.4}, "time": 15}\n')
+    add("dpl", 5, loss=1.5, precision=0.75)
+    assert reader.read() == [Point(15, {"loss": 0.4}, 15), Point(5, {"precision": 0.75}, 5)]
+    assert reader.read() == []
 
 
 def test_the_table_has_a_row_for_each_class_of_each_record() -> None:

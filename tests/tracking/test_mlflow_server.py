@@ -20,6 +20,8 @@ import pytest
 
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.runs.folder import RunFolder
+from dpl_ray.store.storage import Storage
+from dpl_ray.tracking.journal import Journal
 from dpl_ray.training.records import Record
 from pipelines import cli, sync_tracking
 
@@ -147,7 +149,7 @@ def test_a_server_that_dies_in_the_middle_costs_one_warning_and_is_told_later(
     messages = [str(warning.message) for warning in told if "MLflow" in str(warning.message)]
     assert len(messages) == 1
     assert f"sync_tracking run={tmp_path}/runs/tiny" in messages[0]
-    assert (tmp_path / "runs" / "tiny" / "tracking-unsent.jsonl").exists()
+    assert Journal(Storage(f"{tmp_path}/runs/tiny")).has_unsent
     server.start()
     assert client.get_run(str(result.run_id)).info.status == "RUNNING"
     arguments = [f"run={tmp_path}/runs/tiny"]
@@ -161,4 +163,4 @@ def test_a_server_that_dies_in_the_middle_costs_one_warning_and_is_told_later(
     fetched = Path(client.download_artifacts(str(result.run_id), "report.html", str(tmp_path)))
     assert fetched.read_bytes() == Path(result.report).read_bytes()
     assert str(client.get_model_version_by_alias("later", "candidate").run_id) == result.run_id
-    assert not list((tmp_path / "runs" / "tiny").glob("tracking-*"))
+    assert not Journal(Storage(f"{tmp_path}/runs/tiny")).has_unsent

@@ -16,12 +16,14 @@ from dpl_ray import fit, load_config, sync_tracking
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
-from dpl_ray.tracking.sender import Sender, shown_uri
+from dpl_ray.tracking.sender import Sender
+from dpl_ray.tracking.server import check_uri, shown_uri, tracking_uri
 from dpl_ray.tracking.sync import NotSentError
-from dpl_ray.tracking.tracker import check_uri, start_tracker, tracking_uri
+from dpl_ray.tracking.tracker import start_tracker
 from tests.recordings import (
     NOWHERE,
     QUIET,
+    keep,
     new_tracker,
     run_command,
     start_entry,
@@ -29,8 +31,7 @@ from tests.recordings import (
 
 
 def test_what_mlflow_refuses_later_is_told(tmp_path: Path, mlflow_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
-    entries = [start_entry(mlflow_uri, tmp_path), {"kind": "tag", "key": "", "value": "b"}]
-    Journal(Storage(str(tmp_path))).keep(entries)
+    keep(tmp_path, start_entry(mlflow_uri, tmp_path), {"kind": "tag", "key": "", "value": "b"})
     assert run_command(f"run={tmp_path}") == 0
     output = capsys.readouterr().out
     assert "2 entries sent to run" in output
@@ -39,7 +40,7 @@ def test_what_mlflow_refuses_later_is_told(tmp_path: Path, mlflow_uri: str, caps
 
 def test_the_command_says_what_it_has_sent(tmp_path: Path, mlflow_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "runs" / "first"
-    Journal(Storage(str(folder)), "_ledger/").keep([start_entry(mlflow_uri, tmp_path)])
+    keep(folder, start_entry(mlflow_uri, tmp_path), prefix="_ledger/")
     assert run_command(f"run={tmp_path}/runs") == 0
     run_id = json.loads((folder / "_ledger" / "tracking.json").read_text())["run_id"]
     assert capsys.readouterr().out == f"{folder}: 1 entries sent to run {run_id}\n"
@@ -51,21 +52,21 @@ def test_a_server_that_is_still_down_is_named_and_costs_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entries = [start_entry(NOWHERE, tmp_path), {"kind": "tag", "key": "a", "value": "b"}]
-    Journal(Storage(str(tmp_path))).keep(entries)
+    keep(tmp_path, *entries)
     for _ in range(2):
         assert run_command(f"run={tmp_path}") == 1
         message = capsys.readouterr().err
         assert message.startswith(f"failed: NotSentError: MLflow at {NOWHERE}: ")
         assert "; 2 entries of" in message
-    assert Journal(Storage(str(tmp_path))).take() == entries
+    assert Journal(Storage(str(tmp_path))).unsent == entries
 
 
 def test_a_server_at_another_address_is_the_same_server(tmp_path: Path, mlflow_uri: str) -> None:
-    journal = Journal(Storage(str(tmp_path)))
-    Sender(mlflow_uri, journal).send([start_entry(mlflow_uri, tmp_path)])
+    journal = keep(tmp_path, start_entry(mlflow_uri, tmp_path))
+    Sender(mlflow_uri, journal).send()
     journal.uri = NOWHERE
     journal.save()
-    journal.keep([start_entry(NOWHERE, tmp_path), {"kind": "tag", "key": "a", "value": "b"}])
+    keep(tmp_path, start_entry(NOWHERE, tmp_path), {"kind": "tag", "key": "a", "value": "b"})
     with pytest.raises(NotSentError):
         sync_tracking(str(tmp_path))
     assert sync_tracking(str(tmp_path), uri=mlflow_uri).num_entries == {str(tmp_path): 2}
@@ -152,11 +153,14 @@ def test_no_form_of_a_password_is_shown(address: str, shown: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "_ledger/"])
 def test_what_is_at_work_is_left_to_itself(tmp_path: Path, prefix: str) -> None:
-    journal = Journal(Storage(str(tmp_path)), prefix)
-    journal.keep([start_entry(NOWHERE, tmp_path)])
+    journal = keep(tmp_path, start_entry(NOWHERE, tmp_path), prefix=prefix)
     with sole_use("run=x", journal.place), pytest.raises(NotSentError, match=f"^run={tmp_path}: another command is at"):
         sync_tracking(str(tmp_path))
     assert journal.has_unsent
+    journal.unsent, journal.is_open = [], True  # all is sent, and more will come
+    journal.save()
+    with sole_use("run=x", journal.place):
+        assert sync_tracking(str(tmp_path)).num_entries == {}
 
 
 def test_an_address_in_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:

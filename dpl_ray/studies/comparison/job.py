@@ -19,11 +19,10 @@ from dpl_ray.config.schema import Config
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.jobs.fit import check_network
-from dpl_ray.runs.folder import COMPARISON_FILE, HISTORY_FILE, check_same
+from dpl_ray.jobs.checks import check_network
+from dpl_ray.runs.folder import COMPARISON_FILE, check_same
 from dpl_ray.runs.provenance import describe_config
-from dpl_ray.store.history import merge_records
-from dpl_ray.store.records import read_json, read_lines
+from dpl_ray.store.records import read_json
 from dpl_ray.studies.comparison.cells import CELL_FILE, Cell, CellResult, cell_config, data_seed, read_cells, run_cell
 from dpl_ray.studies.comparison.config import CompareConfig, comparison_name, free_fields, make_plan, shared_tree
 from dpl_ray.studies.comparison.console import CellsProgress, comparison_tables
@@ -222,7 +221,7 @@ class Comparison(Study[CellResult]):
             name,
             params=describe_config(cell_config(self.config, result.cell, str(self.storage))),
             tags=result.facts | {"label": result.label, "checkpoint": result.checkpoint},
-            history=merge_records(read_lines(self.storage / name / HISTORY_FILE)),
+            folder=name,
         )
 
     def write(self, tracker: Tracker, failed: Mapping[str, str]) -> list[Table]:
@@ -231,7 +230,7 @@ class Comparison(Study[CellResult]):
         self.rows = write_comparison(str(self.storage), self.plan.reference, missing=failed)
         for file in ("comparison.csv", "comparison.md"):
             tracker.log_file(file)
-        tracker.log_page("comparison.html")
+        tracker.log_file("comparison.html")
         tracker.log_tag("report", str(self.storage / "comparison.html"))
         tracker.log({f"accuracy/{row.label}": row.accuracy for row in self.rows}, 0)
         return comparison_tables(self.rows, self.plan.reference)

@@ -28,10 +28,8 @@ from dpl_ray.jobs.fit import FitResult, fit
 from dpl_ray.labeling.config import LabelConfig, LabelScaleConfig
 from dpl_ray.labeling.job import label_pool
 from dpl_ray.page.console import show
-from dpl_ray.runs.folder import HISTORY_FILE, MODEL_FOLDER, RUN_FILE, SELF_TRAINING_FILE
+from dpl_ray.runs.folder import MODEL_FOLDER, RUN_FILE, SELF_TRAINING_FILE
 from dpl_ray.runs.provenance import describe_code, describe_config
-from dpl_ray.store.history import Point, merge_records
-from dpl_ray.store.records import read_lines
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.frame import End, Study, run_study
 from dpl_ray.studies.self_training.config import (
@@ -226,8 +224,8 @@ class SelfTraining(Study[Round]):
             # The data of all rounds are those that the first training read, and what was made of them.
             if result.number == 0 or not (self.round_storage(result.number - 1) / TRAINING / RUN_FILE).exists():
                 tracker.log_tag("data.fingerprint", tags["data.fingerprint"])
-        history = _history(training, trained.policy.name)
-        tracker.log_child(self.child(result), params=describe_config(trained), tags=tags, history=history)
+        place = f"{self.round_storage(result.number).name}/{TRAINING}"
+        tracker.log_child(self.child(result), params=describe_config(trained), tags=tags, folder=place)
 
     def write(self, tracker: Tracker, failed: Mapping[str, str]) -> list[Table]:  # noqa: ARG002
         from dpl_ray.inference.exported_model import record_model
@@ -327,12 +325,3 @@ def _check_first(config: Config, options: SelfTrainConfig) -> tuple[str, dict[st
                 f"checkpoint={options.checkpoint}: its {what} are {has}, but those of data.train are {needs}"
             )
     return str(checkpoint), evaluate_split(model, splits.test)
-
-
-def _history(training: Storage, policy: str) -> list[Point]:
-    """Records of a training, under the keys of a run of its own; none where a checkpoint was given."""
-    rows = read_lines(training / HISTORY_FILE)
-    for row in rows:
-        if row["phase"] != policy:
-            row["metrics"] = {f"baseline/{key}": value for key, value in row["metrics"].items()}
-    return merge_records(rows)

@@ -19,11 +19,9 @@ from dpl_ray.cluster.connect import cluster_address
 from dpl_ray.config.schema import Config, to_yaml
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.jobs.fit import check_network
-from dpl_ray.runs.folder import HISTORY_FILE, SEARCH_FILE
+from dpl_ray.jobs.checks import check_network
+from dpl_ray.runs.folder import SEARCH_FILE
 from dpl_ray.runs.provenance import describe_code, describe_config
-from dpl_ray.store.history import merge_records
-from dpl_ray.store.records import read_lines
 from dpl_ray.studies.frame import End, Nodes, Study, check_room, count_cells, run_study
 from dpl_ray.studies.tuning.config import (
     SearchConfig,
@@ -185,7 +183,7 @@ class Search(Study[TrialResult]):
             result.trial.name,
             params=describe_config(trial_config(self.config, result.trial, str(self.storage))),
             tags=describe_code() | result.facts | {key: value for key, value in tags.items() if value},
-            history=merge_records(read_lines(self.storage / result.trial.name / HISTORY_FILE)),
+            folder=result.trial.name,
         )
 
     def write(self, tracker: Tracker, failed: Mapping[str, str]) -> list[Table]:
@@ -204,7 +202,7 @@ class Search(Study[TrialResult]):
         page.write(place / FILES[-1])
         for file in FILES[:-1]:
             tracker.log_file(file)
-        tracker.log_page(FILES[-1])
+        tracker.log_file(FILES[-1])
         tracker.log_tag("best", best.trial.name)
         tracker.log_tag("report", str(self.storage / "search.html"))
         tracker.log({"validation/accuracy": best.accuracy or 0.0}, 0)

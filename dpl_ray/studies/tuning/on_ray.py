@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 from dpl_ray.cluster.connect import connected_nodes
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
-from dpl_ray.runs.folder import HISTORY_FILE
+from dpl_ray.store.history import HISTORY_FILE
 from dpl_ray.store.records import read_json, read_lines, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.frame import Nodes, cause_of, on_cluster

@@ -1,0 +1,91 @@
+"""The phases of a run, the supervised baseline and the policy: in this process, or on Ray Train's workers.
+
+torch is imported where training begins: a mistake in fields, files or paths is answered before it is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dpl_ray.cluster.workers import run_workers
+from dpl_ray.config.policies import SupervisedConfig
+from dpl_ray.config.schema import Config
+from dpl_ray.data.dataset import Splits
+from dpl_ray.runs.folder import RunFolder
+from dpl_ray.store.storage import Storage
+
+if TYPE_CHECKING:
+    from dpl_ray.data.pool.windows import WindowReader
+    from dpl_ray.training.distributed import Workers
+    from dpl_ray.training.records import Outcome, Record
+
+
+def train_phases(
+    config: Config,
+    splits: Splits,
+    folder: Storage,
+    workers: Workers,
+    tell: Callable[[Record], None],
+    read: WindowReader | None = None,
+) -> list[Outcome]:
+    """The supervised baseline, where it is wanted, then the policy; each from its newest checkpoint.
+
+    Args:
+        read: reads a pool that is streamed; None: this process does.
+    """
+    from dpl_ray.data.pool.windows import read_here
+    from dpl_ray.training.loop import train
+
+    outcomes = []
+    if config.train.baseline and config.policy.name != "supervised":
+        baseline = config.model_copy(update={"policy": SupervisedConfig()})
+        outcomes.append(train(baseline, splits, workers, folder / "baseline", tell))
+    outcomes.append(train(config, splits, workers, folder, tell, read or read_here))
+    return outcomes
+
+
+def run_phases(config: Config, splits: Splits, folder: RunFolder, receive: Callable[[Record], None]) -> list[Outcome]:
+    """The outcomes of all phases, from Ray's workers or from this process."""
+    import torch
+
+    from dpl_ray.training.distributed import Workers
+
+    if config.scale.num_workers == 0:
+        if config.scale.threads_per_worker:
+            torch.set_num_threads(config.scale.threads_per_worker)
+        device = torch.device("cuda" if config.scale.use_gpu else "cpu")
+        return train_phases(config, splits, folder.storage, Workers(device=device), receive)
+    found = run_workers(
+        partial(train_on_worker, config, folder.storage),
+        splits,
+        scale=config.scale,
+        name=folder.name,
+        storage_path=str(Storage(config.run.storage_path) / "ray"),
+        on_news=receive,
+    )
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def train_on_worker(
+    config: Config, folder: Storage, splits: Splits, tell: Callable[[Record], None]
+) -> list[Outcome] | Exception:
+    import torch
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    from dpl_ray.cluster.windows import read_windows
+    from dpl_ray.training.distributed import Workers
+    from dpl_ray.training.step import NonFiniteLossError
+
+    num_threads = config.scale.threads_per_worker or (os.cpu_count() or 1) // get_context().get_local_world_size()
+    torch.set_num_threads(max(1, num_threads))
+    try:
+        return train_phases(config, splits, folder, Workers.current(get_device()), tell, read_windows)
+    except (NonFiniteLossError, ValueError) as error:
+        # Returned, not raised: another attempt would only meet it again.
+        return error
