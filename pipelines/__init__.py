@@ -1,1 +1,1 @@
-"""The jobs as commands: `python -m pipelines.train`."""
+"""The commands of dpl_ray/commands as modules of a checkout: `python -m pipelines.train`."""

@@ -1,37 +1,6 @@
-"""The command `compare`: `python -m pipelines.compare --help`."""
+"""`dpl-ray compare` in a checkout: `python -m pipelines.compare`."""
 
-from __future__ import annotations
-
-import shlex
-import sys
-
-from rich.console import Console
-
-from dpl_ray.config.schema import Config
-from dpl_ray.studies.comparison.config import CompareConfig, load_comparison
-from pipelines.cli import Command, main_guard, print_results
-
-
-def job(loaded: tuple[Config, CompareConfig], console: Console) -> None:
-    """A comparison, its tables and its paths."""
-    from dpl_ray.studies.comparison.job import CellsFailedError, compare, describe_failed
-
-    config, options = loaded
-    command = shlex.join(["python", "-m", "pipelines.compare", *sys.argv[1:]])
-    result = compare(config, options, console=console, command=command)
-    places: dict[str, str | None] = {"cells": result.csv, "table": result.markdown, "report": result.report}
-    print_results(console, places, result.run_id, result.tracking_uri)
-    if result.failed:
-        raise CellsFailedError(describe_failed(result.failed))
-
-
-COMMAND = Command(
-    job,
-    "Compare policies over seeds on the same labelled images.",
-    "'policies=[supervised,fixmatch,dpl]' seeds=3 data=digits",
-    load=load_comparison,
-    own=CompareConfig,
-)
+from dpl_ray.commands.cli import main
 
 if __name__ == "__main__":
-    main_guard(COMMAND)
+    main("compare")

@@ -1,34 +1,6 @@
-"""The command `label`: `python -m pipelines.label --help`."""
+"""`dpl-ray label` in a checkout: `python -m pipelines.label`."""
 
-from __future__ import annotations
-
-from rich.console import Console
-
-from dpl_ray.labeling.config import LabelConfig, load_labeling
-from pipelines.cli import Command, main_guard, print_results
-
-
-def job(config: LabelConfig, console: Console) -> None:
-    """One labelling, its table and its paths."""
-    from dpl_ray.labeling.job import label_pool
-
-    result = label_pool(config, console=console)
-    places: dict[str, str | None] = {
-        "labels": result.output,
-        "summary": result.summary,
-        "figure": result.figure,
-        "unreadable": result.bad,
-    }
-    print_results(console, places, result.run_id, result.tracking_uri)
-
-
-COMMAND = Command(
-    job,
-    "Label a pool of images with a trained model, every image once.",
-    "checkpoint=runs/NAME pool=/path/to/images output=/path/to/labels",
-    load=load_labeling,
-    only=LabelConfig,
-)
+from dpl_ray.commands.cli import main
 
 if __name__ == "__main__":
-    main_guard(COMMAND)
+    main("label")

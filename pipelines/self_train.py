@@ -1,42 +1,6 @@
-"""The command `self_train`: `python -m pipelines.self_train --help`."""
+"""`dpl-ray self-train` in a checkout: `python -m pipelines.self_train`."""
 
-from __future__ import annotations
-
-import shlex
-import sys
-
-from rich.console import Console
-
-from dpl_ray.config.schema import Config
-from dpl_ray.studies.self_training.config import SelfTrainConfig, load_self_training
-from pipelines.cli import Command, main_guard, print_results
-
-
-def job(loaded: tuple[Config, SelfTrainConfig], console: Console) -> None:
-    """Self-training, its table and its paths."""
-    from dpl_ray.studies.self_training.job import self_train
-
-    config, options = loaded
-    command = shlex.join(["python", "-m", "pipelines.self_train", *sys.argv[1:]])
-    result = self_train(config, options, console=console, command=command)
-    places: dict[str, str | None] = {
-        "checkpoint": result.checkpoint,
-        "labels": result.labels,
-        "rounds": result.csv,
-        "figure": result.figure,
-        "model": result.model,
-        "registered": result.registered,
-    }
-    print_results(console, places, result.run_id, result.tracking_uri)
-
-
-COMMAND = Command(
-    job,
-    "Train and label in rounds until the pseudo-labels no longer change.",
-    "data=parquet data.train=labelled.parquet data.unlabeled=pool data.image_size=32 rounds=3",
-    load=load_self_training,
-    own=SelfTrainConfig,
-)
+from dpl_ray.commands.cli import main
 
 if __name__ == "__main__":
-    main_guard(COMMAND)
+    main("self-train")

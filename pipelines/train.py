@@ -1,28 +1,6 @@
-"""The command `train`: `python -m pipelines.train --help`."""
+"""`dpl-ray train` in a checkout: `python -m pipelines.train`."""
 
-from __future__ import annotations
-
-from rich.console import Console
-
-from dpl_ray.config.schema import Config
-from pipelines.cli import Command, main_guard, print_results
-
-
-def job(config: Config, console: Console) -> None:
-    """One training run, its table and its paths."""
-    from dpl_ray.jobs.fit import fit
-
-    result = fit(config, console=console)
-    places = {"checkpoint": result.checkpoint, "report": result.report, "model": result.model}
-    places["registered"] = result.registered
-    print_results(console, places, result.run_id, result.tracking_uri)
-
-
-COMMAND = Command(
-    job,
-    "Train a classifier on a few labelled and many unlabelled images.",
-    "data=image_folder data.train=photos/labelled data.unlabeled=photos/rest data.image_size=64",
-)
+from dpl_ray.commands.cli import main
 
 if __name__ == "__main__":
-    main_guard(COMMAND)
+    main("train")

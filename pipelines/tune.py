@@ -1,45 +1,6 @@
-"""The command `tune`: `python -m pipelines.tune --help`."""
+"""`dpl-ray tune` in a checkout: `python -m pipelines.tune`."""
 
-from __future__ import annotations
-
-import shlex
-import sys
-
-from rich.console import Console
-
-from dpl_ray.config.schema import Config
-from dpl_ray.page.console import show
-from dpl_ray.studies.tuning.config import GROUPS, SearchConfig, load_search
-from pipelines.cli import Command, main_guard, print_results
-
-
-def job(loaded: tuple[Config, SearchConfig], console: Console) -> None:
-    """A search, its table and its paths."""
-    from dpl_ray.studies.tuning.job import SearchFailedError, describe_failed, search
-
-    config, options = loaded
-    command = shlex.join(["python", "-m", "pipelines.tune", *sys.argv[1:]])
-    result = search(config, options, console=console, command=command)
-    places: dict[str, str | None] = {
-        "best": result.best,
-        "trials": result.csv,
-        "table": result.markdown,
-        "report": result.report,
-    }
-    print_results(console, places, result.run_id, result.tracking_uri)
-    show(console, f"train it: {shlex.join(['python', '-m', 'pipelines.train', f'config={result.best}'])}")
-    if result.failed:
-        raise SearchFailedError(describe_failed(result.failed))
-
-
-COMMAND = Command(
-    job,
-    "Search for the best values of fields of the configuration.",
-    "data=digits tune=asha",
-    load=load_search,
-    own=SearchConfig,
-    own_groups=GROUPS,
-)
+from dpl_ray.commands.cli import main
 
 if __name__ == "__main__":
-    main_guard(COMMAND)
+    main("tune")

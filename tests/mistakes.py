@@ -19,7 +19,7 @@ from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import to_yaml
 
 CLASSES = ("ant", "bee", "cat")
-JOB = b'{"identity": {"class_names": ["ant", "bee", "cat"], "pool": "/pool"}}'  # of an output of pipelines.label
+JOB = b'{"identity": {"class_names": ["ant", "bee", "cat"], "pool": "/pool"}}'  # of an output of dpl-ray label
 
 
 @dataclass(frozen=True)
@@ -326,12 +326,12 @@ MISTAKES = (
     Mistake(
         "no_output",
         images("data.labels={tmp}/pool"),
-        ("data.labels={tmp}/pool: is no output of pipelines.label (no _ledger/job.json in it)",),
+        ("data.labels={tmp}/pool: is no output of dpl-ray label (no _ledger/job.json in it)",),
     ),
     Mistake(
         "unfinished_output",
         images("data.labels={tmp}/labels", spoil={"labels/_ledger/job.json": JOB}),
-        ("data.labels={tmp}/labels: is not finished (no _report/summary.json); run the same pipelines.label command",),
+        ("data.labels={tmp}/labels: is not finished (no _report/summary.json); run the same dpl-ray label command",),
     ),
     # CSV
     Mistake("header", csv("file,label\ntrain/ant/0.png,a\n"), ("the header is file,label; it needs the columns path",)),

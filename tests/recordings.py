@@ -10,6 +10,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from rich.console import Console
 
+from dpl_ray.commands import cli
+from dpl_ray.commands import sync_tracking as command
 from dpl_ray.config.schema import RegistryConfig
 from dpl_ray.page.html import Page
 from dpl_ray.store.history import TABLE_FILE
@@ -17,8 +19,6 @@ from dpl_ray.store.records import to_lines
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
 from dpl_ray.tracking.tracker import MlflowTracker
-from pipelines import cli
-from pipelines import sync_tracking as command
 
 NOWHERE = "http://127.0.0.1:9"
 QUIET = Console(quiet=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import runpy
 import shlex
 import sys
 import types
@@ -12,15 +13,17 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from dpl_ray.commands import cli, train
+from dpl_ray.commands.command import Command, command_line, print_results
+from dpl_ray.commands.help import print_help
 from dpl_ray.config.describe import default_options, describe_fields, describe_policies, list_groups
 from dpl_ray.config.schema import Config
 from dpl_ray.training.step import NonFiniteLossError
-from pipelines import cli, train
 
 
 def help_text(width: int, *, terminal: bool) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None, legacy_windows=False)
-    cli.print_help(console, train.COMMAND)
+    print_help(console, train.COMMAND, "dpl-ray train")
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -57,8 +60,8 @@ def test_help_has_an_example_that_composes(name: str, capsys: pytest.CaptureFixt
     command = cli.commands()[name]
     assert cli.run(command, ["--help"]) == 0
     output = capsys.readouterr().out
-    assert output.startswith(f"{command.summary}\n\nUsage: python -m pipelines.{name} ")
-    example = re.search(rf"^Example: python -m pipelines.{name} (.+)$", output, re.MULTILINE)
+    assert output.startswith(f"{command.summary}\n\nUsage: dpl-ray {name} ")
+    example = re.search(rf"^Example: dpl-ray {name} (.+)$", output, re.MULTILINE)
     assert example
     command.load(shlex.split(example[1]))
 
@@ -68,7 +71,7 @@ def test_help_is_not_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.run(train.COMMAND, ["train.nonsense=1", option]) == 0
         output, errors = capsys.readouterr()
         assert output.startswith("Train a classifier on a few labelled and many unlabelled images.\n")
-        assert "Usage: python -m pipelines.train [group=option ...]" in output
+        assert "Usage: dpl-ray train [group=option ...]" in output
         assert errors == ""
 
 
@@ -95,7 +98,7 @@ def failing(error: BaseException) -> Callable[[Config, Console], None]:
     ],
 )
 def test_exit_status(error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(cli.Command(failing(error), "", ""), []) == status
+    assert cli.run(Command("train", failing(error), "", ""), []) == status
     output, errors = capsys.readouterr()
     assert output == ""
     assert errors.startswith(line)
@@ -105,7 +108,7 @@ def test_exit_status(error: BaseException, status: int, line: str, capsys: pytes
 @pytest.mark.parametrize("error", [TypeError("x"), KeyError("x"), AssertionError("x"), AttributeError("x")])
 def test_a_programming_error_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
-        cli.run(cli.Command(failing(error), "", ""), [])
+        cli.run(Command("train", failing(error), "", ""), [])
 
 
 def test_done_and_warned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,31 +118,68 @@ def test_done_and_warned(capsys: pytest.CaptureFixture[str]) -> None:
         warnings.warn("MLflow is\ndown", stacklevel=1)
         console.print(config.train.seed)
 
-    assert cli.run(cli.Command(job, "", ""), ["train.seed=7"]) == 0
+    assert cli.run(Command("train", job, "", ""), ["train.seed=7"]) == 0
     assert capsys.readouterr() == ("7\n", "warning: MLflow is down\n")
 
 
 def test_a_long_message_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
-    assert cli.run(cli.Command(failing(ValueError("word " * 100)), "", ""), []) == 2
+    assert cli.run(Command("train", failing(ValueError("word " * 100)), "", ""), []) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["pipelines/train.py", "train.nonsense=1"])
     with pytest.raises(SystemExit) as ended:
-        cli.main_guard(train.COMMAND)
+        cli.main("train")
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: train.nonsense=1: there is no field")
 
 
-def test_help_names_the_program_that_was_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    main = types.ModuleType("a_main")
-    main.__spec__ = types.SimpleNamespace(name="pipelines.label")  # type: ignore[assignment]
-    monkeypatch.setitem(sys.modules, "a_main", main)
-    job = failing(ValueError())
-    job.__module__ = "a_main"
-    assert cli._program(job) == "pipelines.label"
+@pytest.mark.parametrize(
+    ("module", "program"),
+    [("pipelines.self_train", "python -m pipelines.self_train"), ("dpl_ray.__main__", "dpl-ray self-train")],
+)
+def test_the_command_to_run_again_is_the_one_that_was_run(
+    module: str, program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = types.ModuleType("__main__")
+    main.__spec__ = types.SimpleNamespace(name=module)  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", ["main.py", "data.train=a b"])
+    assert command_line("self-train") == f"{program} 'data.train=a b'"
+
+
+def test_the_commands_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        monkeypatch.setattr(sys, "argv", ["dpl-ray", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        output = capsys.readouterr().out
+        for name, command in cli.commands().items():
+            assert re.search(rf"^  {name} +{re.escape(command.summary)}$", output, re.MULTILINE)
+
+
+def test_a_command_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["dpl-ray", "tran", "data=digits"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: tran: there is no such command; known: train, label, ")
+    assert errors.endswith("; did you mean train?\n")
+
+
+@pytest.mark.parametrize("name", cli.NAMES)
+def test_every_command_is_a_module_of_a_checkout(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py", "nonsense"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"pipelines.{name.replace('-', '_')}", run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: nonsense: says no field=value")
 
 
 @pytest.mark.parametrize(
@@ -150,5 +190,5 @@ def test_help_names_the_program_that_was_run(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_results_end_with_where_to_look_at_them(uri: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.print_results(Console(), {"checkpoint": "runs/a", "registered": None}, "0123", uri)
+    print_results(Console(), {"checkpoint": "runs/a", "registered": None}, "0123", uri)
     assert capsys.readouterr().out.splitlines() == ["checkpoint  runs/a", "MLflow run  0123", shown]

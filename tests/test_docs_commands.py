@@ -17,10 +17,11 @@ import click
 import pytest
 
 from dpl_ray import load_config
+from dpl_ray.commands.cli import commands
+from dpl_ray.commands.help import help_blocks
 from dpl_ray.config.schema import to_yaml
 from dpl_ray.studies.comparison.config import make_plan
 from dpl_ray.studies.tuning.config import resolve
-from pipelines.cli import commands, help_blocks
 from tests.documents import ROOT, Document, ShellCommand, documents
 
 COMMANDS = commands()
@@ -46,7 +47,10 @@ def check(command: ShellCommand, files: Mapping[str, str]) -> None:
         elif module == "dpl_ray":
             check(replace(command, words=("dpl-ray", *arguments)), files)
         elif module.startswith("pipelines."):
-            check(replace(command, words=("dpl-ray", module.removeprefix("pipelines."), *arguments)), files)
+            check(
+                replace(command, words=("dpl-ray", module.removeprefix("pipelines.").replace("_", "-"), *arguments)),
+                files,
+            )
         elif not find_spec(module):
             raise ValueError(f"{module}: there is no such module")
     elif program == "make":
@@ -160,7 +164,7 @@ def test_every_command_composes(document: Document) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_an_example(name: str) -> None:
     words = [command.words for document in documents() for command in document.commands if not command.in_text]
-    assert any(f"pipelines.{name}" in given or given[:2] == ("dpl-ray", name) for given in words)
+    assert any(f"pipelines.{name.replace('-', '_')}" in given or given[:2] == ("dpl-ray", name) for given in words)
 
 
 TRAIN = ("python", "-m", "pipelines.train")

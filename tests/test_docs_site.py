@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import dpl_ray
-from pipelines.cli import commands, help_blocks
+from dpl_ray.commands.cli import commands
+from dpl_ray.commands.help import help_blocks
 from tests.documents import ROOT
 
 pytestmark = pytest.mark.slow
@@ -41,7 +42,7 @@ def text_of(page: Path) -> str:
 def test_every_command_has_a_page_with_all_that_it_takes(site: Path) -> None:
     for name, command in commands().items():
         text = text_of(site / "commands" / f"{name}.html")
-        for wanted in (command.summary, f"pipelines.{name}", "Exit status: 0 done", *command.example.split()):
+        for wanted in (command.summary, f"dpl-ray {name}", "Exit status: 0 done", *command.example.split()):
             assert wanted.replace("'", "&#39;") in text or wanted in text, (name, wanted)
         for rows in help_blocks(command).values():
             for field, kind, default, _ in rows:

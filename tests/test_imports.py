@@ -105,8 +105,8 @@ def test_there_is_no_circle() -> None:
 
 def test_configuration_loads_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, dpl_ray.config.compose as c, dpl_ray.labeling.job, pipelines.cli, pipelines.label;"
-        "import pipelines.train;"
+        "import sys, dpl_ray.config.compose as c, dpl_ray.labeling.job, dpl_ray.commands.cli, dpl_ray.commands.label;"
+        "import dpl_ray.commands.train;"
         "c.load_config(['data=cifar10']);"
         "print(sorted({'torch', 'ray', 'mlflow', 'torchvision'} & set(sys.modules)))"
     )

@@ -13,7 +13,7 @@ import pytest
 import dpl_ray.cluster.connect
 import dpl_ray.jobs.phases
 import dpl_ray.store.file_systems
-from pipelines import cli, train
+from dpl_ray.commands import cli, train
 from tests.mistakes import MISTAKES, Mistake, command
 
 ROOT = Path(__file__).parent.parent

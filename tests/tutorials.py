@@ -31,7 +31,7 @@ from unittest import mock
 
 import click
 
-from pipelines import cli
+from dpl_ray.commands import cli
 from tests.documents import ROOT, Document, Piece
 
 FOLDER = ROOT / "docs" / "tutorials"
@@ -103,10 +103,10 @@ class Reader:
 def run(words: Sequence[str], *, small: bool = True) -> int:
     """The exit status of `python -m pipelines.X ARGUMENTS`, in this process."""
     python, option, module, *arguments = words
-    name = module.removeprefix("pipelines.")
-    assert (python, option, module) == ("python", "-m", f"pipelines.{name}"), words
+    name = module.removeprefix("pipelines.").replace("_", "-")
+    assert (python, option) == ("python", "-m"), words
     if small:
-        arguments = with_overrides(arguments, SMALL[name])
+        arguments = with_overrides(arguments, SMALL[name.replace("-", "_")])
     with mock.patch.object(sys, "argv", [module, *arguments]), warnings.catch_warnings():
         return cli.run(COMMANDS[name], arguments)
 

@@ -20,9 +20,11 @@ from mkdocs.config.defaults import MkDocsConfig  # noqa: E402
 from mkdocs.structure.files import File, Files  # noqa: E402
 
 import dpl_ray  # noqa: E402
+from dpl_ray.commands.cli import commands  # noqa: E402
+from dpl_ray.commands.command import Command  # noqa: E402
+from dpl_ray.commands.help import EXIT_STATUS, Row, help_blocks, usage  # noqa: E402
 from dpl_ray.config.describe import describe_fields  # noqa: E402
-from dpl_ray.config.schema import Section  # noqa: E402
-from pipelines.cli import EXIT_STATUS, Command, Row, commands, help_blocks, usage  # noqa: E402
+from dpl_ray.config.section import Section  # noqa: E402
 
 BETWEEN_PARTS = re.compile(r"(?<=[._|,/])(?=[A-Za-z])|(?<==)")
 NAMES = [name for name in dpl_ray.__all__ if not name.startswith("_")]
@@ -72,8 +74,8 @@ def sections_of(index: str) -> list[dict[str, Any]]:
 
 
 def command_page(name: str, command: Command) -> Iterator[str]:
-    """Markdown of what `python -m pipelines.NAME --help` shows."""
-    program = f"python -m pipelines.{name}"
+    """Markdown of what `dpl-ray NAME --help` shows."""
+    program = f"dpl-ray {name}"
     yield f"# {name}\n\n{command.summary}\n\n```\n{usage(command, program)}\n```\n"
     example = textwrap.wrap(f"{program} {command.example}", 76, break_long_words=False, break_on_hyphens=False)
     yield "For example:\n\n```\n" + " \\\n    ".join(example) + "\n```\n"

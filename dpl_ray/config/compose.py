@@ -23,7 +23,7 @@ from dpl_ray.store.storage import Storage
 
 
 def load_config(overrides: Sequence[str] = (), *, in_cells: bool = False) -> Config:
-    """The configuration that `python -m pipelines.train OVERRIDES` runs with.
+    """The configuration that `dpl-ray train OVERRIDES` runs with.
 
     Args:
         overrides: as on the command line: `["data=cifar10", "policy=fixmatch", "train.num_steps=500"]`. One of them may

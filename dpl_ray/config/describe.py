@@ -14,7 +14,9 @@ from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import Section, shown
 
-CONF_FOLDER = Path(__file__).resolve().parents[2] / "conf"
+_PACKAGE = Path(__file__).resolve().parents[1]
+#: Inside the package where it is installed, beside it in a checkout.
+CONF_FOLDER = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 
 
 def describe_fields(section: type[Section] = Config, prefix: str = "") -> list[tuple[str, str, str, str]]:

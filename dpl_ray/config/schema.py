@@ -92,7 +92,7 @@ class DataConfig(Section):
         None, description="own labelled test images, same form as data.train; null: a share of data.train"
     )
     labels: str | None = Field(
-        None, description="output of pipelines.label: its selected samples are trained on with their pseudo-labels"
+        None, description="output of dpl-ray label: its selected samples are trained on with their pseudo-labels"
     )
     labels_per_class: int | None = Field(
         None, ge=1, description="samples of data.labels that are taken of each class, the most confident; null: all"

@@ -1,4 +1,4 @@
-"""Pseudo-labels that pipelines.label has written, as labels to train on: `data.labels`.
+"""Pseudo-labels that dpl-ray label has written, as labels to train on: `data.labels`.
 
 Of the output, only the ids and labels of the selected samples are held; their images are read from the pool's files.
 """
@@ -31,7 +31,7 @@ JOB_FILE = "_ledger/job.json"
 SUMMARY_FILE = "_report/summary.json"  # written when the job has finished
 MEMORY_SHARE = 0.5  # of the machine's, that the selected images may take
 BATCH_ROWS = 65_536
-NO_OUTPUT = "is no output of pipelines.label"
+NO_OUTPUT = "is no output of dpl-ray label"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class PseudoLabels:
 
 
 def read_pseudo_labels(data: DataConfig) -> PseudoLabels:
-    """Read the output of pipelines.label that data.labels names, in batches.
+    """Read the output of dpl-ray label that data.labels names, in batches.
 
     Raises:
         ValueError: it is no output, or an unfinished one, or it holds nothing selected, or a sample twice.
@@ -95,7 +95,7 @@ def read_pseudo_labels(data: DataConfig) -> PseudoLabels:
     job = _read_job(location)
     class_names = tuple(map(clean_name, job["class_names"]))
     if not location.filesystem.get_file_info(f"{location.path}/{SUMMARY_FILE}").is_file:
-        raise location.error(f"is not finished (no {SUMMARY_FILE}); run the same pipelines.label command again first")
+        raise location.error(f"is not finished (no {SUMMARY_FILE}); run the same dpl-ray label command again first")
     if not parts:
         raise location.error(f"{NO_OUTPUT} (no parquet file in it)")
     try:

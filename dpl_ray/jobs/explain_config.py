@@ -1,4 +1,4 @@
-"""The fields of `python -m pipelines.explain`, and the command line that sets them."""
+"""The fields of `dpl-ray explain`, and the command line that sets them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpl_ray.config.section import Section
 
 
 class ExplainConfig(Section):
-    """All fields of `python -m pipelines.explain`."""
+    """All fields of `dpl-ray explain`."""
 
     checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
     sample: str = Field(
@@ -24,7 +24,7 @@ class ExplainConfig(Section):
 
 
 def load_explaining(overrides: Sequence[str] = ()) -> ExplainConfig:
-    """The configuration that `python -m pipelines.explain OVERRIDES` runs with.
+    """The configuration that `dpl-ray explain OVERRIDES` runs with.
 
     Raises:
         ValueError: naming the field, the value and what would be right.

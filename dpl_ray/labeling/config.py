@@ -46,7 +46,7 @@ class LabelRunConfig(Section):
 
 
 class LabelConfig(Section):
-    """All fields of `python -m pipelines.label`."""
+    """All fields of `dpl-ray label`."""
 
     checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
     pool: str = Field("", description="images to label: folder, glob, image or parquet files, s3:// too; required")
@@ -68,7 +68,7 @@ REQUIRED = {"checkpoint": "runs/NAME", "pool": "/path/to/images", "output": "/pa
 
 
 def load_labeling(overrides: Sequence[str] = ()) -> LabelConfig:
-    """The configuration that `python -m pipelines.label OVERRIDES` runs with.
+    """The configuration that `dpl-ray label OVERRIDES` runs with.
 
     Raises:
         ValueError: naming the field, the value and what would be right.

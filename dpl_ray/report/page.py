@@ -139,5 +139,5 @@ def _run_section(config: Config, folder: RunFolder, main: Outcome) -> Section:
         "versions": versions,
         "data": folder.info["fingerprint"],
     }
-    command = shlex.join(["python", "-m", "pipelines.explain", f"checkpoint={main.checkpoint}", "sample=0"])
+    command = shlex.join(["dpl-ray", "explain", f"checkpoint={main.checkpoint}", "sample=0"])
     return Section(title="The run", facts=facts, command=command, configuration=to_yaml(config))

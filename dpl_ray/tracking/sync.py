@@ -20,7 +20,7 @@ PREFIXES = ("", "_ledger/")  # of the files of a run, of a comparison ...; of a 
 
 
 class SyncConfig(Section):
-    """All fields of `python -m pipelines.sync_tracking`."""
+    """All fields of `dpl-ray sync-tracking`."""
 
     run: str = Field(
         "",
@@ -43,7 +43,7 @@ class SyncResult:
 
 
 def load_syncing(overrides: Sequence[str] = ()) -> SyncConfig:
-    """The configuration that `python -m pipelines.sync_tracking OVERRIDES` runs with.
+    """The configuration that `dpl-ray sync-tracking OVERRIDES` runs with.
 
     Raises:
         ValueError: naming the field, the value and what would be right.

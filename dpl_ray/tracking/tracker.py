@@ -1,7 +1,7 @@
 """Recording a run in MLflow, off the training path: a thread of the driver sends what it is told.
 
 A tracking server that is down, or goes down, costs one warning and never the run; what it was not sent is kept in the
-run's folder for `python -m pipelines.sync_tracking`.
+run's folder for `dpl-ray sync-tracking`.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class MlflowTracker(Tracker):
             )
 
     def _how_to_send(self) -> str:
-        return f"python -m pipelines.sync_tracking run={shlex.quote(str(self._journal.folder))}"
+        return f"dpl-ray sync-tracking run={shlex.quote(str(self._journal.folder))}"
 
     def _work(self) -> None:
         self._send([])

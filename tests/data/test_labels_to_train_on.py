@@ -237,24 +237,24 @@ def test_rows_without_a_label_are_no_mistake(pool: Pool) -> None:
 
 def test_outputs_that_are_none(tmp_path: Path, pool: Pool) -> None:
     fails(r"data.labels=.*/lables: there is no such file or folder", train=pool.train, labels=tmp_path / "lables")
-    fails(r"is no output of pipelines.label \(no _ledger/job.json in it\)", train=pool.train, labels=pool.path.parent)
-    fails(r"is no output of pipelines.label \(no _ledger/job.json in it\)", train=pool.train, labels=pool.path)
+    fails(r"is no output of dpl-ray label \(no _ledger/job.json in it\)", train=pool.train, labels=pool.path.parent)
+    fails(r"is no output of dpl-ray label \(no _ledger/job.json in it\)", train=pool.train, labels=pool.path)
     unfinished = pool.write_all({1}, finished=False)
-    message = r"data.labels=.*: is not finished \(no _report/summary.json\); run the same pipelines.label command"
+    message = r"data.labels=.*: is not finished \(no _report/summary.json\); run the same dpl-ray label command"
     fails(message, train=pool.train, labels=unfinished)
     labels = pool.write_all({1})
     (labels / "_ledger" / "job.json").write_text("{")
-    fails(r"is no output of pipelines.label \(_ledger/job.json: ", train=pool.train, labels=labels)
+    fails(r"is no output of dpl-ray label \(_ledger/job.json: ", train=pool.train, labels=labels)
     (labels / "_ledger" / "job.json").write_text("[]")
-    fails(r"is no output of pipelines.label \(_ledger/job.json: ", train=pool.train, labels=labels)
+    fails(r"is no output of dpl-ray label \(_ledger/job.json: ", train=pool.train, labels=labels)
     pool.write_all({1})
     for part in labels.glob("*.parquet"):
         part.unlink()
     fails(r"no image and no parquet file in it \(1 _ledger/, 1 _report/ left out\)", train=pool.train, labels=labels)
     pq.write_table(pa.table({"x": [1]}), labels / "part-00000.parquet")
-    fails(r"is no output of pipelines.label \(.*", train=pool.train, labels=labels)
+    fails(r"is no output of dpl-ray label \(.*", train=pool.train, labels=labels)
     (labels / "part-00000.parquet").write_bytes(b"PAR1")
-    fails(r"is no output of pipelines.label \(.*", train=pool.train, labels=labels)
+    fails(r"is no output of dpl-ray label \(.*", train=pool.train, labels=labels)
 
 
 def test_labels_that_are_wrong(tmp_path: Path, pool: Pool) -> None:

@@ -13,6 +13,8 @@ from PIL import Image
 from rich.console import Console
 
 from dpl_ray import explain, fit, load_config
+from dpl_ray.commands import cli
+from dpl_ray.commands import explain as command
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool.files import list_pool
@@ -20,8 +22,6 @@ from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.jobs.explain_config import load_explaining
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import find_checkpoint
-from pipelines import cli
-from pipelines import explain as command
 from tests.builders import tiny_splits, write_images
 
 

@@ -17,13 +17,13 @@ import pytest
 from rich.console import Console
 
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
+from dpl_ray.commands import cli, train
 from dpl_ray.config.schema import BESIDE_RUNS
 from dpl_ray.data.sources import load_splits
 from dpl_ray.runs.folder import RunFolder
 from dpl_ray.tracking.sender import Sender
 from dpl_ray.tracking.tracker import MlflowTracker
 from dpl_ray.training.records import Record
-from pipelines import cli, train
 from tests.processes import Command
 
 pytestmark = pytest.mark.usefixtures("unrendered")

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from dpl_ray.algorithm.pseudo_labels import entropy, pseudo_labels
+from dpl_ray.commands import cli
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool.files import PoolFiles, list_pool
@@ -24,7 +25,6 @@ from dpl_ray.labeling.ledger import LedgerError
 from dpl_ray.labeling.parts import SCHEMA
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import load_classifier, load_policy
-from pipelines import cli
 from tests.labeling.jobs import CLASSES, label, make_checkpoint, parts, picture, png, rows, summary, write_images
 from tests.labeling.jobs import write_parquet as parquet
 
@@ -416,7 +416,7 @@ def interrupted(config: Any, console: Any) -> None:
 
 
 def test_help_and_status(capsys: pytest.CaptureFixture[str]) -> None:
-    from pipelines import label as command
+    from dpl_ray.commands import label as command
 
     assert cli.run(command.COMMAND, ["--help"]) == 0
     output = capsys.readouterr().out

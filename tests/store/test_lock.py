@@ -10,9 +10,10 @@ from typing import Any
 import filelock
 import pytest
 
+from dpl_ray.commands import cli, compare, label, self_train, train, tune
+from dpl_ray.commands.command import Command
 from dpl_ray.store.lock import LOCK_FILE, sole_use
 from dpl_ray.store.storage import Storage
-from pipelines import cli, compare, label, self_train, train, tune
 from tests.labeling.jobs import make_checkpoint, write_images
 from tests.labeling.outputs import write_digits
 
@@ -43,7 +44,7 @@ def labeling(folder: Path) -> list[str]:
     ],
 )
 def test_every_command_is_alone_in_its_folder(
-    command: cli.Command,
+    command: Command,
     more: Callable[[Path], Sequence[str]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -17,6 +17,8 @@ from rich.console import Console
 
 from dpl_ray import CompareConfig, CompareResult, compare, load_config
 from dpl_ray.cluster.connect import connected_nodes
+from dpl_ray.commands import cli
+from dpl_ray.commands import compare as command
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
@@ -28,8 +30,6 @@ from dpl_ray.studies.comparison.job import CellsFailedError, Comparison
 from dpl_ray.training import loop
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
-from pipelines import cli
-from pipelines import compare as command
 from tests.builders import tiny_config, tiny_feed, tiny_splits
 
 pytestmark = pytest.mark.usefixtures("unrendered")
@@ -357,7 +357,7 @@ def test_mlflow_has_a_parent_with_a_child_for_every_cell_and_no_child_twice(tmp_
 @pytest.mark.usefixtures("mlflow_store")
 def test_what_a_server_that_is_down_was_not_sent_goes_to_the_one_that_is_there_next_time(tmp_path: Path) -> None:
     one = CompareConfig(policies=("supervised",), seeds=1, reference="supervised")
-    with pytest.warns(UserWarning, match=r"MLflow at http://127.0.0.1:9: .*sync_tracking run="):
+    with pytest.warns(UserWarning, match=r"MLflow at http://127.0.0.1:9: .*sync-tracking run="):
         down, _ = run(tmp_path, "tracking.enabled=true", "tracking.uri=http://127.0.0.1:9", options=one)
     assert (down.run_id, down.failed) == (None, {})
     up, _ = run(tmp_path, "tracking.enabled=true", options=one)

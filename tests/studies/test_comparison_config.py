@@ -14,6 +14,7 @@ from rich.console import Console
 
 import dpl_ray.cluster.connect
 import dpl_ray.studies.comparison.job
+from dpl_ray.commands import cli, compare
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.describe import describe_fields, list_groups
 from dpl_ray.config.schema import to_yaml
@@ -21,7 +22,6 @@ from dpl_ray.store.records import write_json
 from dpl_ray.studies.comparison.cells import CELL_FILE, CellResult
 from dpl_ray.studies.comparison.config import CompareConfig, comparison_name, load_comparison, make_plan
 from dpl_ray.studies.comparison.job import Comparison
-from pipelines import cli, compare
 from tests.mistakes import Mistake, command, images, plain, storage_in_file, write
 from tests.test_mistakes import check_answer, contents
 
@@ -100,7 +100,7 @@ def test_help_lists_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_comparison_is_configured_without_torch_or_ray() -> None:
     code = (
-        "import sys, dpl_ray.studies.comparison.config as c, pipelines.cli, pipelines.compare;"
+        "import sys, dpl_ray.studies.comparison.config as c, dpl_ray.commands.cli, dpl_ray.commands.compare;"
         "c.make_plan(*c.load_comparison(['data=cifar10', 'policies=[dpl,fixmatch]']));"
         "print(sorted({'torch', 'ray', 'mlflow', 'torchvision'} & set(sys.modules)))"
     )
@@ -231,4 +231,4 @@ def test_the_command_says_where_its_results_are(tmp_path: Path, monkeypatch: pyt
     for name in ("comparison.csv", "comparison.md", "comparison.html"):
         assert f"{tmp_path}/c/{name}" in output.getvalue()
     text = (tmp_path / "c" / "comparison.md").read_text()
-    assert "python -m pipelines.compare 'policies=[supervised]' reference=supervised seeds=1" in text
+    assert "dpl-ray compare 'policies=[supervised]' reference=supervised seeds=1" in text

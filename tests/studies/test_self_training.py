@@ -18,12 +18,12 @@ from rich.console import Console
 
 import dpl_ray.studies.self_training.job
 from dpl_ray import SelfTrainConfig, SelfTrainResult, load_checkpoint, self_train
+from dpl_ray.commands import cli
+from dpl_ray.commands import self_train as command
 from dpl_ray.config.compose import load_config
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.self_training.config import load_self_training, self_training_name
 from dpl_ray.studies.self_training.folder import Round, stop_reason
-from pipelines import cli
-from pipelines import self_train as command
 from tests.labeling.outputs import write_digits
 from tests.mistakes import images, plain, write
 from tests.processes import Command, hold_after
@@ -335,7 +335,7 @@ def test_names_that_are_taken(data: Path, tmp_path: Path, capsys: pytest.Capture
         assert f"run.name=loop: {kind} has this name; take another run.name" in answer(capsys, given)
         path.unlink()
     write(tmp_path / "loop" / "self_train.json", b"{}")
-    from pipelines import train
+    from dpl_ray.commands import train
 
     assert cli.run(train.COMMAND, given) == 2
     assert "run.name=loop: a self-training has this name; take another run.name" in capsys.readouterr().err

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from dpl_ray import SearchResult, fit, load_config, search
+from dpl_ray.commands import cli, train
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.store.lock import LOCK_FILE
@@ -26,7 +27,6 @@ from dpl_ray.studies.tuning.config import load_search
 from dpl_ray.studies.tuning.job import SearchFailedError
 from dpl_ray.studies.tuning.trials import RESULT_FILE, Trial, TrialResult, recorded_seconds, run_trial
 from dpl_ray.training import loop
-from pipelines import cli, train
 from tests.page.test_html import Outline
 from tests.processes import Command
 
@@ -143,7 +143,7 @@ def test_the_best_is_a_configuration_that_training_takes_unchanged(tmp_path: Pat
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-m", "pipelines.tune", *overrides_for(tmp_path, "num_trials=2")]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"train it: python -m pipelines.train config={tmp_path}/first/best.yaml" in found.stdout
+    assert f"train it: dpl-ray train config={tmp_path}/first/best.yaml" in found.stdout
     assert f"report      {tmp_path}/first/search.html" in found.stdout
     assert "    python -m pipelines.tune train.num_steps=6" in (tmp_path / "first" / "search.md").read_text()
     best = f"config={tmp_path}/first/best.yaml"

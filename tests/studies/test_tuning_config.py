@@ -11,12 +11,12 @@ import yaml
 from rich.console import Console
 
 from dpl_ray import search
+from dpl_ray.commands import cli, tune
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.describe import list_groups
 from dpl_ray.config.policies import FixMatchConfig
 from dpl_ray.config.schema import to_yaml
 from dpl_ray.studies.tuning.config import load_search, resolve, search_name, search_tree
-from pipelines import cli, tune
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,7 +133,7 @@ def test_a_training_run_has_neither_group() -> None:
 
 def test_a_search_is_configured_without_torch_or_ray() -> None:
     code = (
-        "import sys, pipelines.tune, dpl_ray.studies.tuning.job, dpl_ray.studies.tuning.config as c;"
+        "import sys, dpl_ray.commands.tune, dpl_ray.studies.tuning.job, dpl_ray.studies.tuning.config as c;"
         "c.load_search(['tune=optuna']);"
         "print(sorted({'torch', 'ray', 'mlflow', 'optuna'} & set(sys.modules)))"
     )

@@ -86,7 +86,7 @@ def test_the_page_has_every_section_and_its_numbers() -> None:
         "Of the 3 other trials that were trained to their end 3 lie in it.",
         "were all of them truly at 67.5 %, the median of those trained to their end",
         "This one is 7.5 above it.",
-        "python -m pipelines.train 'config=/runs/a b/best.yaml'",
+        "dpl-ray train 'config=/runs/a b/best.yaml'",
         "trial 0 (60.0 %), 1 (65.0 %), 2 (70.0 %), 3 (75.0 %).",
         "The 2 after it brought nothing better.",
         "trial 5, diverged loss <nan> trial 6, failed OSError: no space left trial 7, failed its process died",

@@ -11,13 +11,13 @@ import pytest
 import ray
 from ray.util.state import list_actors, list_objects
 
+from dpl_ray.commands import cli
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import to_yaml
 from dpl_ray.data.sources import load_splits
 from dpl_ray.studies.tuning.config import load_search
 from dpl_ray.studies.tuning.console import TrialsProgress
 from dpl_ray.studies.tuning.job import Search
-from pipelines import cli
 from tests.studies.test_tuning import overrides_for, run, scores, start
 
 ON_RAY = ("scale.num_workers=1", "scale.threads_per_worker=1")

@@ -136,7 +136,7 @@ def test_wrong_forms(tree: Any, message: str) -> None:
         ("moo", {"choice": [1]}, "there is no field moo"),
         ("policy.treshold", {"choice": [0.5]}, "policy=fixmatch has no such parameter; known: threshold"),
         ("policy.cut", {"choice": ["own"]}, r"policy=dpl has it\. space=optimizer .* space\.policy\.cut=null leaves"),
-        ("policy.name", {"choice": ["dpl"]}, "pipelines.compare sets policies side by side"),
+        ("policy.name", {"choice": ["dpl"]}, "dpl-ray compare sets policies side by side"),
         ("data.num_labels_per_class", {"randint": [1, 9]}, r"is the same for all trials; set it, as data\.num_labels"),
         ("run.name", {"choice": ["a"]}, "is the same for all trials"),
         ("train.num_steps", {"randint": [1, 9]}, "is the same for all trials"),

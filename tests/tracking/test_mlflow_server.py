@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
+from dpl_ray.commands import cli, sync_tracking
 from dpl_ray.runs.folder import RunFolder
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.training.records import Record
-from pipelines import cli, sync_tracking
 
 NUM_STEPS, LOG_EVERY = 6, 2
 STEPS = list(range(LOG_EVERY, NUM_STEPS + 1, LOG_EVERY))
@@ -148,7 +148,7 @@ def test_a_server_that_dies_in_the_middle_costs_one_warning_and_is_told_later(
         result = train(server, tmp_path, *more)
     messages = [str(warning.message) for warning in told if "MLflow" in str(warning.message)]
     assert len(messages) == 1
-    assert f"sync_tracking run={tmp_path}/runs/tiny" in messages[0]
+    assert f"sync-tracking run={tmp_path}/runs/tiny" in messages[0]
     assert Journal(Storage(f"{tmp_path}/runs/tiny")).has_unsent
     server.start()
     assert client.get_run(str(result.run_id)).info.status == "RUNNING"

@@ -133,7 +133,7 @@ def test_what_is_left_after_a_failure_is_sent_later(
         for name in ("get_run", "create_run", "log_batch", "log_artifact", "set_tag", "set_terminated"):
             patched.setattr(MlflowClient, name, failing(getattr(MlflowClient, name)))
         tracker = new_tracker(tmp_path, mlflow_uri)
-        with pytest.warns(UserWarning, match=r"MLflow at sqlite.*the server is gone.*sync_tracking run="):
+        with pytest.warns(UserWarning, match=r"MLflow at sqlite.*the server is gone.*sync-tracking run="):
             tell(tracker, every_kind(tmp_path))
     journal = Journal(Storage(str(tmp_path)))
     assert journal.has_unsent
@@ -326,7 +326,7 @@ def test_an_interrupted_run_was_killed_and_the_end_says_what_is_not_sent(tmp_pat
         if uri == mlflow_uri:
             assert MlflowClient(uri).get_run(str(tracker.run_id)).info.status == "KILLED"
             assert output.getvalue() == ""
-    expected = f"MLflow does not have all of it yet: python -m pipelines.sync_tracking run={tmp_path}"
+    expected = f"MLflow does not have all of it yet: dpl-ray sync-tracking run={tmp_path}"
     assert output.getvalue().strip() == expected
 
 

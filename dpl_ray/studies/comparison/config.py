@@ -52,7 +52,7 @@ class Plan:
 
 
 def load_comparison(overrides: Sequence[str] = ()) -> tuple[Config, CompareConfig]:
-    """The configurations that `python -m pipelines.compare OVERRIDES` runs with.
+    """The configurations that `dpl-ray compare OVERRIDES` runs with.
 
     Raises:
         ValueError: naming the field, the value and what would be right.
@@ -153,7 +153,7 @@ def _check_override(text: str) -> None:
     if key == "data.pool" or key.startswith("data.pool."):
         raise ValueError(f"{text}: a comparison keeps the pool in memory, for all cells of a machine")
     if key.partition(".")[0] == "registry":
-        raise ValueError(f"{text}: a comparison has no final model; pipelines.train registers the one that it trains")
+        raise ValueError(f"{text}: a comparison has no final model; dpl-ray train registers the one that it trains")
     refuse_near_miss(text, CompareConfig.model_fields)
 
 

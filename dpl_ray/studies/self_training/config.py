@@ -32,7 +32,7 @@ class SelfTrainConfig(Section):
 
 
 def load_self_training(overrides: Sequence[str] = ()) -> tuple[Config, SelfTrainConfig]:
-    """The configurations that `python -m pipelines.self_train OVERRIDES` runs with.
+    """The configurations that `dpl-ray self-train OVERRIDES` runs with.
 
     Raises:
         ValueError: naming the field, the value and what would be right.

@@ -1,4 +1,4 @@
-"""What outputs of pipelines.label add up to, and how much of them has changed: part by part, never all in memory.
+"""What outputs of dpl-ray label add up to, and how much of them has changed: part by part, never all in memory.
 
 Legend: N samples of a part.
 """

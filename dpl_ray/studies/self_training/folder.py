@@ -2,7 +2,7 @@
 
 <run.storage_path>/<run.name>/
   self_train.json  configuration, the numbers of each finished round
-  round-0/training/  the training run, as pipelines.train writes it     round-0/labels/  the pool's labels
+  round-0/training/  the training run, as dpl-ray train writes it     round-0/labels/  the pool's labels
   round-1/...
   self_train.csv   a row per round          self_train.png  the figure
 """

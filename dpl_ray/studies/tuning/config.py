@@ -51,7 +51,7 @@ class SearchConfig(Section):
 
 
 def load_search(overrides: Sequence[str] = ()) -> tuple[Config, SearchConfig]:
-    """The configurations that `python -m pipelines.tune OVERRIDES` runs with.
+    """The configurations that `dpl-ray tune OVERRIDES` runs with.
 
     Raises:
         ValueError: naming the field, the value and what would be right.

@@ -3,7 +3,7 @@
 <run.storage_path>/<run.name>/
   search.json   configuration, digest of the data, the command
   trial-0007/   dpl_ray/studies/tuning/trials.py
-  best.yaml     the configuration of the best trial, for `python -m pipelines.train config=best.yaml`
+  best.yaml     the configuration of the best trial, for `dpl-ray train config=best.yaml`
   trials.csv    a row per trial          search.md   the best of them          search.html
 """
 
@@ -213,7 +213,7 @@ class Search(Study[TrialResult]):
         config = with_values(self.config, best.values).changed(run={"name": None}, train={"baseline": True})
         return (
             f"# {best.trial.name} of {self.name}: accuracy {best.accuracy:.4f} on held-out labelled images\n"
-            f"# python -m pipelines.train config={self.storage / 'best.yaml'}\n" + to_yaml(config)
+            f"# dpl-ray train config={self.storage / 'best.yaml'}\n" + to_yaml(config)
         )
 
 

@@ -80,7 +80,7 @@ def _result(
         title="Result",
         headline=f"Trial {first.number} {what}: {_percent(first)} of {images}",
         worth=worth,
-        command=shlex.join(["python", "-m", "pipelines.train", f"config={best}"]),
+        command=shlex.join(["dpl-ray", "train", f"config={best}"]),
         values=[(_name(field), short(first.values[field], domain), domain) for field, domain in space.items()],
     )
 

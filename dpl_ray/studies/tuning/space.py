@@ -157,7 +157,7 @@ def check_space(space: Space, config: Config) -> None:
 def _check_field(where: str, field: str, known: set[str], parameters: list[str], policy: str) -> None:
     section, _, name = field.partition(".")
     if field == "policy.name":
-        raise ValueError(f"{where}: a search has one policy; python -m pipelines.compare sets policies side by side")
+        raise ValueError(f"{where}: a search has one policy; dpl-ray compare sets policies side by side")
     if section == "policy" and name not in parameters:
         owners = [other for other, section in POLICY_CONFIGS.items() if name in section.model_fields]
         near = f"; policy={owners[0]} has it" if owners else suggest(name, parameters)

@@ -1,85 +1,34 @@
-"""What the commands share: help made of the configuration, and mistakes answered in one line."""
+"""What --help shows, made of the configuration."""
 
 from __future__ import annotations
 
-import pkgutil
-import signal
-import sys
 import textwrap
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-from types import FrameType
-from typing import Any
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.text import Text
 
-from dpl_ray.config.compose import load_config
+from dpl_ray.commands.command import Command
 from dpl_ray.config.describe import default_options, describe_fields, describe_policies, list_groups, option_values
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import Section
-from dpl_ray.page.console import show
 
-WRONG_USE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 EXIT_STATUS = "Exit status: 0 done, 1 the run failed, 2 a mistake in a field or file, 130 interrupted, 143 by SIGTERM."
-FOLDER = str(Path(__file__).parent)
 LEAST_COLUMNS = 100  # of a terminal that shows a field and its meaning side by side
 #: (field, type, default, meaning) as `describe_fields` has it; for an option of a group, (group, "", option, meaning).
 Row = tuple[str, str, str, str]
 
 
-@dataclass(frozen=True)
-class Command:
-    """A job, and what its command line takes."""
-
-    job: Callable[[Any, Console], None]
-    summary: str  # what it does, in a sentence
-    example: str  # arguments of a run that makes sense
-    load: Callable[[Sequence[str]], Any] = load_config  # arguments -> what the job takes
-    own: type[Section] | None = None  # fields of the job besides those of `Config`
-    own_groups: Sequence[str] = ()  # groups of conf/ that are the job's alone
-    only: type[Section] | None = None  # fields of the job, where it has none of `Config`
+def print_commands(console: Console, commands: Mapping[str, Command]) -> None:
+    """Every command with its sentence."""
+    print_text(console, "Semi-supervised image classification on Ray.")
+    print_text(console, "\nUsage: dpl-ray COMMAND [group=option ...] [field=value ...]\n")
+    _print_rows(console, [(name, command.summary) for name, command in commands.items()])
+    print_text(console, "\ndpl-ray COMMAND --help lists what the command takes.")
 
 
-def commands() -> dict[str, Command]:
-    """Name -> command, of the modules beside this one."""
-    modules = {found.name: import_module(f"pipelines.{found.name}") for found in pkgutil.iter_modules([FOLDER])}
-    return {name: module.COMMAND for name, module in modules.items() if hasattr(module, "COMMAND")}
-
-
-def run(command: Command, arguments: list[str]) -> int:
-    """Run a command; returns the exit status.
-
-    0: done; 2: a mistake in field, file or value; 1: the job failed; 130: interrupted (143 by SIGTERM: `main_guard`).
-    """
-    console, errors = Console(), Console(stderr=True)
-    if {"-h", "--help"} & set(arguments):
-        print_help(console, command)
-        return 0
-    warnings.showwarning = lambda message, *_args, **_kwargs: show(errors, f"warning: {_one_line(message)}")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    try:
-        command.job(command.load(arguments), console)
-    except ValueError as error:
-        show(errors, f"error: {_one_line(error)}")
-        return WRONG_USE
-    except (ArithmeticError, RuntimeError, OSError) as error:
-        show(errors, f"failed: {type(error).__name__}: {_one_line(error)}")
-        return FAILED
-    except KeyboardInterrupt:
-        goes_on = "goes on" if command.only else "with the same run.name goes on from the last checkpoint"
-        show(errors, f"interrupted; the same command {goes_on}")
-        return INTERRUPTED
-    return 0
-
-
-def print_help(console: Console, command: Command) -> None:
+def print_help(console: Console, command: Command, program: str) -> None:
     """Groups with their options, then every field with default, meaning and type."""
-    program = f"python -m {_program(command.job)}"
     print_text(console, command.summary)
     print_text(console, f"\nUsage: {usage(command, program)}")
     print_text(console, f"\nExample: {program} {command.example}")
@@ -162,43 +111,3 @@ def _sets(group: str, option: str) -> str:
     values = option_values(group, option)
     default = " The default." if default_options()[group] == option else ""
     return default + f" Sets {', '.join(f'{field}={value}' for field, value in values.items())}." if values else default
-
-
-def _program(job: Callable[[Any, Console], None]) -> str:
-    """The module that was run with -m."""
-    spec = getattr(sys.modules.get(job.__module__), "__spec__", None)
-    return spec.name if spec else job.__module__
-
-
-def print_results(
-    console: Console, places: dict[str, str | None], run_id: str | None, tracking_uri: str | None
-) -> None:
-    """Where the results of a job are; what there is none of is left out."""
-    from dpl_ray.tracking.server import shown_uri
-
-    tracking_uri = shown_uri(tracking_uri or "")
-    for label, value in (places | {"MLflow run": run_id}).items():
-        if value:
-            show(console, f"{label:<11} {value}")
-    if run_id:
-        is_server = tracking_uri.startswith(("http://", "https://"))
-        where = tracking_uri if is_server else f"mlflow ui --backend-store-uri {tracking_uri}"
-        show(console, f"look at it: {where}")
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split("\n"))
-
-
-def main_guard(command: Command) -> None:
-    """Entry point of a module run with -m. SIGTERM, by which clusters end jobs, does what Ctrl-C does just then."""
-    received = []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        handler = signal.getsignal(signal.SIGINT)
-        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
-
-    signal.signal(signal.SIGTERM, interrupt)
-    status = run(command, sys.argv[1:])
-    sys.exit(TERMINATED if received and status == INTERRUPTED else status)

@@ -1,0 +1,56 @@
+"""What a command is, and what its job shows at the end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.section import Section
+from dpl_ray.page.console import show
+
+
+@dataclass(frozen=True)
+class Command:
+    """A job, and what its command line takes."""
+
+    name: str
+    job: Callable[[Any, Console], None]
+    summary: str  # what it does, in a sentence
+    example: str  # arguments of a run that makes sense
+    load: Callable[[Sequence[str]], Any] = load_config  # arguments -> what the job takes
+    own: type[Section] | None = None  # fields of the job besides those of `Config`
+    own_groups: Sequence[str] = ()  # groups of conf/ that are the job's alone
+    only: type[Section] | None = None  # fields of the job, where it has none of `Config`
+
+
+def program(name: str) -> str:
+    """How the command of this name was called: as a module of a checkout, or else installed."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec and spec.name.startswith("pipelines.") else f"dpl-ray {name}"
+
+
+def command_line(name: str) -> str:
+    """The command with its arguments, to be run again."""
+    return f"{program(name)} {shlex.join(sys.argv[1:])}".rstrip()
+
+
+def print_results(
+    console: Console, places: dict[str, str | None], run_id: str | None, tracking_uri: str | None
+) -> None:
+    """Where the results of a job are; what there is none of is left out."""
+    from dpl_ray.tracking.server import shown_uri
+
+    tracking_uri = shown_uri(tracking_uri or "")
+    for label, value in (places | {"MLflow run": run_id}).items():
+        if value:
+            show(console, f"{label:<11} {value}")
+    if run_id:
+        is_server = tracking_uri.startswith(("http://", "https://"))
+        where = tracking_uri if is_server else f"mlflow ui --backend-store-uri {tracking_uri}"
+        show(console, f"look at it: {where}")
