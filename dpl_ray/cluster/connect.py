@@ -93,11 +93,18 @@ def check_surroundings() -> None:
             f"{variable}={temporary}: is too long, since the paths of Ray's sockets begin with it; set RAY_TMPDIR to a "
             f"folder of at most {longest} bytes, as /tmp"
         )
-    has_token = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     home = Path.home()
-    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not has_token and not (home / TOKEN_FILE).exists():
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token" and not _has_token(home):
         right = f"Ray writes its token there ({TOKEN_FILE}); set HOME to a folder"
         _check_writable("HOME", str(home / TOKEN_FILE.parent), right)
+
+
+def _has_token(home: Path) -> bool:
+    if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return True
+    with contextlib.suppress(OSError):  # a home that cannot be looked into
+        return (home / TOKEN_FILE).exists()
+    return False
 
 
 def _check_writable(variable: str, folder: str, right: str) -> None:

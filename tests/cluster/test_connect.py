@@ -85,6 +85,7 @@ def test_more_than_this_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) 
         ),
         ("RAY_TMPDIR", "/tmp/" + 20 * "é", r"^RAY_TMPDIR=/tmp/é+: is too long"),  # as bytes
         ("RAY_TMPDIR", __file__, rf"^RAY_TMPDIR={__file__}: cannot be written .*; set RAY_TMPDIR to a folder that you"),
+        ("HOME", "/" + 300 * "x", r"^HOME=/x+: cannot be written"),  # and not looked into
         ("HOME", __file__, rf"^HOME={__file__}: cannot be written .*\.ray/auth_token.*; set HOME to a folder that you"),
     ],
 )
