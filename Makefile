@@ -26,7 +26,7 @@ demo: install
 	@$(BIN)/python -m pipelines.train
 
 test: install
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -n 2
 
 explore: install
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=explore
