@@ -273,7 +273,9 @@ MISTAKES = (
     ),
     # Images and labels
     Mistake(
-        "no_image", images("data.unlabeled={tmp}/csv", spoil={"csv/a.txt": b"a"}), ("no image among 1 files (.txt)",)
+        "no_image",
+        images("data.unlabeled={tmp}/csv", spoil={"csv/a.txt": b"a"}),
+        ("no image and no parquet file in it (1 .txt left out)",),
     ),
     Mistake("no_class_folder", images("data.train={tmp}/pool"), ("data.train={tmp}/pool", "no subfolder per class")),
     Mistake("empty_class", empty_class, ("data.train={tmp}/train: no labelled image of the class dog",)),

@@ -91,12 +91,11 @@ def read_pseudo_labels(data: DataConfig) -> PseudoLabels:
     """
     assert data.labels is not None
     location = open_location("data.labels", data.labels)
-    parts = part_files(location)
     job = _read_job(location)
     class_names = tuple(map(clean_name, job["class_names"]))
     if not location.filesystem.get_file_info(f"{location.path}/{SUMMARY_FILE}").is_file:
         raise location.error(f"is not finished (no {SUMMARY_FILE}); run the same dpl-ray label command again first")
-    if not parts:
+    if not (parts := part_files(location)):
         raise location.error(f"{NO_OUTPUT} (no parquet file in it)")
     try:
         table = _read_selected(location, parts, data, len(class_names))
@@ -120,6 +119,7 @@ def _read_job(location: Location) -> dict[str, Any]:
         if not {"class_names", "pool"} <= job.keys():
             raise ValueError("without class_names and pool")
     except (FileNotFoundError, NotADirectoryError):
+        list_files(location)  # has its own words for a folder that is not there
         raise location.error(f"{NO_OUTPUT} (no {JOB_FILE} in it)") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise location.error(f"{NO_OUTPUT} ({JOB_FILE}: {one_line(error)})") from None
