@@ -22,7 +22,8 @@ from rich.console import Console
 
 from dpl_ray import compare, fit, label_pool, load_checkpoint, load_config, search, self_train
 from dpl_ray.labeling.config import load_labeling
-from dpl_ray.store.history import Point
+from dpl_ray.store.history import HISTORY_FILE, read_points
+from dpl_ray.store.storage import Storage
 from dpl_ray.studies.comparison.config import load_comparison
 from dpl_ray.studies.comparison.job import Comparison
 from dpl_ray.studies.frame import Study
@@ -181,14 +182,16 @@ def test_rounds_are_found(here: Path, console: Console, monkeypatch: pytest.Monk
 
 
 class Told(Tracker):
-    """Keeps which children it was told of, and the last step of each."""
+    """Keeps which children it was told of, and the last step of each, as the sender would read it."""
 
-    def __init__(self) -> None:
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
         self.children: dict[str, int] = {}
 
-    def log_child(self, name: str, *, params: dict[str, str], tags: dict[str, str], history: list[Point]) -> None:
+    def log_child(self, name: str, *, params: dict[str, str], tags: dict[str, str], folder: str) -> None:
         assert params
         assert tags
+        history = read_points(self.storage / folder / HISTORY_FILE, params["policy.name"])
         self.children[name] = history[-1].step
 
 
@@ -212,7 +215,8 @@ def opened(here: Path, kind: str) -> Study:
 def test_half_a_line_of_a_history_is_passed_over(here: Path, kind: str, names: list[str]) -> None:
     for path in here.rglob("history.jsonl"):
         path.open("a").write('{"phase": "dpl", "st')
-    study, tracker = opened(here, kind), Told()
+    study = opened(here, kind)
+    tracker = Told(study.storage)
     for result in study.ended():
         study.record(tracker, result)
     assert tracker.children == dict.fromkeys(names, 3)
