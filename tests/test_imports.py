@@ -112,3 +112,12 @@ def test_configuration_loads_neither_torch_nor_ray() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+def test_the_map_of_the_readme_names_every_room() -> None:
+    named = re.findall(r"^  (\w+)(?:/pool)?/ ", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert set(named) == ROOMS
+
+
+def test_no_file_has_more_than_four_hundred_lines() -> None:
+    assert {module for module, path in MODULES.items() if len(path.read_text().splitlines()) > 400} == set()
