@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping
 
+from dpl_ray.store.records import csv_text
 from dpl_ray.store.storage import Storage
 
 BAD_IMAGES_FILE = "bad_images.csv"
@@ -22,8 +23,4 @@ def read_bad(folder: Storage) -> dict[str, str]:
 
 def write_bad(folder: Storage, bad: Mapping[str, str]) -> None:
     """Write the list anew, of sample id -> reason; who reads it meanwhile sees the old one."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["id", "reason"])
-    writer.writerows(bad.items())
-    (folder / BAD_IMAGES_FILE).write(text.getvalue().encode())
+    (folder / BAD_IMAGES_FILE).write(csv_text([("id", "reason"), *bad.items()]).encode())

@@ -10,8 +10,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +29,7 @@ from dpl_ray.labeling.parts import FOREIGN, Counts, read_counts
 from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
 from dpl_ray.runs.folder import default_tree, differences
 from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.records import csv_text
 from dpl_ray.store.storage import Storage
 
 FORMAT = 1  # of the output
@@ -269,12 +268,9 @@ class Ledger:
         """Write the list of unreadable rows, as far as they are known, and return where it is; None without any."""
         if not self.counts.num_unreadable:
             return None
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["id", "reason"])
-        writer.writerows(islice(self.bad_rows(), MAX_LISTED))
+        text = csv_text([("id", "reason"), *islice(self.bad_rows(), MAX_LISTED)])
         place = self.report / "bad.csv"
-        place.write(text.getvalue().encode(errors="surrogateescape"))
+        place.write(text.encode(errors="surrogateescape"))
         return place
 
     def first_bad(self, number: int) -> list[tuple[str, str]]:

@@ -1,10 +1,12 @@
-"""What is kept of jobs as JSON: rows, one a line, in files that grow; and dataclasses, one a file."""
+"""What is kept of jobs: rows as lines of JSON, in files that grow; dataclasses as JSON, one a file; tables as CSV."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
@@ -33,6 +35,13 @@ def from_lines(data: bytes) -> list[dict[str, Any]]:
 def read_lines(file: Storage) -> list[dict[str, Any]]:
     """The rows of a file; none where there is no file."""
     return from_lines(file.read()) if file.exists() else []
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """A CSV of these rows, of which the first has the names of the columns."""
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
 
 def write_json(file: Storage, value: Any) -> None:

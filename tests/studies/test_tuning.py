@@ -106,7 +106,7 @@ def test_every_trial_is_trained_and_the_best_is_the_first(tmp_path: Path) -> Non
     assert f"Trial {result.trials[0].number} is the best of 3: {100 * accuracies[0]:.1f} % of 20 held-out" in page
     assert page.count("data:image/svg+xml") == 5 + 3, "a panel of every field, curves, the best so far, seconds"
     for each in result.trials:
-        history = history_of(tmp_path, each.trial.name)
+        history = history_of(tmp_path, each.name)
         assert 0 < recorded_seconds(history) <= each.seconds
     assert "20 held-out labelled images, so that one image more is 5.0 points" in Path(result.markdown).read_text()
     assert "on 20 held-out labelled images (one image is 5.0 points)" in output
@@ -120,7 +120,7 @@ def test_no_trial_sees_the_test_split(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     result, _ = run(tmp_path)
     assert seen == [0, 0, 0]
-    told = [row["metrics"] for each in result.trials for row in history_of(tmp_path, each.trial.name)]
+    told = [row["metrics"] for each in result.trials for row in history_of(tmp_path, each.name)]
     keys = {key for metrics in [*told, *(each.metrics for each in result.trials)] for key in metrics}
     assert "validation/accuracy" in keys
     assert not {key for key in keys if key.startswith(("eval/", "curve/"))}
@@ -299,7 +299,7 @@ def test_mlflow_has_the_search_and_its_trials(tmp_path: Path) -> None:
     parent = client.get_run(result.run_id)
     assert parent.data.params["search.scheduler"] == "asha"
     assert parent.data.params["search.space.train.mu"] == "{choice: [1,2]}"
-    assert parent.data.tags["best"] == result.trials[0].trial.name
+    assert parent.data.tags["best"] == result.trials[0].name
     info = json.loads((tmp_path / "first" / "search.json").read_text())
     assert parent.data.tags["data.fingerprint"] == info["data"]
     assert parent.data.tags["report"] == result.report
@@ -309,7 +309,7 @@ def test_mlflow_has_the_search_and_its_trials(tmp_path: Path) -> None:
         [parent.info.experiment_id], filter_string=f"tags.`mlflow.parentRunId` = '{result.run_id}'"
     )
     assert sorted(child.info.run_name for child in children) == ["trial-0000", "trial-0001", "trial-0002"]
-    by_name = {each.trial.name: each for each in result.trials}
+    by_name = {each.name: each for each in result.trials}
     for child in children:
         trial = by_name[child.info.run_name]
         assert child.data.metrics["validation/accuracy"] == trial.accuracy

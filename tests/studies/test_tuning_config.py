@@ -16,7 +16,8 @@ from dpl_ray.config.compose import load_config
 from dpl_ray.config.describe import list_groups
 from dpl_ray.config.policies import FixMatchConfig
 from dpl_ray.config.schema import to_yaml
-from dpl_ray.studies.tuning.config import load_search, resolve, search_name, search_tree
+from dpl_ray.runs.folder import study_name
+from dpl_ray.studies.tuning.config import load_search, resolve, search_tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +73,7 @@ def test_labelled_images_are_held_out_and_evaluated_on_the_way() -> None:
 def test_the_name_is_of_what_is_computed() -> None:
     def name(*overrides: str) -> str:
         config, options, space = resolve(*load_search(overrides))
-        return search_name(config, search_tree(config, options, space))
+        return study_name(config, "search", search_tree(config, options, space))
 
     assert name() == name("num_trials=40", "max_concurrent=1", "scale.num_workers=0", "run.storage_path=/elsewhere")
     others = {name(), name("tune=asha"), name("space.train.mu=null"), name("train.num_steps=99"), name("train.seed=1")}

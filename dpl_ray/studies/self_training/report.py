@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ from rich.table import Table
 
 from dpl_ray.page.console import console_table
 from dpl_ray.page.plots import cut, draw_png
+from dpl_ray.store.records import csv_text
 from dpl_ray.studies.self_training.folder import Round
 
 #: Metric -> (heading, line style, marker), in the order of table and legend.
@@ -38,13 +37,11 @@ def rounds_csv(rounds: Sequence[Round]) -> str:
     """A row per round; a metric that a round does not have is empty."""
     metrics = list(dict.fromkeys(key for each in rounds for key in each.metrics))
     counts = ("num_pseudo_labeled", "num_samples", "num_unreadable", "num_selected")
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["round", *counts, *metrics])
+    rows: list[list[Any]] = [["round", *counts, *metrics]]
     for each in rounds:
         values = [getattr(each, name) for name in counts]
-        writer.writerow([each.number, *values, *(each.metrics.get(key, "") for key in metrics)])
-    return text.getvalue()
+        rows.append([each.number, *values, *(each.metrics.get(key, "") for key in metrics)])
+    return csv_text(rows)
 
 
 def draw_rounds(rounds: Sequence[Round], title: str) -> bytes:

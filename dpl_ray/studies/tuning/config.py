@@ -16,7 +16,7 @@ from dpl_ray.config.describe import CONF_FOLDER, list_groups
 from dpl_ray.config.overrides import parse_override, refuse_near_miss
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import Section, shown, suggest, validated
-from dpl_ray.runs.folder import bound_tree, study_name
+from dpl_ray.runs.folder import bound_tree
 from dpl_ray.studies.tuning.space import Space, check_space, parse_space
 
 GROUPS = ("tune", "space")  # of conf/, and no groups of a training run
@@ -75,7 +75,8 @@ def load_search(overrides: Sequence[str] = ()) -> tuple[Config, SearchConfig]:
     if isinstance(values.get("space"), str):
         values["space"] = _read(f"space={values['space']}", "space")
     if fields:
-        values["space"] = _merged(values.get("space") or _default_space(), fields)
+        space = parse_space(values.get("space") or _default_space())
+        values["space"] = {field: {domain.kind: list(domain.values)} for field, domain in space.items()} | fields
     options = validated(SearchConfig, values)
     defaults = () if any(text.startswith("config=") for text in rest) else DEFAULTS
     return load_config([*defaults, *rest], in_cells=True), options
@@ -106,11 +107,6 @@ def _read(text: str, group: str) -> dict[str, Any]:
 
 def _default_space() -> dict[str, Any]:
     return _read("space=schedules", "space")
-
-
-def _merged(space: Any, fields: dict[str, Any]) -> Any:
-    """The space with some of its fields set, each whole."""
-    return {field: {domain.kind: list(domain.values)} for field, domain in parse_space(space).items()} | fields
 
 
 def _check_override(text: str) -> None:
@@ -165,11 +161,6 @@ def search_tree(config: Config, options: SearchConfig, space: Space) -> dict[str
     )
     tree["space"] = {field: str(domain) for field, domain in space.items()}
     return tree
-
-
-def search_name(config: Config, tree: dict[str, Any]) -> str:
-    """run.name, or a name that the same command has again and another configuration has not, so that it resumes."""
-    return study_name(config, "search", tree)
 
 
 def how_searched(options: SearchConfig) -> str:

@@ -199,8 +199,6 @@ def _way(result: TrialResult) -> tuple[list[float], list[float]]:
 
 
 def _progress(axes: Any, ranked: Sequence[TrialResult]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     found = sorted((result for result in ranked if result.accuracy is not None), key=lambda result: result.number)
     numbers = [result.number for result in found]
     axes.step(
@@ -212,16 +210,11 @@ def _progress(axes: Any, ranked: Sequence[TrialResult]) -> None:
         label="best so far",
     )
     _marks(axes, ranked, lambda result: result.number)
-    axes.set_xlabel("trial number")
     axes.set_ylabel("validation accuracy (%)")
-    axes.set_xlim(-0.5, max(result.number for result in ranked) + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    legend_above(axes)
+    _by_trial(axes, ranked)
 
 
 def _seconds(axes: Any, ranked: Sequence[TrialResult]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     for state, (_, face, _, hatch) in LOOKS.items():
         found = [result for result in ranked if result.state == state and result.seconds]
         if found:
@@ -234,8 +227,15 @@ def _seconds(axes: Any, ranked: Sequence[TrialResult]) -> None:
                 linewidth=0.7 if len(ranked) <= MANY_TRIALS else 0.0,
                 label=state,
             )
-    axes.set_xlabel("trial number")
     axes.set_ylabel("seconds in training steps")
+    _by_trial(axes, ranked)
+
+
+def _by_trial(axes: Any, ranked: Sequence[TrialResult]) -> None:
+    """The axis of the trials' numbers, and the legend."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("trial number")
     axes.set_xlim(-0.6, max(result.number for result in ranked) + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     legend_above(axes)

@@ -20,7 +20,7 @@ from dpl_ray.config.schema import Config, to_yaml
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.jobs.checks import check_network
-from dpl_ray.runs.folder import SEARCH_FILE
+from dpl_ray.runs.folder import SEARCH_FILE, study_name
 from dpl_ray.runs.provenance import describe_code, describe_config
 from dpl_ray.studies.frame import End, Nodes, Study, check_room, count_cells, run_study
 from dpl_ray.studies.tuning.config import (
@@ -28,7 +28,6 @@ from dpl_ray.studies.tuning.config import (
     describe_options,
     how_searched,
     resolve,
-    search_name,
     search_tree,
 )
 from dpl_ray.studies.tuning.console import TrialsProgress, search_table
@@ -106,7 +105,7 @@ class Search(Study[TrialResult]):
         config, self.options, self.space = resolve(config, options)
         tree = search_tree(config, self.options, self.space)
         defaults = {"search": SearchConfig().model_dump(mode="json")}
-        super().__init__(config, search_name(config, tree), tree, defaults=defaults, data=None)
+        super().__init__(config, study_name(config, "search", tree), tree, defaults=defaults, data=None)
         self.before = read_results(self.storage)
 
     def check(self) -> None:
@@ -175,21 +174,21 @@ class Search(Study[TrialResult]):
                 run_here(config, self.splits, folder, searcher, scheduler)
 
     def child(self, result: TrialResult) -> str:
-        return result.trial.name
+        return result.name
 
     def record(self, tracker: Tracker, result: TrialResult) -> None:
         tags = {"state": result.state, "checkpoint": result.checkpoint or "", "cause": result.cause}
         tracker.log_child(
-            result.trial.name,
-            params=describe_config(trial_config(self.config, result.trial, str(self.storage))),
+            result.name,
+            params=describe_config(trial_config(self.config, result, str(self.storage))),
             tags=describe_code() | result.facts | {key: value for key, value in tags.items() if value},
-            folder=result.trial.name,
+            folder=result.name,
         )
 
     def write(self, tracker: Tracker, failed: Mapping[str, str]) -> list[Table]:
         self.ranked = sorted(read_results(self.storage), key=lambda result: result.rank, reverse=True)
         if not any(result.accuracy is not None for result in self.ranked):
-            causes = {**failed, **{result.trial.name: result.cause for result in self.ranked}}
+            causes = {**failed, **{result.name: result.cause for result in self.ranked}}
             raise SearchFailedError(describe_failed(causes))
         best = self.ranked[0]
         place, searched = self.storage, how_searched(self.options)
@@ -200,10 +199,9 @@ class Search(Study[TrialResult]):
         for file, text in zip(FILES, texts, strict=False):
             (place / file).write(text.encode())
         page.write(place / FILES[-1])
-        for file in FILES[:-1]:
+        for file in FILES:
             tracker.log_file(file)
-        tracker.log_file(FILES[-1])
-        tracker.log_tag("best", best.trial.name)
+        tracker.log_tag("best", best.name)
         tracker.log_tag("report", str(self.storage / "search.html"))
         tracker.log({"validation/accuracy": best.accuracy or 0.0}, 0)
         return [search_table(self.ranked, self.space)]
@@ -212,7 +210,7 @@ class Search(Study[TrialResult]):
         """A training run of its own, with a name of its own: not in the folder of the search."""
         config = with_values(self.config, best.values).changed(run={"name": None}, train={"baseline": True})
         return (
-            f"# {best.trial.name} of {self.name}: accuracy {best.accuracy:.4f} on held-out labelled images\n"
+            f"# {best.name} of {self.name}: accuracy {best.accuracy:.4f} on held-out labelled images\n"
             f"# dpl-ray train config={self.storage / 'best.yaml'}\n" + to_yaml(config)
         )
 

@@ -85,7 +85,7 @@ class LedgerSearcher(Searcher):
             # Another draw than that of the search that was interrupted, which has used its beginning.
             self.optuna = OptunaProposer(space, options.random_trials, seed + self.next_number)
             for result in ended:
-                self.optuna.tell(result.trial, result.accuracy)
+                self.optuna.tell(result, result.accuracy)
 
     @property
     def num_left(self) -> int:
@@ -132,10 +132,6 @@ class LedgerSearcher(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the folder of the search is the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Never called, since Tune restores nothing here; it has to be there."""
-        raise NotImplementedError("a search goes on from its folder")
 
 
 class OptunaProposer:
@@ -194,7 +190,7 @@ def make_scheduler(config: Config, options: SearchConfig, ended: list[TrialResul
         reduction_factor=options.reduction_factor,
     )
     for result in ended:
-        trial = SimpleNamespace(trial_id=result.trial.name)
+        trial = SimpleNamespace(trial_id=result.name)
         scheduler.on_trial_add(None, trial)
         for step, accuracy in result.reports:
             scheduler.on_trial_result(None, trial, {STEP: step, ACCURACY: accuracy})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import shown
 from dpl_ray.page.markdown import markdown, markdown_facts, markdown_table
+from dpl_ray.store.records import csv_text
 from dpl_ray.studies.facts import listed_facts
 from dpl_ray.studies.tuning.space import Domain, Space
 from dpl_ray.studies.tuning.trials import TrialResult
@@ -22,15 +21,14 @@ MAX_ROWS = 20  # of the Markdown table and the console's; trials.csv has all
 
 def to_csv(ranked: Sequence[TrialResult], space: Space) -> str:
     """A row per trial, the best first."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["rank", "trial", "state", "step", "validation_accuracy", "seconds", *space, "checkpoint", "cause"])
+    header = ["rank", "trial", "state", "step", "validation_accuracy", "seconds", *space, "checkpoint", "cause"]
+    lines: list[list[Any]] = [header]
     for rank, result in enumerate(ranked, 1):
         accuracy = "" if result.accuracy is None else result.accuracy
         values = [_cell(result.values.get(field, "")) for field in space]
         start = [rank, result.number, result.state, result.steps, accuracy, result.seconds or ""]
-        writer.writerow([*start, *values, result.checkpoint or "", result.cause])
-    return text.getvalue()
+        lines.append([*start, *values, result.checkpoint or "", result.cause])
+    return csv_text(lines)
 
 
 def _cell(value: Any) -> Any:

@@ -44,11 +44,9 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class TrialResult:
+class TrialResult(Trial):
     """What a trial leaves that has ended."""
 
-    number: int
-    values: dict[str, Any]
     state: Literal["finished", "stopped", "diverged"]  # trained to its end, by the scheduler, a loss that is not finite
     reports: list[tuple[int, float]]  # step, accuracy of the teacher on the held-out labelled images
     seconds: float = 0.0  # in training steps; up to its last evaluation where it has not come to its end
@@ -56,10 +54,6 @@ class TrialResult:
     checkpoint: str | None = None
     cause: str = ""  # why it diverged
     facts: dict[str, str] = field(default_factory=dict)  # commit, versions, hardware, data
-
-    @property
-    def trial(self) -> Trial:
-        return Trial(self.number, self.values)
 
     @property
     def steps(self) -> int:
