@@ -206,6 +206,22 @@ def _setting(name: str) -> Callable[[], str]:
     return lambda: comparison(make_rows(cells(name, read("policies"), read("policies_curves")), REFERENCE))
 
 
+def demo(printed: str) -> str:
+    """Of what `make demo` prints the first line, the last one of each training, two rows, and all after the tables."""
+    last = {line.split()[0]: line for line in printed.splitlines() if " steps  " in line}
+    rows = ("┏", "┃", "┡", "│ accuracy", "│ precision", "└")
+    table = printed[printed.index("Last teacher") : printed.index("Thresholds")].splitlines()
+    after = printed[printed.rindex("┘") + 2 :].splitlines()
+    lines = [
+        printed.splitlines()[0],
+        *last.values(),
+        table[0],
+        *(line for line in table if line.startswith(rows)),
+        *after,
+    ]
+    return "\n".join(["```", *lines, "```"])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{f"policies/{name}": _setting(name) for name in settings(read("policies"))},
     "policies-dpl": lambda: ours(read("policies"), read("policies_curves")),
@@ -213,4 +229,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "dpl-ablation": lambda: ablation(read("dpl_ablation")),
     "first-runs": lambda: first_runs(read("first_runs")),
     "paper": paper.plan,
+    "demo": lambda: demo((FOLDER / "demo.txt").read_text()),
 }

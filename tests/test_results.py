@@ -136,6 +136,17 @@ def test_a_command_is_kept_without_the_places_of_one_machine() -> None:
     assert command_line("views", ["--save", "--batch", "112"]) == "python -m benchmarks.views --batch 112"
 
 
+def test_of_the_demo_stand_the_last_steps_two_rows_and_the_end() -> None:
+    printed = (
+        "a starts\nwait\nfirst  1/2 steps  b\nfirst  2/2 steps  c\ndpl  2/2 steps  d\nLast teacher\n┏━┓\n"
+        "│ accuracy │ 1 % │\n│ other │ 2 % │\n└─┘\nThresholds\n┏━┓\n└─┘\nIt helped\nreport  runs/a\n"
+    )
+    expected = (
+        "a starts\nfirst  2/2 steps  c\ndpl  2/2 steps  d\nLast teacher\n┏━┓\n│ accuracy │ 1 % │\n└─┘\nIt helped\n"
+    )
+    assert tables.demo(printed) == f"```\n{expected}report  runs/a\n```"
+
+
 def test_the_plan_follows_the_measured_rates() -> None:
     names = {paper.PHOTOGRAPH: 100.0, paper.DECODE: 500.0, paper.INDEX: 124.0}
     names |= {paper.LISTING.format(paper.FEW_FILES): 1000.0, paper.LISTING.format(paper.MANY_FILES): 400.0}

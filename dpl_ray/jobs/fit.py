@@ -132,7 +132,7 @@ def _receiver(progress: Progress, folder: RunFolder, tracker: Tracker) -> Callab
 
     def receive(record: Record) -> None:
         states[record.phase] = training_state(record.metrics) or states.get(record.phase, "")
-        state = f"{record.images_per_second:,.0f} images/s  {states[record.phase]}"
+        state = f"{record.images_per_second:,.0f} images/s  {states[record.phase]}".rstrip()
         progress.update(record.step, record.num_steps, state, name=record.phase)
         if record.metrics:
             folder.add(record)
