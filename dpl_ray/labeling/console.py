@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from dpl_ray.data.files import FOREIGN
 from dpl_ray.labeling.parts import Counts
 from dpl_ray.page.console import console_table
 
@@ -11,7 +12,8 @@ from dpl_ray.page.console import console_table
 def label_table(counts: Counts) -> Table:
     """What has become of the pool."""
     numbers = [("selected", counts.num_selected), ("rejected", counts.num_rejected)]
-    numbers += [(f"unreadable: {reason}", number) for reason, number in counts.unreadable.items()]
+    for reason, number in counts.unreadable.items():
+        numbers.append((f"{'left out' if reason == FOREIGN else 'unreadable'}: {reason}", number))
     rows = [
         (name, f"{number:,}", f"{100 * number / max(1, counts.num_rows):.1f} %")
         for name, number in [*numbers, ("all", counts.num_rows)]

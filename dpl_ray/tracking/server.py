@@ -41,8 +41,8 @@ def check_uri(field: str, uri: str) -> None:
     scheme, separator, _ = uri.partition("://")
     if scheme == "databricks":
         return
-    if scheme == "file":
-        path = shown_uri(uri).removeprefix("file://").rstrip("/")
+    if scheme.partition(":")[0].lower() == "file":  # also file:/x
+        path = shown_uri(uri)[len("file:") :].removeprefix("//").rstrip("/")
         raise ValueError(
             f"{field}={shown_uri(uri)}: is a folder of files, which MLflow no longer takes as a store; give a database "
             f"in it, as sqlite:///{path}/mlflow.db"

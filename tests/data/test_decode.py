@@ -118,25 +118,30 @@ def test_grey_of_more_bits_keeps_its_brightness(bits: int, level: int) -> None:
     assert (decode(tiff, GREY) == 200).all()
 
 
-def test_large_images_wait_for_each_other_and_one_that_is_too_large_does_not_wait_for_ever() -> None:
-    memory, at_once, most = decoding._Memory(10), 0, 0
-    lock = threading.Lock()
+def test_large_images_wait_for_each_other_and_one_that_is_too_large_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory, has_room, asked = decoding._Memory(10), list[bool](), threading.Event()
+    wait_for = memory.freed.wait_for
+    with monkeypatch.context() as patch:
+        patch.setattr(memory.freed, "wait_for", lambda holds: has_room.append(holds()))
+        with memory.taken(4), memory.taken(6), memory.taken(1):
+            pass
+        with memory.taken(25), memory.taken(1):
+            pass
+    assert has_room == [True, True, False, True, False]
+    monkeypatch.setattr(memory.freed, "wait_for", lambda holds: (asked.set(), wait_for(holds)))
 
-    def take(number: int) -> None:
-        nonlocal at_once, most
-        with memory.taken(number):
-            with lock:
-                at_once += number
-                most = max(most, at_once)
-            with lock:
-                at_once -= number
+    def take() -> None:
+        with memory.taken(5):
+            pass
 
-    threads = [threading.Thread(target=take, args=(number,)) for number in [4, 5, 6, 25, 3] * 20]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == 25, "alone"
+    with memory.taken(6):
+        asked.clear()
+        waiting = threading.Thread(target=take)
+        waiting.start()
+        asked.wait()
+    waiting.join()
     assert memory.in_use == 0
 
 

@@ -38,7 +38,7 @@ from tests.report.test_report import finished
 from tests.studies.test_comparison_table import cell
 
 LONG = "long" * 60
-NAMES = ["$x$", r"$\frac{", "[red]", "[/b]", ":cat:", "<b>", "a|b", "{{x}}", "{x}", "%s", "*_`", "שלום", "_", LONG]
+NAMES = ["$x$", r"$\frac{$", "[red]", "[/b]", ":cat:", "<b>", "a|b", "{{x}}", "{x}", "%s", "*_`", "שלום", "_", LONG]
 SPACE = parse_space({"policy.cut": {"choice": NAMES}})
 
 
