@@ -6,6 +6,7 @@ import io
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -53,6 +54,11 @@ def test_help_fits_the_terminal(width: int) -> None:
     for name, meaning in named():
         assert name in whole
         assert " ".join(meaning.split()) in whole
+
+
+def test_help_needs_no_docstrings() -> None:
+    command = [sys.executable, "-OO", "-m", "dpl_ray", "train", "--help"]
+    assert "train.num_steps" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("name", cli.commands())

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from dpl_ray.data import files
 from dpl_ray.data.decode import FORMATS
-from dpl_ray.data.files import are_images, are_parquet, is_image, is_parquet, list_files, open_location
+from dpl_ray.data.files import Location, are_images, are_parquet, is_image, is_parquet, list_files, open_location
 from dpl_ray.data.pool import files as pool_files
 from dpl_ray.data.pool.files import list_pool
 from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
@@ -51,6 +52,19 @@ def test_files_of_all_folders_are_sorted_and_hidden_ones_left_out(
     assert dict(zip(found.paths.to_pylist(), found.sizes.tolist(), strict=True)) == {
         str(tmp_path / "pool" / name): len("../elsewhere/3.png" if name == "linked/3.png" else name) for name in names
     }
+
+
+def test_of_a_bucket_the_same_files_are_left_out_as_of_a_folder(tmp_path: Path) -> None:
+    for name in ("a.png", "_b.txt", "_MG_1.JPG", "x/c.png", "x/_y/d.png", "_z/e/f.png", ".h/g.png", "x/notes.txt"):
+        path = tmp_path / "pool" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    of_folder = list_files(open_location("pool", str(tmp_path / "pool")))
+    bucket = Location("pool", "s3://pool", SubTreeFileSystem(str(tmp_path), LocalFileSystem()), "pool", "s3://")
+    of_bucket = list_files(bucket)
+    assert of_bucket.paths.to_pylist() == ["pool/_MG_1.JPG", "pool/a.png", "pool/x/c.png"]
+    assert of_folder.paths.to_pylist() == [f"{tmp_path}/{path}" for path in of_bucket.paths.to_pylist()]
+    assert of_bucket.left_out == of_folder.left_out == {"_y/": 1, "_z/": 1, ".txt": 2}
 
 
 def test_footers_are_read_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

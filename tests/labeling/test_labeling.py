@@ -20,9 +20,10 @@ from dpl_ray.data.files import open_location
 from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.data.pseudo_labels import read_pseudo_labels
 from dpl_ray.labeling.config import load_labeling
+from dpl_ray.labeling.console import label_table
 from dpl_ray.labeling.job import TooManyBadError
 from dpl_ray.labeling.ledger import LedgerError
-from dpl_ray.labeling.parts import SCHEMA
+from dpl_ray.labeling.parts import SCHEMA, Counts
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import load_classifier, load_policy
 from tests.labeling.jobs import CLASSES, label, make_checkpoint, parts, picture, png, rows, summary, write_images
@@ -91,6 +92,8 @@ def test_the_summary_counts_what_the_parts_hold(checkpoint: str, pool: Path, tmp
     assert (told["num_rows"], told["num_selected"], told["num_rejected"]) == (26, len(selected), len(rejected))
     assert (told["num_unreadable"], told["num_foreign"], told["left_out"]) == (2, 1, {".txt": 1})
     assert told["unreadable"] == {"neither an image nor called one": 1, "truncated": 1}
+    names = [str(cell) for cell in label_table(Counts([1], [1], told["unreadable"])).columns[0].cells]
+    assert names[2:4] == ["left out: neither an image nor called one", "unreadable: truncated"]
     for name in CLASSES:
         assert told["classes"][name]["selected"] == sum(row["class_name"] == name for row in selected)
         assert told["classes"][name]["rejected"] == sum(row["class_name"] == name for row in rejected)
