@@ -145,6 +145,7 @@ def _dataset(shared: Shared, blocks: list[int], settings: DecodeSettings, scale:
     import ray
     from ray.data import ActorPoolStrategy
 
+    num_actors = min(scale.num_workers, len(blocks))  # Ray warns of those that would have nothing to do
     # No reading task, which would ask for a whole CPU: the numbers are put into the object store from here.
     numbers = ray.data.from_items(blocks, override_num_blocks=len(blocks))
     return numbers.map_batches(
@@ -157,7 +158,7 @@ def _dataset(shared: Shared, blocks: list[int], settings: DecodeSettings, scale:
         batch_size=1,
         num_cpus=scale.cpus_per_worker,
         num_gpus=1 if scale.use_gpu else 0,
-        compute=ActorPoolStrategy(size=scale.num_workers, max_tasks_in_flight_per_actor=BLOCKS_PER_ACTOR),
+        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=BLOCKS_PER_ACTOR),
         fn_constructor_kwargs={"shared": shared, "scale": scale},
     )
 
