@@ -108,7 +108,7 @@ def test_a_checkpoint_predicts(here: Path) -> None:
 
 
 def test_a_run_had_finished(here: Path, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    forbid(monkeypatch, "jobs.fit.train_phases")
+    forbid(monkeypatch, "jobs.fit.run_phases")
     result = fit(load_config(["data=digits", "run.name=run", *SMALL]), console=console)
     assert "run had finished" in printed(console)
     recorded = json.loads((RECORDED / "storage" / "run" / "run.json").read_text())["result"]
