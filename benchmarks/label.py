@@ -29,7 +29,7 @@ from dpl_ray.data.decode import DecodeSettings, decode_many
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.inference.label_batch import label_batch
-from dpl_ray.labeling.config import parse_labeling
+from dpl_ray.labeling.config import LabelConfig
 from dpl_ray.labeling.job import label_pool
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, load_classifier, load_policy, save_checkpoint
@@ -74,7 +74,7 @@ def time_loop(arguments: argparse.Namespace, checkpoint: str, pool: Path) -> flo
 def time_label(arguments: argparse.Namespace, checkpoint: str, pool: Path) -> float:
     """Seconds of the whole command."""
     with tempfile.TemporaryDirectory() as output:
-        config = parse_labeling(
+        config = LabelConfig.model_validate(
             {
                 "checkpoint": checkpoint,
                 "pool": str(pool),

@@ -150,16 +150,11 @@ def load_section(model: type[S], overrides: Sequence[str], required: Mapping[str
         for section in sections:
             place = place.setdefault(section, {})
         place[name] = _value(value, kinds[key].split("|"))
-    return complete(model, tree, required)
-
-
-def complete(model: type[S], values: Mapping[str, Any], required: Mapping[str, str]) -> S:
-    """The section of these values; a required field that is missing or empty is a `ValueError` with its example."""
-    section = validated(model, values)
+    made = validated(model, tree)
     for field, example in required.items():
-        if not getattr(section, field).strip():
+        if not getattr(made, field).strip():
             raise ValueError(f"{field} is missing: give it, as {field}={example}")
-    return section
+    return made
 
 
 def _value(text: str, kinds: Sequence[str]) -> Any:

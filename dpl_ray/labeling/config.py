@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic import Field
 
-from dpl_ray.config.overrides import complete, load_section
+from dpl_ray.config.overrides import load_section
 from dpl_ray.config.schema import ScaleConfig, TrackingConfig
 from dpl_ray.config.section import Section
 
@@ -74,8 +73,3 @@ def load_labeling(overrides: Sequence[str] = ()) -> LabelConfig:
         ValueError: naming the field, the value and what would be right.
     """
     return load_section(LabelConfig, overrides, REQUIRED)
-
-
-def parse_labeling(tree: dict[str, Any]) -> LabelConfig:
-    """Validate a nested dict; the first mistake is a `ValueError` naming field, value and what would be right."""
-    return complete(LabelConfig, tree, REQUIRED)

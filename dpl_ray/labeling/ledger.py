@@ -183,16 +183,14 @@ class Ledger:
                         self.missing.append(block)
                 self._close(number)
 
-    @property
-    def manifests(self) -> Storage:
-        return self.books / "manifests"
+    def _manifest_file(self, number: int) -> Storage:
+        return self.books / "manifests" / f"{number:06d}.json"
 
     def _whole_manifest(self, number: int) -> _Manifest | None:
         """The manifest of an input, unless it or a part of it is missing or not whole."""
-        place = self.manifests / manifest_name(number)
         try:
-            tree = json.loads(place.read())
-            manifest = _Manifest(Counts.from_json(tree["counts"]), [_Part(**part) for part in tree["parts"]])
+            tree = json.loads(self._manifest_file(number).read())
+            manifest = _Manifest(Counts(**tree["counts"]), [_Part(**part) for part in tree["parts"]])
         except (FileNotFoundError, ValueError, LookupError, TypeError):  # as one that a machine that went down left
             return None
         return manifest if all(self._sizes.get(part.name) == part.size for part in manifest.parts) else None
@@ -224,13 +222,13 @@ class Ledger:
             "num_files": len(files),
             "size": int(self.plan.pool.sizes[files.start : files.stop].sum()),
             "num_rows": sum(self.plan.num_rows(block) for block in blocks),
-            "counts": total.to_json(),
+            "counts": asdict(total),
             "parts": [
                 asdict(_Part(self.plan.part_name(block), size, counts.num_rows, counts.num_unreadable))
                 for block, (counts, size) in sorted(parts.items())
             ],
         }
-        (self.manifests / manifest_name(number)).write(json.dumps(manifest).encode())
+        self._manifest_file(number).write(json.dumps(manifest).encode())
         del self._open[number]
 
     def check(self) -> Counts:
@@ -291,10 +289,6 @@ class Ledger:
                 table = pq.read_table(place, filesystem=self.storage.filesystem, columns=["sample_id", "error"])
                 bad = table.filter(pc.is_valid(table["error"]))
                 yield from zip(bad["sample_id"].to_pylist(), bad["error"].to_pylist(), strict=True)
-
-
-def manifest_name(number: int) -> str:
-    return f"{number:06d}.json"
 
 
 def _list_sizes(folder: Storage) -> dict[str, int]:

@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +137,7 @@ def _stream(
         with DataContext.current(context):
             dataset = _dataset(shared, blocks[start : start + BLOCKS_PER_DATASET], settings, scale)
         for row in dataset.iter_rows():
-            yield int(row["block"]), Counts.from_json(json.loads(row["counts"])), int(row["size"])
+            yield int(row["block"]), Counts(**json.loads(row["counts"])), int(row["size"])
 
 
 def _dataset(shared: Shared, blocks: list[int], settings: DecodeSettings, scale: ScaleConfig) -> Any:
@@ -211,7 +211,7 @@ class _Actor:
             counts, size = self.labeler.label(block)
         return {
             "block": batch["block"],
-            "counts": np.array([json.dumps(counts.to_json())]),
+            "counts": np.array([json.dumps(asdict(counts))]),
             "size": np.array([size]),
         }
 

@@ -55,13 +55,6 @@ class Counts:
     def none(cls, num_classes: int) -> Counts:
         return cls([0] * num_classes, [0] * num_classes)
 
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Counts:
-        return cls(**tree)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     def __add__(self, other: Counts) -> Counts:
         mine, others = asdict(self), asdict(other)
         reasons = self.unreadable.keys() | other.unreadable.keys()
@@ -128,10 +121,6 @@ def make_part(
         mask[kept] = False
         return pa.array(whole, type_, mask=mask)
 
-    labels, selected, weight = columns["pseudo_label"], columns["selected"], columns["weight"]
-    assert labels is not None
-    assert selected is not None
-    assert weight is not None
     arrays = {name: spread(columns.get(name), SCHEMA.field(name).type) for name in SCHEMA.names if name in columns}
     arrays["sample_id"] = pa.array(sample_ids, pa.string())
     arrays["class_name"] = pa.array(class_names, pa.string()).take(arrays["pseudo_label"])
@@ -140,7 +129,7 @@ def make_part(
     arrays["weight"] = arrays["weight"].fill_null(pa.scalar(0, pa.float32()))
     arrays["error"] = pa.array([errors.get(row) for row in range(num_rows)], pa.string())
     counts = _count(columns, list(errors.values()), len(class_names))
-    metadata = {COUNTS_KEY: json.dumps(counts.to_json()).encode()}
+    metadata = {COUNTS_KEY: json.dumps(asdict(counts)).encode()}
     table = pa.table([arrays[name] for name in SCHEMA.names], schema=SCHEMA.with_metadata(metadata))
     return table, counts
 
@@ -171,7 +160,7 @@ def read_counts(part: Storage, num_rows: int) -> Counts | None:
     """What a part carries; None where it is not there, not whole, or not one of `num_rows` rows."""
     try:
         metadata = pq.read_metadata(part.path, filesystem=part.filesystem)
-        counts = Counts.from_json(json.loads((metadata.metadata or {})[COUNTS_KEY]))
+        counts = Counts(**json.loads((metadata.metadata or {})[COUNTS_KEY]))
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
         return None
     return counts if metadata.num_rows == counts.num_rows == num_rows else None

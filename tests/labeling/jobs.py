@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dpl_ray.labeling.config import parse_labeling
+from dpl_ray.config.section import validated
+from dpl_ray.labeling.config import LabelConfig
 from dpl_ray.labeling.job import LabelResult, label_pool
 from tests.builders import save_labeler, tiny_config
 
@@ -55,7 +56,7 @@ def label(checkpoint: str, pool: Path | str, output: Path | str, **fields: Any) 
     """In this process, in parts of 4 rows, and not to MLflow."""
     tree = {"checkpoint": checkpoint, "pool": str(pool), "output": str(output), "rows_per_part": 4, "batch_size": 3}
     tree |= {"scale": {"num_workers": 0}, "tracking": {"enabled": False}}
-    return label_pool(parse_labeling(tree | fields))
+    return label_pool(validated(LabelConfig, tree | fields))
 
 
 def rows(output: Path | str) -> dict[str, dict[str, Any]]:
