@@ -191,7 +191,7 @@ def decode_many(
                     bad.append(BadImage(sample_id, result))
                 else:
                     first = first or (sample_id, result.shape)
-                    _check_same_size(first, (sample_id, result.shape))
+                    check_same_size(first, (sample_id, result.shape))
                     good.append(result)
                     kept.append(position)
                 position += 1
@@ -255,7 +255,8 @@ def _decode_chunk(payloads: list[Payload], settings: DecodeSettings) -> list[NDA
     return results
 
 
-def _check_same_size(first: tuple[str, tuple[int, ...]], other: tuple[str, tuple[int, ...]]) -> None:
+def check_same_size(first: tuple[str, tuple[int, ...]], other: tuple[str, tuple[int, ...]]) -> None:
+    """`ValueError` where two images, by id and shape (C, H, W), differ in size, which data.image_size would mend."""
     if first[1] != other[1]:
         sizes = [f"{shape[2]}x{shape[1]}" for _, shape in (first, other)]
         raise ValueError(

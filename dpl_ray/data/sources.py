@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.classes import check_class_names, find_class_names, find_targets
 from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
-from dpl_ray.data.decode import DecodeSettings, Payload, decode_many
+from dpl_ray.data.decode import DecodeSettings, Payload, check_same_size, decode_many
 from dpl_ray.data.files import FOREIGN, kind_of
 from dpl_ray.data.labeled import Records, list_records
 from dpl_ray.data.labels import Label, clean_name, label_indices
@@ -154,7 +154,8 @@ def _read_own(
     test_set = reader.read_test(test)
     pool_set = reader.read(pool.read_all()) if pool else None
     selected_set = reader.read(selected.rows()) if selected else None
-    _check_shapes(train_set, test_set, pool_set, selected_set)
+    for other in filter(None, (test_set, pool_set, selected_set)):
+        check_same_size((train_set.ids[0], train_set.images.shape[1:]), (other.ids[0], other.images.shape[1:]))
     return Source(
         listed.name,
         listed.class_names,
@@ -268,14 +269,3 @@ def _hint(bad: list[BadImage]) -> str:
 
 def _reasons(bad: list[BadImage]) -> str:
     return ", ".join(f"{image.id} ({image.reason})" for image in bad[:3])
-
-
-def _check_shapes(train: ImageSet, *others: ImageSet | None) -> None:
-    """Without data.image_size the images of all fields must agree, as those of one do."""
-    for other in others:
-        if other is not None and len(other) and other.images.shape[1:] != train.images.shape[1:]:
-            sizes = [f"{part.images.shape[3]}x{part.images.shape[2]}" for part in (train, other)]
-            raise ValueError(
-                f"data.image_size=null: images differ in size ({train.ids[0]} is {sizes[0]}, {other.ids[0]} is "
-                f"{sizes[1]}); set the side to resize them to, as data.image_size=32"
-            )

@@ -172,7 +172,7 @@ def read_window(
     unreadable = np.setdiff1d(np.arange(size), kept)
     names[unreadable] = [image.id for image in bad]
     reasons[unreadable] = [image.reason for image in bad]
-    images, ids, targets = images, ids[kept], targets[kept]
+    ids, targets = ids[kept], targets[kept]
     for following in range(number + 1, number + MAX_WINDOWS_WITHOUT_AN_IMAGE + 1):
         if len(ids):
             break
