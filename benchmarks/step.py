@@ -30,8 +30,8 @@ from dpl_ray.algorithm.ema import update_teacher, warmed_decay
 from dpl_ray.algorithm.losses import consistency
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, pseudo_labels
 from dpl_ray.config.schema import Config, parse_config
-from dpl_ray.data.augment import ViewSettings, strong, weak
-from dpl_ray.data.batches import Batch, BatchFeed, view_settings
+from dpl_ray.data.augment import strong, weak
+from dpl_ray.data.batches import Batch, BatchFeed
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState, build_state
@@ -62,8 +62,9 @@ class FixedCoverage(DynamicPseudoLabels):
         return (places < round(self.coverage * len(places))).to(pseudo.confidence.dtype)
 
 
-def peers_step(state: TrainState, batch: Batch, config: Config, views: ViewSettings, workers: Workers) -> None:
+def peers_step(state: TrainState, batch: Batch, config: Config, workers: Workers) -> None:
     """One step as the peers form it: everything with gradient, in one batch."""
+    views = config.data.views
     num_labeled, num_unlabeled = len(batch.images), len(batch.images_unlabeled)
     images = torch.cat(
         [
@@ -112,17 +113,7 @@ def _setup(
     state = build_state(config, 3, NUM_CLASSES, workers)
     if coverage is not None:
         state.policy.__class__ = type("Fixed", (FixedCoverage,), {"coverage": coverage})
-    feed = BatchFeed(
-        pool,
-        pool,
-        batch_size=arguments.batch_size,
-        mu=arguments.mu,
-        seed=0,
-        views=view_settings(config.data.views),
-        rank=workers.rank,
-        world_size=workers.world_size,
-    )
-    return config, state, feed
+    return config, state, BatchFeed(config, pool, pool, workers.rank, workers.world_size)
 
 
 def measure_phases(rank: int, arguments: argparse.Namespace, port: int) -> None:
@@ -133,14 +124,14 @@ def measure_phases(rank: int, arguments: argparse.Namespace, port: int) -> None:
     workers = Workers.current()
     config, state, feed = _setup(arguments, workers, coverage=1.0)
     for _ in range(2):
-        train_step(state, feed(state.step), config, feed.views, workers)
+        train_step(state, feed(state.step), config, workers)
     rows = []
     for _ in range(arguments.steps):
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             began = time.perf_counter()
             with record_function("data wait"):
                 batch = feed(state.step)
-            train_step(state, batch, config, feed.views, workers)
+            train_step(state, batch, config, workers)
             total = time.perf_counter() - began
         times = {event.key: event.cpu_time_total / 1e6 for event in profiler.key_averages() if event.key in PHASES}
         rows.append(times | {"total": total})
@@ -176,7 +167,7 @@ def compare_forms(arguments: argparse.Namespace) -> None:
         for index in range(arguments.steps + 2):
             batch = feed(index).to(workers.device)
             seconds = [
-                _seconds(partial(step, state, batch, config, feed.views, workers))
+                _seconds(partial(step, state, batch, config, workers))
                 for step, state in ((train_step, ours), (peers_step, peers))
             ]
             if index >= 2:

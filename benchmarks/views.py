@@ -19,7 +19,8 @@ from torch import Tensor
 from torchvision import transforms
 
 from benchmarks.figures import Figure, Figures, add_save, median, report
-from dpl_ray.data.augment import WEAK_UNIFORMS, ViewSettings, num_strong_uniforms, strong, weak
+from dpl_ray.config.schema import ViewsConfig
+from dpl_ray.data.augment import WEAK_UNIFORMS, num_strong_uniforms, strong, weak
 
 NUM_REPEATS = 7
 LEAST_RATIO = 10.0  # of the strong view
@@ -60,7 +61,7 @@ def main() -> None:
 
     images = smooth_noise(batch, size)
     pictures = [transforms.functional.to_pil_image(image) for image in images]
-    settings = ViewSettings()
+    settings = ViewsConfig()
     padding = int(size * settings.crop_padding)
     pil_weak = transforms.Compose(
         [transforms.RandomCrop(size, padding, padding_mode="reflect"), transforms.RandomHorizontalFlip()]

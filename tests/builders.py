@@ -73,7 +73,7 @@ def tiny_splits(
 def tiny_feed(config: Config, splits: Splits, rank: int = 0, world_size: int = 1) -> BatchFeed:
     """The feed as the training loop makes it."""
     pool = splits.unlabeled if POLICIES[config.policy.name].uses_unlabeled else None
-    return BatchFeed.from_config(config, splits.labeled, pool, rank, world_size)
+    return BatchFeed(config, splits.labeled, pool, rank, world_size)
 
 
 @contextlib.contextmanager

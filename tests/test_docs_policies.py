@@ -21,7 +21,6 @@ from dpl_ray.config import policies as config_policies
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches import view_settings
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.metrics import SUMS
 from dpl_ray.training.state import build_state
@@ -140,7 +139,7 @@ def test_the_example_trains(follow: Callable[[str], None]) -> None:
     before = [parameter.clone() for parameter in state.student.parameters()]
     weight = unlabeled = 0.0
     for step in range(5):
-        values = train_step(state, feed(step), config, view_settings(config.data.views), Workers()).tolist()
+        values = train_step(state, feed(step), config, Workers()).tolist()
         sums = dict(zip(SUMS, values, strict=True))
         weight, unlabeled = weight + sums["weight"], unlabeled + sums["unlabeled"]
     assert state.step == 5

@@ -11,7 +11,6 @@ import torch.distributed as dist
 
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.data.augment import strong, weak
-from dpl_ray.data.batches import view_settings
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.evaluation import predict_split
 from dpl_ray.training.metrics import SUMS
@@ -31,9 +30,7 @@ def train_on(device: torch.device, workers: Workers | None = None, **groups: Any
     workers = workers or Workers(device=device)
     state = build_state(config, 3, NUM_CLASSES, workers, pool_size=len(splits.unlabeled))
     feed = tiny_feed(config, splits)
-    sums = [
-        train_step(state, feed(state.step).to(device), config, feed.views, workers).cpu().tolist() for _ in range(4)
-    ]
+    sums = [train_step(state, feed(state.step).to(device), config, workers).cpu().tolist() for _ in range(4)]
     there = predict_split(state.teacher, splits.test, Workers(device=device))
     assert there.device.type == "cpu"
     torch.testing.assert_close(there, predict_split(state.teacher.cpu(), splits.test), rtol=0, atol=1e-3)
@@ -80,7 +77,7 @@ def test_precisions_and_normalizations_train_on_the_gpu(precision: str, normaliz
 def test_views_on_the_gpu_are_those_of_the_cpu() -> None:
     splits, config = tiny_splits(NUM_CLASSES, size=32), tiny_config()
     feed = tiny_feed(config, splits)
-    views = view_settings(config.data.views)
+    views = config.data.views
     batch = feed(0)
     moved = batch.to(GPU)
     assert moved.images_unlabeled.device.type == "cuda"

@@ -39,7 +39,7 @@ OperationName = Literal[
 
 
 class ViewsConfig(Section):
-    """The random weak and strong views of an image."""
+    """The random weak and strong views of an image; the defaults are the published recipe for CIFAR."""
 
     crop_padding: float = Field(
         0.125, ge=0, le=0.5, description="reflected border before the random crop, share of the side"

@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpl_ray.config.schema import ViewsConfig
+
 WEAK_UNIFORMS = 3
 CUTOUT_UNIFORMS = 3
 GREY = 127
@@ -257,23 +259,12 @@ OPERATIONS: dict[str, Operation] = {
 OPERATION_NAMES: tuple[str, ...] = tuple(OPERATIONS)
 
 
-@dataclass(frozen=True)
-class ViewSettings:
-    """What the two views do to an image; the defaults are the published recipe for CIFAR."""
-
-    crop_padding: float = 0.125  # share of the side padded by reflection before the random crop, below 1
-    horizontal_flip: bool = True
-    num_operations: int = 3  # random operations of the strong view
-    cutout: float = 0.5  # largest side of the grey square, as a share of the width; the side is U(0, cutout)
-    operations: tuple[str, ...] = OPERATION_NAMES  # those the strong view draws from, uniformly
-
-
-def num_strong_uniforms(settings: ViewSettings) -> int:
+def num_strong_uniforms(settings: ViewsConfig) -> int:
     """Number of columns of `uniforms` that `strong` reads."""
     return WEAK_UNIFORMS + 2 * settings.num_operations + CUTOUT_UNIFORMS
 
 
-def weak(images: Tensor, uniforms: Tensor, settings: ViewSettings) -> Tensor:
+def weak(images: Tensor, uniforms: Tensor, settings: ViewsConfig) -> Tensor:
     """Random crop of the image padded by reflection, then a horizontal flip of every second image.
 
     uint8 (N, C, H, W), float32 (N, K >= WEAK_UNIFORMS) -> new uint8 (N, C, H, W) on the same device.
@@ -289,14 +280,15 @@ def weak(images: Tensor, uniforms: Tensor, settings: ViewSettings) -> Tensor:
     return cropped.view(images.shape).gather(3, columns[:, None, None].expand(images.shape))
 
 
-def strong(images: Tensor, uniforms: Tensor, settings: ViewSettings) -> Tensor:
+def strong(images: Tensor, uniforms: Tensor, settings: ViewsConfig) -> Tensor:
     """The weak view of the same columns, then `num_operations` random operations, then cutout.
 
     uint8 (N, C, H, W), float32 (N, K >= num_strong_uniforms(settings)) -> new uint8 (N, C, H, W) on the
     same device. With images on a GPU the host waits for it once, to learn how many images drew what.
     """
     _check(images, uniforms, num_strong_uniforms(settings))
-    operations = _operations(settings)
+    # In the order of OPERATIONS, where those with the same `apply` are neighbours.
+    operations = [operation for name, operation in OPERATIONS.items() if name not in settings.exclude]
     column = WEAK_UNIFORMS + 2 * settings.num_operations
     # Hundreds of small kernels: without autograd's bookkeeping a CPU launches them a tenth faster.
     with torch.inference_mode():
@@ -357,15 +349,6 @@ def _cut_out(views: Tensor, uniforms: Tensor, largest: float) -> Tensor:
     columns = (x - uniforms[:, 2, None] * width).abs() < half
     hole = (rows.to(torch.uint8)[:, :, None] * columns.to(torch.uint8)[:, None, :])[:, None]
     return views * (1 - hole) + GREY * hole  # bytes throughout: several times masked_fill's speed on a CPU
-
-
-def _operations(settings: ViewSettings) -> list[Operation]:
-    """The allowed operations in the order of OPERATIONS, where those with the same `apply` are neighbours."""
-    unknown = [name for name in settings.operations if name not in OPERATIONS]
-    if unknown or (settings.num_operations > 0 and not settings.operations):
-        got = f"got unknown {', '.join(map(repr, unknown))}" if unknown else "got none"
-        raise ValueError(f"operations must name at least one of {', '.join(OPERATIONS)}; {got}")
-    return [operation for name, operation in OPERATIONS.items() if name in settings.operations]
 
 
 def _check(images: Tensor, uniforms: Tensor, num_uniforms: int) -> None:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpl_ray.config.schema import Config, ViewsConfig
-from dpl_ray.data.augment import OPERATION_NAMES, WEAK_UNIFORMS, ViewSettings, num_strong_uniforms
+from dpl_ray.config.schema import Config
+from dpl_ray.data.augment import WEAK_UNIFORMS, num_strong_uniforms
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.order import RandomStream, sample_order, view_uniforms
 from dpl_ray.data.pool.windows import PoolFeed
@@ -46,27 +46,6 @@ class Batch:
         return replace(self, **moved)
 
 
-def view_settings(config: ViewsConfig) -> ViewSettings:
-    """What the views read of the configuration.
-
-    Raises:
-        ValueError: an excluded operation does not exist, or none is left.
-    """
-    unknown = [name for name in config.exclude if name not in OPERATION_NAMES]
-    if unknown:
-        raise ValueError(f"data.views.exclude={unknown[0]}: no such operation; known: {', '.join(OPERATION_NAMES)}")
-    operations = tuple(name for name in OPERATION_NAMES if name not in config.exclude)
-    if not operations:
-        raise ValueError("data.views.exclude: leaves no operation; set data.views.num_operations=0 for none")
-    return ViewSettings(
-        crop_padding=config.crop_padding,
-        horizontal_flip=config.horizontal_flip,
-        num_operations=config.num_operations,
-        cutout=config.cutout,
-        operations=operations,
-    )
-
-
 class BatchFeed:
     """`feed(step)` is this worker's share of the global batch of that step.
 
@@ -74,42 +53,17 @@ class BatchFeed:
     """
 
     def __init__(
-        self,
-        labeled: ImageSet,
-        unlabeled: ImageSet | PoolFeed | None,
-        *,
-        batch_size: int,
-        mu: int,
-        seed: int,
-        views: ViewSettings,
-        rank: int = 0,
-        world_size: int = 1,
+        self, config: Config, labeled: ImageSet, unlabeled: ImageSet | PoolFeed | None, rank: int, world_size: int
     ) -> None:
         """
         Args:
             unlabeled: the pool; None feeds labelled images alone (U = 0).
-            batch_size: global labelled batch, a multiple of world_size.
         """
-        assert batch_size % world_size == 0, "checked by the configuration"
+        train = config.train
+        assert train.batch_size % world_size == 0, "checked by the configuration"
         self.labeled, self.unlabeled = labeled, unlabeled
-        self.batch_size, self.mu, self.seed, self.views = batch_size, mu, seed, views
+        self.batch_size, self.mu, self.seed, self.views = train.batch_size, train.mu, train.seed, config.data.views
         self.rank, self.world_size = rank, world_size
-
-    @classmethod
-    def from_config(
-        cls, config: Config, labeled: ImageSet, unlabeled: ImageSet | PoolFeed | None, rank: int, world_size: int
-    ) -> BatchFeed:
-        """The feed of a training."""
-        return cls(
-            labeled,
-            unlabeled,
-            batch_size=config.train.batch_size,
-            mu=config.train.mu,
-            seed=config.train.seed,
-            views=view_settings(config.data.views),
-            rank=rank,
-            world_size=world_size,
-        )
 
     def ids(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices of the whole global batch: labelled (batch_size,), unlabelled in memory (mu * batch_size,)."""

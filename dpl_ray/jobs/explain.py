@@ -223,10 +223,9 @@ def _views(image: NDArray[np.uint8], config: Config) -> dict[str, list[bytes]]:
     import torch
 
     from dpl_ray.data.augment import num_strong_uniforms, strong, weak
-    from dpl_ray.data.batches import view_settings
     from dpl_ray.report.accuracy import encode_png
 
-    settings = view_settings(config.data.views)
+    settings = config.data.views
     images = torch.from_numpy(np.repeat(image[None], NUM_VIEWS, axis=0))
     uniforms = np.random.default_rng(0).random((NUM_VIEWS, num_strong_uniforms(settings)), dtype=np.float32)
     columns = torch.from_numpy(uniforms)

@@ -10,7 +10,7 @@ import torch
 
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches import BatchFeed, view_settings
+from dpl_ray.data.batches import BatchFeed
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.order import layer_seed
 from dpl_ray.data.pool.windows import PoolFeed, StreamedPool, WindowReader, Windows, read_here
@@ -42,11 +42,10 @@ def train(
     phase, num_steps, seed = config.policy.name, config.train.num_steps, config.train.seed
     info = ModelInfo.of(splits)
     state = _start(config, info, len(splits.unlabeled), folder, workers)
-    views = view_settings(config.data.views)
     pool = _open_pool(splits, config, workers, state.step, read) if POLICIES[phase].uses_unlabeled else None
     window = Window(workers, record, phase, num_steps, info.class_names)
     scores = Scores(state, splits, config.train.curve_images, workers)
-    with closing(BatchFeed.from_config(config, splits.labeled, pool, workers.rank, workers.world_size)) as feed:
+    with closing(BatchFeed(config, splits.labeled, pool, workers.rank, workers.world_size)) as feed:
         unreadable = Unreadable(config, pool, splits.bad, folder, workers, window)
         while state.step < num_steps:
             # Layers that draw (dropout) do so from a function of seed, step and worker: no random state to save.
@@ -54,7 +53,7 @@ def train(
             asked = time.perf_counter()
             batch = feed(state.step).to(workers.device)
             waited = time.perf_counter() - asked
-            sums = train_step(state, batch, config, views, workers)
+            sums = train_step(state, batch, config, workers)
             state.seconds += time.perf_counter() - asked
             window.add(sums, state.step, len(batch), waited)
             due = due_after(state.step, config.train)

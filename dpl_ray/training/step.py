@@ -18,7 +18,7 @@ from dpl_ray.algorithm.ema import update_teacher, warmed_decay
 from dpl_ray.algorithm.losses import consistency, ramp
 from dpl_ray.algorithm.pseudo_labels import StepFacts, pseudo_labels
 from dpl_ray.config.schema import Config
-from dpl_ray.data.augment import ViewSettings, strong, weak
+from dpl_ray.data.augment import strong, weak
 from dpl_ray.data.batches import Batch
 from dpl_ray.models import Classifier
 from dpl_ray.training.distributed import Workers
@@ -30,13 +30,14 @@ class NonFiniteLossError(ArithmeticError):
     """Some worker's weak views, loss or gradient are not finite; no weight was updated."""
 
 
-def train_step(state: TrainState, batch: Batch, config: Config, views: ViewSettings, workers: Workers) -> Tensor:
+def train_step(state: TrainState, batch: Batch, config: Config, workers: Workers) -> Tensor:
     """Move the state by one global batch and return its sums, (len(SUMS),) float64.
 
     Raises:
         NonFiniteLossError: naming step, worker and term, on every worker, before the optimizer moves.
     """
-    student, policy, train = state.student, state.policy, config.train
+    student, policy = state.student, state.policy
+    train, views = config.train, config.data.views
     autocast = _autocast(workers, train.precision)
     autocast_weak = _autocast(workers, train.weak_precision or train.precision)
 

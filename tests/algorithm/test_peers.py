@@ -132,7 +132,7 @@ def test_flexmatch_goes_on_with_another_number_of_workers(tmp_path: Path) -> Non
 
     alone = build(Workers())
     for _ in range(4):
-        train_step(alone, feed(alone.step), config, feed.views, Workers())
+        train_step(alone, feed(alone.step), config, Workers())
     save_checkpoint(folder, alone, config, ModelInfo(("a", "b", "c"), 3, (8, 8)), Workers(), keep=1)
     whole = alone.policy.get_buffer("last_labels")
     assert whole.count_nonzero() > 10

@@ -390,7 +390,7 @@ def test_a_policy_may_read_pool_indices_progress_labelled_answers_and_strong_log
     forwarded: list[Tensor] = []
     state.student.register_forward_pre_hook(lambda _module, inputs: forwarded.append(inputs[0]))
     batch = feed(0)
-    train_step(state, batch, config, feed.views, Workers())
+    train_step(state, batch, config, Workers())
     pseudo = policy.seen["pseudo"]
     assert torch.equal(pseudo.facts.ids, torch.from_numpy(feed.ids(0)[1]))
     assert (splits.unlabeled.images[pseudo.facts.ids] == batch.images_unlabeled.numpy()).all()

@@ -52,7 +52,7 @@ def train_peer(workers: Workers, policy: str, folder: Storage) -> dict[str, Any]
     lenient = {"flexmatch": {"threshold": 0.3}, "freematch": {"ema_decay": 0.5}}.get(policy, {})
     config, state, feed = setup(workers, {"name": policy} | lenient)
     for _ in range(3):
-        train_step(state, feed(state.step), config, feed.views, workers)
+        train_step(state, feed(state.step), config, workers)
     save_checkpoint(folder, state, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), workers, keep=1)
     workers.gather(None)  # the checkpoint is there
     _, resumed, _ = setup(workers, {"name": policy} | lenient)
@@ -60,7 +60,7 @@ def train_peer(workers: Workers, policy: str, folder: Storage) -> dict[str, Any]
     saved = safetensors.torch.load((folder / "step-00000003" / "policy.safetensors").read())
     for each in (state, resumed):
         for _ in range(3):
-            train_step(each, feed(each.step), config, feed.views, workers)
+            train_step(each, feed(each.step), config, workers)
     return {
         "student": state.student.state_dict(),
         "resumed": resumed.student.state_dict(),
@@ -91,7 +91,7 @@ def train_some(workers: Workers) -> dict[str, Any]:
         patch.setattr(Workers, "all_reduce_sum", counted)
         patch.setattr(type(state.policy), "weights", kept)
         for _ in range(NUM_STEPS):
-            train_step(state, feed(state.step), config, feed.views, workers)
+            train_step(state, feed(state.step), config, workers)
     return {
         "student": state.student.state_dict(),
         "teacher": state.teacher.state_dict(),
@@ -112,7 +112,7 @@ def train_poisoned(workers: Workers) -> dict[str, Any]:
         poison = lambda: torch.nan if torch.is_grad_enabled() else 1  # noqa: E731 of the gradient pass alone
         state.student.classifier.forward = lambda features: forward(features) * poison()  # type: ignore[method-assign]
     try:
-        train_step(state, batch, config, feed.views, workers)
+        train_step(state, batch, config, workers)
         message = ""
     except NonFiniteLossError as error:
         message = str(error)
@@ -126,14 +126,14 @@ def train_in_halves(workers: Workers, folder: Storage) -> list[str]:
     _, first, _ = setup(workers)
     _, second, _ = setup(workers)
     for _ in range(8):
-        train_step(whole, feed(whole.step), config, feed.views, workers)
+        train_step(whole, feed(whole.step), config, workers)
     for _ in range(4):
-        train_step(first, feed(first.step), config, feed.views, workers)
+        train_step(first, feed(first.step), config, workers)
     save_checkpoint(folder, first, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), workers, keep=1)
     workers.gather(None)  # the checkpoint is there
     load_state(folder / "step-00000004", second, workers)
     for _ in range(4):
-        train_step(second, feed(second.step), config, feed.views, workers)
+        train_step(second, feed(second.step), config, workers)
     parts = ("student", "teacher", "policy")
     pairs = {
         f"{part} {name}": (value, getattr(second, part).state_dict()[name])

@@ -16,7 +16,7 @@ from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
 from dpl_ray.config.schema import Config
 from dpl_ray.data.augment import strong, weak
-from dpl_ray.data.batches import Batch, BatchFeed, view_settings
+from dpl_ray.data.batches import Batch, BatchFeed
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.metrics import HIGH_ENTROPY_CONFIDENCE, SUMS, mean_metrics, step_sums
 from dpl_ray.training.state import TrainState, build_state, learning_rate
@@ -31,7 +31,7 @@ class Run:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.views = view_settings(config.data.views)
+        self.views = config.data.views
         splits = tiny_splits(NUM_CLASSES)
         self.state: TrainState = build_state(config, 3, NUM_CLASSES, Workers(), pool_size=len(splits.unlabeled))
         self.feed: BatchFeed = tiny_feed(config, splits)
@@ -41,7 +41,7 @@ class Run:
 
     def step(self, batch: Batch | None = None) -> dict[str, float]:
         batch = self.feed(self.state.step) if batch is None else batch
-        sums = train_step(self.state, batch, self.config, self.views, Workers())
+        sums = train_step(self.state, batch, self.config, Workers())
         return dict(zip(SUMS, sums.tolist(), strict=True))
 
 
