@@ -67,7 +67,7 @@ def _check_field(text: str, key: str, known: list[str], groups: dict[str, dict[s
     if name == "name" and group in groups:
         raise ValueError(f"{text}: a {group} is chosen with {group}=NAME; known: {', '.join(groups[group])}")
     if group == "policy" and name:
-        _check_policy_field(text, name, policy)
+        check_policy_field(text, name, policy)
     elif inner := [name for name in known if name.startswith(f"{key}.")]:
         raise ValueError(f"{text}: {key} is a section; set its fields, as {inner[0]}=...{suggest(key, groups)}")
     elif key not in known:
@@ -75,14 +75,15 @@ def _check_field(text: str, key: str, known: list[str], groups: dict[str, dict[s
         raise ValueError(f"{text}: there is no field {key}{near or '; --help lists all fields'}")
 
 
-def _check_policy_field(text: str, name: str, policy: str) -> None:
+def check_policy_field(text: str, name: str, policy: str, advice: str = "") -> None:
+    """`ValueError`, which ends with the advice, for a parameter that the policy does not have."""
     known = POLICY_CONFIGS[policy].model_fields
     if name not in known:
         parameters = [parameter for parameter in known if parameter != "name"]
         owners = [other for other, section in POLICY_CONFIGS.items() if name in section.model_fields]
         near = f"; policy={owners[0]} has it" if owners else suggest(name, parameters)
         raise ValueError(
-            f"{text}: policy={policy} has no such parameter; known: {', '.join(parameters) or 'none'}{near}"
+            f"{text}: policy={policy} has no such parameter; known: {', '.join(parameters) or 'none'}{near}{advice}"
         )
 
 

@@ -74,10 +74,8 @@ def _index_names(train: Records, highest: int) -> tuple[str, ...]:
     return tuple(str(index) for index in range(max(0, highest) + 1))
 
 
-def check_class_names(names: tuple[str, ...] | None, origin: str) -> None:
+def check_class_names(names: tuple[str, ...], origin: str) -> None:
     """`ValueError` unless there are two names or more, all different; `origin` is where they are from."""
-    if names is None:
-        return
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{origin}: {some(twice)} is there more than once; every class needs a name of its own")
     if len(names) < 2:

@@ -44,8 +44,9 @@ def load_splits(
             before the first image is decoded.
     """
     if data.class_names is not None:
-        data = data.model_copy(update={"class_names": tuple(map(clean_name, data.class_names))})
-        check_class_names(data.class_names, "data.class_names")
+        names = tuple(map(clean_name, data.class_names))
+        check_class_names(names, "data.class_names")
+        data = data.changed(class_names=names)
     if data.labels_per_class is not None and data.labels is None:
         raise ValueError(
             f"data.labels_per_class={data.labels_per_class}: there are no pseudo-labels to choose from; set "
@@ -57,7 +58,7 @@ def load_splits(
         return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
     labels = read_pseudo_labels(data) if data.labels is not None else None
     if labels and data.unlabeled is None:
-        data = data.model_copy(update={"unlabeled": labels.pool})
+        data = data.changed(unlabeled=labels.pool)
     listed = _list_labeled(data, labels)
     files = list_unlabeled(data, listed.index_names) if reads_unlabeled and data.unlabeled is not None else None
     if should_stream(data, listed.train, len(listed.train.ids) + (len(files) if files else 0)):

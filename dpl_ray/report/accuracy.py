@@ -169,12 +169,12 @@ def _sample(test: ImageSet, found: Predictions, row: int, class_names: Sequence[
     return encode_png(test.images[row]), text, str(test.ids[row])
 
 
-def encode_png(image: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> bytes:
-    """(1 or 3, H, W) to a PNG, made smaller where a side is longer than `max_pixels`."""
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """(1 or 3, H, W) to a PNG, made smaller where a side is longer than MAX_PIXELS."""
     from PIL import Image
 
     made = Image.fromarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, 2))
-    made.thumbnail((max_pixels, max_pixels))
+    made.thumbnail((MAX_PIXELS, MAX_PIXELS))
     buffer = io.BytesIO()
     made.save(buffer, "png", optimize=True)
     return buffer.getvalue()

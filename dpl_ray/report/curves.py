@@ -42,9 +42,8 @@ def training_section(
     validation = {name: points for name, points in validation.items() if len(points) > 1}
     losses = {f"labelled, {main.phase}": main.points("train/loss_labeled")}
     losses |= {f"labelled, {baseline.phase}": baseline.points("train/loss_labeled")} if baseline else {}
-    for name in ("unlabeled", "auxiliary"):
+    for name, shown in (("unlabeled", "unlabelled"), ("auxiliary", "policy's own")):
         points = main.points(f"train/loss_{name}")
-        shown = {"unlabeled": "unlabelled", "auxiliary": "policy's own"}[name]
         losses |= {f"{shown}, {main.phase}": points} if any(value for _, value in points) else {}
     told = []
     if any(test.values()):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dpl_ray.config.describe import describe_fields
-from dpl_ray.config.policies import POLICY_CONFIGS
+from dpl_ray.config.overrides import check_policy_field
 from dpl_ray.config.schema import Config, parse_config
 from dpl_ray.config.section import shown, suggest
 
@@ -158,14 +158,10 @@ def _check_field(where: str, field: str, known: set[str], parameters: list[str],
     section, _, name = field.partition(".")
     if field == "policy.name":
         raise ValueError(f"{where}: a search has one policy; dpl-ray compare sets policies side by side")
-    if section == "policy" and name not in parameters:
-        owners = [other for other, section in POLICY_CONFIGS.items() if name in section.model_fields]
-        near = f"; policy={owners[0]} has it" if owners else suggest(name, parameters)
-        raise ValueError(
-            f"{where}: policy={policy} has no such parameter; known: {', '.join(parameters) or 'none'}{near}. "
-            f"space=optimizer is for every policy, and space.{field}=null leaves it out"
-        )
-    if section != "policy" and field not in known:
+    if section == "policy":
+        advice = f". space=optimizer is for every policy, and space.{field}=null leaves it out"
+        check_policy_field(where, name, policy, advice)
+    elif field not in known:
         fields = [*known, *(f"policy.{parameter}" for parameter in parameters)]
         raise ValueError(f"{where}: there is no field {field}{suggest(field, fields) or '; --help lists all fields'}")
     shared = section in FIXED_SECTIONS and not field.startswith("data.views.")
