@@ -18,16 +18,6 @@ from pydantic import Field
 from dpl_ray.config.policies import DplConfig, PolicyConfig
 from dpl_ray.config.section import Section, suggest, validated
 
-DATA_NAMES = (
-    "digits",
-    "fashion_mnist",
-    "cifar10",
-    "cifar100",
-    "svhn",
-    "stl10",
-    "image_folder",
-    "parquet",
-)
 STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")  # of pyarrow's file systems
 CURVE_POINTS = 20  # of train.curve_every, where nothing else is said
 BESIDE_RUNS = ("ray", "mlflow.db", "mlflow-artifacts")  # in run.storage_path, and no runs

@@ -256,7 +256,6 @@ OPERATIONS: dict[str, Operation] = {
     "translate_x": Operation(-0.3, 0.3, _plan_translate_x, _apply_affine),
     "translate_y": Operation(-0.3, 0.3, _plan_translate_y, _apply_affine),
 }
-OPERATION_NAMES: tuple[str, ...] = tuple(OPERATIONS)
 
 
 def num_strong_uniforms(settings: ViewsConfig) -> int:

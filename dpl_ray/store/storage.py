@@ -108,10 +108,6 @@ class Storage:
         with Path(self.path).open("ab") as stream:
             stream.write(data)
 
-    def rename(self, new: Storage) -> None:
-        """Give this file another place on the same file system."""
-        self.filesystem.move(self.path, new.path)
-
     def make(self) -> bool:
         """Make this folder; false where it is there already. In a bucket, where there are no folders, it only looks."""
         if not self.is_local:

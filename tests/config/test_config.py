@@ -19,7 +19,6 @@ from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.describe import default_options, describe_fields, describe_policies, list_groups, option_values
 from dpl_ray.config.schema import (
-    DATA_NAMES,
     Config,
     DataConfig,
     DataName,
@@ -29,7 +28,7 @@ from dpl_ray.config.schema import (
     to_yaml,
 )
 from dpl_ray.config.section import Section, suggest, validated
-from dpl_ray.data.augment import OPERATION_NAMES
+from dpl_ray.data.augment import OPERATIONS
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "storage"
 OPTIONS = [(group, option) for group, options in list_groups().items() for option in options]
@@ -74,9 +73,9 @@ def test_default_options() -> None:
 
 def test_names_agree_with_the_files_and_the_code() -> None:
     groups = list_groups()
-    assert set(groups["data"]) == set(DATA_NAMES) == set(typing.get_args(DataName))
+    assert set(groups["data"]) == set(typing.get_args(DataName))
     assert set(groups["policy"]) == set(POLICIES)
-    assert typing.get_args(OperationName) == OPERATION_NAMES
+    assert typing.get_args(OperationName) == tuple(OPERATIONS)
     assert {name for name, policy in POLICIES.items() if not policy.uses_unlabeled} == {"supervised"}
 
 
@@ -113,7 +112,7 @@ def test_overrides_win_over_recipes(overrides: list[str], field: str, value: Any
         ({"train": {"lambda_u": float("nan")}}, "train.lambda_u=nan: must be a finite number"),
         ({"train": 3}, "train=3: must be a section of fields"),
         ({"data": {"class_names": "ant"}}, r"data.class_names=ant: must be a list, as data.class_names=\[ant\]"),
-        ({"data": {"views": {"exclude": list(OPERATION_NAMES)}}}, "data.views.exclude: leaves no operation"),
+        ({"data": {"views": {"exclude": list(OPERATIONS)}}}, "data.views.exclude: leaves no operation"),
         ({"policy": {}}, "policy.name is missing: choose one with policy=NAME"),
         ({"policy": None}, "policy=null: must be a section of fields"),
     ],

@@ -14,7 +14,6 @@ from torch import Tensor
 from dpl_ray.config.schema import ViewsConfig
 from dpl_ray.data.augment import (
     GREY,
-    OPERATION_NAMES,
     OPERATIONS,
     WEAK_UNIFORMS,
     num_strong_uniforms,
@@ -28,7 +27,7 @@ BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 def all_but(*names: str) -> tuple[str, ...]:
     """What to exclude for the strong view to draw from these operations."""
-    return tuple(name for name in OPERATION_NAMES if name not in names)
+    return tuple(name for name in OPERATIONS if name not in names)
 
 
 def affine(image: Image.Image, *matrix: float) -> Image.Image:
@@ -97,7 +96,7 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", OPERATION_NAMES)
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_operation_gives_pillows_bytes(name: str, channels: int, size: tuple[int, int]) -> None:
     operation = OPERATIONS[name]
     images = pictures(24, channels, *size)
@@ -124,7 +123,7 @@ def test_color_of_one_channel_is_the_identity() -> None:
     assert_same(OPERATIONS["color"](images, torch.linspace(0.05, 0.95, 8)), images)
 
 
-@pytest.mark.parametrize("name", OPERATION_NAMES)
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_operation_takes_an_empty_batch(name: str) -> None:
     images = noise(0, 3, 8, 8)
     assert_same(OPERATIONS[name](images, torch.empty(0)), images)
@@ -168,7 +167,7 @@ def strong_reference(image: Tensor, uniforms: Tensor, views: ViewsConfig) -> Ten
     result = to_pillow(weak_reference(image, uniforms, views))
     for r in range(views.num_operations):
         choice, magnitude = (np.float32(u) for u in uniforms[WEAK_UNIFORMS + 2 * r : WEAK_UNIFORMS + 2 * r + 2])
-        names = [name for name in OPERATION_NAMES if name not in views.exclude]
+        names = [name for name in OPERATIONS if name not in views.exclude]
         name = names[int(choice * np.float32(len(names)))]
         operation = OPERATIONS[name]
         span = np.float32(operation.high - operation.low)
@@ -269,7 +268,7 @@ def test_an_empty_batch_gives_an_empty_view(channels: int) -> None:
 
 
 def test_without_operations_and_cutout_the_strong_view_is_the_weak_one() -> None:
-    views = ViewsConfig(num_operations=0, cutout=0.0, exclude=OPERATION_NAMES)
+    views = ViewsConfig(num_operations=0, cutout=0.0, exclude=tuple(OPERATIONS))
     images, uniforms = pictures(16, 3, 16, 12), random_uniforms(16, num_strong_uniforms(views))
     assert_same(strong(images, uniforms, views), weak(images, uniforms, views))
 

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 import scipy.io
 import yaml
 
-from dpl_ray.config.schema import DATA_NAMES, DataConfig, parse_config
+from dpl_ray.config.schema import DataConfig, DataName, parse_config
 from dpl_ray.data import standard
 from dpl_ray.data.sources import load_splits
 from dpl_ray.data.standard import FASHION_MNIST_CLASSES, read_idx
@@ -257,7 +258,7 @@ def test_a_root_that_is_not_there(tmp_path: Path) -> None:
         load_splits(DataConfig(name="cifar10", root=str(tmp_path / "dataset")), seed=0)
 
 
-@pytest.mark.parametrize("name", DATA_NAMES)
+@pytest.mark.parametrize("name", typing.get_args(DataName))
 def test_every_data_set_has_a_valid_group_file(name: str) -> None:
     text = (CONF / f"{name}.yaml").read_text()
     assert text.startswith("# ")
