@@ -53,8 +53,8 @@ def export_model(checkpoint: Storage, folder: Storage) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    for name in ("mlflow", "torch.export", "torch._export"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for logger in map(logging.getLogger, ("mlflow", "torch.export", "torch._export")):
+        logger.setLevel(max(logging.ERROR, logger.level))  # a tracker may have made it quieter
     model, _, info = load_classifier(checkpoint)
     shape = (info.channels, *info.image_size)
     signature = ModelSignature(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from dpl_ray import fit, load_checkpoint, load_config
 from dpl_ray.config.schema import RegistryConfig
 from dpl_ray.store.storage import Storage
+from dpl_ray.tracking.server import make_client
 from tests.recordings import (
     QUIET,
     new_tracker,
@@ -60,3 +62,13 @@ def test_a_model_that_cannot_be_exported_costs_a_warning(tmp_path: Path, mlflow_
         record_model(tracker, RegistryConfig(), Storage(str(tmp_path)) / "step-00000004", Storage(str(tmp_path)))
     tracker.finish("FINISHED", QUIET)
     assert tracker.run_id
+
+
+def test_an_export_leaves_mlflow_as_quiet_as_a_tracker_has_made_it(tmp_path: Path, mlflow_uri: str) -> None:
+    """Else a database that is locked later prints a stack beside the line that tells of it."""
+    from dpl_ray.inference.exported_model import export_model
+
+    make_client(mlflow_uri)
+    with pytest.raises(ValueError, match="checkpoint="):
+        export_model(Storage(str(tmp_path)) / "step-00000004", Storage(str(tmp_path)))
+    assert logging.getLogger("mlflow").level == logging.CRITICAL

@@ -17,6 +17,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.db import utils
 from rich.console import Console
 
 from dpl_ray import sync_tracking
@@ -353,4 +355,21 @@ def test_a_database_that_another_process_has_locked_is_told_in_one_line(
         with pytest.warns(UserWarning, match=r"database is locked; the run goes on") as told:
             tracker.finish("FINISHED", QUIET)
     assert ["\n" in str(warning.message) for warning in told] == [False]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_mlflow_logs_of_a_database_that_is_locked_later_is_not_shown(
+    tmp_path: Path, mlflow_uri: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stack of sixty lines, beside the one line that tells of it."""
+    text = utils.sql.text  # MLflow waits for twenty seconds
+    monkeypatch.setattr(utils.sql, "text", lambda query: text(query.replace("timeout = 20000", "timeout = 0")))
+    journal = keep(tmp_path, start_entry(mlflow_uri, tmp_path))
+    sender = Sender(mlflow_uri, journal)
+    sender.send()
+    with contextlib.closing(sqlite3.connect(mlflow_uri.removeprefix("sqlite:///"))) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        journal.unsent.append({"kind": "tag", "key": "a", "value": "b", "time": 0})
+        with pytest.raises(MlflowException, match="database is locked"):
+            sender.send()
     assert capfd.readouterr() == ("", "")
