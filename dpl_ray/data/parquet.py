@@ -23,7 +23,7 @@ from pyarrow import fs
 
 from dpl_ray.config.section import suggest
 from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
-from dpl_ray.data.files import Location, read_image_file
+from dpl_ray.data.files import Location, Spelling, read_image_file
 from dpl_ray.data.labels import Label, as_label, clean_name, in_order_of
 from dpl_ray.store.file_systems import one_line
 
@@ -141,7 +141,11 @@ def read_rows(
             if (problem := image_column_error(schema, image_column)) is not None:
                 yield from repeat((_failing(problem), None), num_left)
                 return
-            rows_of = partial(_rows_of, image_column=image_column, beside=partial(_beside, location, path))
+            rows_of = partial(
+                _rows_of,
+                image_column=image_column,
+                beside=partial(_beside, location, path, Spelling(location.filesystem)),
+            )
             columns = [image_column]
             if label_column is not None and has_labels(schema, label_column):
                 columns.append(label_column)
@@ -209,12 +213,12 @@ def _rows_of(
     return list(zip(payloads, labels, strict=True))
 
 
-def _beside(location: Location, parquet: str, path: str) -> Payload:
+def _beside(location: Location, parquet: str, spelled: Spelling, path: str) -> Payload:
     """The image file of this path, which is relative to the parquet file's folder."""
     full = posixpath.normpath(posixpath.join(posixpath.dirname(parquet), path))
     if not full.startswith(location.root_of(parquet).rstrip("/") + "/"):
         return _failing(OUTSIDE)
-    return partial(read_image_file, location.filesystem, full)
+    return partial(read_image_file, location.filesystem, spelled(full))
 
 
 def _one_column(whole: str, schema: pa.Schema, column: str, near: str) -> pa.Field:

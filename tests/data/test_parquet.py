@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -194,6 +195,13 @@ def test_an_image_may_lie_beside_the_parquet_file_but_not_outside_of_the_data(tm
         assert all_labels(splits) == TRUTH
         assert [bad.reason for bad in splits.bad] == ["path leads out of the folder of the data"]
     fails(r"31 of 31 images cannot be read", "parquet", train=tmp_path / "data" / "shards")
+
+
+def test_an_image_beside_the_parquet_file_is_found_in_the_other_unicode_form(tmp_path: Path) -> None:
+    write_folder(tmp_path / normalize("NFD", "käfer"))
+    cells = [{"path": normalize("NFC", f"käfer/{CLASSES[c]}/{row // 3}.png")} for row, c in enumerate(LABELS)]
+    pq.write_table(pa.table({"image": cells, "label": LABELS}), tmp_path / "a.parquet")
+    assert all_labels(load("parquet", train=tmp_path / "a.parquet")) == TRUTH
 
 
 def test_a_column_name_that_is_there_twice(tmp_path: Path) -> None:
