@@ -56,7 +56,7 @@ class Classifier(nn.Module):
         return features, self.classifier(features)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
-        # The shape is that of the saved ones; checkpoints of before version 0.2 have neither, and scaled to [-1, 1].
+        # The shape is that of the saved ones; older checkpoints have neither: their images were scaled to [-1, 1].
         for name in ("mean", "std"):
             saved = state_dict.setdefault(f"{prefix}{name}", torch.full((1, 1, 1), 0.5))
             setattr(self, name, getattr(self, name).new_empty(saved.shape))
