@@ -25,7 +25,8 @@ import torch.multiprocessing as mp
 from benchmarks.figures import Figures, add_save, median, report
 from benchmarks.pool import write_pool
 from dpl_ray.config.schema import Config, parse_config
-from dpl_ray.data.decode import DecodeSettings, decode_many
+from dpl_ray.data.decode import DecodeSettings
+from dpl_ray.data.decode_many import decode_many
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.inference.label_batch import label_batch

@@ -13,32 +13,31 @@ Choices, for every source alike:
 - fit=crop keeps the centre, fit=pad centres the image on black;
 - interpolation=area at a whole factor is the exact mean of each block, halves rounded up;
 - a JPEG of 4 S and more is decoded at 1/2, 1/4 or 1/8 of its size, to no less than 2 S: many times faster.
+
+The model for MLflow carries a copy of this file, so that it reads images as training did (inference/exported_model.py):
+it imports nothing of this package.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE
 
-from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.dataset import BadImage
+if TYPE_CHECKING:
+    from dpl_ray.config.schema import DataConfig
 
-Payload = bytes | Callable[[], bytes] | None
-"""Encoded bytes, or a function that reads them (called in a worker thread), or nothing."""
+Payload = bytes | Callable[[], bytes] | Image.Image | None
+"""Encoded bytes, or a function that reads them (called in a worker thread), or an image of Pillow, or nothing."""
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow
 MAX_PIXELS = 64 * 2**20
@@ -54,7 +53,6 @@ CORRUPT = "cannot be decoded"
 UNSUPPORTED_MODE = "unsupported pixel format"
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_CHUNK_SIZE = 32
 #: EXIF orientation -> what brings the image upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -90,32 +88,49 @@ class DecodeSettings:
         return cls(data.image_size, data.channels, data.fit, data.interpolation)
 
 
-def decode(encoded: bytes, settings: DecodeSettings) -> NDArray[np.uint8]:
+def decode(encoded: bytes | Image.Image, settings: DecodeSettings) -> NDArray[np.uint8]:
     """Decode one image to (C, S, S), or to (C, H, W) as it is where S is None; `DecodeError` says why not."""
     if not encoded:
         raise DecodeError(EMPTY)
     try:
-        return _decode(encoded, settings)
+        with quiet_pillow():
+            return _convert(encoded, settings) if isinstance(encoded, Image.Image) else _decode(encoded, settings)
     except DecodeError:
         raise
     except Exception as error:  # Pillow's plugins let anything out that a broken file provokes
-        if (smaller := without_texts(encoded)) != encoded:
+        if isinstance(encoded, bytes) and (smaller := without_texts(encoded)) != encoded:
             return decode(smaller, settings)
         raise DecodeError(_reason(error)) from error
 
 
 def _decode(encoded: bytes, settings: DecodeSettings) -> NDArray[np.uint8]:
-    with _quiet_pillow(), Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise DecodeError(TOO_LARGE)
         if settings.image_size is not None:
             # Only JPEG has drafts. The mode stays, so that grey is made in one place.
             image.draft(image.mode, (2 * settings.image_size, 2 * settings.image_size))
-        # Pillow holds four bytes a pixel, and compositing three more such images.
-        with _memory.taken(image.width * image.height * (16 if image.has_transparency_data else 8)):
-            image.load()
-            upright = _upright(_eight_bits(image), image)
-            return _to_array(_to_mode(upright, settings.channels), settings)
+        return _convert(image, settings)
+
+
+def _convert(image: Image.Image, settings: DecodeSettings) -> NDArray[np.uint8]:
+    # Pillow holds four bytes a pixel, and compositing three more such images.
+    with _memory.taken(image.width * image.height * (16 if image.has_transparency_data else 8)):
+        image.load()
+        upright = _upright(_eight_bits(image), image)
+        return _to_array(_to_mode(upright, settings.channels), settings)
+
+
+def decode_or_reason(payload: Payload, settings: DecodeSettings) -> NDArray[np.uint8] | str:
+    """The decoded image, or the reason why there is none."""
+    try:
+        return decode((payload() if callable(payload) else payload) or b"", settings)
+    except DecodeError as error:
+        return str(error)
+    except FileNotFoundError:
+        return MISSING
+    except OSError:
+        return UNREADABLE
 
 
 def without_texts(encoded: bytes) -> bytes:
@@ -157,50 +172,12 @@ def _upright(image: Image.Image, original: Image.Image) -> Image.Image:
 def has_image_header(encoded: bytes) -> bool:
     """Whether it begins as an image does: broken ones too, text and archives not."""
     try:
-        with _quiet_pillow(), Image.open(io.BytesIO(encoded), formats=FORMATS):
+        with quiet_pillow(), Image.open(io.BytesIO(encoded), formats=FORMATS):
             return True
     except UnidentifiedImageError:
         return False
     except Exception:  # as a header that ends too early
         return True
-
-
-def decode_many(
-    items: Iterable[tuple[str, Payload]], settings: DecodeSettings, *, num_threads: int | None = None
-) -> tuple[NDArray[np.uint8], list[int], list[BadImage]]:
-    """Decode (id, payload) pairs in threads, in order, with a bounded number of them in memory.
-
-    Returns:
-        images (N, C, H, W), the N positions in `items` that they come from, and the rest with reasons.
-
-    Raises:
-        ValueError: the images differ in size and `settings.image_size` is None.
-    """
-    num_threads = num_threads or min(32, (os.cpu_count() or 1) + 4)  # some wait for files
-    images: list[NDArray[np.uint8]] = []
-    kept: list[int] = []
-    bad: list[BadImage] = []
-    first: tuple[str, tuple[int, ...]] | None = None
-    position = 0
-    # Held open for the whole pass, so that the threads do not wait for each other at its lock.
-    with _quiet_pillow(), ThreadPoolExecutor(num_threads) as executor:
-        for ids, results in _map_chunks(executor, iter(items), settings, max_pending=4 * num_threads):
-            good: list[NDArray[np.uint8]] = []
-            for sample_id, result in zip(ids, results, strict=True):
-                if isinstance(result, str):
-                    bad.append(BadImage(sample_id, result))
-                else:
-                    first = first or (sample_id, result.shape)
-                    check_same_size(first, (sample_id, result.shape))
-                    good.append(result)
-                    kept.append(position)
-                position += 1
-            if good:
-                images.append(np.stack(good))
-    if not images:
-        side = settings.image_size or 0
-        return np.empty((0, settings.channels, side, side), np.uint8), kept, bad
-    return np.concatenate(images), kept, bad
 
 
 def convert_arrays(images: NDArray[np.uint8], settings: DecodeSettings) -> NDArray[np.uint8]:
@@ -222,47 +199,6 @@ def convert_arrays(images: NDArray[np.uint8], settings: DecodeSettings) -> NDArr
         pixels = image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
         converted[index] = _to_array(_to_mode(Image.fromarray(pixels), settings.channels), settings)
     return converted
-
-
-def _map_chunks(
-    executor: ThreadPoolExecutor, items: Iterator[tuple[str, Payload]], settings: DecodeSettings, *, max_pending: int
-) -> Iterator[tuple[list[str], list[NDArray[np.uint8] | str]]]:
-    """Like `executor.map` over chunks of the items, but reading at most `max_pending` chunks ahead."""
-    pending: deque[tuple[list[str], Future[list[NDArray[np.uint8] | str]]]] = deque()
-    while chunk := list(islice(items, _CHUNK_SIZE)):
-        payloads = [payload for _, payload in chunk]
-        pending.append(([name for name, _ in chunk], executor.submit(_decode_chunk, payloads, settings)))
-        if len(pending) >= max_pending:
-            ids, future = pending.popleft()
-            yield ids, future.result()
-    while pending:
-        ids, future = pending.popleft()
-        yield ids, future.result()
-
-
-def _decode_chunk(payloads: list[Payload], settings: DecodeSettings) -> list[NDArray[np.uint8] | str]:
-    """The image of each payload, or the reason why there is none."""
-    results: list[NDArray[np.uint8] | str] = []
-    for payload in payloads:
-        try:
-            results.append(decode((payload() if callable(payload) else payload) or b"", settings))
-        except DecodeError as error:
-            results.append(str(error))
-        except FileNotFoundError:
-            results.append(MISSING)
-        except OSError:
-            results.append(UNREADABLE)
-    return results
-
-
-def check_same_size(first: tuple[str, tuple[int, ...]], other: tuple[str, tuple[int, ...]]) -> None:
-    """`ValueError` where two images, by id and shape (C, H, W), differ in size, which data.image_size would mend."""
-    if first[1] != other[1]:
-        sizes = [f"{shape[2]}x{shape[1]}" for _, shape in (first, other)]
-        raise ValueError(
-            f"data.image_size=null: images differ in size ({first[0]} is {sizes[0]}, {other[0]} is {sizes[1]}); "
-            "set the side to resize them to, as data.image_size=32"
-        )
 
 
 def _to_mode(image: Image.Image, channels: int) -> Image.Image:
@@ -360,7 +296,7 @@ _quiet_filters = warnings.catch_warnings()
 
 
 @contextmanager
-def _quiet_pillow() -> Iterator[None]:
+def quiet_pillow() -> Iterator[None]:
     """Keep Pillow's warnings (large images, odd EXIF) from the user: bad images are reported by their reasons.
 
     `warnings.catch_warnings` alone is not safe in threads: whoever leaves last restores the filters that it

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.classes import check_class_names, find_class_names, find_targets
 from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
-from dpl_ray.data.decode import DecodeSettings, Payload, check_same_size, decode_many
+from dpl_ray.data.decode import DecodeSettings, Payload
+from dpl_ray.data.decode_many import check_same_size, decode_many
 from dpl_ray.data.files import FOREIGN, kind_of
 from dpl_ray.data.labeled import Records, list_records
 from dpl_ray.data.labels import Label, clean_name, label_indices

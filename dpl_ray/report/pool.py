@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from dpl_ray.data.dataset import ImageSet, Splits
-from dpl_ray.data.decode import decode_many
+from dpl_ray.data.decode_many import decode_many
 from dpl_ray.data.labels import label_indices
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.inference.label_batch import label_batch

@@ -18,7 +18,8 @@ from PIL import Image, ImageOps
 
 from dpl_ray.data import decode as decoding
 from dpl_ray.data.dataset import BadImage
-from dpl_ray.data.decode import DecodeError, DecodeSettings, convert_arrays, decode, decode_many
+from dpl_ray.data.decode import DecodeError, DecodeSettings, convert_arrays, decode
+from dpl_ray.data.decode_many import decode_many
 
 AS_IT_IS = DecodeSettings()
 GREY = DecodeSettings(channels=1)

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpl_ray.data import parquet
-from dpl_ray.data.decode import DecodeSettings, decode_many
+from dpl_ray.data.decode import DecodeSettings
+from dpl_ray.data.decode_many import decode_many
 from dpl_ray.data.files import as_text, open_location
 from dpl_ray.data.pool.files import ROWS_PER_SPAN, PoolFiles, _merge, list_pool
 from tests.builders import png, write_images

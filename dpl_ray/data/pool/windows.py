@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import BadImage
-from dpl_ray.data.decode import DecodeSettings, decode_many
+from dpl_ray.data.decode import DecodeSettings
+from dpl_ray.data.decode_many import decode_many
 from dpl_ray.data.files import FOREIGN
 from dpl_ray.data.labels import label_indices
 from dpl_ray.data.order import RandomStream
