@@ -12,11 +12,36 @@ from typing import Any
 
 import pytest
 
-from dpl_ray import load_config
+from dpl_ray import (
+    CompareConfig,
+    Config,
+    LabelConfig,
+    SearchConfig,
+    SelfTrainConfig,
+    compare,
+    fit,
+    label_pool,
+    load_config,
+    search,
+    self_train,
+)
+from dpl_ray.config.given import read_given
 from dpl_ray.config.section import Section, validated
+from dpl_ray.labeling.config import load_labeling
+from dpl_ray.studies.comparison.config import load_comparison
+from dpl_ray.studies.self_training.config import load_self_training
+from dpl_ray.studies.tuning.config import GROUPS, load_search
 from tests.documents import Document, documents
 
 OWN = ("dpl_ray", "pipelines", "benchmarks")
+#: Function that takes a configuration -> what reads it, its class, and that of the fields beside it.
+LOADERS: dict[Any, tuple[Any, type[Section], type[Section]]] = {
+    fit: (load_config, Config, Config),
+    compare: (load_comparison, Config, CompareConfig),
+    search: (load_search, Config, SearchConfig),
+    self_train: (load_self_training, Config, SelfTrainConfig),
+    label_pool: (load_labeling, LabelConfig, LabelConfig),
+}
 
 
 class Reader(ast.NodeVisitor):
@@ -76,6 +101,8 @@ class Reader(ast.NodeVisitor):
             inspect.signature(called).bind(*[None] * (len(node.args) + is_method), **dict.fromkeys(keywords))
             if called is load_config and node.args:
                 load_config(ast.literal_eval(node.args[0]))
+            elif called in LOADERS:
+                self._check_configuration(called, node.args, keywords)
             elif isinstance(called, type) and issubclass(called, Section):
                 validated(called, {name: ast.literal_eval(value) for name, value in keywords.items()})
         except TypeError as error:
@@ -83,6 +110,16 @@ class Reader(ast.NodeVisitor):
         except ValueError as error:
             if "malformed node" not in str(error):  # a variable is among the arguments
                 self.mistakes.append(f"{ast.unparse(node.func)}(): {error}")
+
+    def _check_configuration(self, called: Any, arguments: list[ast.expr], keywords: dict[str, ast.expr]) -> None:
+        """Overrides and keywords of a function that takes them."""
+        load, kind, own = LOADERS[called]
+        others = {name: node for name, node in keywords.items() if name not in inspect.signature(called).parameters}
+        if unknown := others.keys() - {*kind.model_fields, *own.model_fields, *GROUPS}:
+            self.mistakes.append(f"{called.__name__}(): there is no {', '.join(sorted(unknown))}")
+            return
+        given = ast.literal_eval(arguments[0]) if arguments else ()
+        read_given(given, {name: ast.literal_eval(node) for name, node in others.items()}, load, kind)
 
     def _resolve(self, node: ast.expr) -> Any:
         """What an expression stands for, or the class of what is in a variable; None where that is not known."""
@@ -140,6 +177,8 @@ config = load_config(overrides)
 model = load_checkpoint("runs/my-run")
 probs = model.predict(torch.zeros(1, 1, 8, 8))
 dpl_ray.label_pool(dpl_ray.LabelConfig(checkpoint="a", pool="b", output="c"))
+fit(["data=digits"], policy="dpl", train={"mu": 5})
+compare(policies=["dpl", "fixmatch"], seeds=7, console=True)
 ```
 """
 
@@ -159,6 +198,10 @@ def test_what_is_right_is_accepted() -> None:
         ("seeds=5", "seeds=0", "seeds=0"),
         ("seeds=5", "seed=5", "seed"),
         ("console=None", "consol=None", "consol"),
+        ('["data=digits"]', '["data=digit"]', "data=digit: there is no such data"),
+        ('policy="dpl"', 'policy="dpll"', "policy=dpll: there is no such policy"),
+        ('{"mu": 5}', '{"nu": 5}', "there is no field train.nu"),
+        ("seeds=7", "seeds=0", "seeds=0"),
         ('("runs/my-run")', '("runs/my-run", "teacher", 3)', "too many positional arguments"),
         ("model.predict", "model.predicts", "Predictor has no predicts"),
         ("predict(torch.zeros(1, 1, 8, 8))", "predict()", "missing a required argument"),

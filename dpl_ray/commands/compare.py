@@ -16,7 +16,7 @@ def job(loaded: tuple[Config, CompareConfig], console: Console) -> None:
     config, options = loaded
     command = command_line("compare")
     result = compare(config, options, console=console, command=command)
-    places: dict[str, str | None] = {"cells": result.csv, "table": result.markdown, "report": result.report}
+    places: dict[str, str | None] = {"cells": result.csv, "table": result.table, "report": result.report}
     print_results(console, places, result.run_id, result.tracking_uri)
     if result.failed:
         raise CellsFailedError(describe_failed(result.failed))

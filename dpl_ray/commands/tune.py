@@ -22,7 +22,7 @@ def job(loaded: tuple[Config, SearchConfig], console: Console) -> None:
     places: dict[str, str | None] = {
         "best": result.best,
         "trials": result.csv,
-        "table": result.markdown,
+        "table": result.table,
         "report": result.report,
     }
     print_results(console, places, result.run_id, result.tracking_uri)

@@ -22,12 +22,13 @@ from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
 
 
-def load_config(overrides: Sequence[str] = (), *, in_cells: bool = False) -> Config:
+def load_config(overrides: Sequence[str] = (), start: Config | None = None, *, in_cells: bool = False) -> Config:
     """The configuration that `dpl-ray train OVERRIDES` runs with.
 
     Args:
         overrides: as on the command line: `["data=cifar10", "policy=fixmatch", "train.num_steps=500"]`. One of them may
             be `config=FILE`: a whole configuration as `to_yaml` writes it, which takes the place of conf/.
+        start: whole configuration that the overrides change; None: that of conf/.
         in_cells: as `parse_config` has it.
 
     Raises:
@@ -37,10 +38,14 @@ def load_config(overrides: Sequence[str] = (), *, in_cells: bool = False) -> Con
     overrides = [text for text in overrides if not text.startswith("config=")]
     if len(files) > 1:
         raise ValueError(f"config={files[1]}: config={files[0]} is there already; one file is the whole configuration")
-    given = _read_config(files[0]) if files else None
+    if start and files:
+        raise ValueError(f"config={files[0]}: a Config is given already, which is the whole configuration")
+    if start and not overrides:
+        return start
+    given = _read_config(files[0]) if files else start
     options, fields = read_overrides(overrides, given)
-    start = given or Config(policy=parse_policy({"name": options["policy"]}))
-    merged: Any = OmegaConf.create(start.model_dump(mode="json"))
+    begin = given or Config(policy=parse_policy({"name": options["policy"]}))
+    merged: Any = OmegaConf.create(begin.model_dump(mode="json"))
     try:
         for group, option in options.items() if given is None else ():
             merged.merge_with(option_tree(group, option))

@@ -43,7 +43,7 @@ def read_overrides(overrides: Sequence[str], given: Config | None) -> tuple[dict
         if key in groups and not override.is_delete():
             _check_group(text, override, groups[key])
             if given:
-                raise ValueError(f"{text}: config=FILE has chosen every group; set single fields beside it")
+                raise ValueError(f"{text}: the configuration that is given has chosen every group; set single fields")
             options[key] = str(override.value())
     for text, override in parsed:
         if override.key_or_group not in groups:
@@ -128,17 +128,18 @@ def as_yaml(text: str) -> Any:
         return text
 
 
-def load_section(model: type[S], overrides: Sequence[str], required: Mapping[str, str]) -> S:
+def load_section(model: type[S], overrides: Sequence[str], required: Mapping[str, str], start: S | None = None) -> S:
     """The fields of a command that has no others, as `field=value` or `section.field=value`.
 
     Args:
         required: fields that must be given -> an example.
+        start: what the overrides change; None: the defaults.
 
     Raises:
         ValueError: naming the field, the value and what would be right.
     """
     kinds = {field: kind for field, kind, _, _ in describe_fields(model)}
-    tree: dict[str, Any] = {}
+    tree: dict[str, Any] = start.model_dump() if start else {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:

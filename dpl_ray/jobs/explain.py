@@ -19,6 +19,7 @@ from dpl_ray.data.pool.files import Rows, list_pool
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.data.sources import load_splits
 from dpl_ray.page.html import Page, Section, Table, render_page
+from dpl_ray.page.result import Result
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import ModelInfo, find_checkpoint, load_config_and_info
 
@@ -31,8 +32,8 @@ NUM_VIEWS = 6  # strong ones; of the weak ones one fewer, beside the image itsel
 NUM_CLASSES = 5  # most likely ones that are listed
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Result):
     """Why one image gets its weight: what training reads of it at the end of the run, without augmentation."""
 
     sample: str
@@ -47,6 +48,16 @@ class Explanation:
     fixmatch_weight: float  # 1 from a confidence of 0.95 on
     reason: str
     page: str  # where it is written, with the views
+
+    def _facts(self) -> dict[str, str | None]:
+        return {
+            "sample": self.sample,
+            "pseudo-label": self.pseudo_label,
+            "confidence": f"{self.confidence:.3f}",
+            "weight": f"{self.weight:.3f}",
+            "reason": self.reason,
+            "page": self.page,
+        }
 
 
 def explain(

@@ -6,20 +6,23 @@ torch is imported where training begins: a mistake in fields, files or paths is 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from dpl_ray.cluster.connect import check_readers, checked_resources, cluster_address
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.files import as_text
 from dpl_ray.data.sources import load_splits
 from dpl_ray.jobs.checks import check_names, check_network, check_storage
 from dpl_ray.jobs.phases import run_phases
-from dpl_ray.page.console import Progress, show
+from dpl_ray.page.console import Progress, open_console, show
+from dpl_ray.page.result import Result, percent
 from dpl_ray.report.console import result_tables, training_state
 from dpl_ray.report.curves import History
 from dpl_ray.report.page import REPORT_FILE, find_verdict, verdict_sentence, write_report
@@ -36,8 +39,8 @@ if TYPE_CHECKING:
     from dpl_ray.training.records import Outcome, Record
 
 
-@dataclass(frozen=True)
-class FitResult:
+@dataclass(frozen=True, repr=False)
+class FitResult(Result):
     """The result of `fit`."""
 
     name: str
@@ -52,19 +55,32 @@ class FitResult:
     run_id: str | None  # of MLflow
     tracking_uri: str | None
 
+    def _facts(self) -> dict[str, str | None]:
+        return {
+            "name": self.name,
+            "accuracy": percent(self.metrics.get("eval/accuracy")),
+            "supervised": percent((self.baseline or {}).get("eval/accuracy")),
+            "verdict": self.verdict,
+            "checkpoint": self.checkpoint,
+            "report": self.report,
+        }
 
-def fit(config: Config, *, console: Console | None = None) -> FitResult:
+
+def fit(config: Config | Sequence[str] = (), *, console: Console | bool | None = None, **keywords: Any) -> FitResult:
     """Train a model as the configuration says. A run of the same name goes on where it stopped.
 
     Args:
-        console: where progress and tables are shown; None shows nothing.
+        config: a configuration, or overrides as on the command line: `["data=digits", "train.num_steps=100"]`.
+        console: where progress and tables are shown; True: standard output, or the cell of a notebook; None: nowhere.
+        keywords: further overrides: `data="digits"` chooses an option of a group, `train={"num_steps": 100}` sets
+            fields of a section. Both in one: `policy={"name": "dpl", "rule": "band"}`.
 
     Raises:
         ValueError: a field, the data or the resources do not fit; before any worker starts.
         NonFiniteLossError: a loss is not finite; names step, worker and term.
         WorkersLostError: Ray gave up on the workers; the same run.name goes on from the last checkpoint.
     """
-    console = console or Console(quiet=True)
+    config, console = read_given(config, keywords, load_config), open_console(console)
     with checked_resources(config.scale):
         uri, splits = _check(config)
         storage = run_storage(config)

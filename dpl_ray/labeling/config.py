@@ -66,10 +66,10 @@ class LabelConfig(Section):
 REQUIRED = {"checkpoint": "runs/NAME", "pool": "/path/to/images", "output": "/path/to/labels"}
 
 
-def load_labeling(overrides: Sequence[str] = ()) -> LabelConfig:
-    """The configuration that `dpl-ray label OVERRIDES` runs with.
+def load_labeling(overrides: Sequence[str] = (), start: LabelConfig | None = None) -> LabelConfig:
+    """The configuration that `dpl-ray label OVERRIDES` runs with, or what the overrides make of `start`.
 
     Raises:
         ValueError: naming the field, the value and what would be right.
     """
-    return load_section(LabelConfig, overrides, REQUIRED)
+    return load_section(LabelConfig, overrides, REQUIRED, start)

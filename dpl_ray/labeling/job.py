@@ -11,25 +11,27 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Console
 
 from dpl_ray.cluster import connect as cluster
+from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config, RunConfig
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.files import Location, as_text, open_location, would_list
 from dpl_ray.data.pool.files import PoolFiles, list_pool
-from dpl_ray.labeling.config import LabelConfig
+from dpl_ray.labeling.config import LabelConfig, load_labeling
 from dpl_ray.labeling.console import label_table
 from dpl_ray.labeling.figure import draw_summary
 from dpl_ray.labeling.ledger import SUMMARY_NAME, Ledger
 from dpl_ray.labeling.on_ray import count_actors, label_on_ray
 from dpl_ray.labeling.parts import NUM_BINS, Counts
 from dpl_ray.labeling.plan import rows_per_block
-from dpl_ray.page.console import Progress, show
+from dpl_ray.page.console import Progress, open_console, show
+from dpl_ray.page.result import Result
 from dpl_ray.runs.provenance import describe_code
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.storage import Storage
@@ -43,8 +45,8 @@ class TooManyBadError(RuntimeError):
     """More of the pool cannot be read than was allowed; what is labelled stays."""
 
 
-@dataclass(frozen=True)
-class LabelResult:
+@dataclass(frozen=True, repr=False)
+class LabelResult(Result):
     """The result of `label_pool`."""
 
     output: str  # folder of the parts: pyarrow.dataset.dataset(output)
@@ -57,6 +59,15 @@ class LabelResult:
     bad: str | None  # list of the unreadable
     run_id: str | None  # of MLflow
     tracking_uri: str | None
+
+    def _facts(self) -> dict[str, str | None]:
+        return {
+            "output": self.output,
+            "images": f"{self.num_rows:,}",
+            "selected": f"{self.num_selected:,}",
+            "rejected": f"{self.num_rejected:,}",
+            "unreadable": f"{sum(self.unreadable.values()):,}",
+        }
 
 
 @dataclass(frozen=True)
@@ -83,11 +94,15 @@ class _Source:
         }
 
 
-def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelResult:
+def label_pool(
+    config: LabelConfig | Sequence[str] = (), *, console: Console | bool | None = None, **keywords: Any
+) -> LabelResult:
     """Label every image of a pool with the teacher and the policy of a checkpoint. An output that was begun goes on.
 
     Args:
-        console: where progress and the table are shown; None shows nothing.
+        config: a configuration, or overrides as on the command line.
+        console: where progress and the table are shown, as in `fit`.
+        keywords: fields, as `checkpoint="runs/first"`, or sections, as `scale={"num_workers": 0}`.
 
     Raises:
         ValueError: a field, the checkpoint, the pool, the output or the resources do not fit; before any work.
@@ -95,7 +110,7 @@ def label_pool(config: LabelConfig, *, console: Console | None = None) -> LabelR
         LedgerError: the parts that were written are not those that were planned.
         WorkersFailedError: a process of Ray failed, or several died over the same images.
     """
-    console = console or Console(quiet=True)
+    config, console = read_given(config, keywords, load_labeling, LabelConfig), open_console(console)
     source = _open_source(config)
     uri = tracking_uri(_tracking_config(config, source))
     if config.scale.num_workers != 0:

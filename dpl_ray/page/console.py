@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Self
 
 import rich.progress
@@ -19,6 +20,11 @@ from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0  # of a log file
 WIDE = 120  # columns of a terminal that has room for a bar beside the text
+
+
+def open_console(console: Console | bool | None) -> Console:
+    """The console itself; True: standard output, or the cell of a notebook; None and False: one that shows nothing."""
+    return console if isinstance(console, Console) else Console(quiet=not console)
 
 
 def show(console: Console, text: str, *, style: str = "") -> None:
@@ -38,8 +44,13 @@ def console_table(
     return table
 
 
+def _has_widgets(console: Console) -> bool:
+    """Whether it is a notebook in which rich can draw over what it has drawn."""
+    return console.is_jupyter and find_spec("ipywidgets") is not None
+
+
 class Progress:
-    """How far something is: a line that moves on a terminal, a line now and then elsewhere.
+    """How far something is: a line that moves on a terminal and in a notebook, a line now and then elsewhere.
 
         with Progress(console, "images") as progress:
             progress.update(1_000, 20_000, "5 unreadable")
@@ -59,7 +70,7 @@ class Progress:
             *([BarColumn(bar_width=30)] if console.width >= WIDE else []),
             text,
             console=console,
-            disable=not console.is_terminal or console.quiet,
+            disable=console.quiet or not (console.is_terminal or _has_widgets(console)),
             speed_estimate_period=math.inf,
         )
         self._tasks: dict[str, Task] = {}

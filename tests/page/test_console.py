@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from dpl_ray.page.console import SECONDS_BETWEEN_LINES, Progress, console_table, show
+from dpl_ray.page.console import SECONDS_BETWEEN_LINES, Progress, console_table, open_console, show
 
 
 class Clock:
@@ -97,3 +97,17 @@ def test_a_table_sets_text_left_and_numbers_right() -> None:
         "│ bee   │     10 │",
         "└───────┴────────┘",
     ]
+
+
+def test_what_a_console_may_be() -> None:
+    given = console()
+    assert open_console(given) is given
+    assert (open_console(True).quiet, open_console(None).quiet, open_console(False).quiet) == (False, True, True)
+
+
+@pytest.mark.parametrize("has_widgets", [True, False])
+def test_a_bar_moves_in_a_notebook_that_has_widgets(monkeypatch: pytest.MonkeyPatch, has_widgets: bool) -> None:
+    monkeypatch.setattr("dpl_ray.page.console.find_spec", lambda _: has_widgets or None)
+    assert Progress(Console(force_jupyter=True), "steps")._bars.disable == (not has_widgets)
+    assert Progress(Console(force_jupyter=False, file=io.StringIO()), "steps")._bars.disable
+    assert Progress(Console(force_jupyter=True, quiet=True), "steps")._bars.disable

@@ -95,7 +95,7 @@ def test_every_policy_is_trained_with_every_seed(tmp_path: Path) -> None:
     for text in ("first starts: 2 policies (dpl, fixmatch) x 2 seeds, 4 cells of 6 steps", "4 of 4 cells done, 0 runn"):
         assert text in output
     assert output.count("accuracy ") >= 4
-    assert "- seeds: 0, 1" in Path(result.markdown).read_text()
+    assert "- seeds: 0, 1" in result.markdown
 
 
 def test_a_comparison_that_is_repeated_runs_nothing_and_says_the_same(tmp_path: Path, ran: list[str]) -> None:
@@ -148,7 +148,7 @@ def test_a_cell_that_fails_is_reported_and_goes_on_from_its_checkpoint(
         broken, output = run(tmp_path / "broken")
     assert broken.failed == {"dpl-seed-1": "RuntimeError: the node is"}
     assert "dpl with seed 1: failed: RuntimeError: the node is\n" in output
-    assert "missing: dpl-seed-1 (RuntimeError: the node is)" in Path(broken.markdown).read_text()
+    assert "missing: dpl-seed-1 (RuntimeError: the node is)" in broken.markdown
     assert (tmp_path / "broken" / "first" / "dpl-seed-1" / "error.txt").read_text() == "the node is\ngone"
     assert {row.label: len(row.seeds) for row in broken.rows} == {"dpl": 1, "fixmatch": 2}
 
@@ -163,7 +163,7 @@ def test_a_cell_that_fails_is_reported_and_goes_on_from_its_checkpoint(
     assert {cell for cell, _ in steps} == {"dpl-seed-1"}
     assert min(step for _, step in steps) > 4, "on from the checkpoint of step 4"
     assert measured(mended) == measured(whole), "the curve's points before the failure are kept"
-    assert "missing" not in Path(mended.markdown).read_text()
+    assert "missing" not in mended.markdown
 
 
 @pytest.mark.rendered

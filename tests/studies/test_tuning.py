@@ -108,7 +108,7 @@ def test_every_trial_is_trained_and_the_best_is_the_first(tmp_path: Path) -> Non
     for each in result.trials:
         history = history_of(tmp_path, each.name)
         assert 0 < recorded_seconds(history) <= each.seconds
-    assert "20 held-out labelled images, so that one image more is 5.0 points" in Path(result.markdown).read_text()
+    assert "20 held-out labelled images, so that one image more is 5.0 points" in result.markdown
     assert "on 20 held-out labelled images (one image is 5.0 points)" in output
     assert (result.failed, result.run_id) == ({}, None)
 

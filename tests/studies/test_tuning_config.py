@@ -170,7 +170,7 @@ def test_a_file_is_a_whole_configuration(tmp_path: Path) -> None:
         ("train: {moo: 1}", [], r"train\.moo=1: there is no such field"),
         ("train: {mu: 0}", [], r"train\.mu=0: must be greater than or equal to 1"),
         ("policy: {name: dpl, moo: 1}", [], r"policy\.moo=1: there is no such field"),
-        ("{}", ["policy=fixmatch"], "policy=fixmatch: config=FILE has chosen every group"),
+        ("{}", ["policy=fixmatch"], "policy=fixmatch: the configuration that is given has chosen every group"),
         ("{}", ["config=other.yaml"], r"config=other\.yaml: config=.* is there already"),
         ("{}", ["train.moo=1"], r"train\.moo=1: there is no field"),
         ("!!python/object/apply:os.getcwd []", [], "cannot be read"),

@@ -51,8 +51,8 @@ class Plan:
         return tuple(dict.fromkeys(cell.seed for cell in self.cells))
 
 
-def load_comparison(overrides: Sequence[str] = ()) -> tuple[Config, CompareConfig]:
-    """The configurations that `dpl-ray compare OVERRIDES` runs with.
+def load_comparison(overrides: Sequence[str] = (), start: Config | None = None) -> tuple[Config, CompareConfig]:
+    """The configurations that `dpl-ray compare OVERRIDES` runs with, or what the overrides make of `start`.
 
     Raises:
         ValueError: naming the field, the value and what would be right.
@@ -63,7 +63,8 @@ def load_comparison(overrides: Sequence[str] = ()) -> tuple[Config, CompareConfi
         _check_override(text)
     values = {key: _value(key, text) for key, _, text in (text.partition("=") for text in own)}
     compare = validated(CompareConfig, values)
-    return load_config(["scale.num_workers=1", "data.pool.mode=memory", *rest], in_cells=True), compare
+    defaults = [] if start else ["scale.num_workers=1", "data.pool.mode=memory"]
+    return load_config([*defaults, *rest], start, in_cells=True), compare
 
 
 def make_plan(config: Config, compare: CompareConfig) -> Plan:

@@ -7,24 +7,35 @@ goes on, and policies and seeds can be added to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
 from dpl_ray.cluster import connect as cluster
+from dpl_ray.config.given import read_study
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.jobs.checks import check_network
+from dpl_ray.page.console import open_console
+from dpl_ray.page.result import Result, percent
 from dpl_ray.runs.folder import COMPARISON_FILE, check_same
 from dpl_ray.runs.provenance import describe_config
 from dpl_ray.store.records import read_json
 from dpl_ray.studies.comparison.cells import CELL_FILE, Cell, CellResult, cell_config, data_seed, read_cells, run_cell
-from dpl_ray.studies.comparison.config import CompareConfig, comparison_name, free_fields, make_plan, shared_tree
+from dpl_ray.studies.comparison.config import (
+    CompareConfig,
+    comparison_name,
+    free_fields,
+    load_comparison,
+    make_plan,
+    shared_tree,
+)
 from dpl_ray.studies.comparison.console import CellsProgress, comparison_tables
 from dpl_ray.studies.comparison.folder import check_policies, write_comparison
 from dpl_ray.studies.comparison.table import Row
@@ -38,44 +49,54 @@ class CellsFailedError(RuntimeError):
     """Some cells have not finished."""
 
 
-@dataclass(frozen=True)
-class CompareResult:
+@dataclass(frozen=True, repr=False)
+class CompareResult(Result):
     """What `compare` gives back."""
 
     name: str
     rows: list[Row]  # one per policy, the most accurate first
     failed: dict[str, str]  # cell -> cause
     csv: str
-    markdown: str
+    table: str  # path of the table in Markdown
+    markdown: str  # the same as text
     report: str
     run_id: str | None  # of MLflow: the parent of the cells' runs
     tracking_uri: str | None
 
+    def _facts(self) -> dict[str, str | None]:
+        accuracies = {row.label: percent(row.accuracy) for row in self.rows}
+        failed = f"{len(self.failed)} cells" if self.failed else None
+        return {"name": self.name, **accuracies, "failed": failed, "report": self.report}
+
 
 def compare(
-    config: Config,
+    config: Config | Sequence[str] = (),
     options: CompareConfig | None = None,
     *,
-    console: Console | None = None,
+    console: Console | bool | None = None,
     command: str | None = None,
+    **keywords: Any,
 ) -> CompareResult:
     """Train policies x seeds, those cells that have not finished, and write tables and page.
 
     Args:
-        config: of every cell; config.policy and train.baseline are not read, and train.seed is the first seed.
-            scale.num_workers=0 runs the cells one after another in this process, any other number as Ray tasks.
-        console: where progress and tables are shown; None shows nothing.
+        config: of every cell, or overrides as on the command line; config.policy and train.baseline are not read, and
+            train.seed is the first seed. scale.num_workers=0 runs the cells one after another in this process, any
+            other number as Ray tasks.
+        console: where progress and tables are shown, as in `fit`.
         command: that the tables are to name as their origin.
+        keywords: further overrides, as in `fit`, and fields of `CompareConfig`, as `seeds=3`.
 
     Raises:
         ValueError: a field, the data or the resources do not fit; before any cell starts.
         CellsFailedError: not one cell has finished.
     """
-    study = Comparison(config, options or CompareConfig())
-    failed, run_id = run_study(study, console=console or Console(quiet=True), command=command)
+    study = Comparison(*read_study(config, keywords, load_comparison, options))
+    failed, run_id = run_study(study, console=open_console(console), command=command)
     place = study.storage
-    csv, markdown, report = (str(place / f"comparison.{kind}") for kind in ("csv", "md", "html"))
-    return CompareResult(study.name, study.rows, failed, csv, markdown, report, run_id, study.uri)
+    csv, table, report = (place / f"comparison.{kind}" for kind in ("csv", "md", "html"))
+    text = table.read().decode()
+    return CompareResult(study.name, study.rows, failed, str(csv), str(table), text, str(report), run_id, study.uri)
 
 
 def describe_failed(failed: dict[str, str]) -> str:

@@ -31,8 +31,8 @@ class SelfTrainConfig(Section):
     )
 
 
-def load_self_training(overrides: Sequence[str] = ()) -> tuple[Config, SelfTrainConfig]:
-    """The configurations that `dpl-ray self-train OVERRIDES` runs with.
+def load_self_training(overrides: Sequence[str] = (), start: Config | None = None) -> tuple[Config, SelfTrainConfig]:
+    """The configurations that `dpl-ray self-train OVERRIDES` runs with, or what the overrides make of `start`.
 
     Raises:
         ValueError: naming the field, the value and what would be right.
@@ -43,7 +43,7 @@ def load_self_training(overrides: Sequence[str] = ()) -> tuple[Config, SelfTrain
         refuse_near_miss(text, SelfTrainConfig.model_fields)
     values = {key: _value(key, text) for key, _, text in (text.partition("=") for text in own)}
     options = validated(SelfTrainConfig, values)
-    config = load_config(rest)
+    config = load_config(rest, start)
     check_self_training(config)
     return config, options
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
 from dpl_ray.cluster.connect import checked_resources
+from dpl_ray.config.given import read_study
 from dpl_ray.config.policies import SupervisedConfig
 from dpl_ray.config.schema import Config, RegistryConfig, TrackingConfig
 from dpl_ray.config.section import shown
@@ -27,7 +29,8 @@ from dpl_ray.data.split import EmptyPoolError
 from dpl_ray.jobs.fit import FitResult, fit
 from dpl_ray.labeling.config import LabelConfig, LabelScaleConfig
 from dpl_ray.labeling.job import label_pool
-from dpl_ray.page.console import show
+from dpl_ray.page.console import open_console, show
+from dpl_ray.page.result import Result, percent
 from dpl_ray.runs.folder import MODEL_FOLDER, RUN_FILE, SELF_TRAINING_FILE
 from dpl_ray.runs.provenance import describe_code, describe_config
 from dpl_ray.store.storage import Storage
@@ -35,6 +38,7 @@ from dpl_ray.studies.frame import End, Study, run_study
 from dpl_ray.studies.self_training.config import (
     SelfTrainConfig,
     check_self_training,
+    load_self_training,
     self_training_name,
     self_training_tree,
 )
@@ -47,8 +51,8 @@ from dpl_ray.tracking.tracker import Tracker
 TRAINING, LABELS = "training", "labels"  # folders of a round
 
 
-@dataclass(frozen=True)
-class SelfTrainResult:
+@dataclass(frozen=True, repr=False)
+class SelfTrainResult(Result):
     """The result of `self_train`."""
 
     name: str
@@ -63,28 +67,41 @@ class SelfTrainResult:
     run_id: str | None  # of MLflow: the parent of the rounds' runs
     tracking_uri: str | None
 
+    def _facts(self) -> dict[str, str | None]:
+        return {
+            "name": self.name,
+            "rounds": f"{len(self.rounds)}",
+            "accuracy of the last": percent(self.rounds[-1].metrics.get("round/accuracy")),
+            "stopped": self.stopped,
+            "checkpoint": self.checkpoint,
+            "labels": self.labels,
+        }
+
 
 def self_train(
-    config: Config,
+    config: Config | Sequence[str] = (),
     options: SelfTrainConfig | None = None,
     *,
-    console: Console | None = None,
+    console: Console | bool | None = None,
     command: str | None = None,
+    **keywords: Any,
 ) -> SelfTrainResult:
     """Train and label in rounds until the pseudo-labels no longer change. A loop that was begun before goes on.
 
     Args:
-        config: configuration of every training. data.unlabeled is the pool that is labelled. data.labels_per_class is
-            the number of selected samples of each class that are trained on. train.baseline holds for round 0 alone.
-        console: where progress and tables are shown; None shows nothing.
+        config: configuration of every training, or overrides as on the command line. data.unlabeled is the pool that is
+            labelled. data.labels_per_class is the number of selected samples of each class that are trained on.
+            train.baseline holds for round 0 alone.
+        console: where progress and tables are shown, as in `fit`.
         command: command line that self_train.json keeps as its origin.
+        keywords: further overrides, as in `fit`, and fields of `SelfTrainConfig`, as `rounds=5`.
 
     Raises:
         ValueError: a field, the data, the checkpoint or the resources do not fit.
         Exception: everything that `fit` and `label_pool` raise. The same call then goes on where it stopped.
     """
-    console = console or Console(quiet=True)
-    study = SelfTraining(config, options or SelfTrainConfig())
+    console = open_console(console)
+    study = SelfTraining(*read_study(config, keywords, load_self_training, options))
     if study.stopped and study.info["finished"] == study.stopped:
         show(console, f"{study.name} had finished: {study.stopped}; another run.name starts anew")
         console.print(rounds_table(study.rounds))

@@ -50,8 +50,8 @@ class SearchConfig(Section):
     )
 
 
-def load_search(overrides: Sequence[str] = ()) -> tuple[Config, SearchConfig]:
-    """The configurations that `dpl-ray tune OVERRIDES` runs with.
+def load_search(overrides: Sequence[str] = (), start: Config | None = None) -> tuple[Config, SearchConfig]:
+    """The configurations that `dpl-ray tune OVERRIDES` runs with, or what the overrides make of `start`.
 
     Raises:
         ValueError: naming the field, the value and what would be right.
@@ -78,8 +78,8 @@ def load_search(overrides: Sequence[str] = ()) -> tuple[Config, SearchConfig]:
         space = parse_space(values.get("space") or _default_space())
         values["space"] = {field: {domain.kind: list(domain.values)} for field, domain in space.items()} | fields
     options = validated(SearchConfig, values)
-    defaults = () if any(text.startswith("config=") for text in rest) else DEFAULTS
-    return load_config([*defaults, *rest], in_cells=True), options
+    defaults = () if start or any(text.startswith("config=") for text in rest) else DEFAULTS
+    return load_config([*defaults, *rest], start, in_cells=True), options
 
 
 def _is_own(key: str) -> bool:

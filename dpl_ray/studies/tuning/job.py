@@ -9,17 +9,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from dpl_ray.cluster.connect import cluster_address
+from dpl_ray.config.given import read_study
 from dpl_ray.config.schema import Config, to_yaml
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.jobs.checks import check_network
+from dpl_ray.page.console import open_console
+from dpl_ray.page.result import Result, percent
 from dpl_ray.runs.folder import SEARCH_FILE, study_name
 from dpl_ray.runs.provenance import describe_code, describe_config
 from dpl_ray.studies.frame import End, Nodes, Study, check_room, count_cells, run_study
@@ -27,6 +31,7 @@ from dpl_ray.studies.tuning.config import (
     SearchConfig,
     describe_options,
     how_searched,
+    load_search,
     resolve,
     search_tree,
 )
@@ -45,8 +50,8 @@ class SearchFailedError(RuntimeError):
     """Some trials have not ended."""
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(Result):
     """The result of `search`."""
 
     name: str
@@ -54,35 +59,50 @@ class SearchResult:
     failed: dict[str, str]  # trial -> cause; the same command runs them again
     best: str  # path of best.yaml
     csv: str
-    markdown: str
+    table: str  # path of the table in Markdown
+    markdown: str  # the same as text
     report: str
     run_id: str | None  # of MLflow: the parent of the trials' runs
     tracking_uri: str | None
 
+    def _facts(self) -> dict[str, str | None]:
+        return {
+            "name": self.name,
+            "trials": f"{len(self.trials)}",
+            "failed": f"{len(self.failed)}" if self.failed else None,
+            "accuracy of the best": percent(self.trials[0].accuracy),
+            "best": self.best,
+            "report": self.report,
+        }
+
 
 def search(
-    config: Config,
+    config: Config | Sequence[str] = (),
     options: SearchConfig | None = None,
     *,
-    console: Console | None = None,
+    console: Console | bool | None = None,
     command: str | None = None,
+    **keywords: Any,
 ) -> SearchResult:
     """Run the trials that have not ended, and write best.yaml, tables and page.
 
     Args:
-        config: configuration of every trial, except the searched fields. scale.num_workers=0 runs the trials one after
-            another in this process, any other number as trials of Ray Tune.
-        console: where progress and table are shown; None shows nothing.
+        config: configuration of every trial, except the searched fields, or overrides as on the command line.
+            scale.num_workers=0 runs the trials one after another in this process, any other number as trials of Ray
+            Tune.
+        console: where progress and table are shown, as in `fit`.
         command: command line that the table names as its origin.
+        keywords: further overrides, as in `fit`, and fields of `SearchConfig`, as `num_trials=20`.
 
     Raises:
         ValueError: a field, the space, the data or the resources do not fit; before any trial starts.
         SearchFailedError: not one trial has ended with an accuracy.
     """
-    study = Search(config, options or SearchConfig())
-    failed, run_id = run_study(study, console=console or Console(quiet=True), command=command)
-    best, csv, markdown, report = (str(study.storage / name) for name in FILES)
-    return SearchResult(study.name, study.ranked, failed, best, csv, markdown, report, run_id, study.uri)
+    study = Search(*read_study(config, keywords, load_search, options))
+    failed, run_id = run_study(study, console=open_console(console), command=command)
+    best, csv, table, report = (str(study.storage / name) for name in FILES)
+    text = (study.storage / "search.md").read().decode()
+    return SearchResult(study.name, study.ranked, failed, best, csv, table, text, report, run_id, study.uri)
 
 
 def describe_failed(failed: dict[str, str]) -> str:
