@@ -95,13 +95,19 @@ class DataConfig(Section):
         None, description="classes in the order of their indices; null: from the data"
     )
     image_size: int | None = Field(
-        None, ge=4, le=1024, description="side in pixels that images are resized to; null: as they are (all must agree)"
+        None,
+        ge=4,
+        le=1024,
+        description="side in pixels that images are resized to; null: that of the pretrained weights, else as they are "
+        "(all must agree)",
     )
     channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB; every mode is converted")
     fit: Literal["crop", "pad", "squash"] = Field(
         "crop", description="other shapes than square: cut the longer side, pad the shorter, or squash"
     )
-    interpolation: Literal["area", "bilinear", "bicubic"] = Field("bilinear", description="how images are resized")
+    interpolation: Literal["area", "bilinear", "bicubic"] | None = Field(
+        None, description="how images are resized; null: as for the pretrained weights, else bilinear"
+    )
     num_labels_per_class: int | None = Field(
         None,
         ge=1,
@@ -121,7 +127,9 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The network: images to features to logits."""
 
-    name: Literal["wide_resnet", "torchvision"] = Field("wide_resnet", description="family of backbones")
+    name: Literal["wide_resnet", "torchvision", "timm"] = Field(
+        "wide_resnet", description="family of backbones, or the library that has them"
+    )
     depth: int = Field(28, description="wide_resnet: layers, 6 n + 4 (10, 16, 22, 28, ...)")
     width: int = Field(2, ge=1, le=16, description="wide_resnet: factor on the channels 16, 32, 64")
     normalization: Literal["batch", "group"] = Field(
@@ -130,9 +138,11 @@ class ModelConfig(Section):
     bn_momentum: float = Field(
         0.05, gt=0, le=1, description="BatchNorm: weight of the newest batch in the running statistics"
     )
-    architecture: str = Field("resnet18", description="torchvision: name of a classification model")
+    architecture: str = Field("resnet18", description="torchvision, timm: name of a model")
     weights: str | None = Field(
-        None, description="torchvision: pretrained weights by name (DEFAULT, IMAGENET1K_V1); null: random"
+        None,
+        description="pretrained weights: a file (.safetensors, .pth); torchvision: a name (DEFAULT, IMAGENET1K_V1); "
+        "timm: pretrained, hf-hub:OWNER/NAME; null: random",
     )
 
 
@@ -273,6 +283,11 @@ def _check_across(config: Config) -> None:
             f"train.batch_size={size}: the global batch must divide by scale.num_workers={workers}; "
             f"{near} would, or other workers"
             + (f" (without a cluster, the {num_cpus} CPUs here carry {room} at most)" if workers > room else "")
+        )
+    if config.model.name == "wide_resnet" and config.model.weights is not None:
+        raise ValueError(
+            f"model.weights={config.model.weights}: there are none for model=wide_resnet; model=timm and "
+            "model=torchvision have networks with weights"
         )
     if config.optim.num_warmup_steps >= config.train.num_steps:
         raise ValueError(

@@ -85,7 +85,7 @@ class DecodeSettings:
 
     @classmethod
     def from_config(cls, data: DataConfig) -> DecodeSettings:
-        return cls(data.image_size, data.channels, data.fit, data.interpolation)
+        return cls(data.image_size, data.channels, data.fit, data.interpolation or "bilinear")
 
 
 def decode(encoded: bytes | Image.Image, settings: DecodeSettings) -> NDArray[np.uint8]:

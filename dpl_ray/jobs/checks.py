@@ -7,12 +7,30 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 
 
-def check_names(config: Config) -> None:
-    """Refuse a name or weights that torchvision does not have; torch is loaded only to look there."""
-    if config.model.name == "torchvision":
-        from dpl_ray.models import check_names
+def settle_model(config: Config) -> Config:
+    """The configuration with the image size and interpolation of its pretrained weights, where it says nothing of them.
 
-        check_names(config.model)
+    torch is loaded only to look into a library of networks.
+
+    Raises:
+        ValueError: the library has no such network or weights, or these do not fit.
+    """
+    if config.model.name == "wide_resnet":
+        return config
+    from dpl_ray.models import library_of
+
+    library = library_of(config.model)
+    library.check(config.model)
+    expected = library.preprocessing(config.model)
+    if expected is None:
+        return config
+    data = config.data
+    return config.changed(
+        data={
+            "image_size": data.image_size or expected.image_size,
+            "interpolation": data.interpolation or expected.interpolation,
+        }
+    )
 
 
 def check_storage(config: Config) -> None:

@@ -19,7 +19,7 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.files import as_text
 from dpl_ray.data.sources import load_splits
-from dpl_ray.jobs.checks import check_names, check_network, check_storage
+from dpl_ray.jobs.checks import check_network, check_storage, settle_model
 from dpl_ray.jobs.phases import run_phases
 from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result, percent
@@ -82,6 +82,7 @@ def fit(config: Config | Sequence[str] = (), *, console: Console | bool | None =
     """
     config, console = read_given(config, keywords, load_config), open_console(console)
     with checked_resources(config.scale):
+        config = settle_model(config)
         uri, splits = _check(config)
         storage = run_storage(config)
         with sole_use(f"run.name={storage.name}", storage):
@@ -104,7 +105,6 @@ def _check(config: Config) -> tuple[str | None, Splits]:
     check_storage(config)
     uri = tracking_uri(config)
     check_run(config)
-    check_names(config)
     # Policy.uses_unlabeled says it too, but only with torch loaded; a test holds them together.
     uses_unlabeled = config.policy.name != "supervised"
     splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled)
@@ -207,13 +207,17 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
         else "this process"
     )
     data = config.data
+    network = ""
+    if config.model.weights is not None:
+        network = f"\n{config.model.architecture} of {config.model.name} with weights {config.model.weights}, images "
+        network += f"{data.image_size}x{data.image_size}, {data.interpolation}"
     num_pseudo = f" + {splits.num_pseudo_labeled} pseudo-labelled" if data.labels else ""
     of_pseudo_labels = " (of pseudo-labels)" if data.labels and not data.train and not data.test else ""
     return (
         f"{folder.name} {_beginning(config, folder)} with {place}: {data.name}, "
         f"{len(splits.labeled) - splits.num_pseudo_labeled} labelled{num_pseudo} images of "
         f"{len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool{streamed}, "
-        f"{len(splits.validation)} validation, {len(splits.test)} test{of_pseudo_labels}{num_bad}{left_out}"
+        f"{len(splits.validation)} validation, {len(splits.test)} test{of_pseudo_labels}{num_bad}{left_out}{network}"
         + (
             "\nstarting Ray takes some 20 seconds"
             if config.scale.num_workers and not cluster_address(config.scale)

@@ -1,8 +1,9 @@
 """Networks: images to features to logits.
 
-May import: config, torch.
+May import: store, config, torch.
 """
 
-from dpl_ray.models.classifier import Classifier, build_model, check_model, check_names
+from dpl_ray.models.classifier import Classifier, build_model, check_model
+from dpl_ray.models.libraries import library_of
 
-__all__ = ["Classifier", "build_model", "check_model", "check_names"]
+__all__ = ["Classifier", "build_model", "check_model", "library_of"]

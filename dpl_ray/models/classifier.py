@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpl_ray.config.schema import Config, ModelConfig
-from dpl_ray.config.section import suggest
+from dpl_ray.models.libraries import library_of
 from dpl_ray.models.wide_resnet import WideResNet
 
 
@@ -74,12 +74,21 @@ def build_model(config: ModelConfig, channels: int, num_classes: int) -> Classif
         channels: 1 or 3, of the images.
 
     Raises:
-        ValueError: torchvision has no such architecture or weights, or it has no linear layer to replace.
+        ValueError: there is no such architecture, it has no linear layer to replace, or the weights do not fit.
     """
     if config.name == "wide_resnet":
         backbone = WideResNet(channels, config.depth, config.width, config.normalization, config.bn_momentum)
         return Classifier(backbone, backbone.num_features, num_classes)
-    return _torchvision(config, channels, num_classes)
+    library = library_of(config)
+    network, num_features = library.build(config)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = config.bn_momentum
+    images = library.preprocessing(config)
+    scaling = {"mean": images.mean, "std": images.std} if images else {}
+    return Classifier(
+        network if channels == 3 else nn.Sequential(_GreyToColour(), network), num_features, num_classes, **scaling
+    )
 
 
 def check_model(config: Config, channels: int, image_size: tuple[int, int], num_classes: int) -> None:
@@ -93,9 +102,9 @@ def check_model(config: Config, channels: int, image_size: tuple[int, int], num_
     one_each = config.train.batch_size == num_workers
     if config.model.name == "wide_resnet" and not one_each:
         return  # it takes every image that the configuration lets through
-    name = config.model.architecture if config.model.name == "torchvision" else config.model.name
+    name = config.model.name if config.model.name == "wide_resnet" else config.model.architecture
     pixels = f"{image_size[0]}x{image_size[1]} pixels"
-    # Shapes alone, on the meta device; pretrained weights would be downloaded here for nothing.
+    # Shapes alone, on the meta device; pretrained weights would be read here for nothing.
     with torch.device("meta"):
         model = build_model(config.model.model_copy(update={"weights": None}), channels, num_classes)
         images = torch.zeros(2, channels, *image_size)
@@ -117,50 +126,8 @@ def check_model(config: Config, channels: int, image_size: tuple[int, int], num_
         ) from None
 
 
-def check_names(config: ModelConfig) -> None:
-    """`ValueError` unless torchvision has the architecture, and the weights for it."""
-    from torchvision import models
-
-    known = models.list_models(module=models)
-    if config.architecture not in known:
-        near = suggest(config.architecture, known) or "; as resnet18, efficientnet_b0 or mobilenet_v3_small"
-        raise ValueError(
-            f"model.architecture={config.architecture}: torchvision has no such classification model{near}"
-        )
-    weights = ["DEFAULT", *models.get_model_weights(config.architecture).__members__]
-    if config.weights is not None and config.weights not in weights:
-        raise ValueError(
-            f"model.weights={config.weights}: {config.architecture} has no such weights; "
-            f"known: {', '.join(dict.fromkeys(weights))}{suggest(config.weights, weights)}"
-        )
-
-
-def _torchvision(config: ModelConfig, channels: int, num_classes: int) -> Classifier:
-    from torchvision import models
-
-    check_names(config)
-    weights = models.get_model_weights(config.architecture)[config.weights] if config.weights else None
-    backbone = models.get_model(config.architecture, weights=weights)
-    preset = weights.transforms() if weights else None
-    scaling = {"mean": preset.mean, "std": preset.std} if preset else {}
-    linear = [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ValueError(
-            f"model.architecture={config.architecture}: it has no linear layer to put a classifier in place of"
-        )
-    name, last = linear[-1]
-    parent, _, attribute = name.rpartition(".")
-    setattr(backbone.get_submodule(parent), attribute, nn.Identity())
-    for module in backbone.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = config.bn_momentum
-    if channels == 1:
-        backbone = nn.Sequential(_GreyToColour(), backbone)
-    return Classifier(backbone, last.in_features, num_classes, **scaling)
-
-
 class _GreyToColour(nn.Module):
-    """(N, 1, H, W) -> (N, 3, H, W): torchvision's networks read three channels."""
+    """(N, 1, H, W) -> (N, 3, H, W): the networks of libraries read three channels."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.expand(-1, 3, -1, -1)

@@ -68,6 +68,8 @@ SECONDS_BETWEEN_SAVES = 10.0
 def bound_tree(config: Config, free: Collection[str] = FREE) -> dict[str, Any]:
     """The configuration without the sections and dotted fields that may differ when something of it goes on."""
     tree = config.model_dump(mode="json")
+    # Older files name the default, which is null now.
+    tree["data"]["interpolation"] = tree["data"]["interpolation"] or "bilinear"
     for field in free:
         *path, name = field.split(".")
         section = tree

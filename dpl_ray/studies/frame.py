@@ -18,7 +18,7 @@ from rich.table import Table
 
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.schema import Config, ScaleConfig
-from dpl_ray.jobs.checks import check_names, check_storage
+from dpl_ray.jobs.checks import check_storage, settle_model
 from dpl_ray.page.console import show
 from dpl_ray.runs.folder import FREE, check_kind, check_same, writable_folder
 from dpl_ray.runs.provenance import describe_code
@@ -64,8 +64,8 @@ class Study(ABC, Generic[R]):
                 identity.
         """
         check_storage(config)
-        self.config, self.name, self.uri = config, name, tracking_uri(config)
-        check_names(config)
+        self.name, self.uri = name, tracking_uri(config)
+        self.config = settle_model(config)
         self.storage = writable_folder(config.run.storage_path, name)
         check_kind(self.storage, self.file)
         self.info: dict[str, Any] = {"command": None, "config": identity} | info

@@ -82,8 +82,9 @@ def train(
 
 def _start(config: Config, info: ModelInfo, pool_size: int, folder: Storage, workers: Workers) -> TrainState:
     """The state of the newest checkpoint, or that of step 0."""
-    state = build_state(config, info.channels, len(info.class_names), workers, pool_size=pool_size)
     saved = list_checkpoints(folder)
+    model = config.model.changed(weights=None) if saved else config.model  # those of a checkpoint are in it
+    state = build_state(config.changed(model=model), info.channels, len(info.class_names), workers, pool_size=pool_size)
     newest = workers.gather(saved[-1].name if saved else "none")
     if len(set(newest)) > 1:
         raise ValueError(

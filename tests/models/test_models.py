@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, resnet18
 
 from dpl_ray.config.schema import ModelConfig, parse_config
-from dpl_ray.models import Classifier, build_model, check_model
+from dpl_ray.models import Classifier, build_model, check_model, library_of
 
 
 def images(num_images: int, channels: int, size: int = 16) -> Tensor:
@@ -137,19 +137,23 @@ def test_the_weights_are_a_function_of_the_seed(fields: dict[str, Any]) -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def check_library(**fields: Any) -> None:
+    library_of(ModelConfig(**fields)).check(ModelConfig(**fields))
+
+
 def test_an_unknown_architecture_is_answered_with_a_near_one() -> None:
     with pytest.raises(ValueError, match=r"^model.architecture=resnet81: .*did you mean resnet\d+\?$"):
-        build(name="torchvision", architecture="resnet81")
+        check_library(name="torchvision", architecture="resnet81")
 
 
 def test_a_network_of_another_task_is_not_a_classification_model() -> None:
     with pytest.raises(ValueError, match=r"^model.architecture=fcn_resnet50: torchvision has no such classification"):
-        build(name="torchvision", architecture="fcn_resnet50")
+        check_library(name="torchvision", architecture="fcn_resnet50")
 
 
 def test_unknown_weights_are_answered_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"^model.weights=IMAGENET: resnet18 has .*IMAGENET1K_V1"):
-        build(**RESNET, weights="IMAGENET")
+        check_library(**RESNET, weights="IMAGENET")
 
 
 def test_an_architecture_without_a_linear_layer_is_a_value_error() -> None:
@@ -199,7 +203,7 @@ def test_pretrained_weights_get_images_scaled_as_in_their_training(
     weights = ResNet18_Weights.DEFAULT
     torch.manual_seed(1)
     theirs = resnet18()
-    monkeypatch.setattr(type(weights), "get_state_dict", lambda *_, **__: theirs.state_dict())
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: theirs.state_dict())
     model = build(channels, **RESNET, weights="DEFAULT").eval()
     theirs.fc = nn.Identity()
     batch = images(2, channels, size=224)
