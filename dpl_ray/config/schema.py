@@ -13,7 +13,7 @@ import typing
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dpl_ray.config.policies import DplConfig, PolicyConfig
 from dpl_ray.config.section import Section, suggest, validated
@@ -144,6 +144,16 @@ class ModelConfig(Section):
         description="pretrained weights: a file (.safetensors, .pth); torchvision: a name (DEFAULT, IMAGENET1K_V1); "
         "timm: pretrained, hf-hub:OWNER/NAME; null: random",
     )
+    train: str = Field(
+        "all", description="what is trained: all; head, the classifier alone; or last:N, the last N layers with it"
+    )
+
+    @field_validator("train")
+    @classmethod
+    def _check_train(cls, value: str) -> str:
+        if not re.fullmatch(r"all|head|last:[1-9]\d*", value):
+            raise ValueError("must be all, head or last:N, as last:2")
+        return value
 
 
 class OptimConfig(Section):
@@ -153,6 +163,9 @@ class OptimConfig(Section):
     learning_rate: float = Field(0.03, gt=0, description="learning rate at the start")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd: momentum; adamw: beta 1")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay, on parameters of 2 or more dimensions only")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate from a layer of the backbone to the one before it"
+    )
     num_warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
 
 
@@ -288,6 +301,11 @@ def _check_across(config: Config) -> None:
         raise ValueError(
             f"model.weights={config.model.weights}: there are none for model=wide_resnet; model=timm and "
             "model=torchvision have networks with weights"
+        )
+    if config.model.train != "all" and config.model.weights is None:
+        raise ValueError(
+            f"model.train={config.model.train}: what is frozen would stay as random as it begins; give model.weights "
+            "(model=timm or model=torchvision), or train all"
         )
     if config.optim.num_warmup_steps >= config.train.num_steps:
         raise ValueError(

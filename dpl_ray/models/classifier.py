@@ -6,13 +6,14 @@ Legend: N images, D features, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpl_ray.config.schema import Config, ModelConfig
+from dpl_ray.models.layers import freeze, frozen_modules
 from dpl_ray.models.libraries import library_of
 from dpl_ray.models.wide_resnet import WideResNet
 
@@ -62,6 +63,14 @@ class Classifier(nn.Module):
             setattr(self, name, getattr(self, name).new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
+    def train(self, mode: bool = True) -> Self:
+        """As of every module, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if mode:
+            for module in frozen_modules(self.backbone):
+                module.eval()
+        return self
+
     def frozen_logits(self, features: Tensor) -> Tensor:
         """(N, D) -> logits (N, C) float32 whose gradient reaches the features and not the main classifier."""
         return F.linear(features.float(), self.classifier.weight.detach(), self.classifier.bias.detach())
@@ -77,18 +86,18 @@ def build_model(config: ModelConfig, channels: int, num_classes: int) -> Classif
         ValueError: there is no such architecture, it has no linear layer to replace, or the weights do not fit.
     """
     if config.name == "wide_resnet":
-        backbone = WideResNet(channels, config.depth, config.width, config.normalization, config.bn_momentum)
-        return Classifier(backbone, backbone.num_features, num_classes)
+        wide = WideResNet(channels, config.depth, config.width, config.normalization, config.bn_momentum)
+        return Classifier(wide, wide.num_features, num_classes)
     library = library_of(config)
     network, num_features = library.build(config)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = config.bn_momentum
+    freeze(network, config.train)
     images = library.preprocessing(config)
     scaling = {"mean": images.mean, "std": images.std} if images else {}
-    return Classifier(
-        network if channels == 3 else nn.Sequential(_GreyToColour(), network), num_features, num_classes, **scaling
-    )
+    backbone = network if channels == 3 else nn.Sequential(_GreyToColour(), network)
+    return Classifier(backbone, num_features, num_classes, **scaling).train()  # but for what is frozen
 
 
 def check_model(config: Config, channels: int, image_size: tuple[int, int], num_classes: int) -> None:

