@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from dpl_ray.config.compose import load_config
     from dpl_ray.config.schema import Config
     from dpl_ray.inference.predictor import Predictor, load_checkpoint
+    from dpl_ray.jobs.estimator import SelfTrainingClassifier
     from dpl_ray.jobs.explain import Explanation, explain
     from dpl_ray.jobs.fit import FitResult, fit
+    from dpl_ray.jobs.fit_arrays import fit_arrays
     from dpl_ray.labeling.config import LabelConfig
     from dpl_ray.labeling.job import LabelResult, label_pool
     from dpl_ray.studies.comparison.config import CompareConfig
@@ -38,11 +40,13 @@ __all__ = [
     "SearchResult",
     "SelfTrainConfig",
     "SelfTrainResult",
+    "SelfTrainingClassifier",
     "SyncResult",
     "__version__",
     "compare",
     "explain",
     "fit",
+    "fit_arrays",
     "label_pool",
     "load_checkpoint",
     "load_config",
@@ -69,10 +73,12 @@ _HOME = {
     "SearchResult": "studies.tuning.job",
     "SelfTrainConfig": "studies.self_training.config",
     "SelfTrainResult": "studies.self_training.job",
+    "SelfTrainingClassifier": "jobs.estimator",
     "SyncResult": "tracking.sync",
     "compare": "studies.comparison.job",
     "explain": "jobs.explain",
     "fit": "jobs.fit",
+    "fit_arrays": "jobs.fit_arrays",
     "label_pool": "labeling.job",
     "load_checkpoint": "inference.predictor",
     "load_config": "config.compose",

@@ -20,6 +20,7 @@ from dpl_ray import (
     SelfTrainConfig,
     compare,
     fit,
+    fit_arrays,
     label_pool,
     load_config,
     search,
@@ -37,6 +38,7 @@ OWN = ("dpl_ray", "pipelines", "benchmarks")
 #: Function that takes a configuration -> what reads it, its class, and that of the fields beside it.
 LOADERS: dict[Any, tuple[Any, type[Section], type[Section]]] = {
     fit: (load_config, Config, Config),
+    fit_arrays: (load_config, Config, Config),
     compare: (load_comparison, Config, CompareConfig),
     search: (load_search, Config, SearchConfig),
     self_train: (load_self_training, Config, SelfTrainConfig),
@@ -118,7 +120,7 @@ class Reader(ast.NodeVisitor):
         if unknown := others.keys() - {*kind.model_fields, *own.model_fields, *GROUPS}:
             self.mistakes.append(f"{called.__name__}(): there is no {', '.join(sorted(unknown))}")
             return
-        given = ast.literal_eval(arguments[0]) if arguments else ()
+        given = ast.literal_eval(arguments[0]) if arguments and called is not fit_arrays else ()
         read_given(given, {name: ast.literal_eval(node) for name, node in others.items()}, load, kind)
 
     def _resolve(self, node: ast.expr) -> Any:

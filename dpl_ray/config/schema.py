@@ -21,7 +21,9 @@ from dpl_ray.config.section import Section, suggest, validated
 STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")  # of pyarrow's file systems
 CURVE_POINTS = 20  # of train.curve_every, where nothing else is said
 BESIDE_RUNS = ("ray", "mlflow.db", "mlflow-artifacts")  # in run.storage_path, and no runs
-DataName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "parquet"]
+DataName = Literal[
+    "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "parquet", "arrays"
+]
 OperationName = Literal[
     "identity", "color", "sharpness", "autocontrast", "equalize", "brightness", "contrast",
     "posterize", "solarize", "rotate", "shear_x", "shear_y", "translate_x", "translate_y",
@@ -67,7 +69,9 @@ class PoolConfig(Section):
 class DataConfig(Section):
     """Where images and labels come from, and how they are made one size."""
 
-    name: DataName = Field("digits", description="data set; image_folder and parquet read your own files")
+    name: DataName = Field(
+        "digits", description="data set; image_folder and parquet read your own files, arrays are given in Python"
+    )
     root: str | None = Field(
         None, description="folder of a standard data set's files; null: the usual places, then download"
     )

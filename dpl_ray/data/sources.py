@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +30,12 @@ from dpl_ray.data.standard import read_standard
 
 
 def load_splits(
-    data: DataConfig, *, seed: int, uses_unlabeled: bool = True, reads_unlabeled: bool | None = None
+    data: DataConfig,
+    *,
+    seed: int,
+    uses_unlabeled: bool = True,
+    reads_unlabeled: bool | None = None,
+    read: Callable[[DataConfig], Source] | None = None,
 ) -> Splits:
     """Read, decode and split the data of a run.
 
@@ -39,6 +44,7 @@ def load_splits(
         seed: of the labelled subset and the validation split, where data.subset_seed is null.
         uses_unlabeled: whether an empty pool is a mistake.
         reads_unlabeled: whether data.unlabeled is read at all; None: where it is used.
+        read: reads images in memory, which data=arrays takes.
 
     Raises:
         ValueError: one line with field, value and what would be right. Paths, columns and labels are checked
@@ -54,6 +60,13 @@ def load_splits(
             "data.labels (of true labels, data.num_labels_per_class are kept)"
         )
     reads_unlabeled = uses_unlabeled if reads_unlabeled is None else reads_unlabeled
+    if data.name == "arrays":
+        if read is None:
+            raise ValueError(
+                "data=arrays: those images were in memory; fit_arrays of Python takes them, and files take "
+                "data=image_folder or data=parquet"
+            )
+        return split(read(data), data, seed=seed, uses_unlabeled=uses_unlabeled)
     if data.name not in ("image_folder", "parquet"):
         source = read_standard(data, reads_unlabeled=reads_unlabeled)
         return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
@@ -149,7 +162,7 @@ def _read_own(
     check(listed.targets, listed.pseudo_labels(train.ids))
     num_listed = sum(len(records.ids) for records in (train, test, selected) if records)
     num_listed += len(pool) if pool else 0
-    reader = _Reader(data, listed.class_names, num_listed, listed.left_out(files))
+    reader = Reader(data, listed.class_names, num_listed, listed.left_out(files))
     train_set = reader.read(train.rows())
     pseudo_labels = listed.pseudo_labels(train_set.ids)
     check(train_set.targets, pseudo_labels, _hint(reader.bad))
@@ -192,7 +205,7 @@ def _read_streamed(
     if pseudo_labels is not None:
         targets[moved] = pseudo_labels[moved]
     num_listed = sum(len(records.ids) for records in (listed.test, listed.selected) if records)
-    reader = _Reader(data, listed.class_names, len(chosen) + len(pool) + num_listed, listed.left_out(files))
+    reader = Reader(data, listed.class_names, len(chosen) + len(pool) + num_listed, listed.left_out(files))
     read = reader.read(listed.train.without(set(ids[rest].tolist())).rows(targets[chosen]))
     test, selected = reader.read_test(listed.test), reader.read(listed.selected.rows()) if listed.selected else None
     labeled, validation, held_out, pseudo_labeled = (
@@ -220,7 +233,7 @@ def _read_streamed(
 
 
 @dataclass
-class _Reader:
+class Reader:
     """Decodes images and collects the bad images; too many of them among all stop the run."""
 
     data: DataConfig

@@ -132,6 +132,11 @@ def check_pool(num_unlabeled: int, data: DataConfig, name: str) -> None:
             f"data.labels={data.labels}: the whole pool is trained on with pseudo-labels, and no unlabelled image is "
             "left to learn from; data.labels_per_class leaves some, and policy=supervised needs none"
         )
+    if data.name == "arrays":
+        raise ValueError(
+            "unlabeled=None: there is no unlabelled image to learn from; give some, label images -1, or set "
+            "data.num_labels_per_class to a few labels a class"
+        )
     if data.name in ("image_folder", "parquet"):
         raise ValueError(
             f"data.unlabeled={data.unlabeled or 'null'}: there is no unlabelled image to learn from; set "

@@ -15,8 +15,8 @@ from rich.console import Console
 from dpl_ray.cluster.connect import check_readers, checked_resources, cluster_address
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.given import read_given
-from dpl_ray.config.schema import Config
-from dpl_ray.data.dataset import ImageSet, Splits
+from dpl_ray.config.schema import Config, DataConfig
+from dpl_ray.data.dataset import ImageSet, Source, Splits
 from dpl_ray.data.files import as_text
 from dpl_ray.data.sources import load_splits
 from dpl_ray.jobs.checks import check_network, check_storage, settle_model
@@ -49,7 +49,7 @@ class FitResult(Result):
     thresholds: dict[str, dict[str, float]]  # threshold -> class name -> value
     checkpoint: str
     verdict: str | None  # whether the pool has helped, in a sentence; None without a baseline
-    report: str
+    report: str | None  # None: none is written for an estimator without storage_path
     model: str | None  # folder of the last teacher in MLflow's format; None where nothing was recorded
     registered: str | None  # models:/NAME/VERSION, where registry.name is set
     run_id: str | None  # of MLflow
@@ -80,10 +80,21 @@ def fit(config: Config | Sequence[str] = (), *, console: Console | bool | None =
         NonFiniteLossError: a loss is not finite; names step, worker and term.
         WorkersLostError: Ray gave up on the workers; the same run.name goes on from the last checkpoint.
     """
-    config, console = read_given(config, keywords, load_config), open_console(console)
+    return run_training(read_given(config, keywords, load_config), open_console(console))
+
+
+def run_training(
+    config: Config, console: Console, read: Callable[[DataConfig], Source] | None = None, *, has_page: bool = True
+) -> FitResult:
+    """`fit`, also of images in memory.
+
+    Args:
+        read: reads these, with data=arrays.
+        has_page: whether report.html is written, which takes seconds.
+    """
     with checked_resources(config.scale):
         config = settle_model(config)
-        uri, splits = _check(config)
+        uri, splits = _check(config, read)
         storage = run_storage(config)
         with sole_use(f"run.name={storage.name}", storage):
             folder = RunFolder(storage, config, splits)
@@ -92,7 +103,7 @@ def fit(config: Config | Sequence[str] = (), *, console: Console | bool | None =
                 result = _result(folder, uri)
                 _warn_if_unregistered(config, result)
             else:
-                result = _train(config, splits, folder, uri, console)
+                result = _train(config, splits, folder, uri, console, has_page)
     for table in result_tables(config.policy.name, result.metrics, result.baseline, result.thresholds):
         console.print(table)
     if result.verdict:
@@ -100,14 +111,14 @@ def fit(config: Config | Sequence[str] = (), *, console: Console | bool | None =
     return result
 
 
-def _check(config: Config) -> tuple[str | None, Splits]:
+def _check(config: Config, read: Callable[[DataConfig], Source] | None) -> tuple[str | None, Splits]:
     """Where MLflow's records go, and the data, of a configuration that can be trained."""
     check_storage(config)
     uri = tracking_uri(config)
     check_run(config)
     # Policy.uses_unlabeled says it too, but only with torch loaded; a test holds them together.
     uses_unlabeled = config.policy.name != "supervised"
-    splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled)
+    splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled, read=read)
     check_network(config, splits)
     if uses_unlabeled and not isinstance(splits.unlabeled, ImageSet):
         check_readers(config.scale)
@@ -120,11 +131,13 @@ def _warn_if_unregistered(config: Config, result: FitResult) -> None:
         warnings.warn(
             f"registry.name={wanted}: the run had finished and is not registered now; "
             f"mlflow.register_model('runs:/{result.run_id}/model', '{wanted}') does it",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
-def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, console: Console) -> FitResult:
+def _train(
+    config: Config, splits: Splits, folder: RunFolder, uri: str | None, console: Console, has_page: bool
+) -> FitResult:
     """Train what is missing, with its records in the folder, on the console and in MLflow."""
     params, tags = describe_config(config), describe_run(splits)
     tracker = start_tracker(config, uri, Journal(folder.storage), name=folder.name, params=params, tags=tags)
@@ -137,7 +150,8 @@ def _train(config: Config, splits: Splits, folder: RunFolder, uri: str | None, c
             folder.save_history()
         found = find_verdict(splits, outcomes)
         verdict = verdict_sentence(found) if found else None
-        _record(config, splits, folder, outcomes, verdict, tracker)
+        if has_page:
+            _record(config, splits, folder, outcomes, verdict, tracker)
     folder.finish(outcomes, splits.class_names, verdict)
     return _result(folder, uri)
 
@@ -179,7 +193,7 @@ def _record(
 def _result(folder: RunFolder, uri: str | None) -> FitResult:
     """Of a finished run, of this time or of another."""
     found, journal = folder.info["result"], Journal(folder.storage)
-    has_model = (folder.storage / MODEL_FOLDER / "MLmodel").exists()
+    report, model = folder.storage / REPORT_FILE, folder.storage / MODEL_FOLDER
     return FitResult(
         name=folder.name,
         metrics=found["metrics"],
@@ -187,8 +201,8 @@ def _result(folder: RunFolder, uri: str | None) -> FitResult:
         thresholds=found["thresholds"],
         checkpoint=str(folder.storage / found["checkpoint"]),
         verdict=found.get("verdict"),
-        report=str(folder.storage / REPORT_FILE),
-        model=str(folder.storage / MODEL_FOLDER) if has_model else None,
+        report=str(report) if report.exists() else None,
+        model=str(model) if (model / "MLmodel").exists() else None,
         registered=journal.registered if uri else None,
         run_id=journal.run_id if uri else None,
         tracking_uri=uri,
