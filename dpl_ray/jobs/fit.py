@@ -60,7 +60,7 @@ class FitResult(Result):
             "name": self.name,
             "accuracy": percent(self.metrics.get("eval/accuracy")),
             "supervised": percent((self.baseline or {}).get("eval/accuracy")),
-            "verdict": self.verdict,
+            "verdict": self.verdict and self.verdict.partition(":")[0],
             "checkpoint": self.checkpoint,
             "report": self.report,
         }

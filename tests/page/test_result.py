@@ -30,13 +30,14 @@ def result(**changed: Any) -> dpl_ray.FitResult:
 
 
 def test_a_line_and_a_table() -> None:
-    made = result(baseline={"eval/accuracy": 0.905})
+    made = result(baseline={"eval/accuracy": 0.905}, verdict="The pool helped: 94.2 % against 90.5 % supervised")
     assert repr(made) == (
-        "<FitResult: name <first>, accuracy 94.2 %, supervised 90.5 %, checkpoint runs/first/step-1, report x>"
+        "<FitResult: name <first>, accuracy 94.2 %, supervised 90.5 %, verdict The pool helped, checkpoint "
+        "runs/first/step-1, report x>"
     )
     html = made._repr_html_()
     assert "&lt;first&gt;</td>" in html
-    assert html.count("<tr>") == 5
+    assert html.count("<tr>") == 6
     assert "supervised" not in repr(result())
     assert result() == result()
 
