@@ -48,7 +48,10 @@ class _Part:
     def records(self, data: DataConfig) -> Records:
         """As those of files, so that classes and targets are found and checked alike."""
         labels, class_names = self.labels, self.class_names
-        if class_names is None and data.class_names is None:
+        if class_names and data.class_names is None:
+            named = dict(enumerate(class_names))
+            labels = [named.get(label, label) if isinstance(label, int) else label for label in labels]
+        elif class_names is None and data.class_names is None:
             kinds = {type(label) for label in labels if label is not None}
             if len(kinds) > 1:
                 raise ValueError(f"{self.field}: some labels are integers and others are names; give them one kind")
@@ -108,6 +111,9 @@ class InMemory:
 def gather(images: Any, labels: Any, unlabeled: Any, test: Any, data: DataConfig) -> InMemory:
     """What `fit_arrays` is given, as images and labels. Nothing is decoded but what a data set decodes.
 
+    Args:
+        data: names the columns of a data set of Hugging Face.
+
     Raises:
         ValueError: naming the argument, and what it takes.
     """
@@ -124,7 +130,7 @@ def gather(images: Any, labels: Any, unlabeled: Any, test: Any, data: DataConfig
 
 def _part(field: str, given: Any, labels: Any, data: DataConfig) -> _Part:
     found, class_names = None, None
-    if hasattr(given, "column_names") and hasattr(given, "features"):
+    if has_columns(given):
         given, found, class_names = _columns(field, given, data)
     elif _is_torch_data_set(given):
         given, found, class_names = _items(given)
@@ -135,9 +141,12 @@ def _part(field: str, given: Any, labels: Any, data: DataConfig) -> _Part:
     made = [as_label(value) for value in (labels.tolist() if hasattr(labels, "tolist") else labels)]
     if len(made) != len(images):
         raise ValueError(f"{field}: {len(images)} images, but {len(made)} labels; give one for each, -1 for none")
-    if class_names and data.class_names is None:
-        made = [class_names[label] if isinstance(label, int) and label < len(class_names) else label for label in made]
     return _Part(field, images, made, class_names)
+
+
+def has_columns(given: Any) -> bool:
+    """Whether it is a data set of Hugging Face, which is not imported to find it out."""
+    return hasattr(given, "column_names") and hasattr(given, "features")
 
 
 def _is_torch_data_set(given: Any) -> bool:

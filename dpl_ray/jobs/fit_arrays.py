@@ -10,8 +10,8 @@ from rich.console import Console
 
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.given import read_given
-from dpl_ray.config.schema import Config
-from dpl_ray.data.arrays import InMemory, gather
+from dpl_ray.config.schema import Config, DataConfig
+from dpl_ray.data.arrays import InMemory, gather, has_columns
 from dpl_ray.jobs.fit import FitResult, run_training
 from dpl_ray.page.console import open_console
 
@@ -54,11 +54,13 @@ def compose(
     images: Any, labels: Any, unlabeled: Any, test: Any, config: Config | Sequence[str], keywords: dict[str, Any]
 ) -> tuple[Config, InMemory]:
     """The configuration of a run on these images, and the images; arguments as those of `fit_arrays`."""
-    first = read_given(config, keywords, _load)
-    if first.data.name != "arrays":
-        raise ValueError(f"data={first.data.name}: the images are those that are given; leave data out, or data=arrays")
-    memory = gather(images, labels, unlabeled, test, first.data)
-    return read_given(config, keywords, partial(_load, defaults=memory.overrides())), memory
+    with_columns = any(map(has_columns, (images, unlabeled, test)))
+    data = read_given(config, keywords, _load).data if with_columns else DataConfig()  # which has their names
+    memory = gather(images, labels, unlabeled, test, data)
+    found = read_given(config, keywords, partial(_load, defaults=memory.overrides()))
+    if found.data.name != "arrays":
+        raise ValueError(f"data={found.data.name}: the images are those that are given; leave data out, or data=arrays")
+    return found, memory
 
 
 def _load(overrides: Sequence[str], start: Config | None, defaults: Sequence[str] = ()) -> Config:
