@@ -19,6 +19,7 @@ from dpl_ray.commands.command import Command, command_line, print_results
 from dpl_ray.commands.help import print_help
 from dpl_ray.config.describe import default_options, describe_fields, describe_policies, list_groups
 from dpl_ray.config.schema import Config
+from dpl_ray.training.interruption import Interrupted
 from dpl_ray.training.step import NonFiniteLossError
 
 
@@ -88,6 +89,13 @@ def failing(error: BaseException) -> Callable[[Config, Console], None]:
     return job
 
 
+def nameless(text: str) -> Interrupted:
+    """The interruption of a run that had no name."""
+    error = Interrupted(text)
+    error.run_name = "a"
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
@@ -100,11 +108,16 @@ def failing(error: BaseException) -> Callable[[Config, Console], None]:
         ),
         (RuntimeError("first\nsecond"), 1, "failed: RuntimeError: first second"),
         (OSError(28, "No space left on device"), 1, "failed: OSError: [Errno 28] No space left on device"),
-        (KeyboardInterrupt(), 130, "interrupted; the same command with the same run.name goes on"),
+        (KeyboardInterrupt(), 130, "interrupted; go on with: dpl-ray train train.seed=7\n"),
+        (
+            nameless("step 9 is saved"),
+            130,
+            "interrupted: step 9 is saved; go on with: dpl-ray train train.seed=7 run.name=a\n",
+        ),
     ],
 )
 def test_exit_status(error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(Command("train", failing(error), "", ""), []) == status
+    assert cli.run(Command("train", failing(error), "", ""), ["train.seed=7"]) == status
     output, errors = capsys.readouterr()
     assert output == ""
     assert errors.startswith(line)

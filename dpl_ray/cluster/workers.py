@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-import signal
 import threading
 import warnings
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from typing import Any
 
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.schema import ScaleConfig
+from dpl_ray.training.interruption import Stop
 
 SECONDS_TO_DRAIN = 10.0
 
@@ -21,38 +22,53 @@ class WorkersLostError(RuntimeError):
 
 
 def run_workers(
-    work: Callable[[Any, Callable[[Any], None]], Any],
+    work: Callable[[Any, Callable[[Any], None], threading.Event], Any],
     payload: Any,
     *,
     scale: ScaleConfig,
     name: str,
     storage_path: str,
     on_news: Callable[[Any], None],
+    stop: Stop,
 ) -> Any:
-    """Run `work(payload, tell)` on every worker and return worker 0's result.
+    """Run `work(payload, tell, stop)` on every worker and return worker 0's result.
 
     Args:
         work: picklable; runs inside Ray Train with its process group set up.
         payload: put into the object store once; arrays in it are shared by the workers of a node.
         on_news: called in this process, in order, with what worker 0 passes to `tell`.
+        stop: asked for in this process, from the first news on, its event is set on every worker.
 
     Raises:
         WorkersLostError: a worker died more than scale.max_failures times.
         ValueError: the cluster is not there or is too small.
     """
+    begun, controllers = threading.Event(), list[Any]()
+
+    def ask_to_stop() -> None:
+        if not begun.is_set():
+            raise KeyboardInterrupt
+        mailbox.ask_to_stop.remote()
+
+    stop.pass_on = ask_to_stop
     started = cluster.connect(scale)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
-    from ray.util.queue import Queue
 
     for logger in ("ray", "ray.train", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    mailbox = Queue(actor_options={"num_cpus": 0})
-    reader = threading.Thread(target=_read, args=(mailbox, on_news), daemon=True)
+    mailbox: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
+    reader = threading.Thread(target=_read, args=(mailbox, on_news, begun), daemon=True)
     reader.start()
-    trainer = TorchTrainer(
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Not Ray Train's own handler, which aborts at the first Ctrl-C."""
+            controllers.append(controller)
+
+    trainer = Trainer(
         _worker,
         train_loop_config={"work": work, "payload": ray.put(payload), "mailbox": mailbox},
         scaling_config=ScalingConfig(
@@ -67,40 +83,67 @@ def run_workers(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise WorkersLostError(_first_cause(error)) from error
-    except SystemExit:
-        # Ray Train answers Ctrl-C with its own handler, which ends the process.
-        raise KeyboardInterrupt from None
+    except KeyboardInterrupt:
+        with contextlib.suppress(ray.exceptions.RayError):  # it ends with its answer
+            ray.get([controller.abort.remote() for controller in controllers])
+        raise
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, on_interrupt)
         with contextlib.suppress(ray.exceptions.RayError):  # the mailbox may be lost with its node, the result is not
-            mailbox.put(None)
+            ray.get(mailbox.put.remote(None))
             reader.join(SECONDS_TO_DRAIN)
-            mailbox.shutdown()
+            ray.kill(mailbox)
         if started:
             ray.shutdown()
+
+
+class _Mailbox:
+    """News from worker 0 to the driver, and the driver's word to the workers."""
+
+    def __init__(self) -> None:
+        self._news: asyncio.Queue[Any] = asyncio.Queue()
+        self._stop = asyncio.Event()
+
+    async def put(self, news: Any) -> None:
+        await self._news.put(news)
+
+    async def get(self) -> Any:
+        return await self._news.get()
+
+    async def ask_to_stop(self) -> None:
+        self._stop.set()
+
+    async def wait_for_stop(self) -> None:
+        await self._stop.wait()
 
 
 def _worker(loop_config: dict[str, Any]) -> Any:
     import ray
 
-    mailbox = loop_config["mailbox"]
+    mailbox, stop = loop_config["mailbox"], threading.Event()
 
     def tell(news: Any) -> None:
         # Not waited for: news that cannot be delivered must not hold up the training.
-        mailbox.actor.put_nowait.remote(news)
+        mailbox.put.remote(news)
 
-    return loop_config["work"](ray.get(loop_config["payload"]), tell)
+    def wait_for_stop() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # the mailbox ends with the run
+            ray.get(mailbox.wait_for_stop.remote())
+            stop.set()
+
+    threading.Thread(target=wait_for_stop, daemon=True).start()
+    return loop_config["work"](ray.get(loop_config["payload"]), tell, stop)
 
 
-def _read(mailbox: Any, on_news: Callable[[Any], None]) -> None:
+def _read(mailbox: Any, on_news: Callable[[Any], None], begun: threading.Event) -> None:
+    import ray
+
     failed = False
-    while (news := mailbox.get()) is not None:
+    while (news := ray.get(mailbox.get.remote())) is not None:
+        begun.set()
         try:
             on_news(news)
         except Exception as error:  # what is shown and recorded must not stop what is trained, nor end silently

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import warnings
@@ -40,7 +41,7 @@ def main(name: str | None = None) -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
         handler = signal.getsignal(signal.SIGINT)
-        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+        (handler if callable(handler) else signal.default_int_handler)(number, frame)
 
     signal.signal(signal.SIGTERM, interrupt)
     if name is None:
@@ -81,9 +82,12 @@ def run(command: Command, arguments: list[str]) -> int:
     except (ArithmeticError, RuntimeError, OSError) as error:
         show(errors, f"failed: {type(error).__name__}: {_one_line(error)}")
         return FAILED
-    except KeyboardInterrupt:
-        goes_on = "goes on" if command.only else "with the same run.name goes on from the last checkpoint"
-        show(errors, f"interrupted; the same command {goes_on}")
+    except KeyboardInterrupt as error:
+        said = ": ".join(filter(None, ["interrupted", str(error)]))
+        # A run that was given no name goes on under the one that it got.
+        name = getattr(error, "run_name", None)
+        again = shlex.join([*arguments, *([f"run.name={name}"] if name else [])])
+        show(errors, f"{said}; go on with: {program(command.name)} {again}".rstrip())
         return INTERRUPTED
     return 0
 

@@ -20,6 +20,7 @@ from dpl_ray.config.section import Section, suggest, validated
 
 STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")  # of pyarrow's file systems
 CURVE_POINTS = 20  # of train.curve_every, where nothing else is said
+CHECKPOINT_SHARE = 0.02  # of the time: most that checkpoints take which are written for the time since the last one
 BESIDE_RUNS = ("ray", "mlflow.db", "mlflow-artifacts")  # in run.storage_path, and no runs
 DataName = Literal[
     "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "parquet", "arrays"
@@ -201,6 +202,12 @@ class TrainConfig(Section):
     )
     curve_images: int = Field(2000, ge=0, description="largest number of test images in such a score; 0: no scores")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; there is always one at the end")
+    checkpoint_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="longest time between two checkpoints; longer where they would take more than "
+        f"{100 * CHECKPOINT_SHARE:g} % of it",
+    )
     keep_checkpoints: int = Field(2, ge=1, description="number of newest checkpoints that are kept")
 
 
@@ -229,6 +236,9 @@ class RunConfig(Section):
     )
     storage_path: str = Field(
         "runs", min_length=1, description="folder of runs (local, s3://, gs://): checkpoints, records, report"
+    )
+    grace_seconds: float = Field(
+        25.0, gt=0, description="longest time from Ctrl-C or SIGTERM to the end, with a checkpoint after the step"
     )
 
 

@@ -6,8 +6,10 @@ torch is imported where training begins: a mistake in fields, files or paths is 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -34,6 +36,7 @@ from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.server import tracking_uri
 from dpl_ray.tracking.tracker import Tracker, recording, start_tracker
+from dpl_ray.training.interruption import Interrupted
 
 if TYPE_CHECKING:
     from dpl_ray.training.records import Outcome, Record
@@ -78,6 +81,7 @@ def fit(config: Config | Sequence[str] = (), *, console: Console | bool | None =
     Raises:
         ValueError: a field, the data or the resources do not fit; before any worker starts.
         NonFiniteLossError: a loss is not finite; names step, worker and term.
+        Interrupted: by Ctrl-C, with a checkpoint; the same run.name goes on from there.
         WorkersLostError: Ray gave up on the workers; the same run.name goes on from the last checkpoint.
     """
     return run_training(read_given(config, keywords, load_config), open_console(console))
@@ -103,7 +107,8 @@ def run_training(
                 result = _result(folder, uri)
                 _warn_if_unregistered(config, result)
             else:
-                result = _train(config, splits, folder, uri, console, has_page)
+                with _named(config, folder):
+                    result = _train(config, splits, folder, uri, console, has_page)
     for table in result_tables(config.policy.name, result.metrics, result.baseline, result.thresholds):
         console.print(table)
     if result.verdict:
@@ -145,7 +150,8 @@ def _train(
         tracker.log_file("config.yaml")
         try:
             with Progress(console, "steps") as progress:
-                outcomes = run_phases(config, splits, folder, _receiver(progress, folder, tracker))
+                receive = _receiver(progress, folder, tracker)
+                outcomes = run_phases(config, splits, folder, receive, partial(show, console))
         finally:
             folder.save_history()
         found = find_verdict(splits, outcomes)
@@ -154,6 +160,17 @@ def _train(
             _record(config, splits, folder, outcomes, verdict, tracker)
     folder.finish(outcomes, splits.class_names, verdict)
     return _result(folder, uri)
+
+
+@contextmanager
+def _named(config: Config, folder: RunFolder) -> Iterator[None]:
+    """An interruption says under which name a run goes on that was given none."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        interrupted = Interrupted(*error.args)
+        interrupted.run_name = None if config.run.name else folder.name
+        raise interrupted from error
 
 
 def _receiver(progress: Progress, folder: RunFolder, tracker: Tracker) -> Callable[[Record], None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING
 
 from dpl_ray.cluster.workers import run_workers
@@ -16,6 +17,7 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.runs.folder import RunFolder
 from dpl_ray.store.storage import Storage
+from dpl_ray.training.interruption import Interrupted, Stop, interruptible
 
 if TYPE_CHECKING:
     from dpl_ray.data.pool.windows import WindowReader
@@ -47,33 +49,58 @@ def train_phases(
     return outcomes
 
 
-def run_phases(config: Config, splits: Splits, folder: RunFolder, receive: Callable[[Record], None]) -> list[Outcome]:
-    """The outcomes of all phases, from Ray's workers or from this process."""
+def run_phases(
+    config: Config, splits: Splits, folder: RunFolder, receive: Callable[[Record], None], say: Callable[[str], None]
+) -> list[Outcome]:
+    """The outcomes of all phases, from Ray's workers or from this process.
+
+    Args:
+        say: is told what Ctrl-C has asked for.
+
+    Raises:
+        Interrupted: it has, or SIGTERM; a checkpoint is saved.
+    """
+    train = _train_on_ray if config.scale.num_workers else _train_here
+    with interruptible(config.run.grace_seconds, say) as stop:
+        found = train(config, splits, folder, receive, stop)
+    if isinstance(found, BaseException):
+        raise found
+    if stop.is_set():
+        raise Interrupted("all steps are trained and saved")
+    return found
+
+
+def _train_here(
+    config: Config, splits: Splits, folder: RunFolder, receive: Callable[[Record], None], stop: Stop
+) -> list[Outcome]:
     import torch
 
     from dpl_ray.training.distributed import Workers
 
-    if config.scale.num_workers == 0:
-        if config.scale.threads_per_worker:
-            torch.set_num_threads(config.scale.threads_per_worker)
-        device = torch.device("cuda" if config.scale.use_gpu else "cpu")
-        return train_phases(config, splits, folder.storage, Workers(device=device), receive)
-    found = run_workers(
+    if config.scale.threads_per_worker:
+        torch.set_num_threads(config.scale.threads_per_worker)
+    device = torch.device("cuda" if config.scale.use_gpu else "cpu")
+    return train_phases(config, splits, folder.storage, Workers(device=device, stop=stop), receive)
+
+
+def _train_on_ray(
+    config: Config, splits: Splits, folder: RunFolder, receive: Callable[[Record], None], stop: Stop
+) -> list[Outcome] | BaseException:
+    found: list[Outcome] | BaseException = run_workers(
         partial(train_on_worker, config, folder.storage),
         splits,
         scale=config.scale,
         name=folder.name,
         storage_path=str(Storage(config.run.storage_path) / "ray"),
         on_news=receive,
+        stop=stop,
     )
-    if isinstance(found, Exception):
-        raise found
     return found
 
 
 def train_on_worker(
-    config: Config, folder: Storage, splits: Splits, tell: Callable[[Record], None]
-) -> list[Outcome] | Exception:
+    config: Config, folder: Storage, splits: Splits, tell: Callable[[Record], None], stop: Event
+) -> list[Outcome] | BaseException:
     import torch
     from ray.train import get_context
     from ray.train.torch import get_device
@@ -85,7 +112,7 @@ def train_on_worker(
     num_threads = config.scale.threads_per_worker or (os.cpu_count() or 1) // get_context().get_local_world_size()
     torch.set_num_threads(max(1, num_threads))
     try:
-        return train_phases(config, splits, folder, Workers.current(get_device()), tell, read_windows)
-    except (NonFiniteLossError, ValueError) as error:
-        # Returned, not raised: another attempt would only meet it again.
+        return train_phases(config, splits, folder, Workers.current(get_device(), stop), tell, read_windows)
+    except (NonFiniteLossError, ValueError, Interrupted) as error:
+        # Returned, not raised: another attempt would only meet it again, or train what was to be ended.
         return error

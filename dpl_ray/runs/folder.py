@@ -55,6 +55,7 @@ FREE_FIELDS = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.checkpoint_every",
+    "train.checkpoint_seconds",
     "data.root",
     "data.download",
     "data.max_bad_fraction",

@@ -2,7 +2,7 @@
 
     step-00000600/
       student.safetensors  teacher.safetensors  policy.safetensors
-      trainer.pt           step, seconds and optimizer, for torch.load(weights_only=True)
+      trainer.pt           step, seconds, optimizer, sums since the last record, for torch.load(weights_only=True)
       config.yaml          the resolved configuration
       model.json           class names, channels, image size
       manifest.json        written last: size and SHA-256 of the others
@@ -48,11 +48,12 @@ def save_checkpoint(
     Every worker calls this, for what the policy keeps in shards; worker 0 writes.
     """
     target = folder / f"step-{state.step:08d}"
-    shards = _gather_shards(state.policy, workers)
+    shards, sums = _gather_shards(state.policy, workers), torch.stack(workers.gather(state.sums.cpu()))
     if workers.rank:
         return target
     trainer = io.BytesIO()
-    torch.save({"step": state.step, "seconds": state.seconds, "optimizer": state.optimizer.state_dict()}, trainer)
+    facts = {"step": state.step, "seconds": state.seconds, "sums": sums}
+    torch.save(facts | {"optimizer": state.optimizer.state_dict()}, trainer)
     tensors = {name: getattr(state, name).state_dict() for name in MODULES}
     tensors["policy"] |= shards
     contents = {f"{name}.safetensors": _encode(named) for name, named in tensors.items()}
@@ -86,6 +87,8 @@ def load_state(checkpoint: Storage, state: TrainState, workers: Workers) -> None
         raise ValueError(f"checkpoint={checkpoint}: trainer.pt holds more than tensors, and is not loaded") from None
     state.optimizer.load_state_dict(trainer["optimizer"])
     state.step, state.seconds = trainer["step"], trainer.get("seconds", 0.0)
+    if "sums" in trainer:  # (workers, len(SUMS)); those of another number of workers are shared out
+        state.sums.copy_(trainer["sums"][workers.rank :: workers.world_size].sum(dim=0))
 
 
 def load_classifier(checkpoint: Storage, which: str = "teacher") -> tuple[Classifier, Config, ModelInfo]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +18,13 @@ class Workers:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    stop: threading.Event = field(default_factory=threading.Event)  # set: worker 0 is asked to end after its step
 
     @classmethod
-    def current(cls, device: torch.device | None = None) -> Workers:
+    def current(cls, device: torch.device | None = None, stop: threading.Event | None = None) -> Workers:
         """From torch's process group where there is one."""
-        if not dist.is_initialized():
-            return cls(device=device or torch.device("cpu"))
-        return cls(dist.get_rank(), dist.get_world_size(), device or torch.device("cpu"))
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        return cls(rank, world_size, device or torch.device("cpu"), stop or threading.Event())
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over all workers, in place; the tensor itself where there is one worker or nothing to sum."""

@@ -17,8 +17,9 @@ from dpl_ray.data.pool.windows import PoolFeed, StreamedPool, WindowReader, Wind
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, list_checkpoints, load_state, save_checkpoint
 from dpl_ray.training.distributed import Workers
+from dpl_ray.training.interruption import Interrupted
 from dpl_ray.training.records import Outcome, Record, Window
-from dpl_ray.training.schedule import due_after
+from dpl_ray.training.schedule import CheckpointClock, Wish, due_after
 from dpl_ray.training.scores import Scores
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import train_step
@@ -37,14 +38,18 @@ def train(
 
     Every worker calls this with the same arguments; `record` is called on worker 0 alone, and `read` reads a pool that
     is streamed.
+
+    Raises:
+        Interrupted: `workers.stop` was set; a checkpoint is saved.
     """
     began = time.perf_counter()
     phase, num_steps, seed = config.policy.name, config.train.num_steps, config.train.seed
     info = ModelInfo.of(splits)
     state = _start(config, info, len(splits.unlabeled), folder, workers)
     pool = _open_pool(splits, config, workers, state.step, read) if POLICIES[phase].uses_unlabeled else None
-    window = Window(workers, record, phase, num_steps, info.class_names)
+    window = Window(workers, record, phase, num_steps, info.class_names, state.sums)
     scores = Scores(state, splits, config.train.curve_images, workers)
+    clock = CheckpointClock(config.train.checkpoint_seconds)
     with closing(BatchFeed(config, splits.labeled, pool, workers.rank, workers.world_size)) as feed:
         unreadable = Unreadable(config, pool, splits.bad, folder, workers, window)
         while state.step < num_steps:
@@ -53,10 +58,11 @@ def train(
             asked = time.perf_counter()
             batch = feed(state.step).to(workers.device)
             waited = time.perf_counter() - asked
+            state.wish = clock.wish(workers.stop)
             sums = train_step(state, batch, config, workers)
             state.seconds += time.perf_counter() - asked
             window.add(sums, state.step, len(batch), waited)
-            due = due_after(state.step, config.train)
+            due = due_after(state.step, config.train, state.wish)
             if due.record:
                 window.close(state.step, state.policy.thresholds())
                 unreadable.check(state.step)
@@ -66,7 +72,10 @@ def train(
                 if due.curve and (found := scores.curve()):
                     window.tell(state.step, found)
                 if due.checkpoint:
-                    save_checkpoint(folder, state, config, info, workers, keep=config.train.keep_checkpoints)
+                    with clock.saving():
+                        save_checkpoint(folder, state, config, info, workers, keep=config.train.keep_checkpoints)
+            if state.wish is Wish.STOP:
+                raise Interrupted(f"step {state.step:,} of {num_steps:,} of {phase} is saved")
     found, test = scores.final()
     window.tell(state.step, found)
     return Outcome(

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from dpl_ray.data.dataset import BadImage
 from dpl_ray.training.distributed import Workers
-from dpl_ray.training.metrics import SUMS, mean_metrics
+from dpl_ray.training.metrics import mean_metrics
 from dpl_ray.training.predictions import Predictions
 
 SECONDS_BETWEEN_PROGRESS = 0.5
@@ -53,16 +52,20 @@ class Window:
         phase: str,
         num_steps: int,
         class_names: tuple[str, ...],
+        sums: Tensor,
     ) -> None:
+        """
+        Args:
+            sums: (len(SUMS),), those of this worker's steps since the last record, as a checkpoint may have them.
+        """
         self.workers, self.record, self.phase, self.num_steps = workers, record, phase, num_steps
-        self.class_names = class_names
+        self.class_names, self.sums = class_names, sums
         self.metrics: dict[str, float] = {}
         self.last_told, self.rate = 0.0, 0.0
         self.paused_at: float | None = None
         self._open()
 
     def _open(self) -> None:
-        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.workers.device)
         self.began, self.waited, self.steps, self.images = time.perf_counter(), 0.0, 0, 0
 
     def add(self, sums: Tensor, step: int, num_images: int, waited: float) -> None:
@@ -99,6 +102,7 @@ class Window:
             for class_name, value in zip(self.class_names, values.tolist(), strict=True)
         }
         self.tell(step, self.metrics | by_class)
+        self.sums.zero_()
         self._open()
 
     def tell(self, step: int, metrics: dict[str, float], bad: tuple[BadImage, ...] = ()) -> None:

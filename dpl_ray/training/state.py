@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpl_ray.algorithm.policies import build_policy
 from dpl_ray.algorithm.policy import Policy, RunFacts
@@ -16,6 +16,8 @@ from dpl_ray.config.schema import Config, OptimConfig
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.models.layers import learning_rate_scales, share_frozen
 from dpl_ray.training.distributed import Workers
+from dpl_ray.training.metrics import SUMS
+from dpl_ray.training.schedule import Wish
 
 
 class Learner(nn.Module):
@@ -35,8 +37,10 @@ class TrainState:
     policy: Policy
     optimizer: torch.optim.Optimizer
     learner: Learner
+    sums: Tensor  # (len(SUMS),) float64 of this worker's steps since the last record
     step: int = 0
     seconds: float = 0.0  # in training steps so far, over all processes that trained; evaluation is not in it
+    wish: Wish = Wish.NOTHING  # before a step worker 0's own, after it what all workers do
 
 
 def build_state(config: Config, channels: int, num_classes: int, workers: Workers, *, pool_size: int = 0) -> TrainState:
@@ -53,7 +57,8 @@ def build_state(config: Config, channels: int, num_classes: int, workers: Worker
     policy.join(RunFacts(pool_size, num_unlabeled, workers.rank, workers.world_size, workers.all_reduce_sum))
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
     share_frozen(teacher, student)
-    return TrainState(student, teacher, policy, build_optimizer(learner, config.optim), learner)
+    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=workers.device)
+    return TrainState(student, teacher, policy, build_optimizer(learner, config.optim), learner, sums)
 
 
 def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.Optimizer:

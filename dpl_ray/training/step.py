@@ -23,6 +23,7 @@ from dpl_ray.data.batches import Batch
 from dpl_ray.models import Classifier
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.metrics import step_sums
+from dpl_ray.training.schedule import Wish
 from dpl_ray.training.state import TrainState, learning_rate
 
 
@@ -52,15 +53,17 @@ def train_step(state: TrainState, batch: Batch, config: Config, workers: Workers
     with record_function("heads and policy"):
         facts = StepFacts(state.step / train.num_steps, batch.ids_unlabeled, batch.targets)
         pseudo = pseudo_labels(features_weak, logits_weak, policy.alignment(), facts)
-        num_bad = logits_weak.isfinite().logical_not().sum()
-        sums = torch.cat([policy.statistics(pseudo), num_bad.double()[None]])
+        num_bad = logits_weak.isfinite().logical_not().sum().double()
+        wish = torch.full_like(num_bad, state.wish if workers.rank == 0 else Wish.NOTHING)
+        sums = torch.cat([policy.statistics(pseudo), torch.stack([num_bad, wish])])
         mine_finite = sums.isfinite().all()
     with record_function("collective"):
         workers.all_reduce_sum(sums)
     with record_function("heads and policy"):
-        if sums[-1] > 0 or not sums.isfinite().all():
+        if sums[-2] > 0 or not sums.isfinite().all():
             raise _non_finite(state.step, _weak_faults(num_bad, mine_finite), workers)
-        policy.update(sums[:-1])
+        state.wish = Wish(int(sums[-1]))
+        policy.update(sums[:-2])
         weights, targets = policy.weights(pseudo), policy.targets(pseudo)
         kept = (weights > policy.min_weight).nonzero().squeeze(1)
 

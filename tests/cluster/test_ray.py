@@ -25,6 +25,7 @@ from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.cluster.connect import check_cluster, checked_resources
 from dpl_ray.config.schema import BESIDE_RUNS, ScaleConfig
 from dpl_ray.page.console import Progress
+from dpl_ray.training.interruption import Interrupted
 from tests.documents import Document
 from tests.tutorials import FOLDER, Reader, only_line, with_overrides
 
@@ -136,14 +137,14 @@ def test_mlflow_has_configuration_metrics_thresholds_and_files(whole: FitResult)
     assert run.data.tags["mlflow.note.content"].startswith(str(whole.verdict))
 
 
-def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(
-    whole: FitResult, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_after_a_killed_worker_and_an_interruption_the_run_ends_with_the_same_weights(
+    whole: FitResult, ray_cluster: None, ctrl_c: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
     from ray.util.state import list_actors
 
     shown, workers, killed = Progress.update, list[int](), list[int]()
-    steps: list[int] = []
+    steps, interrupted = list[int](), list[int]()
 
     def show(self: Progress, done: int, *args: Any, **options: Any) -> None:
         shown(self, done, *args, **options)
@@ -155,11 +156,19 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(
         if done >= 60 and not killed:
             killed.append(workers[-1])
             os.kill(workers[-1], signal.SIGKILL)
+        # Once it goes on after the step in which a worker was killed.
+        if done >= 120 and not interrupted:
+            interrupted.append(done)
+            os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Progress, "update", show)
     overrides = ("scale.max_failures=1", "train.baseline=false", "tracking.enabled=false")
-    result = fit(load_config(arguments(tmp_path, *overrides)))
+    with pytest.raises(Interrupted, match=r"^step \d+ of 200 of dpl is saved$") as said:
+        fit(load_config(arguments(tmp_path, *overrides)))
     assert killed
+    stopped = int(str(said.value).split()[1])
+    assert [path.name for path in sorted((tmp_path / "demo").glob("step-*"))][-1] == f"step-{stopped:08d}"
+    result = fit(load_config(arguments(tmp_path, *overrides)))
     assert any(later < earlier for earlier, later in pairwise(steps)), "some steps are told twice"
     for name in ("student", "teacher", "policy"):
         mine = load_file(Path(result.checkpoint) / f"{name}.safetensors")
@@ -173,7 +182,15 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_weights(
 def test_a_signal_ends_with_one_line_and_its_status(number: signal.Signals, status: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipelines.train", "train.num_steps=100000", "train.baseline=false"]
     command += [f"run.storage_path={tmp_path}", "run.name=long", "tracking.enabled=false"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Ctrl-C means nothing to what a shell has started in the background, as these tests may have been.
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if "/100,000 steps" in line:
@@ -181,8 +198,10 @@ def test_a_signal_ends_with_one_line_and_its_status(number: signal.Signals, stat
     process.send_signal(number)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == status, output + errors
-    assert errors.startswith("interrupted; the same command with the same run.name goes on")
-    assert len(errors.splitlines()) == 1
+    saved = sorted((tmp_path / "long").glob("step-*"))[-1]
+    step = int(saved.name.removeprefix("step-"))
+    again = shlex.join(["python", *command[1:]])
+    assert errors == f"interrupted: step {step:,} of 100,000 of dpl is saved; go on with: {again}\n"
     assert (tmp_path / "long" / "history.jsonl").exists()
 
 

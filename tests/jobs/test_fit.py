@@ -7,24 +7,32 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from torch import Tensor
 
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.commands import cli, train
-from dpl_ray.config.schema import BESIDE_RUNS
+from dpl_ray.config.schema import BESIDE_RUNS, Config
+from dpl_ray.data.batches import Batch
 from dpl_ray.data.sources import load_splits
 from dpl_ray.runs.folder import RunFolder
 from dpl_ray.tracking.sender import Sender
 from dpl_ray.tracking.tracker import MlflowTracker
+from dpl_ray.training import loop
+from dpl_ray.training.distributed import Workers
 from dpl_ray.training.records import Record
-from tests.processes import Command
+from dpl_ray.training.state import TrainState
+from tests.processes import SECONDS, Command
+from tests.training.test_resume import assert_same, contents
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 
@@ -233,24 +241,70 @@ def test_a_run_that_fails_says_so_to_mlflow(tmp_path: Path, monkeypatch: pytest.
     assert [found.info.status for found in runs] == ["FAILED"]
 
 
+NINE_STEPS = (
+    "train.num_steps=9", "train.log_every=4", "train.curve_images=0", "train.baseline=false", "train.batch_size=4",
+    "model.width=1", "scale.num_workers=0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nine_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("nine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: file.write(b"not rendered"))
+        fit(load_config([*NINE_STEPS, "tracking.enabled=false", f"run.storage_path={folder}", "run.name=whole"]))
+    return folder / "whole"
+
+
+def hold_in_step(step: int, file: Path) -> None:
+    """Let a training make the file in this step and stand still until it is asked to stop; for `Command`."""
+    train_step = loop.train_step
+
+    def held(state: TrainState, batch: Batch, config: Config, workers: Workers) -> Tensor:
+        if state.step == step:
+            file.touch()
+            assert workers.stop.wait(SECONDS), "no signal came"
+        return train_step(state, batch, config, workers)
+
+    loop.train_step = held
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, cli.INTERRUPTED), (signal.SIGTERM, cli.TERMINATED)])
 @pytest.mark.usefixtures("mlflow_store")
-def test_a_run_that_is_ended_by_its_cluster_says_so_to_mlflow(tmp_path: Path) -> None:
+def test_a_signal_saves_the_step_and_the_run_goes_on_to_the_same_weights(
+    number: signal.Signals, status: int, nine_steps: Path, tmp_path: Path
+) -> None:
     from mlflow import MlflowClient
 
-    arguments = ["train.num_steps=100000", "train.baseline=false", "train.checkpoint_every=2", "scale.num_workers=0"]
-    arguments += ["model.width=1", "train.batch_size=4", f"run.storage_path={tmp_path}", "run.name=long"]
-    process = Command("pipelines.train", arguments, tmp_path / "printed")
+    fields = [*NINE_STEPS, f"run.storage_path={tmp_path}"]
+    held = partial(hold_in_step, 5, tmp_path / "held")
+    process = Command("pipelines.train", fields, tmp_path / "printed", held)
     try:
-        process.wait_for(lambda: bool(list(tmp_path.glob("long/step-*/manifest.json"))))
-        os.kill(process.pid, signal.SIGTERM)
+        process.wait_for((tmp_path / "held").exists)
+        os.kill(process.pid, number)
         printed = process.end()
     finally:
         process.kill()
-    assert process.status == cli.TERMINATED
-    assert printed.endswith("interrupted; the same command with the same run.name goes on from the last checkpoint\n")
+    assert process.status == status, printed
+    (saved,) = tmp_path.glob("digits-dpl-*/step-*")
+    assert saved.name == "step-00000007", "what was asked for in one step is agreed on in the next one"
+    again = f"python -m pipelines.train {shlex.join(fields)} run.name={saved.parent.name}"
+    assert printed.endswith(f"interrupted: step 7 of 9 of dpl is saved; go on with: {again}\n")
+    assert "a checkpoint is saved after this step, within 25 s; a second Ctrl-C ends at once\n" in printed
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("dpl_ray").experiment_id])
     assert [found.info.status for found in runs] == ["KILLED"]
+    fit(load_config([*fields, "tracking.enabled=false", f"run.name={saved.parent.name}"]))
+    assert_same(contents(saved.parent), contents(nine_steps))
+    losses = losses_of(saved.parent)
+    assert losses == losses_of(nine_steps), "of steps 5 to 8, in which the run was stopped, too"
+    assert [step for step, _ in losses] == [4, 8, 9]
+
+
+def losses_of(run: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return [(row["step"], row["metrics"][key]) for row in rows for key in row["metrics"] if key == "train/loss_labeled"]
 
 
 def test_without_a_console_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -431,7 +431,7 @@ def test_help_and_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(replace(command.COMMAND, job=interrupted), ["checkpoint=a", "pool=b", "output=c"]) == 130
     errors = capsys.readouterr().err.splitlines()
     assert errors[0].startswith("error: checkpoint is missing")
-    assert errors[1:] == ["interrupted; the same command goes on"]
+    assert errors[1:] == ["interrupted; go on with: dpl-ray label checkpoint=a pool=b output=c"]
 
 
 @pytest.mark.rendered

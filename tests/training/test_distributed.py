@@ -18,6 +18,7 @@ from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, load_state, save_checkpoint
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.evaluation import evaluate_split
+from dpl_ray.training.schedule import Wish
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import NonFiniteLossError, train_step
 from tests.builders import PRETRAINED, tiny_config, tiny_feed, tiny_splits
@@ -149,11 +150,30 @@ def train_in_halves(workers: Workers, folder: Storage) -> list[str]:
     return [name for name, (left, right) in pairs.items() if not torch.equal(left, right)]
 
 
+def agree(workers: Workers, folder: Storage) -> dict[str, Any]:
+    """What all do after steps in which each worker wants something else, and the sums that they go on with."""
+    config, state, feed = setup(workers)
+    wishes = []
+    for mine in (Wish.NOTHING, Wish.CHECKPOINT, Wish.STOP):
+        state.wish = Wish.STOP if workers.rank else mine
+        state.sums += train_step(state, feed(state.step), config, workers)
+        wishes.append(state.wish.name)
+    save_checkpoint(folder, state, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), workers, keep=1)
+    workers.gather(None)  # the checkpoint is there
+    resumed = {}
+    for name, others in (("same", workers), ("alone", Workers())):
+        _, second, _ = setup(workers)
+        load_state(folder / "step-00000003", second, others)
+        resumed[name] = second.sums
+    return {"wishes": wishes, "sums": state.sums, **resumed}
+
+
 def worker(rank: int, world_size: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     found = {"trained": train_some(Workers.current()), "poisoned": train_poisoned(Workers.current())}
     found["peers"] = train_peers(Workers.current(), Storage(folder))
+    found["agreed"] = agree(Workers.current(), Storage(folder) / "agreed")
     found["different"] = train_in_halves(Workers.current(), Storage(folder) / "run")
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -216,6 +236,19 @@ def test_a_step_has_one_collective_of_statistics(together: list[dict[str, Any]])
 
 def test_workers_that_stop_and_go_on_end_with_the_same_bits(together: list[dict[str, Any]]) -> None:
     assert [found["different"] for found in together] == [[]] * len(together)
+
+
+def test_what_worker_0_wants_is_what_all_do(together: list[dict[str, Any]]) -> None:
+    for found in (found["agreed"] for found in together):
+        assert found["wishes"] == ["NOTHING", "CHECKPOINT", "STOP"]
+
+
+def test_the_sums_since_the_last_record_go_on_with_any_number_of_workers(together: list[dict[str, Any]]) -> None:
+    agreed = [found["agreed"] for found in together]
+    total = torch.stack([found["sums"] for found in agreed]).sum(dim=0)
+    for found in agreed:
+        assert torch.equal(found["same"], found["sums"])
+        torch.testing.assert_close(found["alone"], total)
 
 
 def test_a_loss_that_is_not_finite_on_one_worker_stops_all_and_names_it(together: list[dict[str, Any]]) -> None:

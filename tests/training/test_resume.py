@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from dpl_ray.config.schema import Config, parse_config
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import MODULES, list_checkpoints
 from dpl_ray.training.distributed import Workers
+from dpl_ray.training.interruption import Interrupted
 from dpl_ray.training.loop import train
 from dpl_ray.training.records import Outcome, Record
+from dpl_ray.training.schedule import CheckpointClock, Wish
 from tests.builders import PRETRAINED, tiny_splits
 
 #: A network with BatchNorm, and one whose Dropout draws random numbers in every step.
@@ -30,7 +33,14 @@ class StoppedError(Exception):
 
 
 def run(
-    folder: Path, *, stop_at: int | None = None, model: str = "wide_resnet", policy: str = "dpl", seed: int = 0
+    folder: Path,
+    *,
+    stop_at: int | None = None,
+    model: str = "wide_resnet",
+    policy: str = "dpl",
+    seed: int = 0,
+    workers: Workers | None = None,
+    records: list[Record] | None = None,
 ) -> tuple[Outcome, list[Record]]:
     config = parse_config(
         {
@@ -47,14 +57,14 @@ def run(
             },
         }
     )
-    records: list[Record] = []
+    records = [] if records is None else records
 
     def record(news: Record) -> None:
         records.append(news)
         if stop_at is not None and news.step >= stop_at:
             raise StoppedError
 
-    return train(config, tiny_splits(), Workers(), Storage(str(folder)), record), records
+    return train(config, tiny_splits(), workers or Workers(), Storage(str(folder)), record), records
 
 
 def contents(folder: Path) -> dict[str, torch.Tensor]:
@@ -90,6 +100,56 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path, model
     assert_same(contents(tmp_path / "halves"), contents(tmp_path / "whole"))
     assert resumed.thresholds == outcome.thresholds
     assert resumed.metrics["eval/accuracy"] == outcome.metrics["eval/accuracy"]
+
+
+class StopIn(threading.Event):
+    """Set from so many questions on; the loop asks once a step."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self.num_left = num_steps
+
+    def is_set(self) -> bool:
+        self.num_left -= 1
+        return self.num_left <= 0
+
+
+def recorded(records: list[Record]) -> list[tuple[int, dict[str, float]]]:
+    """What is measured at which step, without what the clock says."""
+    timed = ("time/", "throughput/", "curve/seconds")
+    found = [
+        (record.step, {key: value for key, value in record.metrics.items() if not key.startswith(timed)})
+        for record in records
+    ]
+    return [(step, metrics) for step, metrics in found if metrics]
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 9])
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_loses_nothing(tmp_path: Path, step: int) -> None:
+    """Between two records, at one, and at the last step."""
+    _, expected = run(tmp_path / "whole")
+    records: list[Record] = []
+    with pytest.raises(Interrupted, match=f"^step {step} of 9 of dpl is saved$"):
+        run(tmp_path / "halves", workers=Workers(stop=StopIn(step)), records=records)
+    assert list_checkpoints(Storage(str(tmp_path / "halves")))[-1].name == f"step-{step:08d}"
+    run(tmp_path / "halves", records=records)
+    assert_same(contents(tmp_path / "halves"), contents(tmp_path / "whole"))
+    assert recorded(records) == recorded(expected), "of steps before and after the stop, too"
+
+
+def test_a_checkpoint_for_the_time_changes_neither_weights_nor_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, expected = run(tmp_path / "whole")
+    wishes = iter([Wish.NOTHING, Wish.CHECKPOINT])
+    monkeypatch.setattr(CheckpointClock, "wish", lambda *_: next(wishes, Wish.NOTHING))
+    with pytest.raises(StoppedError):
+        run(tmp_path / "timed", stop_at=3)
+    assert [found.name for found in list_checkpoints(Storage(str(tmp_path / "timed")))] == ["step-00000002"]
+    records: list[Record] = []
+    run(tmp_path / "timed", records=records)
+    assert_same(contents(tmp_path / "timed"), contents(tmp_path / "whole"))
+    assert recorded(records) == [(step, metrics) for step, metrics in recorded(expected) if step > 2]
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path) -> None:

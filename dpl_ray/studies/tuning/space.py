@@ -37,6 +37,7 @@ FIXED_FIELDS = (
     "train.curve_every",
     "train.curve_images",
     "train.checkpoint_every",
+    "train.checkpoint_seconds",
     "train.keep_checkpoints",
 )
 
