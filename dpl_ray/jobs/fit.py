@@ -27,6 +27,7 @@ from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result, percent
 from dpl_ray.report.console import result_tables, training_state
 from dpl_ray.report.curves import History
+from dpl_ray.report.live import LivePage
 from dpl_ray.report.page import REPORT_FILE, find_verdict, verdict_sentence, write_report
 from dpl_ray.runs.folder import MODEL_FOLDER, RunFolder, check_run, run_storage
 from dpl_ray.runs.provenance import describe_config, describe_run
@@ -150,7 +151,8 @@ def _train(
         tracker.log_file("config.yaml")
         try:
             with Progress(console, "steps") as progress:
-                receive = _receiver(progress, folder, tracker)
+                page = LivePage(config, splits, folder) if has_page else None
+                receive = _receiver(progress, folder, tracker, page)
                 outcomes = run_phases(config, splits, folder, receive, partial(show, console))
         finally:
             folder.save_history()
@@ -173,8 +175,10 @@ def _named(config: Config, folder: RunFolder) -> Iterator[None]:
         raise interrupted from error
 
 
-def _receiver(progress: Progress, folder: RunFolder, tracker: Tracker) -> Callable[[Record], None]:
-    """What is done with news of the training: they are shown, and metrics kept and sent."""
+def _receiver(
+    progress: Progress, folder: RunFolder, tracker: Tracker, page: LivePage | None
+) -> Callable[[Record], None]:
+    """What is done with news of the training: they are shown, and metrics kept, sent and drawn."""
     states: dict[str, str] = {}
 
     def receive(record: Record) -> None:
@@ -184,6 +188,8 @@ def _receiver(progress: Progress, folder: RunFolder, tracker: Tracker) -> Callab
         if record.metrics:
             folder.add(record)
             tracker.log_history()
+            if page:
+                page.update(record)
 
     return receive
 

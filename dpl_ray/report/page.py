@@ -87,13 +87,17 @@ def make_page(config: Config, splits: Splits, folder: RunFolder, outcomes: list[
         sections["confusions"] = confusion_section(splits.test, main.test, before, splits.class_names)
         sections["images"] = pictures_section(splits.test, main.test, splits.class_names)
     sections["run"] = _run_section(config, folder, main)
+    return render_page("report/run.html", folder.name, subtitle(config, splits), sections)
+
+
+def subtitle(config: Config, splits: Splits) -> str:
+    """What the run is, in a line."""
     streamed = "" if isinstance(splits.unlabeled, ImageSet) else ", streamed"
-    subtitle = (
+    return (
         f"{config.policy.name} on {config.data.name}: {len(splits.labeled):,} labelled images of "
         f"{len(splits.class_names)} classes, {len(splits.unlabeled):,} in the pool{streamed}, "
         f"{config.train.num_steps:,} steps"
     )
-    return render_page("report/run.html", folder.name, subtitle, sections)
 
 
 def _verdict_section(config: Config, splits: Splits, outcomes: list[Outcome]) -> Section:

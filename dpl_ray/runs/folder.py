@@ -6,7 +6,8 @@
   history.jsonl    every record of metrics
   bad_images.csv   images that could not be read, with the reason
   step-N/          checkpoints        baseline/step-N/  those of the supervised baseline
-  report.html      the page of a finished run           thresholds.json   class-wise thresholds over time
+  report.html      the page of the run, from its first record on
+  thresholds.json  class-wise thresholds over time
   tracking*.json   what MLflow knows (dpl_ray/tracking/journal.py)         model/   the last teacher in MLflow's format
   .lock            held by the command that is at work here (dpl_ray/store/lock.py)
 """

@@ -282,6 +282,8 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_to_the_same_weights(
     process = Command("pipelines.train", fields, tmp_path / "printed", held)
     try:
         process.wait_for((tmp_path / "held").exists)
+        (report,) = tmp_path.glob("digits-dpl-*/report.html")
+        assert "dpl: step 4 of 9" in report.read_text()
         os.kill(process.pid, number)
         printed = process.end()
     finally:
