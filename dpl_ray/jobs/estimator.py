@@ -226,3 +226,6 @@ class _Saved:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"checkpoint": self.checkpoint}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # a copy of the estimator keeps the folder, too

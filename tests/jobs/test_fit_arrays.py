@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import pickle
 from pathlib import Path
@@ -94,8 +95,13 @@ def test_a_pickle_is_the_path_of_the_checkpoint(tmp_path: Path) -> None:
     assert np.array_equal(loaded.predict_proba(IMAGES), model.predict_proba(IMAGES))
     folder = Path(model.result_.checkpoint).parents[1]
     assert folder.exists()
+    copied = copy.deepcopy(model)
     model.fit(IMAGES, LABELS)
-    assert not folder.exists(), "another fit, another folder"
+    gc.collect()
+    assert np.array_equal(copied.predict(IMAGES), loaded.predict(IMAGES))
+    del copied
+    gc.collect()
+    assert not folder.exists(), "another fit, another folder, and no copy is left that needs the first"
     with pytest.raises(
         ValueError, match=r"no such folder; .*; a temporary one is gone with its estimator, storage_path="
     ):
