@@ -69,7 +69,7 @@ def test_a_comparison_of_an_older_version_goes_on(tmp_path: Path) -> None:
     more, output = run(tmp_path, options=TWO.model_copy(update={"policies": ("dpl", "fixmatch", "supervised")}))
     assert "goes on, 4 of them finished before" in output
     assert [row for row in more.rows if row.label != "supervised"] == first.rows
-    assert ", unknown" in first.markdown.partition("- versions: ")[2]
+    assert ", unknown" in Path(first.table).read_text().partition("- versions: ")[2]
     with pytest.raises(ValueError, match=r"this comparison exists with train\.lambda_u=1\.0, now it is 2\.0"):
         run(tmp_path, "train.lambda_u=2")
 
