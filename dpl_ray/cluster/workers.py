@@ -37,7 +37,7 @@ def run_workers(
         work: picklable; runs inside Ray Train with its process group set up.
         payload: put into the object store once; arrays in it are shared by the workers of a node.
         on_news: called in this process, in order, with what worker 0 passes to `tell`.
-        stop: asked for in this process, from the first news on, its event is set on every worker.
+        stop: asked for in this process, from the first news on, worker 0's event is set.
 
     Raises:
         WorkersLostError: a worker died more than scale.max_failures times.
@@ -101,7 +101,7 @@ def run_workers(
 
 
 class _Mailbox:
-    """News from worker 0 to the driver, and the driver's word to the workers."""
+    """News from worker 0 to the driver, and the driver's word to worker 0."""
 
     def __init__(self) -> None:
         self._news: asyncio.Queue[Any] = asyncio.Queue()
@@ -122,6 +122,7 @@ class _Mailbox:
 
 def _worker(loop_config: dict[str, Any]) -> Any:
     import ray
+    from ray.train import get_context
 
     mailbox, stop = loop_config["mailbox"], threading.Event()
 
@@ -134,7 +135,8 @@ def _worker(loop_config: dict[str, Any]) -> Any:
             ray.get(mailbox.wait_for_stop.remote())
             stop.set()
 
-    threading.Thread(target=wait_for_stop, daemon=True).start()
+    if get_context().get_world_rank() == 0:  # the others hear of it in the step's collective
+        threading.Thread(target=wait_for_stop, daemon=True).start()
     return loop_config["work"](ray.get(loop_config["payload"]), tell, stop)
 
 
