@@ -69,9 +69,7 @@ SECONDS_BETWEEN_SAVES = 10.0
 
 def bound_tree(config: Config, free: Collection[str] = FREE) -> dict[str, Any]:
     """The configuration without the sections and dotted fields that may differ when something of it goes on."""
-    tree = config.model_dump(mode="json")
-    # Older files name the default, which is null now.
-    tree["data"]["interpolation"] = tree["data"]["interpolation"] or "bilinear"
+    tree = _with_interpolation(config.model_dump(mode="json"))
     for field in free:
         *path, name = field.split(".")
         section = tree
@@ -79,6 +77,13 @@ def bound_tree(config: Config, free: Collection[str] = FREE) -> dict[str, Any]:
             section = section[part]
         del section[name]
     return tree
+
+
+def _with_interpolation(tree: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that names the default, as older files do; in newer ones it is null."""
+    if "data" not in tree:
+        return tree
+    return tree | {"data": tree["data"] | {"interpolation": tree["data"].get("interpolation") or "bilinear"}}
 
 
 def study_name(config: Config, kind: str, tree: dict[str, Any]) -> str:
@@ -152,6 +157,7 @@ def check_same(
         own: defaults of a study's own fields.
     """
     defaults = default_tree(old.get("policy", {}).get("name", "")) | (own or {})
+    old, new = _with_interpolation(old), _with_interpolation(new)
     found = sorted(differences(old, new, free, defaults), key=lambda difference: difference[0])
     if found:
         field, before, now = found[0]
