@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
@@ -95,9 +95,7 @@ def _read(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint
     """The decoded image, its id, and its class where it is known."""
     if sample.isdecimal():
         return _read_pool(int(sample), config)
-    settings = replace(DecodeSettings.from_config(config.data), channels=info.channels)  # type: ignore[arg-type]
-    if settings.image_size is None and info.image_size[0] == info.image_size[1]:
-        settings = replace(settings, image_size=info.image_size[0])
+    settings = info.decode_settings(config.data)
     path, _, number = sample.rpartition(":")
     row = int(number) if is_parquet(path) and number.isdecimal() else None
     location = open_location("sample", path if row is not None else sample)

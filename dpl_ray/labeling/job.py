@@ -150,15 +150,13 @@ def _open_source(config: LabelConfig) -> _Source:
     except OSError as error:
         raise ValueError(f"checkpoint={config.checkpoint}: cannot be read ({error})") from None
     trained, info = load_config_and_info(checkpoint)
-    settings = replace(DecodeSettings.from_config(trained.data), channels=info.channels)  # type: ignore[arg-type]
+    settings = info.decode_settings(trained.data)
     if settings.image_size is None:
         height, width = info.image_size
-        if height != width:
-            raise ValueError(
-                f"checkpoint={config.checkpoint}: was trained on images of {width}x{height} pixels as they are; a pool "
-                "is read by models of square images, which data.image_size=... trains"
-            )
-        settings = replace(settings, image_size=height)
+        raise ValueError(
+            f"checkpoint={config.checkpoint}: was trained on images of {width}x{height} pixels as they are; a pool "
+            "is read by models of square images, which data.image_size=... trains"
+        )
     fraction = config.max_bad_fraction
     return _Source(
         checkpoint,

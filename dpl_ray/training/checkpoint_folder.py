@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
-from dpl_ray.config.schema import Config, parse_config
+from dpl_ray.config.schema import Config, DataConfig, parse_config
 from dpl_ray.data.dataset import Splits
+from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.store.storage import Storage
 
 MANIFEST = "manifest.json"
@@ -34,6 +35,12 @@ class ModelInfo:
         """Of a model for these images."""
         channels, height, width = splits.labeled.images.shape[1:]
         return cls(splits.class_names, channels, (height, width))
+
+    def decode_settings(self, data: DataConfig) -> DecodeSettings:
+        """How other images are made such as the model was trained on; image_size is None where those are not square."""
+        settings = replace(DecodeSettings.from_config(data), channels=self.channels)  # type: ignore[arg-type]
+        height, width = self.image_size
+        return replace(settings, image_size=height if height == width else None)
 
 
 def list_checkpoints(folder: Storage) -> list[Storage]:
