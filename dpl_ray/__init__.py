@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dpl_ray.config.compose import load_config
     from dpl_ray.config.schema import Config
+    from dpl_ray.inference.predictions import Predictions
     from dpl_ray.inference.predictor import Predictor, load_checkpoint
     from dpl_ray.jobs.estimator import SelfTrainingClassifier
     from dpl_ray.jobs.explain import Explanation, explain
@@ -35,6 +36,7 @@ __all__ = [
     "FitResult",
     "LabelConfig",
     "LabelResult",
+    "Predictions",
     "Predictor",
     "SearchConfig",
     "SearchResult",
@@ -68,6 +70,7 @@ _HOME = {
     "FitResult": "jobs.fit",
     "LabelConfig": "labeling.config",
     "LabelResult": "labeling.job",
+    "Predictions": "inference.predictions",
     "Predictor": "inference.predictor",
     "SearchConfig": "studies.tuning.config",
     "SearchResult": "studies.tuning.job",

@@ -124,6 +124,11 @@ def test_exit_status(error: BaseException, status: int, line: str, capsys: pytes
     assert errors.count("\n") == 1
 
 
+def test_a_command_that_keeps_nothing_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(Command("predict", failing(KeyboardInterrupt()), "", "", goes_on=False), []) == 130
+    assert capsys.readouterr().err == "interrupted; begin anew with: dpl-ray predict\n"
+
+
 @pytest.mark.parametrize("error", [TypeError("x"), KeyError("x"), AssertionError("x"), AttributeError("x")])
 def test_a_programming_error_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
@@ -186,7 +191,7 @@ def test_a_command_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: py
         cli.main()
     assert ended.value.code == 2
     errors = capsys.readouterr().err
-    assert errors.startswith("error: tran: there is no such command; known: train, label, ")
+    assert errors.startswith("error: tran: there is no such command; known: train, ")
     assert errors.endswith("; did you mean train?\n")
 
 

@@ -177,7 +177,8 @@ compared = compare(load_config(), CompareConfig(policies=("dpl", "fixmatch"), se
 print([row.label for row in compared.rows])
 config = load_config(overrides)
 model = load_checkpoint("runs/my-run")
-probs = model.predict(torch.zeros(1, 1, 8, 8))
+found = model.predict(torch.zeros(1, 1, 8, 8))
+print(found.names)
 dpl_ray.label_pool(dpl_ray.LabelConfig(checkpoint="a", pool="b", output="c"))
 fit(["data=digits"], policy="dpl", train={"mu": 5})
 compare(policies=["dpl", "fixmatch"], seeds=7, console=True)
@@ -206,6 +207,7 @@ def test_what_is_right_is_accepted() -> None:
         ("seeds=7", "seeds=0", "seeds=0"),
         ('("runs/my-run")', '("runs/my-run", "teacher", 3)', "too many positional arguments"),
         ("model.predict", "model.predicts", "Predictor has no predicts"),
+        ("found.names", "found.labels", "Predictions has no labels"),
         ("predict(torch.zeros(1, 1, 8, 8))", "predict()", "missing a required argument"),
         ("dpl_ray.label_pool", "dpl_ray.label_pol", "dpl_ray has no label_pol"),
         ("print(result", "print((result", "was never closed"),

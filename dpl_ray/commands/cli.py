@@ -17,7 +17,7 @@ from dpl_ray.config.section import suggest
 from dpl_ray.page.console import show
 
 WRONG_USE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
-NAMES = ("train", "label", "compare", "tune", "self-train", "explain", "sync-tracking")
+NAMES = ("train", "predict", "label", "compare", "tune", "self-train", "explain", "sync-tracking")
 
 
 def commands() -> dict[str, Command]:
@@ -87,7 +87,8 @@ def run(command: Command, arguments: list[str]) -> int:
         # A run that was given no name goes on under the one that it got.
         name = getattr(error, "run_name", None)
         again = shlex.join([*arguments, *([f"run.name={name}"] if name else [])])
-        show(errors, f"{said}; go on with: {program(command.name)} {again}".rstrip())
+        how = "go on" if command.goes_on else "begin anew"
+        show(errors, f"{said}; {how} with: {program(command.name)} {again}".rstrip())
         return INTERRUPTED
     return 0
 

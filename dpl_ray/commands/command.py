@@ -27,6 +27,7 @@ class Command:
     own: type[Section] | None = None  # fields of the job besides those of `Config`
     own_groups: Sequence[str] = ()  # groups of conf/ that are the job's alone
     only: type[Section] | None = None  # fields of the job, where it has none of `Config`
+    goes_on: bool = True  # after an interruption, with what is there
 
 
 def program(name: str) -> str:

@@ -33,4 +33,5 @@ COMMAND = Command(
     "checkpoint=runs/NAME sample=photos/1.jpg",
     load=load_explaining,
     only=ExplainConfig,
+    goes_on=False,
 )

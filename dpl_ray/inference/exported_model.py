@@ -1,11 +1,18 @@
-"""The model of a checkpoint in MLflow's format, as a traced graph (pt2): what loads it needs neither this package nor
-pickle, and executes nothing that is in the file.
+"""The model of a checkpoint in MLflow's format: a traced graph (pt2), settings (JSON), and the code that reads images.
+
+What loads it needs mlflow, torch, NumPy and Pillow, but neither this package nor pickle. What runs is that code alone:
+a copy of CODE, which lies in the model to be read. The graph by itself, for `mlflow.pytorch.load_model`, runs no code.
 
 Legend: N images, C classes.
 """
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import hashlib
+import io
+import json
 import logging
 import tempfile
 import warnings
@@ -14,9 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from dpl_ray.config.schema import RegistryConfig
+from dpl_ray.inference.served import GRAPH, SETTINGS
 from dpl_ray.models import Classifier
 from dpl_ray.runs.folder import MODEL_FOLDER
 from dpl_ray.store.storage import Storage
@@ -24,6 +34,7 @@ from dpl_ray.tracking.server import first_line
 from dpl_ray.tracking.tracker import Tracker
 from dpl_ray.training.checkpoint import load_classifier
 
+CODE = ("data/decode.py", "inference/prepare.py", "inference/served.py")  # below dpl_ray/
 NUM_EXAMPLES = 2  # images of the input example: with one, the graph would take one image at a time
 
 
@@ -39,45 +50,87 @@ class Probabilities(nn.Module):
         return self.model(images)[1].softmax(dim=1)
 
 
+def example_images(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Images of this shape (channels, H, W) in which every value of a pixel occurs, so that one sees their range."""
+    return np.resize(np.arange(256, dtype=np.uint8), (NUM_EXAMPLES, *shape))
+
+
 def export_model(checkpoint: Storage, folder: Storage) -> None:
     """Write the teacher of a checkpoint into a folder that `mlflow models serve` and `mlflow.pyfunc.load_model` take.
 
-    It answers images (N, channels, H, W) uint8, of the size that it was trained with, by probabilities (N, C) float32;
-    `metadata` in its MLmodel has the names of the classes in their order.
+    `ServedModel.predict` says what it takes and answers. Its folder data/graph is a model of MLflow's too: images (N,
+    channels, H, W) uint8 of the size of training -> probabilities (N, C) float32. `metadata` in the MLmodel has the
+    names of the classes in their order.
 
     Raises:
         ValueError: the checkpoint is damaged.
         RuntimeError: torch.export cannot trace the network.
     """
+    import mlflow.pyfunc
     import mlflow.pytorch
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types.schema import Map
 
     for logger in map(logging.getLogger, ("mlflow", "torch.export", "torch._export")):
         logger.setLevel(max(logging.ERROR, logger.level))  # a tracker may have made it quieter
-    model, _, info = load_classifier(checkpoint)
-    shape = (info.channels, *info.image_size)
-    signature = ModelSignature(
+    model, config, info = load_classifier(checkpoint)
+    shape, class_names = (info.channels, *info.image_size), list(info.class_names)
+    tensors = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *shape))]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(info.class_names)))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(class_names)))]),
     )
-    # Every value of a pixel occurs, so that one who reads the example sees their range.
-    example = np.resize(np.arange(256, dtype=np.uint8), (NUM_EXAMPLES, *shape))
-    requirements = [f"{package}=={version(package).partition('+')[0]}" for package in ("torch", "numpy")]
+    # No schema of MLflow's has encoded images beside arrays of any size: the code itself says what it does not take.
+    columns = {"label": "string", "confidence": "double", "probabilities": Map("double"), "error": "string"}
+    answers = ModelSignature(outputs=Schema([ColSpec(kind, name, required=False) for name, kind in columns.items()]))
+    settings = {
+        "class_names": class_names,
+        "image_size": info.image_size,
+        "decoding": dataclasses.asdict(info.decode_settings(config.data)),
+    }
+    example = example_images(shape)
+    requirements = [f"{package}=={version(package).partition('+')[0]}" for package in ("torch", "numpy", "pillow")]
     with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / MODEL_FOLDER
+        path, graph = Path(temporary) / MODEL_FOLDER, Path(temporary) / GRAPH
         mlflow.pytorch.save_model(
             Probabilities(model).eval(),
-            str(path),
-            signature=signature,
+            str(graph),
+            signature=tensors,
             input_example=example,
             serialization_format="pt2",
             pip_requirements=requirements,
-            metadata={"class_names": list(info.class_names), "checkpoint": str(checkpoint)},
+        )
+        (graph / SETTINGS).write_text(json.dumps(settings, indent=1))
+        package = _copy_code(Path(temporary))
+        mlflow.pyfunc.save_model(
+            str(path),
+            loader_module=f"{package.name}.inference.served",
+            code_paths=[str(package)],
+            data_path=str(graph),
+            signature=answers,
+            input_example=[base64.b64encode(_png(image)).decode() for image in example],
+            pip_requirements=requirements,
+            metadata={"class_names": class_names, "checkpoint": str(checkpoint)},
         )
         for file in sorted(path.rglob("*")):
             if file.is_file():
                 (folder / file.relative_to(path).as_posix()).write(file.read_bytes())
+
+
+def _copy_code(folder: Path) -> Path:
+    """CODE as a package, whose name says which code it is: Python loads a module once, and models may differ in it."""
+    texts = {name: (Path(__file__).parents[1] / name).read_bytes() for name in CODE}
+    package = folder / f"dpl_ray_model_{hashlib.sha256(b''.join(texts.values())).hexdigest()[:8]}"
+    for name, text in texts.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_bytes(text)
+    return package
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0).copy()).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def record_model(tracker: Tracker, registry: RegistryConfig, checkpoint: Storage, folder: Storage) -> None:

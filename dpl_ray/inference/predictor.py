@@ -1,23 +1,34 @@
-"""A trained model for use: `load_checkpoint(path).predict(images)`.
+"""A trained model for use: `load_checkpoint(path).predict("photo.jpg")`.
 
 Legend: N images, C classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from os import PathLike, fspath
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dpl_ray.config.schema import Config
+from dpl_ray.data.arrays import as_array
+from dpl_ray.data.decode_many import count_threads
+from dpl_ray.inference.images import read_items
+from dpl_ray.inference.predictions import Predictions
+from dpl_ray.inference.prepare import Preparation
 from dpl_ray.models import Classifier
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import load_classifier
 from dpl_ray.training.checkpoint_folder import ModelInfo, find_checkpoint
 from dpl_ray.training.evaluation import predict_probs
+
+if TYPE_CHECKING:
+    from dpl_ray.inference.images import Images
 
 
 class Predictor:
@@ -26,34 +37,60 @@ class Predictor:
     def __init__(self, model: Classifier, config: Config, info: ModelInfo) -> None:
         self.model, self.config = model, config
         self.class_names, self.channels, self.image_size = info.class_names, info.channels, info.image_size
+        self._preparation = Preparation(info.decode_settings(config.data), info.image_size)
 
-    def predict(self, images: Tensor | NDArray, batch_size: int = 256) -> Tensor:
-        """Class probabilities.
+    def predict(self, images: Images, *, batch_size: int = 256) -> Predictions:
+        """Class names, confidences and probabilities of images, in the order in which they are given.
+
+        Images are decoded, turned upright, cropped, resized and brought to grey or colour as training did.
 
         Args:
-            images: (N, channels, H, W), uint8, or floats in [0, 1]; any H and W, best those of training.
-
-        Returns:
-            (N, C) float32 on the CPU, rows summing to one, columns in the order of `class_names`.
+            images: a path, a folder, a glob or a URI of image or parquet files; encoded bytes; an image of Pillow; an
+                array or a tensor, (N, C, H, W), (N, H, W, C) or (N, H, W), or one image (C, H, W), (H, W, C) or (H, W),
+                uint8 or floats in [0, 1]; or a list of these.
+            batch_size: images that pass through the model at once; so many are in memory, and as many are being read.
 
         Raises:
-            ValueError: another shape, type or range.
+            ValueError: there is no such path, or an array has another shape, type or range.
         """
-        images = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images)
-        if images.ndim != 4 or images.shape[1] != self.channels:
-            raise ValueError(
-                f"images of shape {tuple(images.shape)}: must be (N, {self.channels}, H, W), "
-                f"as (N, {self.channels}, {self.image_size[0]}, {self.image_size[1]})"
-            )
-        if images.is_floating_point():
-            if len(images) and not (images.min() >= 0 and images.max() <= 1):
-                raise ValueError(
-                    f"images of floats from {images.min():.3g} to {images.max():.3g}: must be in [0, 1], or uint8"
-                )
-            images = images.float()
-        elif images.dtype != torch.uint8:
-            raise ValueError(f"images of type {images.dtype}: must be uint8 in 0..255, or floats in [0, 1]")
-        return predict_probs(self.model, images, batch_size)
+        parts = list(self.stream(images, batch_size=batch_size))
+        return Predictions(
+            [sample_id for part in parts for sample_id in part.ids],
+            np.concatenate([np.empty((0, len(self.class_names)), np.float32), *(part.probabilities for part in parts)]),
+            self.class_names,
+            {sample_id: reason for part in parts for sample_id, reason in part.bad.items()},
+        )
+
+    def stream(self, images: Images, *, batch_size: int = 256) -> Iterator[Predictions]:
+        """The same in parts of `batch_size` images, each as soon as it is known: the next is read meanwhile."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        if (array := as_array(images)) is not None:
+            prepared = self._preparation.many(array)
+            for start in range(0, len(prepared), batch_size):
+                part = prepared[start : start + batch_size]
+                yield self._answer([str(start + place) for place in range(len(part))], list(part))
+            return
+        items = read_items(images, self.config.data.image_column)
+        ahead: tuple[list[str], list[Future[NDArray | str]]] | None = None
+        with ThreadPoolExecutor(count_threads()) as executor:
+            while (batch := list(islice(items, batch_size))) or ahead:
+                futures = [executor.submit(self._preparation.one, image) for _, image in batch]
+                if ahead:
+                    yield self._answer(ahead[0], [future.result() for future in ahead[1]])
+                ahead = ([sample_id for sample_id, _ in batch], futures) if batch else None
+
+    def _answer(self, ids: list[str], images: list[NDArray | str]) -> Predictions:
+        """Of images (C, H, W), or the reasons why there are none."""
+        probabilities = np.full((len(ids), len(self.class_names)), np.nan, np.float32)
+        good = [place for place, image in enumerate(images) if not isinstance(image, str)]
+        if good:
+            found = predict_probs(self.model, np.stack([images[place] for place in good]), len(good))
+            if not torch.isfinite(found).all():
+                raise ArithmeticError("the model's logits are not finite: this checkpoint's weights are of no use")
+            probabilities[good] = found.numpy()
+        bad = {sample_id: image for sample_id, image in zip(ids, images, strict=True) if isinstance(image, str)}
+        return Predictions(ids, probabilities, self.class_names, bad)
 
 
 def load_checkpoint(path: str | PathLike[str]) -> Predictor:

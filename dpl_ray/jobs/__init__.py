@@ -1,4 +1,4 @@
-"""The jobs of one model: train it, explain what it does with an image.
+"""The jobs of one model: train it, predict images, explain what it does with one.
 
 May import: store, config, algorithm, models, page, tracking, data, training, runs, inference, cluster, report, torch,
 ray.

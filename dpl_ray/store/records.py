@@ -38,10 +38,26 @@ def read_lines(file: Storage) -> list[dict[str, Any]]:
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """A CSV of these rows, of which the first has the names of the columns."""
+    """A CSV of these rows, of which the first has the names of the columns.
+
+    A text that a spreadsheet would run as a formula, as a class that is called `=1+1`, gets an apostrophe before it.
+    """
     text = io.StringIO()
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows([[_inert(value) for value in row] for row in rows])
     return text.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) and not _is_number(value)
+    return f"'{value}" if is_formula else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def write_json(file: Storage, value: Any) -> None:

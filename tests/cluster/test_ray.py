@@ -110,8 +110,8 @@ def test_two_workers_learn_digits(whole: FitResult) -> None:
     for name in map(str, range(10)):
         assert 0 < whole.thresholds["under"][name] <= whole.thresholds["over"][name] <= 1
     assert Path(whole.report).read_text().startswith("<!doctype html>")
-    probs = load_checkpoint(whole.checkpoint).predict(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
-    assert probs.sum(dim=1).tolist() == pytest.approx([1, 1])
+    found = load_checkpoint(whole.checkpoint).predict(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    assert found.probabilities.sum(axis=1).tolist() == pytest.approx([1, 1])
 
 
 def test_mlflow_has_configuration_metrics_thresholds_and_files(whole: FitResult) -> None:

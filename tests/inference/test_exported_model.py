@@ -15,6 +15,7 @@ from dpl_ray import fit, load_checkpoint, load_config
 from dpl_ray.config.schema import RegistryConfig
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.server import make_client
+from tests.labeling.jobs import encode, picture
 from tests.recordings import (
     QUIET,
     new_tracker,
@@ -26,32 +27,63 @@ def test_the_final_model_answers_without_this_package_and_without_pickle(tmp_pat
     overrides += [f"run.storage_path={tmp_path}", "run.name=tiny", "train.baseline=false", "registry.name=digits"]
     result = fit(load_config([*overrides, f"tracking.uri={mlflow_uri}", "registry.alias=best"]))
     assert result.registered == "models:/digits/1"
-    images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
-    np.save(tmp_path / "images.npy", images)
+    random = np.random.default_rng(0)
+    images, larger = (random.integers(0, 256, (5, 1, size, size), dtype=np.uint8) for size in (8, 21))
+    photo = encode(picture(3, (30, 20)))
+    np.savez(tmp_path / "images.npz", images=images, larger=larger)
+    (tmp_path / "photo.png").write_bytes(photo)
     code = f"""
-import json, sys
-import mlflow, numpy as np
+import base64, json, sys
+from pathlib import Path
+import mlflow, mlflow.pyfunc.scoring_server as server, numpy as np, pandas, torch
 mlflow.set_tracking_uri({mlflow_uri!r})
-images = np.load({str(tmp_path / "images.npy")!r})
-answers = []
+given = np.load({str(tmp_path / "images.npz")!r})
+photo = Path({str(tmp_path / "photo.png")!r}).read_bytes()
+encoded = base64.b64encode(photo).decode()
 for place in ("models:/digits@best", "runs:/{result.run_id}/model", {result.model!r}):
     model = mlflow.pyfunc.load_model(place)
-    assert str(model.metadata.signature.inputs) == "[Tensor('uint8', (-1, 1, 8, 8))]", model.metadata.signature
-    assert str(model.metadata.signature.outputs) == "[Tensor('float32', (-1, 10))]"
-    assert model.input_example.dtype == np.uint8 and model.predict(model.input_example).shape == (2, 10)
-    answers.append(model.predict(images).tolist())
-assert not [name for name in sys.modules if name.startswith("dpl_ray")]
-print(json.dumps(answers + [model.metadata.metadata["class_names"]]))
+    assert [answer["error"] for answer in model.predict(model.input_example)] == [None, None]
+    columns = [column.name for column in model.metadata.signature.outputs]
+    assert columns == ["label", "confidence", "probabilities", "error"]
+answers = {{
+    "images": model.predict(given["images"]),
+    "floats": model.predict(given["images"] / 255),
+    "larger": model.predict(given["larger"]),
+    "json": model.predict(server.infer_and_parse_data({{"inputs": given["larger"].tolist()}})),
+    "photo": model.predict([photo, "data:image/png;base64," + encoded, photo[:90]]),
+    "served": model.predict(server.infer_and_parse_data({{"inputs": [encoded, "AAAA", "?"]}})),
+    "table": model.predict(pandas.DataFrame({{"image": [encoded, encoded]}})),
+    "mixed": model.predict([given["larger"][0], given["images"][0]]),
+    "graph": mlflow.pytorch.load_model({result.model!r} + "/data/graph")(torch.from_numpy(given["images"])).tolist(),
+}}
+assert not [name for name in sys.modules if name == "dpl_ray" or name.startswith("dpl_ray.")]
+print(json.dumps([answers, model.metadata.metadata["class_names"]]))
 """
     environment = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    *answers, class_names = json.loads(found.stdout.splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    answers, class_names = json.loads(done.stdout.splitlines()[-1])
     predictor = load_checkpoint(result.checkpoint)
     assert class_names == list(predictor.class_names)
-    for answer in answers:
-        assert np.array(answer) == pytest.approx(predictor.predict(images).numpy(), abs=1e-5)
+    expected = {"images": predictor.predict(images), "larger": predictor.predict(larger)}
+    expected |= {"floats": expected["images"], "json": expected["larger"]}
+    expected |= {"photo": predictor.predict([photo, photo, photo[:90]]), "table": predictor.predict([photo, photo])}
+    expected |= {
+        "served": predictor.predict([photo, bytes(3), b""]),
+        "mixed": predictor.predict([larger[0], images[0]]),
+    }
+    for name, wanted in expected.items():
+        for answer, label, probs in zip(answers[name], wanted.names, wanted.probabilities, strict=True):
+            assert answer["label"] == label, name
+            if label is not None:
+                assert list(answer["probabilities"]) == class_names
+                assert list(answer["probabilities"].values()) == pytest.approx(probs, abs=1e-5)
+                assert answer["confidence"] == max(answer["probabilities"].values())
+    errors = {name: [answer["error"] for answer in answers[name]] for name in ("photo", "served")}
+    assert errors == {"photo": [None, None, "truncated"], "served": [None, "not an image", "not base64"]}
+    assert np.array(answers["graph"]) == pytest.approx(expected["images"].probabilities, abs=1e-5)
 
 
 def test_a_model_that_cannot_be_exported_costs_a_warning(tmp_path: Path, mlflow_uri: str) -> None:

@@ -1,0 +1,40 @@
+"""The fields of `dpl-ray predict`, and the command line that sets them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field, field_validator
+
+from dpl_ray.config.overrides import load_section
+from dpl_ray.config.section import Section
+
+
+class PredictConfig(Section):
+    """All fields of `dpl-ray predict`."""
+
+    checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
+    images: str = Field("", description="a photo, a folder, a glob or parquet files, s3:// too; required")
+    output: str | None = Field(None, description="CSV file of the predictions; null: they are shown and not kept")
+    image_column: str | None = Field(None, description="parquet column of the images; null: the one of training")
+    batch_size: int = Field(256, ge=1, description="images that pass through the model at once")
+
+    @field_validator("output")
+    @classmethod
+    def _is_csv(cls, output: str | None) -> str | None:
+        return output if output is None else _ending(output, ".csv")
+
+
+def _ending(output: str, extension: str) -> str:
+    if not output.lower().endswith(extension):
+        raise ValueError(f"must end in {extension}")
+    return output
+
+
+def load_predicting(overrides: Sequence[str] = ()) -> PredictConfig:
+    """The configuration that `dpl-ray predict OVERRIDES` runs with.
+
+    Raises:
+        ValueError: naming the field, the value and what would be right.
+    """
+    return load_section(PredictConfig, overrides, {"checkpoint": "runs/NAME", "images": "photos"})
