@@ -37,10 +37,13 @@ def normal(distribution: str) -> str:
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
-    declared = {normal(re.split(r"[\[><=~!; ]", text)[0]) for text in PROJECT["dependencies"]}
+    declared, optional = (
+        {normal(re.split(r"[\[><=~!; ]", text)[0]) for text in texts}
+        for texts in (PROJECT["dependencies"], PROJECT["optional-dependencies"]["onnx"])
+    )
     distributions = packages_distributions()
     provided = {name: {normal(each) for each in distributions[name]} for name in imported()}
-    assert {name: providers for name, providers in provided.items() if not providers & declared} == {}
+    assert {name: providers for name, providers in provided.items() if not providers & (declared | optional)} == {}
     assert declared <= set().union(*provided.values())
 
 

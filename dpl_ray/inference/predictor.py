@@ -92,6 +92,21 @@ class Predictor:
         bad = {sample_id: image for sample_id, image in zip(ids, images, strict=True) if isinstance(image, str)}
         return Predictions(ids, probabilities, self.class_names, bad)
 
+    def to_onnx(self, path: str | PathLike[str]) -> None:
+        """Write the model as ONNX, checked against this one by onnxruntime. A file that is there is replaced.
+
+        It takes `images` (N, channels, H, W) uint8 of the size of training, and gives `probabilities` (N, C) float32;
+        its metadata `class_names` has the names as a JSON list.
+
+        Raises:
+            ValueError: the packages are not there: `pip install 'dpl_ray[onnx]'`.
+            RuntimeError: the network cannot be exported, or answers otherwise than this one.
+        """
+        from dpl_ray.inference.onnx_model import export_onnx
+
+        shape = (self.channels, *self.image_size)
+        Storage(fspath(path)).write(export_onnx(self.model, self.class_names, shape))
+
 
 def load_checkpoint(path: str | PathLike[str]) -> Predictor:
     """The model of a checkpoint (`.../step-00000600`), or of the newest checkpoint in the folder of a run.

@@ -1,4 +1,4 @@
-"""The fields of `dpl-ray predict`, and the command line that sets them."""
+"""The fields of `dpl-ray predict` and `dpl-ray export`, and the command lines that set them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,18 @@ class PredictConfig(Section):
         return output if output is None else _ending(output, ".csv")
 
 
+class ExportConfig(Section):
+    """All fields of `dpl-ray export`."""
+
+    checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
+    output: str = Field("", description="file of the model, whose name ends in .onnx; required")
+
+    @field_validator("output")
+    @classmethod
+    def _is_onnx(cls, output: str) -> str:
+        return output and _ending(output, ".onnx")
+
+
 def _ending(output: str, extension: str) -> str:
     if not output.lower().endswith(extension):
         raise ValueError(f"must end in {extension}")
@@ -38,3 +50,12 @@ def load_predicting(overrides: Sequence[str] = ()) -> PredictConfig:
         ValueError: naming the field, the value and what would be right.
     """
     return load_section(PredictConfig, overrides, {"checkpoint": "runs/NAME", "images": "photos"})
+
+
+def load_exporting(overrides: Sequence[str] = ()) -> ExportConfig:
+    """The configuration that `dpl-ray export OVERRIDES` runs with.
+
+    Raises:
+        ValueError: naming the field, the value and what would be right.
+    """
+    return load_section(ExportConfig, overrides, {"checkpoint": "runs/NAME", "output": "model.onnx"})

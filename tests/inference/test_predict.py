@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,11 +20,12 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 from dpl_ray import load_checkpoint
+from dpl_ray.commands import cli
 from dpl_ray.data.decode import DecodeSettings, decode
 from dpl_ray.inference.predictions import Predictions
 from dpl_ray.inference.predictor import Predictor
 from dpl_ray.jobs.predict import MAX_IMAGES, predict_files
-from dpl_ray.jobs.predict_config import load_predicting
+from dpl_ray.jobs.predict_config import load_exporting, load_predicting
 from dpl_ray.models import build_model
 from dpl_ray.training.checkpoint_folder import ModelInfo
 from dpl_ray.training.evaluation import predict_probs
@@ -341,8 +344,32 @@ def test_an_output_that_holds_something_else_stays(checkpoint: str, photos: Path
         (load_predicting, ["images=a"], "checkpoint is missing"),
         (load_predicting, ["checkpoint=a"], "images is missing"),
         (load_predicting, ["checkpoint=a", "images=b", "output=c.txt"], r"output=c\.txt: must end in \.csv"),
+        (load_exporting, ["checkpoint=a"], "output is missing"),
+        (load_exporting, ["checkpoint=a", "output=model"], r"output=model: must end in \.onnx"),
     ],
 )
 def test_mistakes_in_fields(load: Any, given: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load(given)
+
+
+# ONNX
+
+
+def test_onnx_answers_as_the_model_does(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "model.onnx"
+    assert cli.run(cli.load_command("export"), [f"checkpoint={checkpoint}", f"output={path}"]) == 0
+    assert "takes images (N, 3, 8, 8) uint8" in capsys.readouterr().out
+    session, model = onnxruntime.InferenceSession(str(path)), load_checkpoint(checkpoint)
+    images = noise(7, 3, 8, 8)
+    found = session.run(["probabilities"], {"images": images})[0]
+    np.testing.assert_allclose(found, model.predict(images).probabilities, atol=1e-5)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(model.class_names)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"], "the weights are in it"
+
+
+def test_onnx_names_what_is_missing(colour: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"onnxruntime, which is not installed: pip install 'dpl_ray\[onnx\]'"):
+        colour.to_onnx(tmp_path / "model.onnx")
