@@ -40,6 +40,12 @@ def test_the_default_is_every_policy_with_five_seeds() -> None:
     assert len({cell.name for cell in plan.cells}) == len(plan.cells)
 
 
+def test_the_reference_is_fixmatch_where_it_is_there_and_else_the_first() -> None:
+    assert plan_of("policies=[dpl,fixmatch]").reference == "fixmatch"
+    assert plan_of("policies=[softmatch,dpl]").reference == "softmatch"
+    assert plan_of("policies=[dpl(rule=band),fixmatch(threshold=0.9)]", "reference=null").reference == "dpl(rule=band)"
+
+
 def test_cells_come_by_seed_with_the_policies_own_parameters() -> None:
     plan = plan_of("policies=[dpl, dpl(cut=own, rule=band),fixmatch(threshold=0.8)]", "reference=dpl", "seeds=2")
     labels = ("dpl", "dpl(rule=band,cut=own)", "fixmatch(threshold=0.8)")
@@ -150,7 +156,11 @@ MISTAKES = (
     Mistake("number", plain("seeds=many"), ("seeds=many: must be a whole number",)),
     Mistake("list_of_seeds", plain("seeds=[0,1]"), ("seeds=[0,1]: must be a whole number",)),
     Mistake("reference", plain("reference=dlp"), ("reference=dlp: there is no such policy", "did you mean dpl?")),
-    Mistake("no_reference", plain("policies=[dpl]"), ("reference=fixmatch: is not among the policies (dpl); add it",)),
+    Mistake(
+        "no_reference",
+        plain("policies=[dpl]", "reference=fixmatch"),
+        ("reference=fixmatch: is not among the policies (dpl); add it",),
+    ),
     Mistake("near_field", plain("polices=[dpl]"), ("there is no field polices; did you mean policies?",)),
     Mistake("seed", plain("seed=3"), ("seed=3: there is no field seed; did you mean seeds?",)),
     Mistake("field_of_training", plain("train.batch_sz=8"), ("no field train.batch_sz", "mean train.batch_size?")),

@@ -28,7 +28,10 @@ class CompareConfig(Section):
         "policy with its defaults",
     )
     seeds: int = Field(5, ge=1, description="number of seeds for every policy, counted from train.seed")
-    reference: str = Field("fixmatch", description="the policy that the others are compared to")
+    reference: str | None = Field(
+        None,
+        description="the policy that the others are compared to; null: fixmatch, or the first where it is not there",
+    )
     cpus_per_cell: float = Field(1.0, gt=0, description="CPUs that a cell (one policy with one seed) reserves")
     gpus_per_cell: float = Field(
         0.25, gt=0, le=1, description="share of a GPU that a cell reserves, with scale.use_gpu=true"
@@ -81,7 +84,10 @@ def make_plan(config: Config, compare: CompareConfig) -> Plan:
             same = "is there twice" if written[label] == entry else f"and {written[label]} are the same policy"
             raise ValueError(f"policies: {entry} {same}; leave one of them out")
         policies[label], written[label] = policy, entry
-    reference, _ = read_policy(compare.reference, "reference")
+    if compare.reference is None:
+        reference = next((label for label in policies if label == "fixmatch"), next(iter(policies)))
+    else:
+        reference, _ = read_policy(compare.reference, "reference")
     if reference not in policies:
         listed = ", ".join(policies)
         raise ValueError(
@@ -160,7 +166,7 @@ def _check_override(text: str) -> None:
 
 def _value(key: str, text: str) -> Any:
     if key == "reference":
-        return text
+        return None if text == "null" else text
     if key != "policies":
         return as_yaml(text)
     text = text.strip()

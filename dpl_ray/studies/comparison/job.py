@@ -177,13 +177,13 @@ class Comparison(Study[CellResult]):
         goes_on = f"goes on, {num_finished} of them finished before" if self.resumed else "starts"
         return (
             f"{self.name} {goes_on}: {len(labels)} policies ({', '.join(labels)}) x {len(self.plan.seeds)} seeds, "
-            f"{len(self.plan.cells)} cells of {self.config.train.num_steps:,} steps"
+            f"{len(self.plan.cells)} cells of {self.config.train.num_steps:,} steps, compared to {self.plan.reference}"
             + (self.waits_for_ray if self.missing else "")
         )
 
     def params(self) -> dict[str, str]:
         config = {key: value for key, value in describe_config(self.config).items() if not key.startswith("policy.")}
-        options = self.options.model_dump(mode="json").items()
+        options = (self.options.model_dump(mode="json") | {"reference": self.plan.reference}).items()
         return config | {f"compare.{field}": shown(value) for field, value in options}
 
     def tags(self) -> dict[str, str]:
