@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dpl_ray.cluster.connect import READER_CPUS
+from dpl_ray.data.decode import share_memory
 from dpl_ray.data.pool.windows import StreamedPool, WindowRows, Windows, read_window
 
 WINDOWS_PER_DATASET = 256  # a task each: the tasks of a data set are planned at once
@@ -102,6 +103,7 @@ def shares_ahead(num_cpus: float, object_store_bytes: float, share_bytes: float,
 
 
 def _read_task(pool_ref: Any, windows: Windows, rank: int, world_size: int, rows: dict[str, np.ndarray]) -> WindowRows:
+    share_memory(READER_CPUS)
     # One thread for the one CPU: more would wait for each other at the interpreter's lock, at a sixth of the rate.
     return read_window(_pool(pool_ref), windows, int(rows["number"][0]), rank, world_size, num_threads=1)
 

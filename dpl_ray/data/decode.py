@@ -21,6 +21,7 @@ it imports nothing of this package.
 from __future__ import annotations
 
 import io
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -290,6 +291,13 @@ class _Memory:
 
 
 _memory = _Memory(MAX_DECODING)
+
+
+def share_memory(num_cpus: float) -> None:
+    """Decode within this process's share of MAX_DECODING, where each process of the machine has so many CPUs."""
+    _memory.size = int(MAX_DECODING * min(1.0, num_cpus / (os.cpu_count() or 1)))
+
+
 _quiet_lock = threading.Lock()
 _quiet_depth = 0
 _quiet_filters = warnings.catch_warnings()

@@ -167,9 +167,11 @@ def _decode(batch: dict[str, Any], *, shared: Shared, settings: DecodeSettings) 
     """A row with the number of a block -> a row with the block."""
     import ray
 
+    from dpl_ray.data.decode import share_memory
     from dpl_ray.data.files import is_parquet
     from dpl_ray.labeling.decoding import decode_block
 
+    share_memory(CPUS_PER_TASK)
     plan: Plan = ray.get(shared.plan)
     block = int(batch["item"][0])
     path = plan.pool.paths[plan.pool.spans[block, 0]].as_py()

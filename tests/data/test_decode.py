@@ -157,6 +157,14 @@ def test_decoding_takes_the_memory_that_an_image_needs(monkeypatch: pytest.Monke
     assert taken == [8 * 4 * 16, 16 * 16 * 8], "of the draft, which is decoded at a quarter"
 
 
+def test_processes_of_a_machine_share_the_memory_for_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_memory", decoding._Memory(0))
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for num_cpus, share in ((0.25, 1 / 16), (0.5, 1 / 8), (4, 1), (8, 1)):
+        decoding.share_memory(num_cpus)
+        assert decoding._memory.size == share * decoding.MAX_DECODING
+
+
 def test_an_animation_gives_its_first_frame() -> None:
     frames = [Image.new("L", (3, 3), value) for value in (10, 200)]
     array = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), GREY)
