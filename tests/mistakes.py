@@ -185,6 +185,14 @@ MISTAKES = (
     ),
     Mistake("policy_choice", plain("policy.rule=gausian"), ("policy.rule=gausian: must be", "mean gaussian?")),
     Mistake("operation", plain("data.views.exclude=[rotat]"), ("data.views.exclude=rotat", "did you mean rotate?")),
+    Mistake("two_sides", plain("data.image_size=32x32"), ("=32x32: must be a whole number", "; as data.image_size=32")),
+    Mistake("large", plain("data.image_size=2048"), ("=2048: must be less than or equal to 1024", "as 32 or 224;")),
+    Mistake("no_step", plain("train.num_steps=0"), ("train.num_steps=0: must be greater", "the default is 2000")),
+    Mistake("no_batch", plain("train.batch_size=0"), ("train.batch_size=0: must be greater", "the default is 16")),
+    Mistake("transparency", plain("data.channels=4"), ("data.channels=4: must be 1 or 3", "also with transparency")),
+    Mistake(
+        "centre", plain("data.fit=centre"), ("data.fit=centre: must be 'crop'", "crop the longer side to its centre")
+    ),
     # Fields that do not go together
     Mistake("batch", plain("train.batch_size=15"), ("train.batch_size=15", "scale.num_workers=2", "14 or 16 would")),
     Mistake(
@@ -217,6 +225,19 @@ MISTAKES = (
         "one_value",
         images("policy=supervised", "data.image_size=4", "train.batch_size=2", "data.unlabeled=null"),
         ("train.batch_size=2 with scale.num_workers=2: a worker has one labelled image", "train.batch_size=4 would do"),
+    ),
+    Mistake(
+        "transformer",
+        images("model=torchvision", "model.architecture=vit_b_16", "data.image_size=16"),
+        (
+            "data.image_size: vit_b_16 cannot be trained on images of 16x16",
+            "set a size that it takes, as data.image_size=224",
+        ),
+    ),
+    Mistake(
+        "mu",
+        images("train.mu=5000"),
+        ("train.mu=5000: a step takes 80,000 unlabelled images", "the pool has 4; train.mu=1 would do"),
     ),
     # What the workers need
     Mistake(
@@ -252,6 +273,36 @@ MISTAKES = (
     Mistake(
         "no_path", images("data.test={tmp}/a/b"), ("data.test={tmp}/a/b: there is no such", "nor a folder {tmp}/a")
     ),
+    Mistake(
+        "no_variable",
+        images("data.unlabeled=${NOT_SET_HERE}/pool"),
+        ("data.unlabeled=${NOT_SET_HERE}/pool: the environment variable NOT_SET_HERE is not set; set it",),
+    ),
+    Mistake(
+        "backslashes",
+        images("data.train='C:\\photos\\train'"),
+        ("data.train=C:\\photos\\train: there is no such file or folder; the folders of a path are separated by /",),
+    ),
+    Mistake(
+        "empty_folder",
+        images("data.unlabeled={tmp}/csv", spoil={"csv/.hidden": b""}),
+        ("data.unlabeled={tmp}/csv: the folder is empty; copy images there, or name another folder",),
+    ),
+    Mistake(
+        "archive",
+        images("data.train={tmp}/photos.zip", spoil={"photos.zip": b"PK"}),
+        ("data.train={tmp}/photos.zip: an archive is not read; unpack it, and give the folder",),
+    ),
+    Mistake(
+        "archive_in_folder",
+        images("data.unlabeled={tmp}/csv", spoil={"csv/photos.zip": b"PK"}),
+        ("no image and no parquet file in it (1 .zip left out); an archive is not read; unpack it",),
+    ),
+    Mistake(
+        "arrays",
+        images("data.unlabeled={tmp}/pool.npz", spoil={"pool.npz": b"PK"}),
+        ("data.unlabeled={tmp}/pool.npz: arrays are not read from files; load them", "dpl_ray.fit_arrays"),
+    ),
     Mistake("no_match", images("data.unlabeled={tmp}/pool/*.bmp"), ("data.unlabeled={tmp}/pool/*.bmp: no file",)),
     Mistake(
         "out_of_reach",
@@ -278,6 +329,21 @@ MISTAKES = (
         ("no image and no parquet file in it (1 .txt left out)",),
     ),
     Mistake("no_class_folder", images("data.train={tmp}/pool"), ("data.train={tmp}/pool", "no subfolder per class")),
+    Mistake(
+        "one_class",
+        images("data.train={tmp}/one", spoil={"one/ant/0.png": png()}),
+        ("data.train={tmp}/one: ant is not enough; there must be at least 2 classes: add labelled images of another",),
+    ),
+    Mistake(
+        "parts",
+        images("data.train={tmp}"),
+        ("its subfolders train, pool are called as parts", "give data.train={tmp}/train data.unlabeled={tmp}/pool (or"),
+    ),
+    Mistake(
+        "nested",
+        images("data.train={tmp}/photos", spoil={"photos/all/ant/0.png": png(), "photos/all/bee/0.png": png(1)}),
+        ("2 images lie in folders below those of the classes, as all/ant/0.png", "data.classes_by=leaf makes that ant"),
+    ),
     Mistake("empty_class", empty_class, ("data.train={tmp}/train: no labelled image of the class dog",)),
     Mistake("other_class", images("data.test={tmp}/test", test=("ant", "bea")), ("label bea of", "did you mean bee?")),
     Mistake(
@@ -315,6 +381,12 @@ MISTAKES = (
     ),
     Mistake("label_type", table(labels=[0.5] * 6), ("data.label_column=label", "has double there", "integers")),
     Mistake("label_outside", table("data.class_names=[a,b]"), ("label 2 of", "outside the 2 classes 0 to 1")),
+    Mistake(
+        "from_1",
+        table(labels=[1, 2, 3] * 4),
+        ("its labels are 1, 2, 3, but class indices begin with 0; write 0 to 2", "data.class_names=[1,2,3]"),
+    ),
+    Mistake("label_infinite", table(labels=[0.0, float("inf")]), ("has double there", "also as whole floats")),
     Mistake("gap", table(labels=[0, 0, 0, 2, 2, 2]), ("no labelled image of the class 1",)),
     Mistake("unlabelled", table(labels=[-1] * 6), ("none of its 6 images has a label (all are null or -1)",)),
     Mistake("corrupt", table(content=b"PAR1 and nothing"), ("{tmp}/train.parquet is not a readable parquet file",)),
@@ -340,6 +412,16 @@ MISTAKES = (
     Mistake("no_row", csv("path,label\n"), ("data.train={tmp}/labels.csv: no row below the header",)),
     Mistake("twice", csv("path,label\na.png,a\na.png,b\n"), ("row 2 names {tmp}/a.png again",)),
     Mistake("missing", csv("path,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(6))), ("(file is missing)",)),
+    Mistake(
+        "windows",
+        csv("path,label\nC:\\me\\ant\\0.png,ant\n"),
+        ("row 1 names C:/me/ant/0.png, a path of Windows; write paths relative to the folder", "as ant/0.png"),
+    ),
+    Mistake(
+        "texts_from_1",
+        csv("path,label\n" + "".join(f"{i}.png,{1 + i % 2}\n" for i in range(6))),
+        ("its labels are 1, 2, but class indices begin with 0; data.class_names=[1,2] takes them as names",),
+    ),
     Mistake("binary", csv(png()), ("data.train={tmp}/labels.csv: cannot be read as CSV in UTF-8",)),
     # Where the run goes
     Mistake(

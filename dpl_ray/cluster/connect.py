@@ -16,6 +16,7 @@ from typing import Any
 
 from dpl_ray.config.schema import ScaleConfig
 from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.paths import expand_path
 from dpl_ray.store.storage import Storage
 
 #: Set before Ray is imported; what the user has set stays.
@@ -195,7 +196,7 @@ def nodes_for(scale: ScaleConfig) -> tuple[list[dict[str, float]], str]:
 
 def check_shared(scale: ScaleConfig, field: str, path: str) -> None:
     """Refuse a folder that the nodes of a cluster would not share."""
-    if cluster_address(scale) and "://" not in path and not Path(path).expanduser().is_absolute():
+    if cluster_address(scale) and "://" not in path and not Path(expand_path(path, f"{field}={path}")).is_absolute():
         raise ValueError(
             f"{field}={path}: on a cluster this folder is another one for every node, and a job's is removed; give an "
             "absolute path that all nodes share, or s3://"
@@ -334,6 +335,8 @@ def _no_start(error: BaseException) -> ValueError:
 
 def _no_cluster(address: str | None, scale: ScaleConfig, reason: str) -> ValueError:
     field = "scale.address" if address == scale.address else "RAY_ADDRESS"
+    if reason == REFUSALS["UNAUTHENTICATED"]:
+        return ValueError(f"{field}={address}: a Ray cluster answers there, but {reason}")
     first_line = next(iter(reason.strip().splitlines()), "no answer")
     return ValueError(
         f"{field}={address}: no Ray cluster answers there ({first_line}); start one with `ray start --head`, "

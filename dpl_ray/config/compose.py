@@ -7,6 +7,7 @@ field, the value and what would be right.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,10 @@ from dpl_ray.config.overrides import read_overrides
 from dpl_ray.config.schema import Config, parse_config, parse_policy
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
+
+PATH_FIELDS = (
+    "data.root", "data.train", "data.unlabeled", "data.test", "data.labels", "model.weights", "run.storage_path"
+)  # fmt: skip
 
 
 def load_config(overrides: Sequence[str] = (), start: Config | None = None, *, in_cells: bool = False) -> Config:
@@ -51,11 +56,21 @@ def load_config(overrides: Sequence[str] = (), start: Config | None = None, *, i
             merged.merge_with(option_tree(group, option))
         for field in fields:
             OmegaConf.update(merged, field.key_or_group, field.value(), merge=True)
-        tree: Any = OmegaConf.to_container(merged, resolve=True)
+        written: Any = OmegaConf.to_container(merged, resolve=False)
+        for section, name in (path.split(".") for path in PATH_FIELDS):
+            written[section][name] = _keep_variables(written[section][name])
+        tree: Any = OmegaConf.to_container(OmegaConf.create(written), resolve=True)
     except OmegaConfBaseException as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"{getattr(error, 'full_key', None) or ' '.join(overrides)}: {first_line}") from None
     return parse_config(tree, in_cells=in_cells)
+
+
+def _keep_variables(value: Any) -> Any:
+    """A path, or a list of them, whose `${NAME}` are environment variables, and no fields of the configuration."""
+    if isinstance(value, list):
+        return [_keep_variables(each) for each in value]
+    return re.sub(r"(?<!\\)\$\{(?=[A-Za-z_]\w*\})", r"\\${", value) if isinstance(value, str) else value
 
 
 def _read_config(path: str) -> Config:

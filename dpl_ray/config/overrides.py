@@ -19,6 +19,8 @@ from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import S, suggest, validated
 
+_HOME = r"(?<=[=\[,])~[^\[\],'\"]*"  # a path that begins with ~, which Hydra's grammar does not know
+
 
 def read_overrides(overrides: Sequence[str], given: Config | None) -> tuple[dict[str, str], list[Override]]:
     """The option chosen of every group, and the fields set beside them, in their order.
@@ -107,6 +109,8 @@ def parse_override(text: str, groups: dict[str, dict[str, str]], known: list[str
     try:
         return OverridesParser.create().parse_overrides([text])[0]
     except HydraException as error:
+        if (quoted := re.sub(_HOME, r'"\g<0>"', text)) != text:
+            return parse_override(quoted, groups, known)
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(
             f"{text}: not understood ({reason}); quote special characters, as in '{key}=\"{value}\"'"
@@ -128,12 +132,19 @@ def as_yaml(text: str) -> Any:
         return text
 
 
-def load_section(model: type[S], overrides: Sequence[str], required: Mapping[str, str], start: S | None = None) -> S:
+def load_section(
+    model: type[S],
+    overrides: Sequence[str],
+    required: Mapping[str, str],
+    start: S | None = None,
+    instead: Mapping[str, str] | None = None,
+) -> S:
     """The fields of a command that has no others, as `field=value` or `section.field=value`.
 
     Args:
         required: fields that must be given -> an example.
         start: what the overrides change; None: the defaults.
+        instead: field that another command has -> what it is called here.
 
     Raises:
         ValueError: naming the field, the value and what would be right.
@@ -145,7 +156,8 @@ def load_section(model: type[S], overrides: Sequence[str], required: Mapping[str
         if not equals:
             raise ValueError(f"{text}: says no field=value (write it without spaces around the =)")
         if key not in kinds:
-            near = suggest(key, kinds) or "; known: " + ", ".join(kinds)
+            other = (instead or {}).get(key)
+            near = f"; give {other}={value}" if other else suggest(key, kinds) or "; known: " + ", ".join(kinds)
             raise ValueError(f"{text}: there is no field {key}{near}")
         *sections, name = key.split(".")
         place = tree
@@ -154,13 +166,15 @@ def load_section(model: type[S], overrides: Sequence[str], required: Mapping[str
         place[name] = _value(value, kinds[key].split("|"))
     made = validated(model, tree)
     for field, example in required.items():
-        if not getattr(made, field).strip():
+        if not (value := getattr(made, field)) or (isinstance(value, str) and not value.strip()):
             raise ValueError(f"{field} is missing: give it, as {field}={example}")
     return made
 
 
 def _value(text: str, kinds: Sequence[str]) -> Any:
-    """Paths and names as they are typed, everything else as YAML has it."""
+    """Paths and names as they are typed, lists as on the command line of a training, everything else as YAML has it."""
+    if "list" in kinds and text.startswith("[") and text.endswith("]"):
+        return parse_override(f"list={text}", {}, []).value()
     if "str" in kinds:
         return None if text == "null" and "null" in kinds else text
     return as_yaml(text)

@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, field_validator
 
 from dpl_ray.config.policies import DplConfig, PolicyConfig
-from dpl_ray.config.section import Section, suggest, validated
+from dpl_ray.config.section import Section, shown, suggest, validated
 
 STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")  # of pyarrow's file systems
 CURVE_POINTS = 20  # of train.curve_every, where nothing else is said
@@ -82,9 +82,16 @@ class DataConfig(Section):
         description="own images to train on: folder with a subfolder per class, CSV of path,label, or parquet; "
         "glob or s3://, gs:// too",
     )
-    unlabeled: str | None = Field(None, description="own unlabelled images: folder, glob or parquet")
+    unlabeled: str | tuple[str, ...] | None = Field(
+        None, description="own unlabelled images: folder, glob or parquet, or a list of them"
+    )
     test: str | None = Field(
         None, description="own labelled test images, same form as data.train; null: a share of data.train"
+    )
+    classes_by: Literal["folder", "leaf", "path"] = Field(
+        "folder",
+        description="class of an image in a folder. folder: the subfolder of data.train; leaf: the folder that holds "
+        "the image; path: all folders on the way, as a/b",
     )
     labels: str | None = Field(
         None, description="output of dpl-ray label: its selected samples are trained on with their pseudo-labels"
@@ -103,12 +110,12 @@ class DataConfig(Section):
         None,
         ge=4,
         le=1024,
-        description="side in pixels that images are resized to; null: that of the pretrained weights, else as they are "
-        "(all must agree)",
+        description="side in pixels that images are resized to, as 32 or 224; null: that of the pretrained weights, "
+        "else as they are (all must agree)",
     )
-    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB; every mode is converted")
+    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB; every mode is converted, also with transparency")
     fit: Literal["crop", "pad", "squash"] = Field(
-        "crop", description="other shapes than square: cut the longer side, pad the shorter, or squash"
+        "crop", description="other shapes than square: crop the longer side to its centre, pad the shorter, or squash"
     )
     interpolation: Literal["area", "bilinear", "bicubic"] | None = Field(
         None, description="how images are resized; null: as for the pretrained weights, else bilinear"
@@ -358,7 +365,7 @@ def _check_across(config: Config) -> None:
     for field in ("train", "unlabeled", "test", "labels"):
         if not own and getattr(config.data, field) is not None:
             raise ValueError(
-                f"data.{field}={getattr(config.data, field)}: data={config.data.name} brings its own images; "
+                f"data.{field}={shown(getattr(config.data, field))}: data={config.data.name} brings its own images; "
                 "your own files take data=image_folder or data=parquet"
             )
     if own and config.data.train is None and config.data.labels is None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
@@ -77,7 +79,7 @@ _RIGHT = {
 def _explain(model: type[Section], error: ValidationError) -> str:
     """The first mistake that pydantic found: field, value and what would be right."""
     first = error.errors()[0]
-    path, known = _fields(model, first["loc"])
+    path, known, info = _fields(model, first["loc"])
     field, given = ".".join(path), shown(first.get("input"))
     context = first.get("ctx", {})
     if first["type"] == "extra_forbidden":
@@ -95,21 +97,34 @@ def _explain(model: type[Section], error: ValidationError) -> str:
     near = ""
     if first["type"] == "literal_error":
         near = suggest(given, [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")])
-    return f"{field or 'the configuration'}={given}: {message}{near}"
+    return f"{field or 'the configuration'}={given}: {message}{near or _meaning(field, info, given)}"
 
 
-def _fields(model: type[Section], place: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """Names on the way to a mistake, and the fields there are at its end."""
+def _meaning(field: str, info: FieldInfo | None, given: str) -> str:
+    """What the field means, and a value that would do: the end of a message."""
+    if info is None or not info.description or isinstance(info.default, Section):
+        return ""
+    example = "" if info.default is None or info.is_required() else f"; the default is {shown(info.default)}"
+    if sides := re.fullmatch(r"[\[(]?(\d+)\s*[x,*]\s*\d+[\])]?", given):
+        example = f"; as {field}={sides[1]}"
+    return f" ({info.description}{example})"
+
+
+def _fields(model: type[Section], place: tuple[int | str, ...]) -> tuple[list[str], list[str], FieldInfo | None]:
+    """Names on the way to a mistake, and at its end the fields there are, and the one that is wrong."""
     path: list[str] = []
+    field = None
     known, annotation = list(model.model_fields), typing.cast(Any, model)
     for part in place:
         if isinstance(part, int):  # a position in a list: the value says which one it is
             continue
-        if typing.get_origin(annotation) is types.UnionType:  # which section of several it is
-            sections = typing.get_args(annotation)
+        if typing.get_origin(annotation) is types.UnionType:  # which section of several it is, or which type
+            sections = [each for each in typing.get_args(annotation) if hasattr(each, "model_fields")]
+            if not sections:
+                break
             annotation = next(each for each in sections if each.model_fields["name"].default == part)
             continue
         path.append(part)
-        known = list(annotation.model_fields)
-        annotation = annotation.model_fields[part].annotation if part in annotation.model_fields else None
-    return path, known
+        known, field = list(annotation.model_fields), annotation.model_fields.get(part)
+        annotation = field.annotation if field else None
+    return path, known, field

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,7 +30,7 @@ def find_class_names(data: DataConfig, train: Records) -> tuple[str, ...]:
     elif train.class_names is not None:
         names, origin = train.class_names, f"the class names of {whole}"
     elif all(is_integer(label) for label in present):
-        names, origin = _index_names(train, max(int(label) for label in present)), whole
+        names, origin = _index_names(train, present), whole
     else:
         _check_kinds(train)
         names, origin = tuple(sorted(map(str, present))), whole
@@ -65,13 +67,21 @@ def _check_case(train: Records, names: tuple[str, ...]) -> None:
             )
 
 
-def _index_names(train: Records, highest: int) -> tuple[str, ...]:
+def _index_names(train: Records, present: Collection[Label]) -> tuple[str, ...]:
     """The class indices as names. A column of other numbers, as of ids, must not become a million classes."""
-    if highest >= len(train.ids):
+    found = sorted({int(label) for label in present if label is not None})
+    if found[-1] >= len(train.ids):
         raise train.location.error(
-            f"label {highest} among {len(train.ids)} images; labels are class indices from 0 to C - 1, or names"
+            f"label {found[-1]} among {len(train.ids)} images; labels are class indices from 0 to C - 1, or names"
         )
-    return tuple(str(index) for index in range(max(0, highest) + 1))
+    if found[0] > 0:
+        listed = f"data.class_names=[{','.join(map(str, found))}] takes them as names"
+        are_texts = all(isinstance(label, str) for label in present)
+        raise train.location.error(
+            f"its labels are {some(list(map(str, found)))}, but class indices begin with 0; "
+            + (listed if are_texts else f"write 0 to {len(found) - 1}, or the labels as texts, of which {listed}")
+        )
+    return tuple(str(index) for index in range(max(0, found[-1]) + 1))
 
 
 def check_class_names(names: tuple[str, ...], origin: str) -> None:
@@ -79,7 +89,10 @@ def check_class_names(names: tuple[str, ...], origin: str) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{origin}: {some(twice)} is there more than once; every class needs a name of its own")
     if len(names) < 2:
-        raise ValueError(f"{origin}: {some(names) or 'no class'} is not enough; there must be at least 2 classes")
+        raise ValueError(
+            f"{origin}: {some(names) or 'no class'} is not enough; there must be at least 2 classes: add labelled "
+            "images of another"
+        )
 
 
 def find_targets(records: Records, class_names: tuple[str, ...], *, every: bool = False) -> NDArray[np.int64]:

@@ -11,8 +11,9 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from unicodedata import normalize
@@ -24,9 +25,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from dpl_ray.config.section import suggest
+from dpl_ray.config.section import shown, suggest
 from dpl_ray.data.decode import DecodeError, has_image_header
+from dpl_ray.data.spelling import Spelling
 from dpl_ray.store.file_systems import one_line, open_uri
+from dpl_ray.store.paths import expand_path, expand_variables
 
 #: What Pillow calls the formats that are decoded. A file that is called so and is no image is broken.
 IMAGE_EXTENSIONS = (
@@ -40,6 +43,12 @@ MAX_UNNAMED_BYTES = 64 * 2**20  # a larger file that is not called an image is n
 _WILDCARD = r"[*?[]"
 _ANYTHING = "application/octet-stream"
 _NAMELESS = "without extension"
+_BROKEN_LINK = "broken link"
+_ARCHIVE = "an archive is not read; unpack it, and give the folder"
+_ARRAYS = "arrays are not read from files; load them, and train with dpl_ray.fit_arrays"
+#: Extension -> what to do with such a file.
+_ADVICE = dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"), _ARCHIVE)
+_ADVICE |= dict.fromkeys((".npz", ".npy", ".mat", ".h5", ".hdf5", ".pt", ".pkl"), _ARRAYS)
 _MAX_KINDS = 8  # that a line names
 _TYPES = mimetypes.MimeTypes()  # Python's own table, the same on every machine
 _INFOS_AT_A_TIME = 4096  # that become rows of an array
@@ -48,13 +57,14 @@ _Folder = tuple[str, frozenset[str]]  # path, and where the folders above it rea
 
 @dataclass(frozen=True)
 class Location:
-    """A place that the user named in a field of the configuration."""
+    """A place that the user named in a field of the configuration, or the first one of a list of them."""
 
     field: str  # data.train
     given: str  # as the user wrote it
     filesystem: fs.FileSystem
     path: str  # in the file system
     scheme: str  # s3:// and so on, "" for local files
+    listed: tuple[Location, ...] = ()  # every place of the list, in the same file system
 
     def error(self, message: str) -> ValueError:
         return ValueError(f"{self.field}={self.given}: {message}")
@@ -63,9 +73,19 @@ class Location:
         """The path as the user would write it."""
         return self.scheme + path
 
+    def names(self) -> str | list[str]:
+        """The place as the user would write it, or those of the list."""
+        return [place.name(place.path) for place in self.listed] or self.name(self.path)
+
+    def contains(self, path: str) -> bool:
+        """Whether the path lies below the place, or below one of the list."""
+        return any(path.startswith(place.path.rstrip("/") + "/") for place in self.listed or [self])
+
     def root_of(self, file: str) -> str:
         """The folder that the user named to have this file: of a glob, the last one before its first wildcard."""
-        if file.startswith(self.path.rstrip("/") + "/"):
+        if self.listed:
+            return next(place for place in self.listed if would_list(place, file)).root_of(file)
+        if self.contains(file):
             return self.path
         return posixpath.dirname(self.path if file == self.path else re.split(_WILDCARD, self.path, maxsplit=1)[0])
 
@@ -87,63 +107,64 @@ class Listing:
         return Listing(self.paths.filter(pa.array(wanted)), self.sizes[wanted], left_out)
 
 
-def open_location(field: str, given: str) -> Location:
-    """Find the file system of a path or URI. Local paths become absolute."""
+def open_location(field: str, given: str | Sequence[str]) -> Location:
+    """Find the file system of a path or URI, or of a list of them. Local paths become absolute, without ~ and $NAME."""
+    if not isinstance(given, str):
+        return _open_list(field, given)
     if not given.strip():
         raise ValueError(f"{field}={given!r}: is empty; give a path, or null for none")
+    whole = f"{field}={given}"
     if "://" not in given or given.startswith("file://"):
-        local = Path(unquote(given[len("file://") :]) if given.startswith("file://") else given).expanduser()
-        path = posixpath.normpath(local.absolute())
+        local = expand_path(unquote(given[len("file://") :]) if given.startswith("file://") else given, whole)
+        path = posixpath.normpath(Path(local).absolute())
         filesystem = fs.LocalFileSystem()
         return Location(field, given, filesystem, path if Path(path).exists() else Spelling(filesystem)(path), "")
+    expanded = expand_variables(given, whole)
     try:
-        filesystem, path = open_uri(given)
+        filesystem, path = open_uri(expanded)
     except (pa.ArrowException, OSError, ImportError) as error:
         raise ValueError(
-            f"{field}={given}: the file system does not answer ({one_line(error)}); "
+            f"{whole}: the file system does not answer ({one_line(error)}); "
             "it takes a local path, s3://bucket/path or gs://bucket/path, credentials and a network"
         ) from None
-    return Location(field, given, filesystem, path.rstrip("/"), given.partition("://")[0] + "://")
+    return Location(field, given, filesystem, path.rstrip("/"), expanded.partition("://")[0] + "://")
 
 
-class Spelling:
-    """A path -> the same as the file system spells it: é is one character (NFC) or two (NFD), and there two names."""
-
-    def __init__(self, filesystem: fs.FileSystem) -> None:
-        self._filesystem = filesystem
-        self._names: dict[str, dict[str, str]] = {}  # folder -> NFC -> name, of names that are not ASCII
-
-    def __call__(self, path: str) -> str:
-        if path.isascii():
-            return path
-        folder, name = posixpath.split(path)
-        folder = self(folder)
-        names = self._names[folder] if folder in self._names else self._list(folder)
-        return posixpath.join(folder, names.get(name) or names.get(normalize("NFC", name)) or name)
-
-    def _list(self, folder: str) -> dict[str, str]:
-        try:
-            infos = self._filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-        except (pa.ArrowException, OSError):
-            infos = []
-        names = [info.base_name for info in infos if not info.base_name.isascii()]
-        self._names[folder] = {normalize("NFC", name): name for name in names} | {name: name for name in names}
-        return self._names[folder]
+def _open_list(field: str, given: Sequence[str]) -> Location:
+    """The places of a list, as one location."""
+    whole = shown(given)
+    if not given:
+        raise ValueError(f"{field}={whole}: is empty; give a path, or null for none")
+    places = tuple(open_location(field, each) for each in given)
+    first = places[0]
+    for other in places:
+        if not other.filesystem.equals(first.filesystem):
+            raise ValueError(
+                f"{field}={whole}: {first.given} and {other.given} lie on different file systems; copy one beside the "
+                "other"
+            )
+    return replace(first, given=whole, listed=places) if len(places) > 1 else first
 
 
 def list_files(location: Location) -> Listing:
     """The files that a folder holds (recursively), a glob matches, or the one file, whatever it is called.
 
     A glob knows *, ?, [...] and **; a folder that it matches gives the files below. A folder is listed once, however
-    many links lead to it, and links to the folders above are not followed.
+    many links lead to it, and links to the folders above are not followed. Of a list of places, a file that several
+    have is there once.
     """
+    if location.listed:
+        return _merged(location, {place.path: list_files(place) for place in location.listed})
     info = _file_info(location, location.path)
     if info.type == fs.FileType.File:
+        if advice := _ADVICE.get(_extension(info.path)):
+            raise location.error(advice)
         return Listing(pa.array([info.path], pa.large_string()), np.array([info.size], np.int64))
     base, pattern = location.path, None
     if info.type != fs.FileType.Directory:
         if not _is_glob(location.path):
-            raise location.error(f"there is no such file or folder{_near_path(location)}")
+            windows = "; the folders of a path are separated by /" if "\\" in location.path else ""
+            raise location.error(f"there is no such file or folder{windows or _near_path(location)}")
         base, pattern = location.root_of(""), _glob_pattern(location)
         if _file_info(location, base).type != fs.FileType.Directory:
             raise location.error(f"no file matches; the folder {location.name(base)} does not exist")
@@ -164,9 +185,34 @@ def list_files(location: Location) -> Listing:
     listing = listing.keep(_by_extension(listing.paths, lambda extension: not _is_foreign(extension)))
     if not len(listing.paths):
         if listing.left_out:
-            raise location.error(f"no image and no parquet file in it ({as_text(listing.left_out)} left out)")
-        raise location.error("no file matches" if pattern else "the folder is empty")
+            advice = next(filter(None, map(_ADVICE.get, listing.left_out)), "copy images there, or name another folder")
+            raise location.error(f"no image and no parquet file in it ({as_text(listing.left_out)} left out); {advice}")
+        raise location.error(
+            "no file matches; ** stands for folders at any depth, as photos/**/*.jpg"
+            if pattern
+            else "the folder is empty; copy images there, or name another folder"
+        )
     return listing
+
+
+def _merged(location: Location, listings: Mapping[str, Listing]) -> Listing:
+    """One listing of several places, by their paths."""
+    paths = pa.concat_arrays([listing.paths for listing in listings.values()])
+    order = pc.array_sort_indices(paths)
+    paths, sizes = paths.take(order), np.concatenate([listing.sizes for listing in listings.values()])[order.to_numpy()]
+    keys = paths if location.scheme else _real_paths(paths)
+    rows = pa.table({"key": keys, "row": np.arange(len(keys))}).group_by("key").aggregate([("row", "min")])
+    first = np.sort(rows.column("row_min").to_numpy())
+    apart = (listing.left_out for path, listing in listings.items() if not location.contains(path))
+    return Listing(paths.take(pa.array(first)), sizes[first], sum(apart, Counter()))
+
+
+def _real_paths(paths: pa.LargeStringArray) -> pa.LargeStringArray:
+    """(F,) the local files, in the folders that their folders really are."""
+    folders = pc.replace_substring_regex(paths, r"[^/]*$", "").dictionary_encode()
+    real = pa.array(map(os.path.realpath, folders.dictionary.to_pylist()), pa.large_string()).take(folders.indices)
+    names = pc.replace_substring_regex(paths, "(?s)^.*/", "")
+    return pc.binary_join_element_wise(real, names, pa.scalar("/", pa.large_string()))
 
 
 def _walk(
@@ -188,6 +234,8 @@ def _walk(
         place = os.path.realpath(folder) if is_local else folder
         if place in folders_above or place in listed:
             continue
+        if is_local:
+            left_out.update(_broken_links(folder, pattern))
         selector = fs.FileSelector(folder, recursive=not is_local, allow_not_found=True)
         infos = location.filesystem.get_file_info(selector)
         while infos:
@@ -208,6 +256,15 @@ def _walk(
                 yield found
 
 
+def _broken_links(folder: str, pattern: re.Pattern[str] | None) -> Iterator[str]:
+    """What each link in a local folder that leads nowhere is counted as: file systems of pyarrow do not list them."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            leads_nowhere = entry.name[0] != "." and entry.is_symlink() and not Path(entry.path).exists()
+            if leads_nowhere and (pattern is None or pattern.fullmatch(normalize("NFC", entry.path))):
+                yield _BROKEN_LINK
+
+
 def _passed_over(name: str, is_folder: bool) -> str | None:
     """As what a file or folder of this name below the root is left out; "" where it is not counted either."""
     *folders, last = name.split("/")
@@ -220,7 +277,9 @@ def _passed_over(name: str, is_folder: bool) -> str | None:
 
 def would_list(location: Location, path: str) -> bool:
     """Whether a file at this path in the same file system would be one of `list_files`."""
-    if path.startswith(location.path.rstrip("/") + "/"):
+    if location.listed:
+        return any(would_list(place, path) for place in location.listed)
+    if path == location.path or location.contains(path):
         return True
     return bool(_is_glob(location.path) and _glob_pattern(location).fullmatch(normalize("NFC", path)))
 

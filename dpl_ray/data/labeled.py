@@ -5,9 +5,12 @@ Everything that can be told without decoding an image is checked: paths, columns
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import posixpath
+import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -25,16 +28,17 @@ from dpl_ray.data.decode import Payload
 from dpl_ray.data.files import (
     Listing,
     Location,
-    Spelling,
     are_images,
     are_parquet,
     list_files,
     open_location,
     read_file,
 )
-from dpl_ray.data.labels import Label, clean_name, csv_label, in_order_of, some
+from dpl_ray.data.labels import Label, as_label, clean_name, in_order_of, some
+from dpl_ray.data.layout import check_layout
 from dpl_ray.data.parquet import read_labels
 from dpl_ray.data.pool.files import PoolFiles, Row, pool_of
+from dpl_ray.data.spelling import Spelling
 from dpl_ray.store.file_systems import one_line
 
 
@@ -88,29 +92,37 @@ def list_records(data: DataConfig, field: str, given: str, class_names: tuple[st
             raise location.error("holds no parquet file (.parquet, .pq); image files take data=image_folder")
         return _read_parquet(location, listing.keep(parquet), data, class_names)
     if listing.paths.to_pylist() == [location.path]:
-        if location.path.lower().endswith(".csv"):
+        if location.path.lower().endswith((".csv", ".tsv")):
             return _read_csv(location, data, class_names)
         raise location.error("is one file; it takes a folder with a subfolder per class, or a CSV of path,label")
-    return _read_folder(location, listing.keep(~parquet))
+    return _read_folder(location, listing.keep(~parquet), data)
 
 
-def _read_folder(location: Location, listing: Listing) -> Records:
-    """Image files; the label is the subfolder (of a folder) or the parent folder (of a glob)."""
+def _read_folder(location: Location, listing: Listing, data: DataConfig) -> Records:
+    """Image files; the label is the subfolder (of a folder) or the parent folder (of a glob), or as data.classes_by."""
     paths: list[str] = listing.paths.to_pylist()
     below = len(location.path.rstrip("/")) + 1
     class_names: tuple[str, ...] | None = None
-    if paths[0].startswith(location.path.rstrip("/") + "/"):
-        # Every subfolder is a class, also one without an image: that is a mistake to answer, not to pass over.
-        class_names = tuple(sorted({clean_name(name) for name in _subfolders(location)}))
-        if not class_names:
+    if location.contains(paths[0]):
+        subfolders = _subfolders(location)
+        if not subfolders:
             raise location.error(
                 f"{len(paths)} images lie in it, but no subfolder per class; make one for each class, or give a "
                 "CSV of path,label (images without labels belong to data.unlabeled)"
             )
+        if data.class_names is None:
+            check_layout(location, subfolders)
         listing = listing.keep(np.array(["/" in path[below:] for path in paths]))
-        labels = [path[below:].split("/", 1)[0] for path in listing.paths.to_pylist()]
+        labels = [_class_of(path[below:], data.classes_by) for path in listing.paths.to_pylist()]
+        # Every subfolder is a class, also one without an image: that is a mistake to answer, not to pass over.
+        named = subfolders if data.classes_by == "folder" else labels
+        class_names = tuple(sorted({clean_name(name) for name in named}))
+        if location.field == "data.train" and data.classes_by == "folder":
+            _hint_at_nested(location, [path[below:] for path in listing.paths.to_pylist()], len(class_names))
+    elif data.classes_by == "path":
+        labels = [_class_of(posixpath.relpath(path, location.root_of(path)), "path") for path in paths]
     else:
-        labels = [posixpath.basename(posixpath.dirname(path)) for path in paths]
+        labels = [_class_of(path, "leaf") for path in paths]
     files = pool_of(location, listing)
     return Records(
         location,
@@ -122,6 +134,31 @@ def _read_folder(location: Location, listing: Listing) -> Records:
         files=files,
         left_out=listing.left_out,
     )
+
+
+def _class_of(path: str, classes_by: str) -> str:
+    """The class of an image at this path, of which the first folder is the first that may be one."""
+    folders = path.split("/")[:-1]
+    return "/".join({"folder": folders[:1], "leaf": folders[-1:], "path": folders}[classes_by])
+
+
+def _hint_at_nested(location: Location, paths: list[str], num_classes: int) -> None:
+    """Warn of images in folders below those of the classes, of these paths below the location; an error if it is one.
+
+    Raises:
+        ValueError: all of them are of one class.
+    """
+    nested = [path for path in paths if path.count("/") > 1]
+    if not nested:
+        return
+    folder, leaf, whole = (_class_of(nested[0], by) for by in ("folder", "leaf", "path"))
+    hint = location.error(
+        f"{len(nested)} images lie in folders below those of the classes, as {nested[0]}, and are of the class "
+        f"{folder}; data.classes_by=leaf makes that {leaf}, data.classes_by=path {whole}"
+    )
+    if num_classes == 1:
+        raise hint
+    warnings.warn(str(hint), stacklevel=2)
 
 
 def _subfolders(location: Location) -> list[str]:
@@ -150,6 +187,7 @@ def _read_parquet(
     """Parquet files of images and labels; those without names of their classes take class_names.txt beside them."""
     paths: list[str] = listing.paths.to_pylist()
     beside = _read_class_names(location, paths[0])
+    known = {*(beside or ()), *(data.class_names or ())}
     origin = "data.train"  # of class_names
     ids: list[str] = []
     labels: list[Label] = []
@@ -157,7 +195,9 @@ def _read_parquet(
     named_by: dict[tuple[str, ...] | None, str] = {}  # the names of the indices -> the first file that has them
     for path in paths:
         file = location.name(path)
-        rows, found, names = read_labels(location, path, image_column=data.image_column, label_column=data.label_column)
+        rows, found, names = read_labels(
+            location, path, image_column=data.image_column, label_column=data.label_column, class_names=known
+        )
         names = names or beside
         if names or any(isinstance(label, int) for label in found):
             named_by.setdefault(names, file)
@@ -220,12 +260,12 @@ def _read_csv(location: Location, data: DataConfig, class_names: tuple[str, ...]
     for number, (path, label) in enumerate(_csv_rows(location), start=1):
         if not path:
             raise location.error(f"row {number} has no path")
-        sample_id, reader = _csv_image(location, path, spelled)
+        sample_id, reader = _csv_image(location, _with_slashes(location, path, number), spelled)
         if sample_id in images:
             raise location.error(f"row {number} names {sample_id} again; one row an image")
-        images[sample_id] = (csv_label(label, known), reader)
+        images[sample_id] = (as_label(label, known), reader)
     if not images:
-        raise location.error("no row below the header")
+        raise location.error("no row below the header; write one for each image, as ant/1.jpg,ant")
     ids, labels = list(images), [label for label, _ in images.values()]
     if names:
         class_names = class_names or _listed(data, names)
@@ -236,10 +276,14 @@ def _read_csv(location: Location, data: DataConfig, class_names: tuple[str, ...]
 def _csv_rows(location: Location) -> list[tuple[str, str]]:
     """(path, label) of each row."""
     try:
-        text = read_file(location.filesystem, location.path).decode("utf-8-sig")
-        rows = list(csv.reader(io.StringIO(text, newline="")))
+        content = read_file(location.filesystem, location.path)
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+        # Spreadsheets write what their language has for a comma.
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise location.error(f"cannot be read as CSV in UTF-8 ({one_line(error)})") from None
+        raise location.error(f"cannot be read as CSV in UTF-8 ({one_line(error)}); save it as CSV in UTF-8") from None
     header = [name.strip() for name in rows[0]] if rows else []
     for column in ("path", "label"):
         if column not in header:
@@ -251,6 +295,20 @@ def _csv_rows(location: Location) -> list[tuple[str, str]]:
     # A row that ends before the label has none.
     padded = [row + [""] * (len(header) - len(row)) for row in rows[1:] if row]
     return [(row[at[0]].strip(), row[at[1]]) for row in padded]
+
+
+def _with_slashes(location: Location, path: str, number: int) -> str:
+    """The path with / in place of the backslashes of Windows, unless a file has this very name."""
+    if "\\" in path:
+        beside = posixpath.join(posixpath.dirname(location.path), path)
+        if location.filesystem.get_file_info(beside).type == fs.FileType.NotFound:
+            path = path.replace("\\", "/")
+    if re.match(r"[A-Za-z]:/|//", path):
+        raise location.error(
+            f"row {number} names {path}, a path of Windows; write paths relative to the folder of the CSV, as "
+            f"{'/'.join(path.split('/')[-2:])}"
+        )
+    return path
 
 
 def _csv_image(location: Location, path: str, spelled: Spelling) -> tuple[str, Payload]:

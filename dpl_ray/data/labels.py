@@ -17,7 +17,7 @@ from dpl_ray.data.dataset import UNLABELED
 Label = int | str | None
 """As the files have it: class index, class name, or None where there is none (also for -1)."""
 
-#: What a CSV has where there is nothing: those texts that pandas reads as NaN.
+#: What a text label is where there is nothing: those texts that pandas reads as NaN.
 NOTHING = (
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
     "NULL", "NaN", "None", "n/a", "nan", "null",
@@ -29,24 +29,22 @@ def clean_name(name: str) -> str:
     return normalize("NFC", name).strip()
 
 
-def as_label(value: Label) -> Label:
-    """The label, or None for those that mean unlabelled."""
-    if isinstance(value, str):
-        value = clean_name(value)
-    return None if value in ("", "-1", -1) else value
-
-
-def csv_label(text: str, class_names: Collection[str]) -> Label:
-    """The label that a CSV means by a text: a whole float is the integer that it is, as `1.0`; NaN and so on are none.
+def as_label(value: Label | float, class_names: Collection[str] = ()) -> Label:
+    """The label that a file means: a whole float is the integer that it is, as `1.0`; -1, NaN and so on are none.
 
     Args:
         class_names: those that are listed somewhere; such a text is no other thing than a name.
     """
-    text = clean_name(text)
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else None
+    if not isinstance(value, str):
+        return None if value == -1 else value
+    text = clean_name(value)
     if text in class_names:
         return text
     whole = re.fullmatch(r"([+-]?\d+)\.0*", text)
-    return None if text in NOTHING else as_label(whole[1] if whole else text)
+    text = whole[1] if whole else text
+    return None if text in NOTHING or text == "-1" else text
 
 
 def some(names: Sequence[str]) -> str:

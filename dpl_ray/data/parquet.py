@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import repeat
 
@@ -23,8 +23,9 @@ from pyarrow import fs
 
 from dpl_ray.config.section import suggest
 from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
-from dpl_ray.data.files import Location, Spelling, read_image_file
+from dpl_ray.data.files import Location, read_image_file
 from dpl_ray.data.labels import Label, as_label, clean_name, in_order_of
+from dpl_ray.data.spelling import Spelling
 from dpl_ray.store.file_systems import one_line
 
 NOT_PARQUET = "not a readable parquet file"
@@ -76,9 +77,17 @@ def image_column_error(schema: pa.Schema, column: str) -> str | None:
 
 
 def read_labels(
-    location: Location, path: str, *, image_column: str, label_column: str | None
+    location: Location,
+    path: str,
+    *,
+    image_column: str,
+    label_column: str | None,
+    class_names: Collection[str] = (),
 ) -> tuple[list[int], list[Label], tuple[str, ...] | None]:
     """Rows of each row group, the label of every row, and the class names that the file gives the indices.
+
+    Args:
+        class_names: those that are listed outside of the file.
 
     Raises:
         ValueError: the file cannot be read, or a column is missing or odd: nobody could say which labels are lost.
@@ -91,32 +100,44 @@ def read_labels(
             groups = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
             if label_column is None:
                 return groups, [None] * sum(groups), None
-            if not has_labels(schema, label_column):
+            if not has_labels(schema, label_column) or _has_fractions(opened, label_column):
                 whole = f"data.label_column={label_column}: {name}"
                 found = _one_column(whole, schema, label_column, suggest(label_column, schema.names))
                 raise ValueError(
-                    f"{whole} has {_short_type(found.type)} there; labels are integers (class indices) or strings "
-                    "(class names)"
+                    f"{whole} has {_short_type(found.type)} there; labels are integers (class indices), also as whole "
+                    "floats, or strings (class names)"
                 )
-            return groups, *labels_of(opened, label_column)
+            return groups, *labels_of(opened, label_column, class_names)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise location.error(f"{name} is {NOT_PARQUET} ({one_line(error)})") from None
 
 
-def labels_of(opened: pq.ParquetFile, column: str) -> tuple[list[Label], tuple[str, ...] | None]:
-    """The label of every row, and the names of Hugging Face's `ClassLabel`."""
+def labels_of(
+    opened: pq.ParquetFile, column: str, class_names: Collection[str] = ()
+) -> tuple[list[Label], tuple[str, ...] | None]:
+    """The label of every row, and the names of Hugging Face's `ClassLabel`; others are listed as `class_names`."""
     labels = opened.read(columns=[column]).column(0).to_pylist()
-    return [as_label(label) for label in labels], _hugging_face_names(opened.schema_arrow, column)
+    names = _hugging_face_names(opened.schema_arrow, column)
+    known = {*class_names, *(names or ())}
+    return [as_label(label, known) for label in labels], names
+
+
+def _has_fractions(opened: pq.ParquetFile, column: str) -> bool:
+    """Whether it is a column of floats that are not all whole, NaN or null; pandas writes integers with gaps so."""
+    if not pa.types.is_floating(opened.schema_arrow.field(column).type):
+        return False
+    values = opened.read(columns=[column]).column(0).drop_null().to_numpy().astype(np.float64)
+    return not (np.isnan(values) | (values == np.floor(values)) & np.isfinite(values)).all()
 
 
 def has_labels(schema: pa.Schema, column: str) -> bool:
-    """Whether there is one column of integers or strings (or of nulls only) by this name."""
+    """Whether there is one column of numbers or strings (or of nulls only) by this name."""
     if len(schema.get_all_field_indices(column)) != 1:
         return False
     type_ = schema.field(column).type
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
-    return pa.types.is_integer(type_) or _is_text(type_) or pa.types.is_null(type_)
+    return pa.types.is_integer(type_) or pa.types.is_floating(type_) or _is_text(type_) or pa.types.is_null(type_)
 
 
 def read_rows(
@@ -198,7 +219,8 @@ def _rows_of(
     labels: list[Label] = [None] * len(batch)
     with contextlib.suppress(UnicodeDecodeError):  # such labels are of no use, but their images are
         if label_column is not None:
-            labels = [as_label(label) for label in batch.column(label_column).to_pylist()]
+            known = {*(names or ()), *(class_names or ())}
+            labels = [as_label(label, known) for label in batch.column(label_column).to_pylist()]
     if names and class_names and names != class_names:
         labels = in_order_of(labels, names, class_names)
     if pa.types.is_struct(images.type):

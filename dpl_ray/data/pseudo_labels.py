@@ -18,6 +18,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
+from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import UNLABELED
 from dpl_ray.data.decode import Payload
 from dpl_ray.data.files import Location, is_parquet, list_files, open_location, read_file
@@ -40,7 +41,7 @@ class PseudoLabels:
 
     location: Location
     class_names: tuple[str, ...]
-    pool: str  # that was labelled
+    pool: str | tuple[str, ...]  # that was labelled
     labels: dict[str, int]  # sample id -> class index
     unreadable: frozenset[str] = frozenset()  # ids: known to be of no use, so that they are not taken into the pool
 
@@ -74,8 +75,8 @@ class PseudoLabels:
         ids = [pool.sample_id(file, row) for file, of_file in rows for row in of_file]
         if missing := wanted - set(ids):
             raise self.location.error(
-                f"{len(missing)} of its {len(self.labels)} selected samples are not in data.unlabeled={data.unlabeled},"
-                f" as {min(missing)}; give the pool that was labelled (pool={self.pool})"
+                f"{len(missing)} of its {len(self.labels)} selected samples are not in {location.field}="
+                f"{location.given}, as {min(missing)}; give the pool that was labelled (pool={shown(self.pool)})"
             )
         labels = [self.class_names[self.labels[sample_id]] for sample_id in ids]
         records = Records(self.location, ids, list(labels), partial(_payloads, pool, rows), self.class_names)
@@ -105,7 +106,8 @@ def read_pseudo_labels(data: DataConfig) -> PseudoLabels:
     except (pa.ArrowException, OSError, KeyError) as error:
         raise location.error(f"{NO_OUTPUT} ({one_line(error)})") from None
     labels = _to_labels(location, table, class_names)
-    return PseudoLabels(location, class_names, job["pool"], labels, frozenset(bad.column("sample_id").to_pylist()))
+    pool = job["pool"] if isinstance(job["pool"], str) else tuple(job["pool"])
+    return PseudoLabels(location, class_names, pool, labels, frozenset(bad.column("sample_id").to_pylist()))
 
 
 def part_files(location: Location) -> list[str]:

@@ -102,8 +102,9 @@ class _Labeled:
     def left_out(self, files: PoolFiles | None) -> Counter[str]:
         """Of these and data.unlabeled; of a place that lies in another one, with that one."""
         parts = {part.location.path: part for part in (self.train, self.test, files) if part}
+        places = [part.location for part in parts.values()]
         return sum(
-            (part.left_out for path, part in parts.items() if not any(path.startswith(f"{other}/") for other in parts)),
+            (part.left_out for path, part in parts.items() if not any(place.contains(path) for place in places)),
             Counter(),
         )
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
+from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Source, Splits, concatenate, empty_like
 
 _TEST_SEED = 0  # the same test split for every train.seed
@@ -139,8 +140,9 @@ def check_pool(num_unlabeled: int, data: DataConfig, name: str) -> None:
         )
     if data.name in ("image_folder", "parquet"):
         raise ValueError(
-            f"data.unlabeled={data.unlabeled or 'null'}: there is no unlabelled image to learn from; set "
-            "data.unlabeled to a folder, glob or parquet of them, or data.num_labels_per_class to a few labels a class"
+            f"data.unlabeled={shown(data.unlabeled)}: there is no unlabelled image to learn from; set data.unlabeled "
+            "to a folder, glob or parquet of them, or data.num_labels_per_class to a few labels a class; "
+            "policy=supervised needs none"
         )
     number = data.num_labels_per_class or "null"
     raise ValueError(

@@ -21,6 +21,7 @@ from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import suggest
 from dpl_ray.data.dataset import ImageSet, Source
 from dpl_ray.data.decode import DecodeSettings, convert_arrays
+from dpl_ray.store.paths import expand_path
 
 CACHE = Path("~/.cache/dpl_ray")
 FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
@@ -83,7 +84,7 @@ def read_idx(path: Path, num_dims: int) -> NDArray[np.uint8]:
 def _check_root(data: DataConfig) -> None:
     if data.root is None:
         return
-    root = Path(data.root).expanduser()
+    root = _root(data)
     if data.name == "digits":
         raise ValueError(
             f"data.root={data.root}: digits comes with scikit-learn and reads no folder; leave data.root out"
@@ -93,6 +94,11 @@ def _check_root(data: DataConfig) -> None:
         raise ValueError(
             f"data.root={data.root}: there is no such folder{near or '; create it, or leave data.root out'}"
         )
+
+
+def _root(data: DataConfig) -> Path:
+    """Where files are looked for, or downloaded to."""
+    return CACHE.expanduser() if data.root is None else Path(expand_path(data.root, f"data.root={data.root}"))
 
 
 def _image_set(data: DataConfig, prefix: str, images: NDArray[np.uint8], targets: Any) -> ImageSet:
@@ -134,7 +140,7 @@ def _idx_path(folder: Path, name: str) -> Path:
 
 def _find_fashion_mnist(data: DataConfig) -> Path:
     """The first usual folder with all four files; else they are downloaded."""
-    root = Path(data.root or CACHE).expanduser()
+    root = _root(data)
     downloaded = root / "FashionMNIST" / "raw"
     for folder in (root if data.root else FASHION_MNIST_PACKAGE, downloaded):
         if all(_idx_path(folder, name).is_file() for name in _IDX_FILES):
@@ -182,7 +188,7 @@ def _stl10(data: DataConfig, *, reads_unlabeled: bool) -> Source:
 
 def _torchvision(data: DataConfig, kind: str, **split: Any) -> Any:
     """One split of a torchvision data set, from data.root or the cache, downloaded where it is not there."""
-    root = Path(data.root or CACHE).expanduser()
+    root = _root(data)
     first_file = root / _FIRST_FILES[data.name]
     with _downloading(data, f"{first_file} and the files that belong to it", is_there=first_file.is_file()):
         import torchvision.datasets

@@ -6,6 +6,8 @@ from dpl_ray.cluster.connect import check_shared
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 
+MOST_TIMES = 100  # that a step may take an image of the pool
+
 
 def settle_model(config: Config) -> Config:
     """The configuration with the image size and interpolation of its pretrained weights, where it says nothing of them.
@@ -37,6 +39,18 @@ def check_storage(config: Config) -> None:
     """Refuse a folder that the workers would not share."""
     if config.scale.num_workers:
         check_shared(config.scale, "run.storage_path", config.run.storage_path)
+
+
+def check_pool_size(config: Config, splits: Splits) -> None:
+    """Refuse steps that take every image of the pool many times."""
+    size, pool_size = config.train.batch_size * config.train.mu, len(splits.unlabeled)
+    if config.policy.name != "supervised" and size > MOST_TIMES * pool_size:
+        most = max(1, pool_size // config.train.batch_size)
+        raise ValueError(
+            f"train.mu={config.train.mu}: a step takes {size:,} unlabelled images, train.mu for each of the "
+            f"train.batch_size={config.train.batch_size} labelled ones, and the pool has {pool_size:,}; "
+            f"train.mu={most} would do"
+        )
 
 
 def check_network(config: Config, splits: Splits) -> None:

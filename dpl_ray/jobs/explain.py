@@ -20,8 +20,9 @@ from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.data.sources import load_splits
 from dpl_ray.page.html import Page, Section, Table, render_page
 from dpl_ray.page.result import Result
+from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
-from dpl_ray.training.checkpoint_folder import ModelInfo, find_checkpoint, load_config_and_info
+from dpl_ray.training.checkpoint_folder import ModelInfo, load_config_and_info, open_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,24 +72,36 @@ def explain(
 
     Args:
         checkpoint: folder step-N, or of a run, whose newest checkpoint is taken.
-        sample: an image file, `file.parquet:row`, or the index of an image in the pool of the run. An index needs the
-            data where they were.
+        sample: an image file, `file.parquet:row`, or an image of the pool of the run: its index, or the end of its
+            path. The latter two need the data where they were.
         image_column: of a parquet file; None: the one of training.
         output: file of the page; None: `explanation-SAMPLE.html` in the folder that holds the checkpoint.
 
     Raises:
         ValueError: there is no whole checkpoint, or no such image.
     """
-    place = find_checkpoint(Storage(fspath(checkpoint)))
+    place = open_checkpoint(fspath(checkpoint))
     config, info = load_config_and_info(place)
     if image_column:
         config = config.changed(data={"image_column": image_column})
-    image, sample_id, known = _read(str(sample) if isinstance(sample, int) else fspath(sample), config, info)
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", str(sample)).strip("-")[-60:]
-    file = Storage(fspath(output)) if output else place.parent / f"explanation-{slug}.html"
+    file = _writable(fspath(output)) if output else place.parent / f"explanation-{slug}.html"
+    image, sample_id, known = _read(str(sample) if isinstance(sample, int) else fspath(sample), config, info)
     found = _explain(place, image, sample_id, str(file))
     _page(found, image, known, config, info, str(place)).write(file)
     return found
+
+
+def _writable(output: str) -> Storage:
+    """The file, which can be written; `ValueError` where it cannot."""
+    try:
+        file = Storage(output)
+        file.parent.check_writable()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"output={output}: cannot be written ({one_line(error)}); give a file in a folder that you may write to"
+        ) from None
+    return file
 
 
 def _read(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint8], str, str | None]:
@@ -101,6 +114,8 @@ def _read(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint
     location = open_location("sample", path if row is not None else sample)
     if row is None and is_parquet(sample):
         raise ValueError(f"sample={sample}: a parquet file has many images; name a row, as sample={sample}:0")
+    if not location.filesystem.get_file_info(location.path).is_file and (found := _find_in_pool(sample, config)):
+        return found
     files = list_pool(location, image_column=config.data.image_column)
     if len(files.paths) > 1:
         raise ValueError(f"sample={sample}: {len(files.paths)} files are there; name one image")
@@ -109,17 +124,46 @@ def _read(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint
     return _decode(files.read(0, row or 0, 1), settings, sample), sample, None
 
 
+def _find_in_pool(sample: str, config: Config) -> tuple[NDArray[np.uint8], str, str | None] | None:
+    """The image of the run's pool whose id is this or ends so, after a /; None where there is none.
+
+    Raises:
+        ValueError: several end so.
+    """
+    try:
+        pool: Any = load_splits(config.data, seed=config.train.seed).unlabeled
+    except ValueError:  # the data are no longer there
+        return None
+    ids = pool.ids.tolist() if isinstance(pool, ImageSet) else pool.ids_ending(sample)
+    found = [sample_id for sample_id in ids if f"/{sample_id}".endswith(f"/{sample}")]
+    if len(found) > 1:
+        raise ValueError(
+            f"sample={sample}: {len(found)} images of the pool end so, as {found[0]} and {found[1]}; give more of the "
+            "path"
+        )
+    if not found:
+        return None
+    if isinstance(pool, ImageSet):
+        return _of_set(pool, ids.index(found[0]))
+    rows = next(part.read_rows(file, np.array(rows)) for part in pool.parts for file, rows in part.rows(found).items())
+    return _decode([*rows], pool.settings, sample), found[0], None
+
+
 def _read_pool(index: int, config: Config) -> tuple[NDArray[np.uint8], str, str | None]:
     pool: Any = load_splits(config.data, seed=config.train.seed).unlabeled
     if not index < len(pool):
         raise ValueError(f"sample={index}: the pool of this run has {len(pool)} images; give 0 to {len(pool) - 1}")
     if isinstance(pool, ImageSet):
-        target = int(pool.targets[index])
-        return pool.images[index], str(pool.ids[index]), None if target < 0 else str(target)
+        return _of_set(pool, index)
     assert isinstance(pool, StreamedPool)
     part, file, first, _, first_id = pool.spans[np.searchsorted(pool.spans[:, 4], index, side="right") - 1].tolist()
     rows = pool.parts[part].read(file, first + index - first_id, 1)
     return _decode(rows, pool.settings, str(index)), rows[0][0], None
+
+
+def _of_set(pool: ImageSet, index: int) -> tuple[NDArray[np.uint8], str, str | None]:
+    target = int(pool.targets[index])
+    return pool.images[index], str(pool.ids[index]), None if target < 0 else str(target)
 
 
 def _decode(rows: Rows, settings: DecodeSettings, sample: str) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.data.dataset import ImageSet, Source, Splits
 from dpl_ray.data.files import as_text
 from dpl_ray.data.sources import load_splits
-from dpl_ray.jobs.checks import check_network, check_storage, settle_model
+from dpl_ray.jobs.checks import check_network, check_pool_size, check_storage, settle_model
 from dpl_ray.jobs.phases import run_phases
 from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result, percent
@@ -125,6 +125,7 @@ def _check(config: Config, read: Callable[[DataConfig], Source] | None) -> tuple
     # Policy.uses_unlabeled says it too, but only with torch loaded; a test holds them together.
     uses_unlabeled = config.policy.name != "supervised"
     splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled, read=read)
+    check_pool_size(config, splits)
     check_network(config, splits)
     if uses_unlabeled and not isinstance(splits.unlabeled, ImageSet):
         check_readers(config.scale)
@@ -255,12 +256,20 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
         f"{len(splits.labeled) - splits.num_pseudo_labeled} labelled{num_pseudo} images of "
         f"{len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool{streamed}, "
         f"{len(splits.validation)} validation, {len(splits.test)} test{of_pseudo_labels}{num_bad}{left_out}{network}"
+        f"{_small_pool(config, splits)}"
         + (
             "\nstarting Ray takes some 20 seconds"
             if config.scale.num_workers and not cluster_address(config.scale)
             else ""
         )
     )
+
+
+def _small_pool(config: Config, splits: Splits) -> str:
+    size, pool_size = config.train.batch_size * config.train.mu, len(splits.unlabeled)
+    if config.policy.name == "supervised" or size <= pool_size:
+        return ""
+    return f"\na step takes {size} unlabelled images, more than the pool has: train.mu={config.train.mu} for each label"
 
 
 def _beginning(config: Config, folder: RunFolder) -> str:

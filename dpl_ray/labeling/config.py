@@ -48,7 +48,9 @@ class LabelConfig(Section):
     """All fields of `dpl-ray label`."""
 
     checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
-    pool: str = Field("", description="images to label: folder, glob, image or parquet files, s3:// too; required")
+    pool: str | tuple[str, ...] = Field(
+        "", description="images to label: folder, glob, image or parquet files, s3:// too, or a list of them; required"
+    )
     output: str = Field("", description="folder or s3:// for the labels; one begun before goes on; required")
     image_column: str | None = Field(
         None, description="parquet column of encoded bytes or {bytes, path}; null: the one of training"
@@ -62,8 +64,15 @@ class LabelConfig(Section):
     run: LabelRunConfig = Field(LabelRunConfig(), description="place of MLflow's store")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
 
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The places of the pool."""
+        return (self.pool,) if isinstance(self.pool, str) else self.pool
+
 
 REQUIRED = {"checkpoint": "runs/NAME", "pool": "/path/to/images", "output": "/path/to/labels"}
+#: Field of a training -> what it is called here.
+INSTEAD = {"data.unlabeled": "pool", "data.train": "pool", "data.image_column": "image_column", "run.name": "output"}
 
 
 def load_labeling(overrides: Sequence[str] = (), start: LabelConfig | None = None) -> LabelConfig:
@@ -72,4 +81,4 @@ def load_labeling(overrides: Sequence[str] = (), start: LabelConfig | None = Non
     Raises:
         ValueError: naming the field, the value and what would be right.
     """
-    return load_section(LabelConfig, overrides, REQUIRED, start)
+    return load_section(LabelConfig, overrides, REQUIRED, start, INSTEAD)

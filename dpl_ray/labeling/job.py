@@ -38,7 +38,7 @@ from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.server import tracking_uri
 from dpl_ray.tracking.tracker import Tracker, recording, start_tracker
-from dpl_ray.training.checkpoint_folder import MANIFEST, ModelInfo, find_checkpoint, load_config_and_info
+from dpl_ray.training.checkpoint_folder import MANIFEST, ModelInfo, load_config_and_info, open_checkpoint
 
 
 class TooManyBadError(RuntimeError):
@@ -87,7 +87,7 @@ class _Source:
         return {
             "checkpoint": hashlib.sha256((self.checkpoint / MANIFEST).read()).hexdigest()[:16],
             "class_names": list(self.info.class_names),
-            "pool": self.location.name(self.location.path),
+            "pool": self.location.names(),
             "image_column": self.image_column,
             "decode": asdict(self.settings),
             "policy": self.config.policy.model_dump(),
@@ -114,8 +114,8 @@ def label_pool(
     source = _open_source(config)
     uri = tracking_uri(_tracking_config(config, source))
     if config.scale.num_workers != 0:
-        for field in ("pool", "output"):
-            cluster.check_shared(config.scale.with_workers(1), field, getattr(config, field))
+        for field, path in [*(("pool", path) for path in config.pools), ("output", config.output)]:
+            cluster.check_shared(config.scale.with_workers(1), field, path)
     ledger = Ledger(config.output, source.identity(), len(source.info.class_names))
     same_system = ledger.storage.scheme == source.location.scheme
     if same_system and would_list(source.location, (ledger.storage / "part.parquet").path):
@@ -145,10 +145,7 @@ def label_pool(
 
 
 def _open_source(config: LabelConfig) -> _Source:
-    try:
-        checkpoint = find_checkpoint(Storage(config.checkpoint))
-    except OSError as error:
-        raise ValueError(f"checkpoint={config.checkpoint}: cannot be read ({error})") from None
+    checkpoint = open_checkpoint(config.checkpoint)
     trained, info = load_config_and_info(checkpoint)
     settings = info.decode_settings(trained.data)
     if settings.image_size is None:
@@ -270,7 +267,7 @@ def _report(
     rate = num_labeled / seconds
     share = counts.num_selected / max(1, counts.num_rows)
     summary = {
-        "pool": source.location.name(source.location.path),
+        "pool": source.location.names(),
         "checkpoint": str(source.checkpoint),
         "policy": source.config.policy.model_dump(),
         "class_names": names,

@@ -17,6 +17,8 @@ from dpl_ray.models.layers import freeze, frozen_modules
 from dpl_ray.models.libraries import library_of
 from dpl_ray.models.wide_resnet import WideResNet
 
+USUAL_SIZE = 224  # pixels of a side: most networks were made for it, and take it
+
 
 class Classifier(nn.Module):
     """Backbone f and main linear classifier h.
@@ -121,7 +123,11 @@ def check_model(config: Config, channels: int, image_size: tuple[int, int], num_
         model(images)
     except (RuntimeError, ValueError, AssertionError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"data.image_size: {name} cannot be trained on images of {pixels} ({reason})") from None
+        size = next((part.image_size for part in model.modules() if hasattr(part, "image_size")), USUAL_SIZE)
+        raise ValueError(
+            f"data.image_size: {name} cannot be trained on images of {pixels} ({reason}); set a size that it "
+            f"takes, as data.image_size={size}"
+        ) from None
     try:
         if one_each:  # and a forward pass may have no other image: strong views without a weight are left out of it
             model(images[:1])

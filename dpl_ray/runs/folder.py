@@ -110,9 +110,12 @@ def writable_folder(path: str, name: str | None) -> Storage:
         folder = Storage(path) / name if name else Storage(path)
         folder.check_writable()
     except (OSError, ValueError, pa.ArrowException) as error:
-        right = "a bucket that answers, with credentials and region," if "://" in path else "a folder"
+        is_bucket = "://" in path
+        right = "a bucket that answers, with credentials and region," if is_bucket else "a folder"
+        example = "" if is_bucket else ", as run.storage_path=~/runs"
         raise ValueError(
             f"run.storage_path={path}: cannot be written ({one_line(error)}); give {right} that you may write to"
+            + example
         ) from None
     return folder
 

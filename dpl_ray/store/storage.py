@@ -13,20 +13,22 @@ from pathlib import Path
 from pyarrow import fs
 
 from dpl_ray.store.file_systems import open_uri, split_options
+from dpl_ray.store.paths import expand_path, expand_variables
 
 
 class Storage:
-    """A path on a file system: `Storage("runs") / "a" / "b.json"`. Local paths are made absolute."""
+    """A path on a file system: `Storage("runs") / "a" / "b.json"`. Local paths become absolute, without ~ and $NAME."""
 
     def __init__(self, path: str) -> None:
         """
         Raises:
-            ValueError: pyarrow knows no file system for the URI.
+            ValueError: pyarrow knows no file system for the URI, or an environment variable in it is not set.
             OSError: the file system does not answer.
         """
         if "://" not in path:
-            self.filesystem, self.path = fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+            self.filesystem, self.path = fs.LocalFileSystem(), str(Path(expand_path(path)).absolute())
         else:
+            path = expand_variables(path, path)
             try:
                 self.filesystem, self.path = open_uri(path)
             except (ValueError, NotImplementedError) as error:

@@ -13,9 +13,11 @@ from typing import Any
 
 import yaml
 
-from dpl_ray.config.schema import Config, DataConfig, parse_config
+from dpl_ray.config.schema import BESIDE_RUNS, Config, DataConfig, RunConfig, parse_config
+from dpl_ray.config.section import suggest
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.decode import DecodeSettings
+from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
 
 MANIFEST = "manifest.json"
@@ -49,6 +51,16 @@ def list_checkpoints(folder: Storage) -> list[Storage]:
     return [folder / name for name in names if (folder / name / MANIFEST).exists()]
 
 
+def open_checkpoint(given: str) -> Storage:
+    """`find_checkpoint` of a path as the user wrote it; also a file system that does not answer is a `ValueError`."""
+    try:
+        return find_checkpoint(Storage(given))
+    except OSError as error:
+        raise ValueError(f"checkpoint={given}: cannot be read ({one_line(error)}); {LOOKS_LIKE}") from None
+    except ValueError as error:
+        raise (error if str(error).startswith("checkpoint=") else ValueError(f"checkpoint={error}")) from None
+
+
 def find_checkpoint(path: Storage) -> Storage:
     """The checkpoint that the path is, or the newest one in the folder of a run.
 
@@ -60,11 +72,20 @@ def find_checkpoint(path: Storage) -> Storage:
     if inside := list_checkpoints(path):
         return inside[-1]
     if not path.exists():
-        raise ValueError(f"checkpoint={path}: there is no such folder; {LOOKS_LIKE}")
+        raise ValueError(f"checkpoint={path}: there is no such folder{_near(path) or f'; {LOOKS_LIKE}'}")
     below = [checkpoint for name in path.list() for checkpoint in list_checkpoints(path / name)[-1:]]
     newest = max(below, key=lambda checkpoint: (checkpoint / MANIFEST).changed(), default=None)
     where = f"; the newest one below is {newest}" if newest else ""
     raise ValueError(f"checkpoint={path}: there is no finished checkpoint; {LOOKS_LIKE}{where}")
+
+
+def _near(path: Storage) -> str:
+    """A hint at the run beside it, or in the default folder of runs, that may be meant."""
+    runs = RunConfig().storage_path
+    for folder, prefix in ((path.parent, f"{path.parent}/"), (Storage(runs), f"{runs}/")):
+        if near := suggest(path.name, set(folder.list()).difference(BESIDE_RUNS)):
+            return near.replace("did you mean ", f"did you mean {prefix}")
+    return ""
 
 
 def load_config_and_info(checkpoint: Storage) -> tuple[Config, ModelInfo]:

@@ -1,4 +1,4 @@
-"""Images of a streamed pool that cannot be read."""
+"""Images of a streamed pool that cannot be read, and its files that turn out to be none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import islice
 from dpl_ray.config.schema import Config
 from dpl_ray.data.bad_images import read_bad
 from dpl_ray.data.dataset import BadImage, ImageSet
+from dpl_ray.data.files import FOREIGN
 from dpl_ray.data.pool.windows import PoolFeed
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.distributed import Workers
@@ -34,6 +35,7 @@ class Unreadable:
         self.limit, self.workers, self.window = config.data.max_bad_fraction, workers, window
         #: Sample id -> reason; at most data.max_bad_fraction of the pool, or the run has stopped.
         self.known: dict[str, str] = {}
+        self.left_out: set[str] = set()  # files that are no images, of this start
         if self.stream is not None:
             # Of one worker: the list may grow while they read it, and all have to stop in the same step.
             self.known = workers.gather({} if workers.rank else read_bad(folder))[0]
@@ -45,7 +47,11 @@ class Unreadable:
         if self.stream is None:
             return
         found = [image for images in self.workers.gather(self.stream.take_bad()) for image in images]
-        new = {image.id: image.reason for image in found if image.id not in self.known}
+        foreign = {image.id for image in found if image.reason == FOREIGN}
+        if foreign - self.left_out:
+            self.left_out |= foreign
+            self.window.tell(step, {"data/left_out": float(len(self.left_out))})
+        new = {image.id: image.reason for image in found if image.id not in foreign and image.id not in self.known}
         self.known |= new
         if new:
             bad = tuple(BadImage(*item) for item in new.items())

@@ -139,6 +139,15 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "connect", lambda scale: pytest.fail("Ray was asked to connect"))
 
 
+def test_a_cluster_that_refuses_the_token_is_no_missing_cluster(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_refusal", lambda *_: cluster.REFUSALS["UNAUTHENTICATED"])
+    with pytest.raises(
+        ValueError, match=r"a Ray cluster answers there, but it refuses the token; RAY_AUTH_MODE"
+    ) as error:
+        check(ScaleConfig(address=f"127.0.0.1:{silent}"))
+    assert "ray start" not in str(error.value)
+
+
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 @pytest.mark.parametrize(
     ("program", "reason"), [("silent", "says nothing within"), ("website", "another program listens there")]

@@ -296,7 +296,7 @@ def test_both_forms_of_an_address_are_recognized_with_the_token_and_refused_with
     wrong = head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     refused = subprocess.run(command, cwd=ROOT, env=wrong, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
-    assert f"scale.address={head[kind]}: no Ray cluster answers there (it refuses the token" in refused.stderr
+    assert f"scale.address={head[kind]}: a Ray cluster answers there, but it refuses the token" in refused.stderr
 
 
 def test_what_travels_to_a_cluster_is_under_5_mb(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 import pytest
 
-from dpl_ray.data.labels import NOTHING, csv_label
+from dpl_ray.data.labels import NOTHING, as_label
 from tests.data.test_class_names import NFC, NFD, write_class
 from tests.data.test_sources import CLASSES, all_labels, csv_lines, fails, load, write_csv, write_folder
 
@@ -38,6 +38,27 @@ def test_csv_with_class_names_beside_it_and_columns_in_any_order(tmp_path: Path)
     splits = load(train=write_csv(tmp_path, lines))
     assert splits.class_names == CLASSES
     assert len(all_labels(splits)) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "encoding"),
+    [("a.tsv", "\t", "utf-8"), ("a.csv", ";", "utf-8"), ("a.csv", "\t", "utf-16"), ("a.csv", ",", "utf-16-be")],
+)
+def test_csv_as_spreadsheets_write_it(tmp_path: Path, name: str, delimiter: str, encoding: str) -> None:
+    write_folder(tmp_path / "train")
+    text = "\n".join(csv_lines(lambda c: f"é {CLASSES[c]}")).replace(",", delimiter)
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / name).write_bytes((mark + text).encode(encoding))
+    splits = load(train=tmp_path / name)
+    assert splits.class_names == tuple(f"é {name}" for name in CLASSES)
+    assert all_labels(splits) == {50 * c + n: c for c in range(3) for n in range(10)}
+
+
+def test_backslashes_in_a_csv_separate_folders_unless_a_file_is_called_so(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train")
+    (tmp_path / "train" / "ant" / "0.png").rename(tmp_path / "train\\ant\\0.png")
+    lines = [line.replace("/", "\\") for line in csv_lines(lambda c: c)]
+    assert all_labels(load(train=write_csv(tmp_path, lines))) == {50 * c + n: c for c in range(3) for n in range(10)}
 
 
 def test_csv_naming_a_missing_file_counts_as_bad(tmp_path: Path) -> None:
@@ -113,7 +134,7 @@ def test_every_text_that_pandas_reads_as_nothing_is_nothing(tmp_path: Path) -> N
     path = tmp_path / "a.csv"
     path.write_text("\n".join(["label", *(f'"{text}"' for text in NOTHING), "0.5"]))
     assert pd.read_csv(path, skip_blank_lines=False)["label"].isna().tolist() == [True] * len(NOTHING) + [False]
-    assert {csv_label(text, ()) for text in NOTHING} == {None}
+    assert {as_label(text, ()) for text in NOTHING} == {None}
 
 
 def test_a_class_that_is_really_called_na(tmp_path: Path) -> None:

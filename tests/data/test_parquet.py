@@ -57,6 +57,22 @@ def test_parquet_labels_by_name(tmp_path: Path, dictionary: bool) -> None:
     assert all_labels(splits) == {value: (label + 1) % 3 for value, label in TRUTH.items()}
 
 
+@pytest.mark.parametrize("names", [None, ("0", "1", "2")])
+def test_labels_of_parquet_mean_what_they_mean_in_a_csv(tmp_path: Path, names: tuple[str, ...] | None) -> None:
+    """Of pandas' floats and of texts: whole floats are indices, NaN and its texts are none, unless they are listed."""
+    floats = [float(label) for label in LABELS]
+    floats[3] = float("nan")
+    expected = dict(zip(VALUES, LABELS, strict=True)) | {VALUES[3]: -1}
+    for labels in (floats, [str(label) for label in floats]):
+        path = write_parquet(tmp_path / "a.parquet", VALUES, labels)
+        splits = load("parquet", train=path, class_names=names, uses_unlabeled=True)
+        assert all_labels(splits) == expected
+        assert splits.class_names == ("0", "1", "2")
+    path = write_parquet(tmp_path / "b.parquet", VALUES, ["nan" if label else "0.0" for label in LABELS])
+    splits = load("parquet", train=path, class_names=("0.0", "nan"))
+    assert all_labels(splits) == {value: int(label > 0) for value, label in zip(VALUES, LABELS, strict=True)}
+
+
 def test_parquet_class_names_beside_it(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", VALUES, LABELS)
     (tmp_path / "class_names.txt").write_text("ant\nbee\ncat\n")

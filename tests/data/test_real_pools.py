@@ -63,7 +63,7 @@ def write_pool(folder: Path) -> dict[str, str]:
     labels = pa.array(["1", None, "no class", "-1", "0"]).dictionary_encode()
     images = [encode(picture(40), form) for form in ("png", "gif", "bmp", "jpeg", "tiff")]
     pq.write_table(pa.table({"image": images, "label": labels}), folder / "labels.parquet")
-    pq.write_table(pa.table({"image": [png(50), png(51)], "label": [0.0, 1.0]}), folder / "wrong labels.parquet")
+    pq.write_table(pa.table({"image": [png(50), png(51)], "label": [0.5, 1.0]}), folder / "wrong labels.parquet")
     with_empty_group(folder / "empty group.parquet")
     write_broken_group(folder / "broken group.parquet")
     reasons = {name: reason for name, (_, reason) in BAD.items()}
@@ -130,7 +130,7 @@ def test_memory_and_stream_give_the_same(tmp_path: Path, pool: Path) -> None:
     assert files == sorted(files)
     known = dict(zip(images.ids.tolist(), images.targets.tolist(), strict=True))
     assert [known[f"{pool}/labels.parquet:{row}"] for row in range(5)] == [1, -1, -1, -1, 0]
-    assert [known[f"{pool}/wrong labels.parquet:{row}"] for row in range(2)] == [-1, -1]
+    assert [known[f"{pool}/wrong labels.parquet:{row}"] for row in range(2)] == [-1, 1]
 
 
 def digits_like_rest(folder: Path) -> ImageSet:

@@ -361,7 +361,9 @@ def test_a_bad_image_is_counted_once_however_often_it_is_read(tmp_path: Path) ->
     (tmp_path / "pool").mkdir()
     for number in range(60):
         (tmp_path / "pool" / f"{number}.png").write_bytes(png(number) if number else b"no image")
-    assert fit(config).metrics["data/unreadable"] == 1
+    (tmp_path / "pool" / "notes").write_bytes(b"no image, and not called one")
+    metrics = fit(config).metrics
+    assert (metrics["data/unreadable"], metrics["data/left_out"]) == (1, 1)
     listed = (tmp_path / "runs" / "stream" / "bad_images.csv").read_text().splitlines()
     assert listed == ["id,reason", f"{tmp_path / 'pool' / '0.png'},not an image"]
 

@@ -80,7 +80,7 @@ def test_the_page_lies_beside_a_checkpoint_whose_address_has_options(
 ) -> None:
     place = find_checkpoint(Storage(str(run)))
     place.options = "?region=here"  # as of a bucket
-    monkeypatch.setattr("dpl_ray.jobs.explain.find_checkpoint", lambda _: place)
+    monkeypatch.setattr("dpl_ray.jobs.explain.open_checkpoint", lambda _: place)
     monkeypatch.chdir(tmp_path)
     assert explain(str(run), 5).page == f"{run}/explanation-5.html?region=here"
     assert (run / "explanation-5.html").exists()
@@ -99,8 +99,25 @@ def test_an_index_of_a_streamed_pool_is_the_row_of_that_number(
     for index, (name, row) in {0: ("a", 0), 29: ("a", 29), 30: ("b", 0), 79: ("b", 49)}.items():
         found = explain(run, index, output=tmp_path / "page.html")
         assert found.sample == f"{tmp_path}/{name}.parquet:{row}"
-        same = explain(run, found.sample, output=tmp_path / "page.html")
-        assert (found.weight, found.confidence) == (same.weight, same.confidence)
+        for sample in (found.sample, f"{name}.parquet:{row}"):
+            same = explain(run, sample, output=tmp_path / "page.html")
+            assert (found.sample, found.weight, found.confidence) == (found.sample, same.weight, same.confidence)
+
+
+def test_the_name_of_an_image_of_the_pool_is_enough(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = tiny_splits(10, channels=1)
+    ids = np.array([f"/photos/{index % 39}.png" if index % 39 else f"/photos/{index}/0.png" for index in range(40)])
+    splits = dataclasses.replace(splits, unlabeled=dataclasses.replace(splits.unlabeled, ids=ids))
+    monkeypatch.setattr("dpl_ray.jobs.explain.load_splits", lambda *_, **__: splits)
+    by_index, by_name = (explain(run, sample, output=tmp_path / "page.html") for sample in (7, "7.png"))
+    assert (by_name.sample, by_name.weight) == ("/photos/7.png", by_index.weight)
+    assert explain(run, "39/0.png", output=tmp_path / "page.html").sample == "/photos/39/0.png"
+    with pytest.raises(
+        ValueError, match=r"sample=0.png: 2 images of the pool end so, as .*0/0.png and .*39/0.png; give"
+    ):
+        explain(run, "0.png")
+    with pytest.raises(ValueError, match=r"sample=40.png: there is no such file or folder"):
+        explain(run, "40.png")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +148,10 @@ def test_every_kind_of_policy_gives_its_reason(tmp_path: Path, policy: str, word
         (["checkpoint={run}", "sample={tmp}/text.png"], "sample={tmp}/text.png: cannot be read (not an image)"),
         (["checkpoint={run}", "sample={tmp}/some.parquet"], "name a row, as sample={tmp}/some.parquet:0"),
         (["checkpoint={run}", "sample={tmp}/some.parquet:9"], "the file has 2 rows; give one of 0 to 1"),
-        (["checkpoint={tmp}/none", "sample=3"], "checkpoint={tmp}/none: there is no such folder"),
+        (["checkpoint={tmp}/none", "sample=3"], "checkpoint={tmp}/none: there is no such folder; give a folder step-N"),
+        (["checkpoint={run}s", "sample=3"], "tinys: there is no such folder; did you mean {run}?"),
+        (["checkpoint=$NOT_SET/a", "sample=3"], "checkpoint=$NOT_SET/a: the environment variable NOT_SET is not set"),
+        (["checkpoint={run}", "sample=3", "output=/proc/x.html"], "output=/proc/x.html: cannot be written ("),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(
@@ -142,7 +162,7 @@ def test_a_mistake_is_answered_in_one_line(
     arguments = [argument.format(run=run, tmp=tmp_path) for argument in arguments]
     assert cli.run(command.COMMAND, arguments) == cli.WRONG_USE
     _, errors = capsys.readouterr()
-    assert message.format(tmp=tmp_path) in errors
+    assert message.format(tmp=tmp_path, run=run) in errors
     assert len(errors.splitlines()) == 1
 
 

@@ -52,9 +52,10 @@ def write_parquet(path: Path, numbers: range, row_group_size: int = 5) -> None:
     pq.write_table(pa.table({"image": [png(number) for number in numbers]}), path, row_group_size=row_group_size)
 
 
-def label(checkpoint: str, pool: Path | str, output: Path | str, **fields: Any) -> LabelResult:
+def label(checkpoint: str, pool: Path | str | tuple[str, ...], output: Path | str, **fields: Any) -> LabelResult:
     """In this process, in parts of 4 rows, and not to MLflow."""
-    tree = {"checkpoint": checkpoint, "pool": str(pool), "output": str(output), "rows_per_part": 4, "batch_size": 3}
+    tree: dict[str, Any] = {"checkpoint": checkpoint, "pool": str(pool) if isinstance(pool, Path) else pool}
+    tree |= {"output": str(output), "rows_per_part": 4, "batch_size": 3}
     tree |= {"scale": {"num_workers": 0}, "tracking": {"enabled": False}}
     return label_pool(validated(LabelConfig, tree | fields))
 

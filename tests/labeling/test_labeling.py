@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,18 @@ def test_every_sample_has_its_labels_once(checkpoint: str, pool: Path, tmp_path:
         assert (row["selected"], row["error"]) == (row["weight"] > policy.min_weight, None)
     assert (result.num_rows, result.unreadable, result.bad) == (24, {}, None)
     assert result.num_selected == sum(row["selected"] for row in found.values())
+
+
+def test_a_pool_may_have_several_places(checkpoint: str, pool: Path, tmp_path: Path) -> None:
+    """Which are the identity of the output, and the pool of a training with its labels."""
+    places = (str(pool / "000[0-4].png"), str(pool / "more"), str(pool / "0004.png"))
+    assert label(checkpoint, places, tmp_path / "out").num_rows == 5 + 14
+    assert label(checkpoint, places, tmp_path / "out").num_rows == 5 + 14
+    assert read_pseudo_labels(DataConfig(labels=str(tmp_path / "out"))).pool == places
+    with pytest.raises(ValueError, match=r"^output=.*: was begun with pool=\[.*\], now it is .*/more; take another"):
+        label(checkpoint, pool / "more", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"^output=.*: lies in the pool"):
+        label(checkpoint, (str(pool / "0000.png"), str(tmp_path / "out")), tmp_path / "out" / "x")
 
 
 def test_the_output_is_a_dataset_of_its_parts(checkpoint: str, pool: Path, tmp_path: Path) -> None:
@@ -397,13 +410,15 @@ def test_other_refusals(checkpoint: str, pool: Path, tmp_path: Path) -> None:
         (["checkpoint"], "checkpoint: says no field=value"),
         (["chekpoint=a"], "chekpoint=a: there is no field chekpoint; did you mean checkpoint?"),
         (["train.mu=3"], "train.mu=3: there is no field train.mu"),
+        (["data.unlabeled=photos"], "data.unlabeled=photos: there is no field data.unlabeled; give pool=photos"),
+        (["checkpoint=a", "pool=[]", "output=b"], "pool is missing: give it, as pool=/path/to/images"),
         (["batch_size=many"], "batch_size=many: must be a whole number"),
         (["scale.num_workers=-1"], "scale.num_workers=-1: must be greater than or equal to 0"),
         (["max_bad_fraction=2"], "max_bad_fraction=2: must be less than or equal to 1"),
     ],
 )
 def test_mistakes_in_fields(arguments: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match="^" + message.replace("?", r"\?")):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
         load_labeling(arguments)
 
 
@@ -412,6 +427,7 @@ def test_fields_are_read_as_they_are_typed() -> None:
     assert (config.checkpoint, config.pool, config.output) == ("1", "a: b", "null")
     assert config.image_column is None
     assert config.scale.use_gpu
+    assert load_labeling(["checkpoint=1", "pool=[a b,'c,d/*.png']", "output=o"]).pool == ("a b", "c,d/*.png")
 
 
 def interrupted(config: Any, console: Any) -> None:

@@ -131,6 +131,13 @@ class PoolFiles:
                 inside.setdefault(file, []).extend(rows)
         return inside
 
+    def ids_ending(self, text: str) -> list[str]:
+        """Sample ids in the pool that are the text, or end with it."""
+        file, row = _file_and_row(text)
+        at = np.flatnonzero(pc.ends_with(self.paths, file.removeprefix(self.location.scheme)).to_numpy(False)).tolist()
+        ids = [self.sample_id(number, row) for number in at]
+        return [sample_id for sample_id in ids if sample_id.endswith(text) and self.rows([sample_id])]
+
     def _files_named(self, names: Collection[str]) -> dict[str, int]:
         """Name -> file, of those of these names that are files of the pool."""
         scheme = self.location.scheme
@@ -232,7 +239,7 @@ def pool_of(
     spans = np.stack([files, np.zeros_like(files), np.ones_like(files)], axis=1)
     spans[np.isin(files, parquet), 1:] = np.array([span for spans in spans_of for span in spans]).reshape(-1, 2)
     if len(paths) and not len(spans):
-        raise location.error("the parquet files have no rows")
+        raise location.error("the parquet files have no rows; give files with an image in each row")
     return PoolFiles(
         location,
         paths,

@@ -30,7 +30,6 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import BadImage
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.decode_many import decode_many
-from dpl_ray.data.files import FOREIGN
 from dpl_ray.data.labels import label_indices
 from dpl_ray.data.order import RandomStream
 from dpl_ray.data.pool.files import PoolFiles, Rows
@@ -59,6 +58,10 @@ class StreamedPool:
         parts = [np.insert(part.spans, 0, index, axis=1) for index, part in enumerate(self.parts)]
         spans = np.concatenate([np.empty((0, 4), np.int64), *parts])
         return np.column_stack([spans, np.cumsum(spans[:, 3]) - spans[:, 3]])
+
+    def ids_ending(self, text: str) -> list[str]:
+        """Sample ids of the pool that are the text, or end with it."""
+        return [sample_id for part in self.parts for sample_id in part.ids_ending(text)]
 
     def fingerprint(self) -> str:
         """Hex digest of names, sizes and rows: pixels are not read for it."""
@@ -252,10 +255,10 @@ class PoolFeed:
             self._coming = self._thread.submit(next, self._source, None)
         if self._rows is not None:
             found = zip(self._rows["bad"], self._rows["reasons"], strict=True)
-            self._bad += [BadImage(str(name), str(reason)) for name, reason in found if reason not in ("", FOREIGN)]
+            self._bad += [BadImage(str(name), str(reason)) for name, reason in found if reason]
 
     def take_bad(self) -> list[BadImage]:
-        """Images that could not be read, those found since the last call."""
+        """Images that could not be read, and files that are none, found since the last call."""
         found, self._bad = self._bad, []
         return found
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
+from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import UNLABELED
 from dpl_ray.data.files import Location, is_parquet, open_location
 from dpl_ray.data.labels import in_order_of, label_indices
@@ -100,7 +101,7 @@ class _TrueLabels:
             with pq.ParquetFile(file.removeprefix(location.scheme), filesystem=location.filesystem) as opened:
                 if not has_labels(opened.schema_arrow, column):
                     return np.empty(0, np.int64)
-                labels, names = labels_of(opened, column)
+                labels, names = labels_of(opened, column, self._class_names)
         except (pa.ArrowException, OSError, UnicodeDecodeError):
             return np.empty(0, np.int64)
         if names and set(names) <= set(self._class_names):
@@ -121,6 +122,6 @@ def _targets(table: pa.Table) -> NDArray[np.int64]:
 
 def _changed_pool(data: DataConfig) -> ValueError:
     return ValueError(
-        f"data.unlabeled={data.unlabeled}: its files have changed between two rounds, whose pseudo-labels cannot be "
-        "compared; take another run.name"
+        f"data.unlabeled={shown(data.unlabeled)}: its files have changed between two rounds, whose pseudo-labels "
+        "cannot be compared; take another run.name"
     )

@@ -320,9 +320,9 @@ def _check_first(config: Config, options: SelfTrainConfig) -> tuple[str, dict[st
     """
     checkpoint = None
     if options.checkpoint is not None:
-        from dpl_ray.training.checkpoint_folder import find_checkpoint
+        from dpl_ray.training.checkpoint_folder import open_checkpoint
 
-        checkpoint = find_checkpoint(Storage(options.checkpoint))
+        checkpoint = open_checkpoint(options.checkpoint)
     with checked_resources(config.scale):
         list_unlabeled(config.data)
         data = config.data.changed(labels_per_class=None)
