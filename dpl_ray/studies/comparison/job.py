@@ -21,7 +21,7 @@ from dpl_ray.config.schema import Config
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.jobs.checks import check_network
+from dpl_ray.jobs.checks import check_network, check_pool_size
 from dpl_ray.page.console import open_console
 from dpl_ray.page.result import Result, percent
 from dpl_ray.runs.folder import COMPARISON_FILE, check_same
@@ -156,6 +156,8 @@ class Comparison(Study[CellResult]):
             uses_unlabeled = any(each.policy["name"] != "supervised" for each in self.plan.cells)
             # The pool is read even where no policy uses it: one that is added later must find the same data.
             splits = load_splits(self.config.data, seed=cell.seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=True)
+            if uses_unlabeled:
+                check_pool_size(self.config, splits)
             check_network(self.config.changed(scale={"num_workers": 1}), splits)
             self.check_data(cell.seed, splits.fingerprint(), splits.seedless_fingerprint())
             self._splits[key] = splits

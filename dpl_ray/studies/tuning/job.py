@@ -21,7 +21,7 @@ from dpl_ray.config.given import read_study
 from dpl_ray.config.schema import Config, to_yaml
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.jobs.checks import check_network
+from dpl_ray.jobs.checks import check_network, check_pool_size
 from dpl_ray.page.console import open_console
 from dpl_ray.page.result import Result, percent
 from dpl_ray.runs.folder import SEARCH_FILE, study_name
@@ -239,6 +239,7 @@ def load(config: Config, space: Space) -> Splits:
     """The splits of all trials, which every network of the space takes."""
     splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=config.policy.name != "supervised")
     assert isinstance(splits.unlabeled, ImageSet)
+    check_pool_size(config, splits)
     check_network(config, splits)
     for field, domain in space.items():
         if field.startswith("model."):
