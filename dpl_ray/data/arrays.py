@@ -24,7 +24,7 @@ from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import suggest
 from dpl_ray.data.classes import find_class_names, find_targets
 from dpl_ray.data.dataset import ImageSet, Source
-from dpl_ray.data.decode import DecodeSettings, Payload, convert_arrays
+from dpl_ray.data.decode import DecodeSettings, Payload, as_batch, convert_arrays, eight_bits
 from dpl_ray.data.decode_many import check_same_size
 from dpl_ray.data.files import Location
 from dpl_ray.data.labeled import Records
@@ -32,8 +32,6 @@ from dpl_ray.data.labels import Label, clean_name, label_indices
 from dpl_ray.data.labels import as_label as file_label
 from dpl_ray.data.sources import Reader
 from dpl_ray.store.storage import Storage
-
-SHAPES = "give (N, H, W), or (N, C, H, W) or (N, H, W, C) with C = 1 or 3 channels"
 
 
 @dataclass(frozen=True)
@@ -231,23 +229,7 @@ def as_pixels(field: str, array: NDArray) -> NDArray[np.uint8]:
     Raises:
         ValueError: the shape is none of these or two of them, or another type or range.
     """
-    images, shape = array, array.shape
-    if array.ndim == 3:
-        images = array[:, None]
-    else:
-        first, last = array.ndim == 4 and shape[1] in (1, 3), array.ndim == 4 and shape[3] in (1, 3)
-        if first == last:
-            why = "two axes may be the channels" if first else "no axis is that of channels"
-            raise ValueError(f"{field} of shape {shape}: {why}; {SHAPES}")
-        images = np.moveaxis(array, -1, 1) if last else array
-    if images.dtype == np.uint8:
-        return images
-    if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"{field} of type {images.dtype}: must be uint8 in 0..255, or floats in [0, 1]")
-    low, high = (images.min(), images.max()) if images.size else (0, 0)
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"{field} of floats from {low:.3g} to {high:.3g}: must be in [0, 1], or uint8 in 0..255")
-    return np.rint(images * 255).astype(np.uint8)
+    return eight_bits(as_batch(field, array))
 
 
 def _payload(field: str, image: Any) -> Payload:

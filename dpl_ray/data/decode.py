@@ -53,6 +53,7 @@ TOO_LARGE = f"more than {MAX_PIXELS // 2**20} megapixels"
 CORRUPT = "cannot be decoded"
 UNSUPPORTED_MODE = "unsupported pixel format"
 
+DARK = 16  # uint8 that ends here may have another range: scikit-learn's digits are 0 to 16
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: EXIF orientation -> what brings the image upright.
 _TURNS = {
@@ -179,6 +180,46 @@ def has_image_header(encoded: bytes) -> bool:
         return False
     except Exception:  # as a header that ends too early
         return True
+
+
+def as_batch(field: str, array: NDArray) -> NDArray:
+    """Images as (N, C, H, W), of uint8 or of floats in [0, 1]. 8-bit images that are nearly black are warned of.
+
+    Args:
+        field: what the user gave, for messages.
+        array: (N, C, H, W), (N, H, W, C) or (N, H, W), where C is 1 or 3.
+
+    Raises:
+        ValueError: the shape is none of these or two of them, or another type or range.
+    """
+    images, shape = array, array.shape
+    if array.ndim == 3:
+        images = array[:, None]
+    else:
+        first, last = array.ndim == 4 and shape[1] in (1, 3), array.ndim == 4 and shape[3] in (1, 3)
+        if first == last:
+            why = "two axes may be the channels" if first else "no axis is that of channels"
+            give = "give (N, H, W), or (N, C, H, W) or (N, H, W, C) with C = 1 or 3 channels"
+            raise ValueError(f"{field} of shape {shape}: {why}; {give}")
+        images = np.moveaxis(array, -1, 1) if last else array
+    low, high = (images.min(), images.max()) if images.size else (0, 0)
+    if np.issubdtype(images.dtype, np.floating):
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"{field} of floats from {low:.3g} to {high:.3g}: must be in [0, 1], or uint8 in 0..255")
+    elif images.dtype != np.uint8:
+        raise ValueError(f"{field} of type {images.dtype}: must be uint8 in 0..255, or floats in [0, 1]")
+    elif 0 < high <= DARK:
+        warnings.warn(
+            f"{field} of uint8 from {low} to {high}: nearly black, as white is 255; where {high} means white, scale "
+            f"them first: ({field} * (255 / {high})).astype('uint8')",
+            stacklevel=2,
+        )
+    return images
+
+
+def eight_bits(images: NDArray) -> NDArray[np.uint8]:
+    """Floats in [0, 1] rounded to 8 bits; uint8 as it is."""
+    return images if images.dtype == np.uint8 else np.rint(images * 255).astype(np.uint8)
 
 
 def convert_arrays(images: NDArray[np.uint8], settings: DecodeSettings) -> NDArray[np.uint8]:

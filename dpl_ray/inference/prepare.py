@@ -8,16 +8,12 @@ Legend: N images, C channels, H and W pixels.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.decode import DecodeSettings, Payload, convert_arrays, decode_or_reason
-
-DARK = 16  # uint8 that ends here may have another range: scikit-learn's digits are 0 to 16
-SHAPES = "(N, C, H, W), (N, H, W, C) or (N, H, W), or one image (C, H, W), (H, W, C) or (H, W), with C = 1 or 3"
+from ..data.decode import DecodeSettings, Payload, as_batch, convert_arrays, decode_or_reason, eight_bits
 
 
 @dataclass(frozen=True)
@@ -35,12 +31,14 @@ class Preparation:
         Raises:
             ValueError: another shape, type or range; or another size, where the model takes no square images.
         """
-        images = as_images(array, self.decoding.channels)
+        return self._trained(as_images(array, self.decoding.channels))
+
+    def _trained(self, images: NDArray) -> NDArray:
         if images.dtype != np.uint8 and images.shape[1:] == (self.decoding.channels, *self.image_size):
             return np.ascontiguousarray(images, np.float32)
         images = convert_arrays(eight_bits(images), self.decoding)
         if problem := self._size_problem(images):
-            raise ValueError(f"images of shape {array.shape}: {problem}")
+            raise ValueError(f"images: {problem}")
         return images
 
     def one(self, image: Payload | NDArray) -> NDArray[np.uint8] | str:
@@ -50,9 +48,9 @@ class Preparation:
             ValueError: an array of another shape, type or range.
         """
         if isinstance(image, np.ndarray):
-            found = self.many(image)
+            found = self._trained(as_images(image, channels=3))
             if len(found) != 1:
-                raise ValueError(f"images of shape {image.shape} in a list: each must be one image; {SHAPES}")
+                raise ValueError(f"images of shape {image.shape} in a list: each must be one image")
             return eight_bits(found[0])
         decoded = decode_or_reason(image, self.decoding)
         return decoded if isinstance(decoded, str) else self._size_problem(decoded) or decoded
@@ -66,48 +64,23 @@ class Preparation:
         return f"{width}x{height} pixels; the model was trained on {trained} pixels as they are"
 
 
-def eight_bits(images: NDArray) -> NDArray[np.uint8]:
-    """Floats in [0, 1] rounded to 8 bits; uint8 as it is."""
-    return images if images.dtype == np.uint8 else (images * 255).round().astype(np.uint8)
-
-
 def as_images(array: NDArray, channels: int) -> NDArray:
-    """The images of an array, as (N, C, H, W) of uint8, or of floats in [0, 1]. 8-bit values in doubt are warned of.
+    """The images of an array, as (N, C, H, W) of uint8, or of floats in [0, 1].
 
     Args:
-        array: N images (N, C, H, W) or (N, H, W, C), or N grey ones (N, H, W), or one (C, H, W), (H, W, C) or (H, W);
-            C is 1 or 3.
+        array: as `as_batch` takes it, or one image (C, H, W), (H, W, C) or (H, W).
         channels: of the model: one that takes grey images leaves it open whether (3, H, W) is one image or three.
 
     Raises:
         ValueError: the shape is none of these or two of them, or another type or range.
     """
-    images, shape, ndim = array, array.shape, array.ndim
-    first, last = ndim in (3, 4) and shape[-3] in (1, 3), ndim in (3, 4) and shape[-1] in (1, 3)
-    if ndim == 2:
-        images = array[None, None]
-    elif ndim == 3 and not first and not last and shape[-1] > 4:  # 4: of one image with transparency
-        images = array[:, None]
-    elif first == last:
-        which = "two axes may be the channels" if first else "no axis is that of channels"
-        raise ValueError(f"images of shape {shape}: {which}; give {SHAPES}")
-    elif ndim == 3 and first and shape[0] == 3 != channels:
-        raise ValueError(
-            f"images of shape {shape}: one image in colour, or three grey ones; give (1, 3, H, W) or (3, 1, H, W)"
-        )
-    else:
-        images = np.moveaxis(array, -1, -3) if last else array
-        images = images[None] if ndim == 3 else images
-    low, high = (images.min(), images.max()) if images.size else (0, 0)
-    if np.issubdtype(images.dtype, np.floating):
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"images of floats from {low:.3g} to {high:.3g}: must be in [0, 1], or uint8 in 0..255")
-    elif images.dtype != np.uint8:
-        raise ValueError(f"images of type {images.dtype}: must be uint8 in 0..255, or floats in [0, 1]")
-    elif 0 < high <= DARK:
-        warnings.warn(
-            f"images of uint8 from {low} to {high}: nearly black, as white is 255; where {high} means white, scale "
-            f"them first: (images * (255 / {high})).astype('uint8')",
-            stacklevel=2,
-        )
-    return images
+    shape = array.shape
+    if array.ndim == 2:
+        array = array[None]
+    elif array.ndim == 3 and (shape[0] in (1, 3) or shape[-1] in (1, 3, 4)):  # 4: with transparency, which is refused
+        if shape[0] == 3 != channels and shape[-1] not in (1, 3):
+            raise ValueError(
+                f"images of shape {shape}: one image in colour, or three grey ones; give (1, 3, H, W) or (3, 1, H, W)"
+            )
+        array = array[None]
+    return as_batch("images", array)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.decode import DecodeSettings
-from .prepare import Preparation, eight_bits
+from ..data.decode import DecodeSettings, eight_bits
+from .prepare import Preparation
 
 GRAPH, SETTINGS = "graph", "settings.json"  # the folder of the graph, a model of MLflow's too, and what lies in it
 NOT_BASE64 = "not base64"

@@ -58,7 +58,7 @@ def digits() -> Predictor:
     model = build_model(config.model, 1, 10)
     images, targets = torch.from_numpy(DIGITS), torch.from_numpy(load_digits().target)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for start in range(0, 1600, 40):
+    for start in range(0, 800, 40):
         optimizer.zero_grad()
         batch = slice(start, start + 40)
         torch.nn.functional.cross_entropy(model(images[batch])[1], targets[batch]).backward()
@@ -113,6 +113,7 @@ def test_channels_may_be_last(colour: Predictor, digits: Predictor) -> None:
     same(digits.predict(DIGITS[:5, 0]), digits.predict(DIGITS[:5]))
     with pytest.raises(ValueError, match=r"shape \(3, 8, 8\): one image in colour, or three grey ones; give \(1, 3"):
         digits.predict(DIGITS[:3, 0])
+    same(digits.predict([noise(3, 8, 8)]), digits.predict(noise(1, 3, 8, 8)))
 
 
 def test_another_size_or_colour_is_made_as_by_decoding(colour: Predictor, digits: Predictor) -> None:
@@ -128,7 +129,7 @@ def test_another_size_or_colour_is_made_as_by_decoding(colour: Predictor, digits
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\): no axis is that of channels; give \(N, C, H, W\), "),
+        (np.zeros((8, 8, 4), np.uint8), r"shape \(1, 8, 8, 4\): no axis is that of channels; give \(N, H, W\), "),
         (np.zeros((5, 4, 8, 8), np.uint8), r"shape \(5, 4, 8, 8\): no axis"),
         (np.zeros((5, 3, 8, 3), np.uint8), r"shape \(5, 3, 8, 3\): two axes may be the channels"),
         (np.zeros((2, 5, 3, 8, 8), np.uint8), r"shape \(2, 5, 3, 8, 8\): no axis"),
