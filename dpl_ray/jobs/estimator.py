@@ -188,8 +188,9 @@ class SelfTrainingClassifier(ClassifierMixin, BaseEstimator):
             is_known = ~np.isnan(y) & (y != -1)
         else:
             is_known = np.array([as_label(label) is not None for label in y.tolist()], bool)
-        check_classification_targets(y[is_known])
-        self.classes_, targets = np.unique(y[is_known], return_inverse=True)
+        known = np.array(y[is_known].tolist()) if y.dtype == object else y[is_known]
+        check_classification_targets(known)
+        self.classes_, targets = np.unique(known, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y has {len(self.classes_)} class; training takes labels of at least 2 classes")
         labels = np.full(len(y), -1)

@@ -83,6 +83,8 @@ def test_names_and_missing_labels() -> None:
     model = classifier().fit(IMAGES, names)
     assert model.classes_.tolist() == [f"digit {label}" for label in range(10)]
     assert set(model.predict(IMAGES)) <= set(model.classes_)
+    bools = [None if label < 0 else label > 4 for label in LABELS]
+    assert classifier().fit(IMAGES, bools).predict(IMAGES).dtype == bool
     with_nan = np.where(LABELS < 0, np.nan, LABELS)
     assert np.array_equal(classifier().fit(IMAGES, with_nan).predict_proba(IMAGES), model.predict_proba(IMAGES))
 
