@@ -138,7 +138,9 @@ class SelfTrainingClassifier(ClassifierMixin, BaseEstimator):
         """(n, K) class probabilities, columns in the order of `classes_`."""
         check_is_fitted(self)
         predictor = self._saved.predictor
-        images = as_pixels("X", self._images(X, reset=False))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that all of these rows are dark: the range of X is known
+            images = as_pixels("X", self._images(X, reset=False))
         images = convert_arrays(images, DecodeSettings.from_config(predictor.config.data))
         if len(images) and images.shape[1:] != (shape := (predictor.channels, *predictor.image_size)):
             raise ValueError(f"X has images of {images.shape[1:]}, channels and pixels; the model takes {shape}")

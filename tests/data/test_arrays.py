@@ -191,6 +191,11 @@ def test_mistakes_are_named(arguments: tuple[Any, ...], message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_bytes_of_another_range_are_questioned() -> None:
+    with pytest.warns(UserWarning, match=r"^images of uint8 from 0 to 15: nearly black, as white is 255"):
+        read(IMAGES // 16, LABELS)
+
+
 def test_the_command_line_has_no_such_images() -> None:
     with pytest.raises(ValueError, match=r"^data=arrays: those images were in memory; fit_arrays of Python takes them"):
         load_splits(load_config(["data=arrays"]).data, seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,9 @@ def test_the_estimator_predicts_what_its_checkpoint_does(tmp_path: Path) -> None
     assert np.array_equal(model.predict(IMAGES), probs.argmax(axis=1))
     assert model.score(IMAGES, DIGITS.target[:200]) == (probs.argmax(axis=1) == DIGITS.target[:200]).mean()
     assert Path(model.result_.report).exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.predict(IMAGES[:1] // 16).shape == (1,), "dark rows are nothing to warn of"
     flat = classifier(image_shape=(8, 8)).fit(IMAGES.reshape(200, 64), LABELS)
     assert np.array_equal(flat.predict_proba(IMAGES.reshape(200, 64)), probs)
     assert flat.n_features_in_ == 64
