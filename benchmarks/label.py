@@ -24,7 +24,8 @@ import torch.multiprocessing as mp
 
 from benchmarks.figures import Figures, add_save, median, report
 from benchmarks.pool import write_pool
-from dpl_ray.config.schema import Config, parse_config
+from dpl_ray.config.parse import parse_config
+from dpl_ray.config.schema import Config
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.decode_many import decode_many
 from dpl_ray.data.files import open_location

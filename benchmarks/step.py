@@ -29,7 +29,8 @@ from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.ema import update_teacher, warmed_decay
 from dpl_ray.algorithm.losses import consistency
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, pseudo_labels
-from dpl_ray.config.schema import Config, parse_config
+from dpl_ray.config.parse import parse_config
+from dpl_ray.config.schema import Config
 from dpl_ray.data.augment import strong, weak
 from dpl_ray.data.batches import Batch, BatchFeed
 from dpl_ray.data.dataset import ImageSet

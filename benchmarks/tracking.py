@@ -24,7 +24,8 @@ from rich.console import Console
 
 import dpl_ray.tracking.tracker
 from benchmarks.figures import Figure, add_save, median, report
-from dpl_ray.config.schema import Config, parse_config
+from dpl_ray.config.parse import parse_config
+from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
 from dpl_ray.runs.provenance import describe_config
 from dpl_ray.store.history import HISTORY_FILE

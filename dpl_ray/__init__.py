@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dpl_ray.config.compose import load_config
     from dpl_ray.config.schema import Config
+    from dpl_ray.embedding.config import EmbedConfig
+    from dpl_ray.embedding.job import EmbedResult, embed
     from dpl_ray.inference.predictions import Predictions
     from dpl_ray.inference.predictor import Predictor, load_checkpoint
     from dpl_ray.jobs.estimator import SelfTrainingClassifier
@@ -32,6 +34,8 @@ __all__ = [
     "CompareConfig",
     "CompareResult",
     "Config",
+    "EmbedConfig",
+    "EmbedResult",
     "Explanation",
     "FitResult",
     "LabelConfig",
@@ -46,6 +50,7 @@ __all__ = [
     "SyncResult",
     "__version__",
     "compare",
+    "embed",
     "explain",
     "fit",
     "fit_arrays",
@@ -66,6 +71,8 @@ _HOME = {
     "CompareConfig": "studies.comparison.config",
     "CompareResult": "studies.comparison.job",
     "Config": "config.schema",
+    "EmbedConfig": "embedding.config",
+    "EmbedResult": "embedding.job",
     "Explanation": "jobs.explain",
     "FitResult": "jobs.fit",
     "LabelConfig": "labeling.config",
@@ -79,6 +86,7 @@ _HOME = {
     "SelfTrainingClassifier": "jobs.estimator",
     "SyncResult": "tracking.sync",
     "compare": "studies.comparison.job",
+    "embed": "embedding.job",
     "explain": "jobs.explain",
     "fit": "jobs.fit",
     "fit_arrays": "jobs.fit_arrays",

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dpl_ray.config.compose import load_config
-from dpl_ray.config.schema import to_yaml
+from dpl_ray.config.parse import to_yaml
 
 CLASSES = ("ant", "bee", "cat")
 JOB = b'{"identity": {"class_names": ["ant", "bee", "cat"], "pool": "/pool"}}'  # of an output of dpl-ray label

@@ -19,7 +19,7 @@ import pytest
 from dpl_ray import load_config
 from dpl_ray.commands.cli import commands
 from dpl_ray.commands.help import help_blocks
-from dpl_ray.config.schema import to_yaml
+from dpl_ray.config.parse import to_yaml
 from dpl_ray.studies.comparison.config import make_plan
 from dpl_ray.studies.tuning.config import resolve
 from tests.documents import ROOT, Document, ShellCommand, documents

@@ -18,7 +18,8 @@ import dpl_ray
 from dpl_ray.commands.cli import commands
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.describe import describe_policies, list_groups
-from dpl_ray.config.schema import Config, parse_policy
+from dpl_ray.config.parse import parse_policy
+from dpl_ray.config.schema import Config
 from dpl_ray.config.section import Section
 from dpl_ray.studies.tuning.config import GROUPS, load_search, resolve
 from tests.documents import ROOT, Document, documents

@@ -17,7 +17,7 @@ from dpl_ray.config.section import suggest
 from dpl_ray.page.console import show
 
 WRONG_USE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
-NAMES = ("train", "predict", "label", "compare", "tune", "self-train", "explain", "export", "sync-tracking")
+NAMES = ("train", "predict", "label", "compare", "tune", "self-train", "embed", "explain", "export", "sync-tracking")
 
 
 def commands() -> dict[str, Command]:

@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dpl_ray.config.describe import option_tree
 from dpl_ray.config.overrides import read_overrides
-from dpl_ray.config.schema import Config, parse_config, parse_policy
+from dpl_ray.config.parse import parse_config, parse_policy
+from dpl_ray.config.schema import Config
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
 

@@ -7,23 +7,20 @@ torch or Ray: a mistake is answered before they are loaded.
 
 from __future__ import annotations
 
-import os
 import re
-import typing
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from pydantic import Field, field_validator
 
 from dpl_ray.config.policies import DplConfig, PolicyConfig
-from dpl_ray.config.section import Section, shown, suggest, validated
+from dpl_ray.config.section import Section
 
 STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")  # of pyarrow's file systems
 CURVE_POINTS = 20  # of train.curve_every, where nothing else is said
 CHECKPOINT_SHARE = 0.02  # of the time: most that checkpoints take which are written for the time since the last one
 BESIDE_RUNS = ("ray", "mlflow.db", "mlflow-artifacts")  # in run.storage_path, and no runs
 DataName = Literal[
-    "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "parquet", "arrays"
+    "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "parquet", "arrays", "features"
 ]
 OperationName = Literal[
     "identity", "color", "sharpness", "autocontrast", "equalize", "brightness", "contrast",
@@ -71,7 +68,9 @@ class DataConfig(Section):
     """Where images and labels come from, and how they are made one size."""
 
     name: DataName = Field(
-        "digits", description="data set; image_folder and parquet read your own files, arrays are given in Python"
+        "digits",
+        description="data set; image_folder and parquet read your own files, features reads what dpl-ray embed wrote "
+        "of them, arrays are given in Python",
     )
     root: str | None = Field(
         None, description="folder of a standard data set's files; null: the usual places, then download"
@@ -139,8 +138,8 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The network: images to features to logits."""
 
-    name: Literal["wide_resnet", "torchvision", "timm"] = Field(
-        "wide_resnet", description="family of backbones, or the library that has them"
+    name: Literal["wide_resnet", "torchvision", "timm", "head"] = Field(
+        "wide_resnet", description="family of backbones, or the library that has them; head: none, on stored features"
     )
     depth: int = Field(28, description="wide_resnet: layers, 6 n + 4 (10, 16, 22, 28, ...)")
     width: int = Field(2, ge=1, le=16, description="wide_resnet: factor on the channels 16, 32, 64")
@@ -155,6 +154,12 @@ class ModelConfig(Section):
         None,
         description="pretrained weights: a file (.safetensors, .pth); torchvision: a name (DEFAULT, IMAGENET1K_V1); "
         "timm: pretrained, hf-hub:OWNER/NAME; null: random",
+    )
+    hidden: int | None = Field(
+        None, ge=1, description="head: units of a hidden layer between features and classifier; null: no such layer"
+    )
+    num_features: int | None = Field(
+        None, ge=1, description="head: numbers of a sample's features; null: as many as the data have"
     )
     train: str = Field(
         "all", description="what is trained: all; head, the classifier alone; or last:N, the last N layers with it"
@@ -282,108 +287,3 @@ class Config(Section):
     run: RunConfig = Field(RunConfig(), description="name and place")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
     registry: RegistryConfig = Field(RegistryConfig(), description="MLflow's model registry")
-
-
-def parse_config(tree: dict[str, Any], *, in_cells: bool = False) -> Config:
-    """Validate a nested dict; the first mistake is a `ValueError` naming field, value and what would be right.
-
-    Args:
-        in_cells: whether it is a comparison's: each cell trains in one process, so that any scale.num_workers but 0
-            means 1, and a batch need not divide by it.
-    """
-    config = validated(Config, tree)
-    if in_cells and config.scale.num_workers:
-        config = config.changed(scale={"num_workers": 1})
-    _check_across(config)
-    return config
-
-
-def parse_policy(parameters: dict[str, Any]) -> PolicyConfig:
-    """Validate a policy's name and parameters; the first mistake is a `ValueError` as of `parse_config`."""
-    return validated(Config, {"policy": parameters}).policy
-
-
-def _check_across(config: Config) -> None:
-    """Conditions on more than one field."""
-    if config.model.name == "wide_resnet" and (config.model.depth < 10 or (config.model.depth - 4) % 6):
-        raise ValueError(f"model.depth={config.model.depth}: must be 6 n + 4 with n >= 1, as 10, 16, 22 or 28")
-    if config.scale.num_workers > 1 and config.train.batch_size % config.scale.num_workers:
-        workers, size = config.scale.num_workers, config.train.batch_size
-        lower = size // workers * workers
-        near = " or ".join(str(n) for n in (lower, lower + workers) if n)
-        num_cpus = os.cpu_count() or 1
-        room = int(num_cpus / config.scale.cpus_per_worker)
-        raise ValueError(
-            f"train.batch_size={size}: the global batch must divide by scale.num_workers={workers}; "
-            f"{near} would, or other workers"
-            + (f" (without a cluster, the {num_cpus} CPUs here carry {room} at most)" if workers > room else "")
-        )
-    if config.model.name == "wide_resnet" and config.model.weights is not None:
-        raise ValueError(
-            f"model.weights={config.model.weights}: there are none for model=wide_resnet; model=timm and "
-            "model=torchvision have networks with weights"
-        )
-    if config.model.train != "all" and config.model.weights is None:
-        raise ValueError(
-            f"model.train={config.model.train}: what is frozen would stay as random as it begins; give model.weights "
-            "(model=timm or model=torchvision), or train all"
-        )
-    if config.optim.num_warmup_steps >= config.train.num_steps:
-        raise ValueError(
-            f"optim.num_warmup_steps={config.optim.num_warmup_steps}: must be below "
-            f"train.num_steps={config.train.num_steps}"
-        )
-    views = config.data.views
-    if views.num_operations and len(set(views.exclude)) == len(typing.get_args(OperationName)):
-        raise ValueError("data.views.exclude: leaves no operation; data.views.num_operations=0 takes none")
-    if config.train.evaluate_every is not None and not config.data.validation_fraction:
-        raise ValueError(
-            f"train.evaluate_every={config.train.evaluate_every}: there is no validation split to evaluate on; set its "
-            "share, as data.validation_fraction=0.1"
-        )
-    registry = config.registry
-    if registry.name and not config.tracking.enabled:
-        raise ValueError(
-            f"registry.name={registry.name}: the registry is MLflow's, and tracking.enabled=false records nothing there"
-        )
-    if registry.alias == "latest" or re.fullmatch(r"v\d+", registry.alias):
-        raise ValueError(f"registry.alias={registry.alias}: MLflow keeps latest, v1, v2, ... for itself; take another")
-    if config.run.name in BESIDE_RUNS:
-        raise ValueError(f"run.name={config.run.name}: something else of this name lies beside the runs; take another")
-    scheme, separator, _ = config.run.storage_path.partition("://")
-    if separator and scheme not in STORAGE_SCHEMES:
-        raise ValueError(
-            f"run.storage_path={config.run.storage_path}: there is no storage {scheme}://; it takes a local path, "
-            f"{', '.join(f'{known}://' for known in STORAGE_SCHEMES)}{suggest(scheme, STORAGE_SCHEMES)}"
-        )
-    own = config.data.name in ("image_folder", "parquet")
-    if config.data.pool.mode == "stream" and not own:
-        raise ValueError(
-            f"data.pool.mode=stream: data={config.data.name} is in memory; your own files, data=image_folder or "
-            "data=parquet, can be streamed"
-        )
-    for field in ("train", "unlabeled", "test", "labels"):
-        if not own and getattr(config.data, field) is not None:
-            raise ValueError(
-                f"data.{field}={shown(getattr(config.data, field))}: data={config.data.name} brings its own images; "
-                "your own files take data=image_folder or data=parquet"
-            )
-    if own and config.data.train is None and config.data.labels is None:
-        raise ValueError(
-            f"data.train is missing: data={config.data.name} needs the labelled images, as "
-            + (
-                "a folder with a subfolder per class, or a CSV of path,label"
-                if config.data.name == "image_folder"
-                else "parquet files"
-            )
-        )
-    if config.data.train is None and config.data.labels and config.data.num_labels_per_class is not None:
-        raise ValueError(
-            f"data.num_labels_per_class={config.data.num_labels_per_class}: without data.train there are pseudo-labels "
-            "alone; data.labels_per_class takes the most confident of each class"
-        )
-
-
-def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML; `parse_config(yaml.safe_load(text))` gives it back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +26,15 @@ class Streamed(Protocol):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Decoded images of one size."""
+    """Decoded images of one size, or in their place stored features (data/features.py)."""
 
-    images: NDArray[np.uint8]  # (N, C, H, W), contiguous
+    images: NDArray[Any]  # (N, C, H, W) uint8, or (N, 1 + 2 V, 1, D) float16; contiguous
     targets: NDArray[np.int64]  # (N,) class index, UNLABELED where unknown
     ids: NDArray[np.str_]  # (N,) path, "file:row" or "train/123"
 
     def __post_init__(self) -> None:
-        assert (self.images.dtype, self.images.ndim, self.targets.dtype) == (np.uint8, 4, np.int64)
+        assert self.images.dtype in (np.uint8, np.float16)
+        assert (self.images.ndim, self.targets.dtype) == (4, np.int64)
         assert self.images.flags.c_contiguous
         assert self.targets.shape == self.ids.shape == self.images.shape[:1]
 

@@ -19,6 +19,7 @@ from dpl_ray.data.classes import check_class_names, find_class_names, find_targe
 from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
 from dpl_ray.data.decode import DecodeSettings, Payload
 from dpl_ray.data.decode_many import check_same_size, decode_many
+from dpl_ray.data.features import read_features
 from dpl_ray.data.files import FOREIGN, kind_of
 from dpl_ray.data.labeled import Records, list_records
 from dpl_ray.data.labels import Label, clean_name, label_indices
@@ -67,6 +68,9 @@ def load_splits(
                 "data=image_folder or data=parquet"
             )
         return split(read(data), data, seed=seed, uses_unlabeled=uses_unlabeled)
+    if data.name == "features":
+        source = read_features(data, reads_unlabeled=reads_unlabeled)
+        return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
     if data.name not in ("image_folder", "parquet"):
         source = read_standard(data, reads_unlabeled=reads_unlabeled)
         return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)

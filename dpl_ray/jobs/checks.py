@@ -5,6 +5,7 @@ from __future__ import annotations
 from dpl_ray.cluster.connect import check_shared
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
+from dpl_ray.data.features import read_spec
 
 MOST_TIMES = 100  # that a step may take an image of the pool
 
@@ -19,6 +20,8 @@ def settle_model(config: Config) -> Config:
     """
     if config.model.name == "wide_resnet":
         return config
+    if config.model.name == "head":
+        return _settle_head(config)
     from dpl_ray.models import library_of
 
     library = library_of(config.model)
@@ -33,6 +36,18 @@ def settle_model(config: Config) -> Config:
             "interpolation": data.interpolation or expected.interpolation,
         }
     )
+
+
+def _settle_head(config: Config) -> Config:
+    """With the size of the features; `ValueError` where it is another one than the configuration has."""
+    assert config.data.train is not None, "the configuration requires it"
+    spec = read_spec("data.train", config.data.train)
+    if config.model.num_features not in (None, spec.num_features):
+        raise ValueError(
+            f"model.num_features={config.model.num_features}: the features of data.train have {spec.num_features} "
+            "numbers; leave it null"
+        )
+    return config.changed(model={"num_features": spec.num_features})
 
 
 def check_storage(config: Config) -> None:

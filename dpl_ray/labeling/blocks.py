@@ -13,19 +13,18 @@ from dpl_ray.algorithm.policy import Policy
 from dpl_ray.inference.label_batch import label_batch
 from dpl_ray.labeling.decoding import DecodedBlock
 from dpl_ray.labeling.parts import Counts, make_part, write_part
-from dpl_ray.labeling.plan import Plan
+from dpl_ray.labeling.writer import BlockWriter
 from dpl_ray.models import Classifier
 from dpl_ray.store.storage import Storage
 
 
 @dataclass(frozen=True)
-class BlockLabeler:
-    """A model and its policy on one device, and where the parts go."""
+class BlockLabeler(BlockWriter):
+    """A model and its policy."""
 
     model: Classifier
     policy: Policy
     class_names: tuple[str, ...]
-    plan: Plan
     output: Storage
     batch_size: int
 
@@ -34,7 +33,7 @@ class BlockLabeler:
         model = copy.deepcopy(self.model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return replace(self, model=model.eval(), policy=copy.deepcopy(self.policy).to(device))
 
-    def label(self, block: DecodedBlock) -> tuple[Counts, int]:
+    def write(self, block: DecodedBlock) -> tuple[Counts, int]:
         """Write the part of a block; returns its counts and its bytes."""
         device = self.model.classifier.weight.device
         rows: list[dict[str, Any]] = []

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,11 +26,11 @@ from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.labeling.config import LabelConfig, load_labeling
 from dpl_ray.labeling.console import label_table
 from dpl_ray.labeling.figure import draw_summary
+from dpl_ray.labeling.fill import check_bad, count_workers, fill
 from dpl_ray.labeling.ledger import SUMMARY_NAME, Ledger
-from dpl_ray.labeling.on_ray import count_actors, label_on_ray
 from dpl_ray.labeling.parts import NUM_BINS, Counts
 from dpl_ray.labeling.plan import rows_per_block
-from dpl_ray.page.console import Progress, open_console, show
+from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result
 from dpl_ray.runs.provenance import describe_code
 from dpl_ray.store.lock import sole_use
@@ -39,10 +39,6 @@ from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.server import tracking_uri
 from dpl_ray.tracking.tracker import Tracker, recording, start_tracker
 from dpl_ray.training.checkpoint_folder import MANIFEST, ModelInfo, load_config_and_info, open_checkpoint
-
-
-class TooManyBadError(RuntimeError):
-    """More of the pool cannot be read than was allowed; what is labelled stays."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -120,7 +116,7 @@ def label_pool(
     same_system = ledger.storage.scheme == source.location.scheme
     if same_system and would_list(source.location, (ledger.storage / "part.parquet").path):
         raise ValueError(f"output={config.output}: lies in the pool, which would grow by its own labels; take another")
-    num_workers = _count_workers(config)
+    num_workers = count_workers(config.scale)
     listed = list_pool(source.location, image_column=source.image_column)
     listed.check_image_column("image_column")
     listed.check_unopened("max_bad_fraction", source.max_bad_fraction)
@@ -132,7 +128,7 @@ def label_pool(
         tracker = _start_tracker(config, source, uri, ledger, listed)
         began, done_before = time.monotonic(), ledger.counts.num_rows
         with recording(tracker, console):
-            _check_bad(ledger, source)
+            check_bad(ledger, source.max_bad_fraction)
             if ledger.missing:
                 _label_missing(config, source, ledger, num_workers, console)
             counts = ledger.check()
@@ -172,84 +168,20 @@ def _tracking_config(config: LabelConfig, source: _Source) -> Config:
     return source.config.model_copy(update={"run": run, "tracking": config.tracking})
 
 
-def _count_workers(config: LabelConfig) -> int:
-    """Actors; 0 for none, in this process.
-
-    Raises:
-        ValueError: this machine or the cluster cannot carry them.
-    """
-    wanted = config.scale.num_workers
-    with cluster.checked_resources(config.scale.with_workers(1 if wanted is None else wanted)):
-        if wanted == 0:
-            return 0
-        scale = config.scale.with_workers(0)
-        nodes, where = cluster.nodes_for(scale)
-        room = count_actors(nodes, scale)
-        if wanted is None:
-            wanted = max(1, room)
-        if wanted > room:
-            raise ValueError(
-                f"scale.num_workers={wanted}: {where} has room for {room} actors of scale.cpus_per_worker="
-                f"{scale.cpus_per_worker:g} beside the tasks that read and decode; ask for less"
-            )
-    return wanted
-
-
 def _label_missing(config: LabelConfig, source: _Source, ledger: Ledger, num_workers: int, console: Console) -> None:
     """Label the blocks that have no part yet."""
     from dpl_ray.labeling.blocks import BlockLabeler
     from dpl_ray.training.checkpoint import load_classifier, load_policy
 
     labeler = BlockLabeler(
+        ledger.plan,
         load_classifier(source.checkpoint)[0],
         load_policy(source.checkpoint),
         source.info.class_names,
-        ledger.plan,
         ledger.storage,
         config.batch_size,
     )
-    missing = ledger.missing
-    done: Generator[tuple[int, Counts, int], None, None]
-    if num_workers:
-        done = label_on_ray(labeler, missing, source.settings, config.scale.with_workers(num_workers))
-    else:
-        done = _label_here(labeler, missing, source.settings, use_gpu=config.scale.use_gpu)
-    with Progress(console, "images", shows_speed=True) as progress:
-        try:
-            for block, counts, size in done:
-                ledger.add(block, counts, size)
-                progress.update(ledger.counts.num_rows, len(ledger.plan))
-                _check_bad(ledger, source)
-        finally:
-            done.close()
-
-
-def _label_here(
-    labeler: Any, blocks: list[int], settings: DecodeSettings, *, use_gpu: bool
-) -> Generator[tuple[int, Counts, int], None, None]:
-    """The blocks one after another, in this process."""
-    import torch
-
-    from dpl_ray.labeling.decoding import decode_block
-
-    labeler = labeler.to(torch.device("cuda" if use_gpu else "cpu"))
-    for block in blocks:
-        yield block, *labeler.label(decode_block(labeler.plan, block, settings))
-
-
-def _check_bad(ledger: Ledger, source: _Source) -> None:
-    """Stop as soon as too much is known to be bad; what is no image, and not called one, is not of the pool."""
-    counts = ledger.counts
-    pool_size = len(ledger.plan) - counts.num_foreign
-    if counts.num_bad <= source.max_bad_fraction * pool_size:
-        return
-    bad = ledger.write_bad()
-    first = "; ".join(f"{sample_id} ({reason})" for sample_id, reason in ledger.first_bad(3))
-    raise TooManyBadError(
-        f"{counts.num_bad:,} of {pool_size:,} images cannot be read, more than max_bad_fraction="
-        f"{source.max_bad_fraction:g} allows: {first} ...; all that are known are in {bad}. What is labelled stays: "
-        "the same command with a larger max_bad_fraction goes on"
-    )
+    fill(ledger, labeler, source.settings, config.scale.with_workers(num_workers), source.max_bad_fraction, console)
 
 
 def _report(

@@ -26,7 +26,7 @@ from dpl_ray.labeling.parts import Counts
 from dpl_ray.labeling.plan import Plan, empty_plan
 
 if TYPE_CHECKING:
-    from dpl_ray.labeling.blocks import BlockLabeler
+    from dpl_ray.labeling.writer import BlockWriter
 
 CPUS_PER_TASK = 0.25  # that reads and decodes: it waits for files, or for its blocks to be taken
 FILE_THREADS = 16  # of a task that opens files; a parquet file is read in one go
@@ -61,7 +61,7 @@ class Shared:
 
 
 def label_on_ray(
-    labeler: BlockLabeler, blocks: list[int], settings: DecodeSettings, scale: ScaleConfig
+    labeler: BlockWriter, blocks: list[int], settings: DecodeSettings, scale: ScaleConfig
 ) -> Generator[tuple[int, Counts, int], None, None]:
     """(block, counts, bytes of its part) of every block, as they are done.
 
@@ -118,7 +118,7 @@ def _quiet_core() -> Iterator[None]:
 
 
 def _stream(
-    labeler: BlockLabeler, blocks: list[int], settings: DecodeSettings, scale: ScaleConfig
+    labeler: BlockWriter, blocks: list[int], settings: DecodeSettings, scale: ScaleConfig
 ) -> Generator[tuple[int, Counts, int], None, None]:
     import ray
     from ray.data import DataContext, ExecutionResources
@@ -198,10 +198,10 @@ class _Actor:
         with _attempt(shared, "start", ray.get_runtime_context().get_actor_id(), lambda: "the start of an actor"):
             self.labeler = self._load(torch.device("cuda" if scale.use_gpu else "cpu"))
 
-    def _load(self, device: Any) -> BlockLabeler:
+    def _load(self, device: Any) -> BlockWriter:
         import ray
 
-        labeler: BlockLabeler = ray.get(self.shared.labeler)
+        labeler: BlockWriter = ray.get(self.shared.labeler)
         return replace(labeler, plan=self.plan).to(device)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class _Actor:
         errors = dict(json.loads(str(batch["errors"][0])))
         block = DecodedBlock(int(batch["block"][0]), batch["images"][0], batch["kept"][0], errors)
         with _attempt(self.shared, "label", block.number, partial(_names, self.plan, block.number)):
-            counts, size = self.labeler.label(block)
+            counts, size = self.labeler.write(block)
         return {
             "block": batch["block"],
             "counts": np.array([json.dumps(asdict(counts))]),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpl_ray.config.schema import Config, ModelConfig
+from dpl_ray.models.feature_head import FeatureHead
 from dpl_ray.models.layers import freeze, frozen_modules
 from dpl_ray.models.libraries import library_of
 from dpl_ray.models.wide_resnet import WideResNet
@@ -90,6 +91,10 @@ def build_model(config: ModelConfig, channels: int, num_classes: int) -> Classif
     if config.name == "wide_resnet":
         wide = WideResNet(channels, config.depth, config.width, config.normalization, config.bn_momentum)
         return Classifier(wide, wide.num_features, num_classes)
+    if config.name == "head":
+        assert config.num_features is not None, "found in the data before a network is built"
+        head = FeatureHead(config.num_features, config.hidden)
+        return Classifier(head, head.num_features, num_classes, mean=(0.0,), std=(1.0,))
     library = library_of(config)
     network, num_features = library.build(config)
     for module in network.modules():
@@ -113,6 +118,8 @@ def check_model(config: Config, channels: int, image_size: tuple[int, int], num_
     one_each = config.train.batch_size == num_workers
     if config.model.name == "wide_resnet" and not one_each:
         return  # it takes every image that the configuration lets through
+    if config.model.name == "head":
+        return
     name = config.model.name if config.model.name == "wide_resnet" else config.model.architecture
     pixels = f"{image_size[0]}x{image_size[1]} pixels"
     # Shapes alone, on the meta device; pretrained weights would be read here for nothing.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from dpl_ray.config.schema import Config, to_yaml
+from dpl_ray.config.parse import to_yaml
+from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.page.html import Page, Section, render_page
 from dpl_ray.report.accuracy import calibration_section, confusion_section, pictures_section
@@ -85,7 +86,8 @@ def make_page(config: Config, splits: Splits, folder: RunFolder, outcomes: list[
         sections["calibration"] = calibration_section(splits.test, main.test, main.metrics["eval/ece"], ece)
         before = baseline.test if baseline else None
         sections["confusions"] = confusion_section(splits.test, main.test, before, splits.class_names)
-        sections["images"] = pictures_section(splits.test, main.test, splits.class_names)
+        if config.data.name != "features":
+            sections["images"] = pictures_section(splits.test, main.test, splits.class_names)
     sections["run"] = _run_section(config, folder, main)
     return render_page("report/run.html", folder.name, subtitle(config, splits), sections)
 

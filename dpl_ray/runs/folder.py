@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import yaml
 
+from dpl_ray.config.parse import to_yaml
 from dpl_ray.config.policies import POLICY_CONFIGS
-from dpl_ray.config.schema import Config, to_yaml
+from dpl_ray.config.schema import Config
 from dpl_ray.data.bad_images import MAX_LISTED, read_bad, write_bad
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.store.file_systems import one_line

@@ -5,6 +5,7 @@
       trainer.pt           step, seconds, optimizer, sums since the last record, for torch.load(weights_only=True)
       config.yaml          the resolved configuration
       model.json           class names, channels, image size
+      backbone.*           of data=features: the network that made them (dpl_ray/data/features.py)
       manifest.json        written last: size and SHA-256 of the others
 
 Random states and the data position are functions of seed and step, so the step is all there is to save of them. A
@@ -24,8 +25,12 @@ from torch import Tensor
 
 from dpl_ray.algorithm.policies import build_policy
 from dpl_ray.algorithm.policy import Policy, RunFacts
-from dpl_ray.config.schema import Config, to_yaml
+from dpl_ray.config.parse import to_yaml
+from dpl_ray.config.schema import Config, ModelConfig
+from dpl_ray.config.section import validated
+from dpl_ray.data.features import BACKBONE_SPEC, BACKBONE_WEIGHTS, parse_spec, read_backbone
 from dpl_ray.models import Classifier, build_model
+from dpl_ray.models.on_images import OnImages
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import (
     MANIFEST,
@@ -62,6 +67,9 @@ def save_checkpoint(
     contents["model.json"] = json.dumps(
         {"class_names": info.class_names, "channels": info.channels, "image_size": info.image_size}
     ).encode()
+    if config.model.name == "head":  # with the backbone, so that the model of the checkpoint takes images
+        assert config.data.train is not None, "the configuration requires it"
+        contents |= read_backbone("data.train", config.data.train)
     for name, data in contents.items():
         (target / name).write(data)
     manifest = {
@@ -97,7 +105,19 @@ def load_classifier(checkpoint: Storage, which: str = "teacher") -> tuple[Classi
     # The weights come from the checkpoint: pretrained ones would be downloaded for nothing.
     model = build_model(config.model.model_copy(update={"weights": None}), info.channels, len(info.class_names))
     model.load_state_dict(safetensors.torch.load(read_file(checkpoint, f"{which}.safetensors")))
+    if config.model.name == "head":
+        model = OnImages(_backbone(checkpoint), model)
     return model.eval(), config, info
+
+
+def _backbone(checkpoint: Storage) -> Classifier:
+    """The network that made the features which a checkpoint's head was trained on."""
+    spec = parse_spec(read_file(checkpoint, BACKBONE_SPEC))
+    backbone = build_model(validated(ModelConfig, spec.model), spec.channels, 2)
+    tensors = safetensors.torch.load(read_file(checkpoint, BACKBONE_WEIGHTS))
+    own = {f"classifier.{name}": tensor for name, tensor in backbone.classifier.state_dict().items()}
+    backbone.load_state_dict(tensors | own)  # its classifier is none of the features'
+    return backbone
 
 
 def load_policy(checkpoint: Storage) -> Policy:

@@ -18,8 +18,8 @@ from dpl_ray.algorithm.ema import update_teacher, warmed_decay
 from dpl_ray.algorithm.losses import consistency, ramp
 from dpl_ray.algorithm.pseudo_labels import StepFacts, pseudo_labels
 from dpl_ray.config.schema import Config
-from dpl_ray.data.augment import strong, weak
 from dpl_ray.data.batches import Batch
+from dpl_ray.data.views import strong, weak
 from dpl_ray.models import Classifier
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.metrics import step_sums

@@ -23,8 +23,8 @@ from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.describe import CONF_FOLDER, describe_policies
+from dpl_ray.config.parse import parse_policy
 from dpl_ray.config.policies import POLICY_CONFIGS
-from dpl_ray.config.schema import parse_policy
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step

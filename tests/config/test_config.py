@@ -18,15 +18,8 @@ from pydantic import ValidationError
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.describe import default_options, describe_fields, describe_policies, list_groups, option_values
-from dpl_ray.config.schema import (
-    Config,
-    DataConfig,
-    DataName,
-    OperationName,
-    parse_config,
-    parse_policy,
-    to_yaml,
-)
+from dpl_ray.config.parse import parse_config, parse_policy, to_yaml
+from dpl_ray.config.schema import Config, DataConfig, DataName, OperationName
 from dpl_ray.config.section import Section, suggest, validated
 from dpl_ray.data.augment import OPERATIONS
 
@@ -36,7 +29,10 @@ OPTIONS = [(group, option) for group, options in list_groups().items() for optio
 
 def needed(group: str, option: str) -> list[str]:
     """What an option cannot do without."""
-    return ["data.train=somewhere"] if (group, option) in (("data", "image_folder"), ("data", "parquet")) else []
+    if (group, option) == ("model", "head"):
+        return ["data=features", "data.train=somewhere"]
+    own = ("image_folder", "parquet", "features")
+    return ["data.train=somewhere"] if group == "data" and option in own else []
 
 
 def field_at(config: Config, field: str) -> Any:

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import dpl_ray.data.pseudo_labels
-from dpl_ray.config.schema import DataConfig, parse_config
+from dpl_ray.config.parse import parse_config
+from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.data.pseudo_labels import read_pseudo_labels

@@ -18,7 +18,8 @@ import pytest
 import scipy.io
 import yaml
 
-from dpl_ray.config.schema import DataConfig, DataName, parse_config
+from dpl_ray.config.parse import parse_config
+from dpl_ray.config.schema import DataConfig, DataName
 from dpl_ray.data import standard
 from dpl_ray.data.sources import load_splits
 from dpl_ray.data.standard import FASHION_MNIST_CLASSES, read_idx

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpl_ray.cluster.windows import shares_ahead
-from dpl_ray.config.schema import Config, parse_policy
+from dpl_ray.config.parse import parse_policy
+from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.pool.windows import (

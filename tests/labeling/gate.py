@@ -33,12 +33,12 @@ def hold() -> None:
 class Held(blocks.BlockLabeler):
     """One that labels no block more than is let through."""
 
-    def label(self, block: blocks.DecodedBlock) -> tuple[Counts, int]:
+    def write(self, block: blocks.DecodedBlock) -> tuple[Counts, int]:
         output, deadline = Path(self.output.path), time.monotonic() + SECONDS
         while num_parts(output) >= int(_place(output).read_text()):
             assert time.monotonic() < deadline, "it was neither let through nor killed"
             time.sleep(0.005)
-        return super().label(block)
+        return super().write(block)
 
 
 def _place(output: Path) -> Path:

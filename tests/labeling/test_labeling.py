@@ -22,7 +22,7 @@ from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.data.pseudo_labels import read_pseudo_labels
 from dpl_ray.labeling.config import load_labeling
 from dpl_ray.labeling.console import label_table
-from dpl_ray.labeling.job import TooManyBadError
+from dpl_ray.labeling.fill import TooManyBadError
 from dpl_ray.labeling.ledger import LedgerError
 from dpl_ray.labeling.parts import SCHEMA, Counts
 from dpl_ray.store.storage import Storage
@@ -216,13 +216,13 @@ def test_what_a_process_that_died_meanwhile_was_writing_is_removed(
     """As an actor that is killed within a write: what takes its place writes the same part."""
     from dpl_ray.labeling.blocks import BlockLabeler
 
-    whole, half = BlockLabeler.label, tmp_path / "out" / ".part-000000-00000.parquet.0123abcd"
+    whole, half = BlockLabeler.write, tmp_path / "out" / ".part-000000-00000.parquet.0123abcd"
 
     def leaving(self: BlockLabeler, block: Any) -> Any:
         half.write_bytes(b"half a part")
         return whole(self, block)
 
-    monkeypatch.setattr(BlockLabeler, "label", leaving)
+    monkeypatch.setattr(BlockLabeler, "write", leaving)
     label(checkpoint, pool, tmp_path / "out")
     assert not list((tmp_path / "out").glob(".*"))
 
@@ -246,7 +246,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Stop the labelling once so many parts are written."""
     from dpl_ray.labeling.blocks import BlockLabeler
 
-    whole, written = BlockLabeler.label, []
+    whole, written = BlockLabeler.write, []
 
     def stopping(self: BlockLabeler, block: Any) -> Any:
         if len(written) == after:
@@ -254,7 +254,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
         written.append(block)
         return whole(self, block)
 
-    monkeypatch.setattr(BlockLabeler, "label", stopping)
+    monkeypatch.setattr(BlockLabeler, "write", stopping)
 
 
 @pytest.mark.parametrize("after", range(7))
@@ -371,7 +371,7 @@ def test_too_many_bad_ones_that_are_known_stop_it_before_more_is_labelled(
         (pool / f"0000{number}.png").write_bytes(b"")
     label(checkpoint, pool, tmp_path / "out", max_bad_fraction=0.5)
     (tmp_path / "out" / "part-000000-00000.parquet").unlink()
-    monkeypatch.setattr("dpl_ray.labeling.blocks.BlockLabeler.label", lambda *_: pytest.fail("labelled"))
+    monkeypatch.setattr("dpl_ray.labeling.blocks.BlockLabeler.write", lambda *_: pytest.fail("labelled"))
     with pytest.raises(TooManyBadError, match=r"4 of 28 images cannot be read"):
         label(checkpoint, pool, tmp_path / "out", max_bad_fraction=0.05)
 

@@ -58,7 +58,7 @@ def test_the_pool_is_read_from_a_bucket_and_the_labels_written_there(
     put(filesystem, "images/pool/b.parquet", sink.getvalue())
     pool, output = f"s3://images/pool{options}", f"s3://labels/some/where{options}"
 
-    whole, written = BlockLabeler.label, []
+    whole, written = BlockLabeler.write, []
 
     def stopping(self: BlockLabeler, block: Any) -> Any:
         if len(written) == 2:
@@ -70,11 +70,11 @@ def test_the_pool_is_read_from_a_bucket_and_the_labels_written_there(
         written.append(block)
         return whole(self, block)
 
-    monkeypatch.setattr(BlockLabeler, "label", stopping)
+    monkeypatch.setattr(BlockLabeler, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
         label(checkpoint, pool, output, max_bad_fraction=0.1)
     assert num_parts(filesystem) == 2
-    monkeypatch.setattr(BlockLabeler, "label", counting)
+    monkeypatch.setattr(BlockLabeler, "write", counting)
     result = label(checkpoint, pool, output, max_bad_fraction=0.1)
     assert (result.num_rows, result.unreadable) == (19, {"neither an image nor called one": 1, "truncated": 1})
     numbers = [block.number for block in written]

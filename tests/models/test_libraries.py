@@ -126,7 +126,7 @@ def test_weights_come_out_of_what_training_scripts_save(tmp_path: Path, prefix: 
 
 def test_weights_of_a_larger_network_of_the_same_family_are_refused(tmp_path: Path) -> None:
     safetensors.torch.save_file(timm.create_model("resnet34").state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"does not fit resnet18: the network has no layer\d\.\d\.\S+ [\dx]+$"):
+    with pytest.raises(ValueError, match=r"does not fit resnet18: the network has no layer\d\.\d\.\S+ "):
         check(name="timm", architecture="resnet18", weights=str(tmp_path / "w.safetensors"))
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, resnet18
 
-from dpl_ray.config.schema import ModelConfig, parse_config
+from dpl_ray.config.parse import parse_config
+from dpl_ray.config.schema import ModelConfig
 from dpl_ray.models import Classifier, build_model, check_model, library_of
 
 

@@ -121,7 +121,7 @@ def test_a_run_had_finished(here: Path, console: Console, monkeypatch: pytest.Mo
 
 def test_labels_are_finished_and_trained_on(here: Path, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        forbid(patch, "labeling.job._label_missing")
+        forbid(patch, "labeling.job.fill")
         given = ["checkpoint=runs/run", "pool=pool", "output=labels", *SMALL[-2:]]
         result = label_pool(load_labeling(given), console=console)
     assert "labels had finished" in printed(console)

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from dpl_ray.config.compose import load_config
-from dpl_ray.config.schema import Config, parse_config
+from dpl_ray.config.parse import parse_config
+from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.runs.folder import FREE_FIELDS, FREE_SECTIONS, RunFolder, check_run, run_storage
 from dpl_ray.training.records import Outcome, Record

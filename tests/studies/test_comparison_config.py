@@ -17,7 +17,7 @@ import dpl_ray.studies.comparison.job
 from dpl_ray.commands import cli, compare
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.describe import describe_fields, list_groups
-from dpl_ray.config.schema import to_yaml
+from dpl_ray.config.parse import to_yaml
 from dpl_ray.store.records import write_json
 from dpl_ray.studies.comparison.cells import CELL_FILE, CellResult
 from dpl_ray.studies.comparison.config import CompareConfig, comparison_name, load_comparison, make_plan

@@ -14,8 +14,8 @@ from dpl_ray import search
 from dpl_ray.commands import cli, tune
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.describe import list_groups
+from dpl_ray.config.parse import to_yaml
 from dpl_ray.config.policies import FixMatchConfig
-from dpl_ray.config.schema import to_yaml
 from dpl_ray.runs.folder import study_name
 from dpl_ray.studies.tuning.config import load_search, resolve, search_tree
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpl_ray.config.schema import Config, parse_config
+from dpl_ray.config.parse import parse_config
+from dpl_ray.config.schema import Config
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import MODULES, list_checkpoints
 from dpl_ray.training.distributed import Workers

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dpl_ray.config.parse import parse_policy
 from dpl_ray.config.policies import PolicyConfig
-from dpl_ray.config.schema import CURVE_POINTS, Config, parse_policy
+from dpl_ray.config.schema import CURVE_POINTS, Config
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.runs.folder import RunFolder, check_run, run_storage

@@ -12,8 +12,9 @@ from pydantic import Field
 
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.overrides import as_yaml, refuse_near_miss
+from dpl_ray.config.parse import parse_policy
 from dpl_ray.config.policies import POLICY_CONFIGS
-from dpl_ray.config.schema import Config, parse_policy
+from dpl_ray.config.schema import Config
 from dpl_ray.config.section import Section, suggest, validated
 from dpl_ray.runs.folder import FREE, bound_tree, study_name
 from dpl_ray.studies.comparison.cells import Cell, policy_label

@@ -18,7 +18,8 @@ from rich.table import Table
 
 from dpl_ray.cluster.connect import cluster_address
 from dpl_ray.config.given import read_study
-from dpl_ray.config.schema import Config, to_yaml
+from dpl_ray.config.parse import to_yaml
+from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.jobs.checks import check_network, check_pool_size

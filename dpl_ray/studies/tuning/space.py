@@ -21,7 +21,8 @@ import numpy as np
 
 from dpl_ray.config.describe import describe_fields
 from dpl_ray.config.overrides import check_policy_field
-from dpl_ray.config.schema import Config, parse_config
+from dpl_ray.config.parse import parse_config
+from dpl_ray.config.schema import Config
 from dpl_ray.config.section import shown, suggest
 
 KINDS = ("choice", "uniform", "loguniform", "randint")

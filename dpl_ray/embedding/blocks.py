@@ -1,0 +1,99 @@
+"""The features of one decoded block of a pool, and its part.
+
+Legend: N images, D features, V stored weak views and as many strong ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dpl_ray.config.schema import ViewsConfig
+from dpl_ray.data.augment import WEAK_UNIFORMS, num_strong_uniforms, strong, weak
+from dpl_ray.data.features import Spec
+from dpl_ray.labeling.decoding import DecodedBlock
+from dpl_ray.labeling.parts import COUNTS_KEY, Counts, write_part
+from dpl_ray.labeling.writer import BlockWriter
+from dpl_ray.models import Classifier
+from dpl_ray.store.storage import Storage
+
+
+@dataclass(frozen=True)
+class BlockEmbedder(BlockWriter):
+    """A network, and how its views are made."""
+
+    model: Classifier
+    spec: Spec
+    augment: ViewsConfig
+    seed: int
+    labels: Mapping[str, str]  # sample id -> class name, of those that have one
+    output: Storage
+    batch_size: int
+
+    def to(self, device: torch.device) -> BlockEmbedder:
+        """The same on another device; the layout of the weights is the one that training found faster."""
+        model = copy.deepcopy(self.model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return replace(self, model=model.eval())
+
+    def write(self, block: DecodedBlock) -> tuple[Counts, int]:
+        """Write the part of a block; returns its counts and its bytes."""
+        found = self._features(block)
+        ids = self.plan.sample_ids(block.number)
+        counts = Counts.none(1)
+        counts.selected = [len(block.kept)]
+        reasons = list(block.errors.values())
+        counts.unreadable = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+        columns = {
+            "sample_id": pa.array(ids, pa.string()),
+            "error": pa.array([block.errors.get(row) for row in range(len(ids))], pa.string()),
+            "label": pa.array([self.labels.get(sample_id) for sample_id in ids], pa.string()),
+        }
+        columns |= {name: _lists(rows, block.kept, len(ids)) for name, rows in found.items() if rows.shape[1]}
+        metadata = {COUNTS_KEY: json.dumps(asdict(counts)).encode()}
+        table = pa.table(columns).replace_schema_metadata(metadata)
+        return counts, write_part(self.output / self.plan.part_name(block.number), table)
+
+    @torch.inference_mode()
+    def _features(self, block: DecodedBlock) -> dict[str, NDArray[np.float16]]:
+        """Column -> (N, D), or (N, V D) of the views: a function of seed, block and row."""
+        device, views = self.model.classifier.weight.device, range(self.spec.num_views)
+        num_uniforms = max(WEAK_UNIFORMS, num_strong_uniforms(self.augment))
+        shape = (len(block.images), len(views), 2, num_uniforms)
+        uniforms = torch.from_numpy(np.random.default_rng([self.seed, block.number]).random(shape, np.float32))
+        rows: dict[str, list[NDArray[np.float16]]] = {name: [] for name in ("features", "weak", "strong")}
+        for start in range(0, len(block.images), self.batch_size):
+            # A copy: arrays from the object store are read-only, which torch warns of.
+            images = torch.from_numpy(block.images[start : start + self.batch_size].copy()).to(device)
+            drawn = uniforms[start : start + self.batch_size].to(device)
+            rows["features"].append(self._embed(images))
+            for place, (name, make) in enumerate((("weak", weak), ("strong", strong))):
+                made = [self._embed(make(images, drawn[:, view, place], self.augment)) for view in views]
+                rows[name].append(np.concatenate(made, axis=1) if made else np.zeros((len(images), 0), np.float16))
+        widths = {"features": 1, "weak": len(views), "strong": len(views)}
+        return {
+            name: np.concatenate([np.zeros((0, width * self.spec.num_features), np.float16), *rows[name]])
+            for name, width in widths.items()
+        }
+
+    def _embed(self, images: Tensor) -> NDArray[np.float16]:
+        features, _ = self.model(images.contiguous(memory_format=torch.channels_last))
+        if not features.isfinite().all():
+            raise ArithmeticError("the features are not finite: these weights are of no use")
+        # float16 ends at 65504, beyond which nothing useful lies.
+        found: NDArray[np.float16] = features.float().clamp(-65504, 65504).half().cpu().numpy()
+        return found
+
+
+def _lists(rows: NDArray[np.float16], kept: NDArray[np.int64], num_rows: int) -> pa.Array:
+    """(N, L) as lists of L numbers; zeros for the rows that are not kept, whose error says why."""
+    whole = np.zeros((num_rows, rows.shape[1]), np.float16)
+    whole[kept] = rows
+    return pa.FixedSizeListArray.from_arrays(pa.array(whole.ravel()), rows.shape[1])

@@ -1,0 +1,40 @@
+"""A classifier that was trained on stored features, with the backbone that made them: images go in again.
+
+Legend: N images, C channels, P stored views, D features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dpl_ray.models.classifier import Classifier
+from dpl_ray.models.feature_head import FeatureHead
+
+
+class _Joined(nn.Module):
+    """(N, C, H, W) -> features of the backbone -> what the head makes of them."""
+
+    def __init__(self, backbone: nn.Module, head: FeatureHead) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images)[:, None, None])
+
+
+class OnImages(Classifier):
+    """It takes images, uint8 or floats in [0, 1], and stored features, float16 (N, P, 1, D)."""
+
+    def __init__(self, backbone: Classifier, head: Classifier) -> None:
+        assert isinstance(head.backbone, FeatureHead)
+        super().__init__(_Joined(backbone.backbone, head.backbone), head.classifier.in_features, 2)
+        self.mean, self.std, self.classifier = backbone.mean, backbone.std, head.classifier
+        self._head = head.backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) or (N, P, 1, D) -> features (N, D'), logits (N, classes)."""
+        if images.dtype != torch.float16:
+            return super().forward(images)
+        features = self._head(images.float())
+        return features, self.classifier(features)

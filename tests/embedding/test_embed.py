@@ -1,0 +1,282 @@
+"""Features of a pool, each once; classifiers that are trained on them; and images that go in again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import timm
+import torch
+from numpy.typing import NDArray
+
+from dpl_ray.config.compose import load_config
+from dpl_ray.config.schema import ViewsConfig
+from dpl_ray.data.augment import WEAK_UNIFORMS, num_strong_uniforms
+from dpl_ray.data.dataset import ImageSet
+from dpl_ray.data.decode import DecodeSettings, decode
+from dpl_ray.data.sources import load_splits
+from dpl_ray.data.views import strong, weak
+from dpl_ray.embedding.config import load_embedding
+from dpl_ray.embedding.job import EmbedResult, embed
+from dpl_ray.inference.predictor import load_checkpoint
+from dpl_ray.jobs.checks import settle_model
+from dpl_ray.jobs.fit import fit
+from dpl_ray.models import build_model
+from dpl_ray.training.evaluation import predict_probs
+from tests.labeling.jobs import label, parts, picture
+
+NETWORK = "test_vit"  # timm's smallest
+SIZE = 16
+CLASSES = ("ant", "bee")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    safetensors.torch.save_file(timm.create_model(NETWORK).state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ant, train/bee, test/..., rest/: pictures darker or lighter, so that there is something to learn."""
+    root = tmp_path_factory.mktemp("images")
+    for place, number in (("train", 6), ("test", 5), ("rest", 20)):
+        for index in range(2 * number):
+            folder = root / place if place == "rest" else root / place / CLASSES[index % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            picture(index, (SIZE, SIZE)).point(lambda level, add=90 * (index % 2): level // 2 + add).save(
+                folder / f"{place}{index:02}.png"
+            )
+    return root
+
+
+def run(weights: str, pool: Path, output: Path, *more: str) -> EmbedResult:
+    given = [
+        "model=timm",
+        f"model.architecture={NETWORK}",
+        f"model.weights={weights}",
+        f"image_size={SIZE}",
+        "rows_per_part=8",
+        "scale.num_workers=0",
+        f"pool={pool}",
+        f"output={output}",
+    ]
+    return embed(load_embedding([*given, *more]))
+
+
+@pytest.fixture(scope="module")
+def embedded(weights: str, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders train, test, rest with two views of each kind."""
+    output = tmp_path_factory.mktemp("features")
+    for place in ("train", "test"):
+        run(weights, images / place, output / place, "views=2", "labelled=true")
+    run(weights, images / "rest", output / "rest", "views=2")
+    return output
+
+
+def overrides(embedded: Path, *more: str) -> list[str]:
+    places = {"train": "train", "unlabeled": "rest", "test": "test"}
+    fields = [f"data.{field}={embedded / place}" for field, place in places.items()]
+    small = ["train.batch_size=4", "train.mu=2", "train.num_steps=12", "scale.num_workers=0", "tracking.enabled=false"]
+    return ["data=features", *fields, *small, *more]
+
+
+def splits_of(embedded: Path) -> Any:
+    return load_splits(settle_model(load_config(overrides(embedded))).data, seed=0)
+
+
+def test_features_are_those_of_the_network_for_the_decoded_image(embedded: Path, weights: str, images: Path) -> None:
+    config = load_config(["model=timm", f"model.architecture={NETWORK}", f"model.weights={weights}"])
+    model = build_model(config.model, 3, 2).eval()
+    rows = ds.dataset(embedded / "rest").to_table().to_pylist()
+    assert [row["sample_id"] for row in rows] == sorted(map(str, (images / "rest").glob("*.png")))
+    decoded = np.stack(
+        [decode(Path(row["sample_id"]).read_bytes(), DecodeSettings(SIZE, 3, "crop", "bicubic")) for row in rows]
+    )
+    with torch.no_grad():
+        expected = model(torch.from_numpy(decoded))[0].half().float()
+    found = torch.tensor([row["features"] for row in rows])
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_views_are_stored_and_a_function_of_the_seed(
+    weights: str, images: Path, embedded: Path, tmp_path: Path
+) -> None:
+    again, other = run(weights, images / "rest", tmp_path / "a", "views=2"), tmp_path / "b"
+    run(weights, images / "rest", other, "views=2", "seed=1")
+    tables = [ds.dataset(place).to_table() for place in (embedded / "rest", again.output, other)]
+    assert tables[0].equals(tables[1])
+    for name in ("weak", "strong"):
+        views = np.array(tables[0][name].to_pylist()).reshape(len(tables[0]), 2, again.num_features)
+        assert not np.allclose(views[:, 0], views[:, 1])
+        assert tables[0][name] != tables[2][name]
+    assert tables[0]["features"].equals(tables[2]["features"])
+
+
+def test_an_embedding_goes_on_with_what_is_missing(weights: str, images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run(weights, images / "rest", output, "views=1")
+    before = parts(output)
+    lost = sorted(before)[1]
+    (output / lost).unlink()
+    run(weights, images / "rest", output, "views=1")
+    after = parts(output)
+    assert {name: data for name, (_, data) in after.items()} == {name: data for name, (_, data) in before.items()}
+    assert [name for name in after if after[name][0] != before[name][0]] == [lost]
+
+
+def test_another_network_is_refused_for_an_output_that_was_begun(weights: str, images: Path, tmp_path: Path) -> None:
+    run(weights, images / "rest", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"^output=.*views"):
+        run(weights, images / "rest", tmp_path / "out", "views=3")
+
+
+def test_an_image_that_cannot_be_read_is_named_and_left_out(weights: str, images: Path, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for index in range(4):
+        picture(index).save(pool / f"{index}.png")
+    (pool / "broken.png").write_bytes(b"no image")
+    result = run(weights, pool, tmp_path / "out", "max_bad_fraction=0.5")
+    assert result.bad is not None
+    assert "broken.png" in Path(result.bad).read_text()
+    assert (result.num_rows, sum(result.unreadable.values())) == (5, 1)
+    train = run(weights, images / "train", tmp_path / "train", "labelled=true").output
+    splits = load_splits(
+        load_config(["data=features", f"data.train={train}", f"data.unlabeled={tmp_path / 'out'}"]).data, seed=0
+    )
+    assert len(splits.unlabeled) == 4
+    assert [image.id for image in splits.bad] == [str(pool / "broken.png")]
+
+
+def test_features_become_the_splits_of_a_run(embedded: Path) -> None:
+    splits = splits_of(embedded)
+    assert splits.class_names == CLASSES
+    assert (len(splits.labeled), len(splits.unlabeled), len(splits.test)) == (12, 40, 10)
+    assert splits.labeled.images.dtype == np.float16
+    assert splits.labeled.images.shape[1:] == (5, 1, splits.labeled.images.shape[3])
+    for part in (splits.labeled, splits.test):
+        assert [CLASSES[target] for target in part.targets] == [Path(sample).parent.name for sample in part.ids]
+
+
+@pytest.fixture(scope="module")
+def trained(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs")
+    more = [f"run.storage_path={folder}", "run.name=first", "model.hidden=8", "optim.learning_rate=0.01"]
+    return str(Path(fit(load_config(overrides(embedded, *more))).checkpoint))
+
+
+def test_images_go_into_the_checkpoint_again(trained: str, embedded: Path) -> None:
+    model = load_checkpoint(trained)
+    splits = splits_of(embedded)
+    of_features = predict_probs(model.model, splits.test.images)
+    decoded = np.stack(
+        [decode(Path(sample).read_bytes(), DecodeSettings(SIZE, 3, "crop", "bicubic")) for sample in splits.test.ids]
+    )
+    torch.testing.assert_close(predict_probs(model.model, decoded), of_features, rtol=0, atol=5e-3)
+    assert (model.channels, model.image_size, model.class_names) == (3, (SIZE, SIZE), CLASSES)
+
+
+def test_a_pool_of_images_is_labelled_by_it(trained: str, images: Path, tmp_path: Path) -> None:
+    result = label(trained, images / "rest", tmp_path / "labels")
+    assert result.num_rows == 40
+
+
+def test_a_run_on_features_needs_neither_backbone_nor_features_to_be_used(trained: str, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    Path(trained).rename(moved)
+    try:
+        assert load_checkpoint(moved).model.training is False
+    finally:
+        moved.rename(trained)
+
+
+def test_what_does_not_belong_together_is_refused(weights: str, images: Path, embedded: Path, tmp_path: Path) -> None:
+    def read(**places: Path | str) -> None:
+        given = {"train": embedded / "train", "unlabeled": embedded / "rest", "test": embedded / "test"} | places
+        config = load_config(["data=features", *(f"data.{field}={place}" for field, place in given.items())])
+        load_splits(settle_model(config).data, seed=0)
+
+    run(weights, images / "rest", tmp_path / "fewer", "views=1")
+    run(weights, images / "rest", tmp_path / "larger", "views=2", "image_size=32")
+    with pytest.raises(ValueError, match=r"^data\.unlabeled=.*views=1, data\.train has views=2"):
+        read(unlabeled=tmp_path / "fewer")
+    with pytest.raises(ValueError, match=r"^data\.unlabeled=.*of another network .*embed both with one"):
+        read(unlabeled=tmp_path / "larger")
+    with pytest.raises(ValueError, match=r"^data\.train=.*is no folder of features .*dpl-ray embed writes one"):
+        read(train=images / "train")
+    with pytest.raises(ValueError, match=r"^data\.train=.*none of its 40 images has a label"):
+        read(train=embedded / "rest")
+    spec = tmp_path / "fewer" / "_backbone" / "spec.json"
+    spec.write_text(spec.read_text()[:50])
+    with pytest.raises(ValueError, match=r"spec\.json is damaged .*embed anew"):
+        read(unlabeled=tmp_path / "fewer")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["data=features"], r"^data\.train is missing"),
+        (["data=digits", "model=head"], r"^model=head: data=digits has images, which take a network"),
+        (["data=features", "data.train=x", "data.pool.mode=stream"], r"^data\.pool\.mode=stream: data=features"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_answered(given: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(given)
+
+
+def test_features_of_random_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^model\.weights is missing: features of random weights say nothing"):
+        load_embedding(["pool=photos", "output=features"])
+
+
+def stored(num_samples: int, num_views: int, num_features: int = 3) -> NDArray[np.float16]:
+    """Features whose numbers say sample and view."""
+    shape = (num_samples, 1 + 2 * num_views, 1, num_features)
+    samples, views = np.arange(num_samples)[:, None, None, None], np.arange(shape[1])[None, :, None, None]
+    return np.broadcast_to(10 * samples + views, shape).astype(np.float16)
+
+
+@pytest.mark.parametrize("num_views", [1, 4])
+def test_every_stored_view_is_drawn_and_only_those_of_its_kind(num_views: int) -> None:
+    features, views = torch.from_numpy(stored(200, num_views)), ViewsConfig()
+    columns = max(WEAK_UNIFORMS, num_strong_uniforms(views))
+    uniforms = torch.rand(200, columns, generator=torch.Generator().manual_seed(0))
+    samples = 10 * torch.arange(200)[:, None]
+    for make, first in ((weak, 1), (strong, 1 + num_views)):
+        drawn = make(features, uniforms, views)
+        assert drawn.shape == (200, 1, 1, 3)
+        assert set((drawn[:, 0, 0] - samples).flatten().tolist()) == set(range(first, first + num_views))
+
+
+def test_without_stored_views_the_features_are_their_own_views() -> None:
+    features, views = torch.from_numpy(stored(5, 0)), ViewsConfig()
+    uniforms = torch.rand(5, num_strong_uniforms(views))
+    assert torch.equal(weak(features, uniforms, views), features)
+    assert torch.equal(strong(features, uniforms, views), features)
+
+
+def test_a_table_that_is_not_whole_is_no_data(embedded: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    for path in (embedded / "train").glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["label"]), tmp_path / "copy" / path.name)
+    (tmp_path / "copy" / "_backbone").mkdir()
+    for path in (embedded / "train" / "_backbone").iterdir():
+        (tmp_path / "copy" / "_backbone" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"^data\.train=.*cannot be read \(.*label"):
+        load_splits(
+            load_config(["data=features", f"data.train={tmp_path / 'copy'}"]).data, seed=0, uses_unlabeled=False
+        )
+
+
+def test_image_sets_hold_images_or_features_alone() -> None:
+    with pytest.raises(AssertionError):
+        ImageSet(np.zeros((1, 1, 1, 3), np.float32), np.zeros(1, np.int64), np.array(["a"]))  # type: ignore[arg-type]
