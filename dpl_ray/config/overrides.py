@@ -106,15 +106,13 @@ def parse_override(text: str, groups: dict[str, dict[str, str]], known: list[str
             near = "; did you mean " + next(choice for choice in choices if choice.endswith(f"={option}")) + "?"
         near = near or ("" if key in known else suggest(key, known))
         raise ValueError(f"{text or repr(text)}: says no field=value (write it without spaces around the =){near}")
-    try:
-        return OverridesParser.create().parse_overrides([text])[0]
-    except HydraException as error:
-        if (quoted := re.sub(_HOME, r'"\g<0>"', text)) != text:
-            return parse_override(quoted, groups, known)
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(
-            f"{text}: not understood ({reason}); quote special characters, as in '{key}=\"{value}\"'"
-        ) from None
+    reason = ""
+    for form in (text, re.sub(_HOME, r'"\g<0>"', text)):
+        try:
+            return OverridesParser.create().parse_overrides([form])[0]
+        except HydraException as error:
+            reason = reason or str(error.__cause__ or error).splitlines()[0]
+    raise ValueError(f"{text}: not understood ({reason}); quote special characters, as in '{key}=\"{value}\"'")
 
 
 def refuse_near_miss(text: str, own: Iterable[str]) -> None:

@@ -24,7 +24,7 @@ from dpl_ray.inference.prepare import Preparation
 from dpl_ray.models import Classifier
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import load_classifier
-from dpl_ray.training.checkpoint_folder import ModelInfo, find_checkpoint
+from dpl_ray.training.checkpoint_folder import ModelInfo, open_checkpoint
 from dpl_ray.training.evaluation import predict_probs
 
 if TYPE_CHECKING:
@@ -116,4 +116,4 @@ def load_checkpoint(path: str | PathLike[str]) -> Predictor:
     Raises:
         ValueError: there is no whole checkpoint.
     """
-    return Predictor(*load_classifier(find_checkpoint(Storage(fspath(path)))))
+    return Predictor(*load_classifier(open_checkpoint(fspath(path))))

@@ -17,7 +17,7 @@ from dpl_ray.jobs.predict_config import PredictConfig
 from dpl_ray.page.console import Progress, console_table, show
 from dpl_ray.store.records import csv_text
 from dpl_ray.store.storage import Storage
-from dpl_ray.training.checkpoint_folder import find_checkpoint, load_config_and_info
+from dpl_ray.training.checkpoint_folder import load_config_and_info, open_checkpoint
 
 MAX_IMAGES = 12  # that are shown one by one
 MAX_CLASSES = 20  # of the table of classes, the most frequent
@@ -32,7 +32,7 @@ def predict_files(config: PredictConfig, console: Console) -> None:
         ValueError: a field, the checkpoint, the path or the output do not fit; before any work.
     """
     output = _open_output(config.output)
-    checkpoint = find_checkpoint(Storage(config.checkpoint))
+    checkpoint = open_checkpoint(config.checkpoint)
     trained, _ = load_config_and_info(checkpoint)
     image_column = config.image_column or trained.data.image_column
     files = list_images(config.images, image_column)
