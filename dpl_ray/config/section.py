@@ -94,6 +94,8 @@ def _explain(model: type[Section], error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if first["type"] in _RIGHT:
         message = _RIGHT[first["type"]].format(field=field, given=given)
+    if first["type"] == "tuple_type":  # says how it is written
+        return f"{field}={given}: {message}"
     near = ""
     if first["type"] == "literal_error":
         near = suggest(given, [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")])
