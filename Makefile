@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: install
-	@$(BIN)/python -m pipelines.train
+	@$(BIN)/python -m pipelines.train scale=local
 
 test: install
 	@$(BIN)/python -m pytest -n 2
@@ -46,6 +46,7 @@ bench: install
 	$(BIN)/python -m benchmarks.step --save
 	$(BIN)/python -m benchmarks.step --compare --save step_compare
 	$(BIN)/python -m benchmarks.step --compare --weak-precision bfloat16 --save step_compare_bfloat16
+	$(BIN)/python -m benchmarks.threads --save
 	$(BIN)/python -m benchmarks.label $(if $(IMAGES),--images '$(IMAGES)') --save
 	$(BIN)/python -m benchmarks.mistakes --save
 	$(BIN)/python -m benchmarks.pool_rates --save

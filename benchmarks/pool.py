@@ -152,7 +152,7 @@ def _train(pool: str, overrides: list[str], steps: int) -> dict:
             [
                 "data=parquet", f"data.train={labeled}", f"data.unlabeled={pool}", f"data.image_size={IMAGE_SIZE}",
                 "data.pool.mode=stream", f"train.num_steps={steps}", "train.baseline=false", "train.log_every=5",
-                f"run.storage_path={folder}/runs", "run.name=pool", "tracking.enabled=false", *overrides,
+                "scale=local", f"run.storage_path={folder}/runs", "run.name=pool", "tracking.enabled=false", *overrides,
             ]
         )  # fmt: skip
         began = time.perf_counter()

@@ -194,7 +194,11 @@ MISTAKES = (
         "centre", plain("data.fit=centre"), ("data.fit=centre: must be 'crop'", "crop the longer side to its centre")
     ),
     # Fields that do not go together
-    Mistake("batch", plain("train.batch_size=15"), ("train.batch_size=15", "scale.num_workers=2", "14 or 16 would")),
+    Mistake(
+        "batch",
+        plain("train.batch_size=15", "scale=local"),
+        ("=15", "num_workers=2; 14 or 16 would"),
+    ),
     Mistake(
         "batch_of_many_workers",
         plain("scale.num_workers=4095"),
@@ -223,7 +227,7 @@ MISTAKES = (
     ),
     Mistake(
         "one_value",
-        images("policy=supervised", "data.image_size=4", "train.batch_size=2", "data.unlabeled=null"),
+        images("policy=supervised", "data.image_size=4", "train.batch_size=2", "data.unlabeled=null", "scale=local"),
         ("train.batch_size=2 with scale.num_workers=2: a worker has one labelled image", "train.batch_size=4 would do"),
     ),
     Mistake(
@@ -247,7 +251,7 @@ MISTAKES = (
     ),
     Mistake(
         "gpus",
-        plain("scale.use_gpu=true"),
+        plain("scale.use_gpu=true", "scale=local"),
         ("scale.use_gpu=true", "needs 2 GPUs, this machine has 0; scale.use_gpu=false"),
     ),
     Mistake(

@@ -252,7 +252,7 @@ share `policy.classifier_from` (default 0) is another. By default, `train.seed` 
 
 | name | default |
 |---|---|
-| `scale.num_workers` | 2 |
+| `train.keep_checkpoints` | 2 |
 
 [The README](README.md), [this](#what-it-names) and [METHOD](docs/method.md); `training/step.py`, `tests/documents.py`,
 `tests/test_docs_names.py::test_a_mistake_is_found`, `docs/method.md`, `dpl_ray.fit(config)`, `s3://bucket/pool.py`.
@@ -265,14 +265,20 @@ def test_what_is_right_is_accepted() -> None:
     assert sorted(defaults(document)) == [
         ("data.pool.shuffle_rows", "8192"),
         ("policy.classifier_from", "0"),
-        ("scale.num_workers", "2"),
         ("train.batch_size", "16"),
+        ("train.keep_checkpoints", "2"),
         ("train.mu", "7"),
         ("train.seed", "0"),
         ("tune", "random"),
     ]
     named_alone = {key for key, value in values(document) if not value}
-    assert named_alone == {"data.pool", "train.batch_size", "policy.classifier_from", "train.seed", "scale.num_workers"}
+    assert named_alone == {
+        "data.pool",
+        "train.batch_size",
+        "policy.classifier_from",
+        "train.seed",
+        "train.keep_checkpoints",
+    }
 
 
 @pytest.mark.parametrize(
@@ -291,7 +297,7 @@ def test_what_is_right_is_accepted() -> None:
         ("`train.seed` is 0", "`train.seed` is 1", "train.seed=1: the default is 0"),
         ("tune=random", "tune=asha", "tune=asha: is not the default"),
         ("shuffle_rows=8192", "shuffle_rows=8193", "the default is 8192"),
-        ("| 2 |", "| 3 |", "scale.num_workers=3: the default is"),
+        ("| 2 |", "| 3 |", "train.keep_checkpoints=3: the default is"),
         ("(README.md)", "(README.txt)", "README.txt: there is no such file"),
         ("#what-it-names", "#what-it-is", "#what-it-is: there is no such heading"),
         ("docs/method.md)", "docs/method.md#nonsense)", "there is no such heading"),

@@ -54,6 +54,8 @@ def cluster_address(scale: ScaleConfig) -> str | None:
 def checked_resources(scale: ScaleConfig) -> Iterator[None]:
     """Refuse what this machine cannot give, or what the cluster at scale.address cannot.
 
+    Where scale.num_workers is null, it is only a cluster that has to have room for a worker, and this machine a GPU.
+
     A connection that this takes ends with the block: the next run of this process may be on another cluster.
 
     Raises:
@@ -61,7 +63,9 @@ def checked_resources(scale: ScaleConfig) -> Iterator[None]:
     """
     address = cluster_address(scale)
     connected = False
-    if scale.num_workers == 0:
+    if scale.num_workers is None and address is not None:
+        scale = scale.changed(num_workers=1)
+    if not scale.num_workers:
         if scale.use_gpu and not count_gpus():
             raise ValueError("scale.use_gpu=true: this machine has no GPU; scale.use_gpu=false trains on CPUs")
     elif address is None:
@@ -126,7 +130,7 @@ def check_readers(scale: ScaleConfig) -> None:
     """
     import ray
 
-    if scale.num_workers == 0:
+    if not scale.num_workers:
         return
     nodes = connected_nodes() if ray.is_initialized() else [this_machine(scale)]
     num_cpus = sum(node.get("CPU", 0.0) for node in nodes)
@@ -204,7 +208,7 @@ def check_shared(scale: ScaleConfig, field: str, path: str) -> None:
 
 
 def _check(scale: ScaleConfig, nodes: list[dict[str, float]], where: str) -> None:
-    wanted, cpus = scale.num_workers, scale.cpus_per_worker
+    wanted, cpus = scale.num_workers or 0, scale.cpus_per_worker
     places = room(nodes, cpus, float(scale.use_gpu))
     if places >= wanted:
         return

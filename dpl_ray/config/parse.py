@@ -22,7 +22,7 @@ def parse_config(tree: dict[str, Any], *, in_cells: bool = False) -> Config:
             means 1, and a batch need not divide by it.
     """
     config = validated(Config, tree)
-    if in_cells and config.scale.num_workers:
+    if in_cells and config.scale.num_workers != 0:
         config = config.changed(scale={"num_workers": 1})
     _check_across(config)
     return config
@@ -37,8 +37,8 @@ def _check_across(config: Config) -> None:
     """Conditions on more than one field."""
     if config.model.name == "wide_resnet" and (config.model.depth < 10 or (config.model.depth - 4) % 6):
         raise ValueError(f"model.depth={config.model.depth}: must be 6 n + 4 with n >= 1, as 10, 16, 22 or 28")
-    if config.scale.num_workers > 1 and config.train.batch_size % config.scale.num_workers:
-        workers, size = config.scale.num_workers, config.train.batch_size
+    workers, size = config.scale.num_workers or 1, config.train.batch_size
+    if size % workers:
         lower = size // workers * workers
         near = " or ".join(str(n) for n in (lower, lower + workers) if n)
         num_cpus = os.cpu_count() or 1

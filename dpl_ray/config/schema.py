@@ -226,10 +226,18 @@ class TrainConfig(Section):
 class ScaleConfig(Section):
     """How many workers, and what each of them needs."""
 
-    num_workers: int = Field(2, ge=0, le=4096, description="Ray Train workers; 0: in this process, without Ray")
+    num_workers: int | None = Field(
+        None,
+        ge=0,
+        le=4096,
+        description="Ray Train workers; 0: in this process, without Ray; null: chosen by the size of the job",
+    )
     cpus_per_worker: float = Field(0.5, gt=0, description="CPUs that a worker reserves (leave some for Ray Data)")
     threads_per_worker: int | None = Field(
-        None, ge=1, description="threads of a worker's tensor operations; null: the node's CPUs / its workers"
+        None,
+        ge=1,
+        description="threads of a worker's tensor operations; null: the node's CPUs / its workers, in this process the "
+        "cores that are free",
     )
     use_gpu: bool = Field(False, description="give each worker a GPU, with NCCL")
     address: str | None = Field(

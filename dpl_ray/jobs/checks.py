@@ -52,7 +52,7 @@ def _settle_head(config: Config) -> Config:
 
 def check_storage(config: Config) -> None:
     """Refuse a folder that the workers would not share."""
-    if config.scale.num_workers:
+    if config.scale.num_workers != 0:
         check_shared(config.scale, "run.storage_path", config.run.storage_path)
 
 

@@ -23,6 +23,7 @@ from dpl_ray.data.files import as_text
 from dpl_ray.data.sources import load_splits
 from dpl_ray.jobs.checks import check_network, check_pool_size, check_storage, settle_model
 from dpl_ray.jobs.phases import run_phases
+from dpl_ray.jobs.placement import place, threads_of
 from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result, percent
 from dpl_ray.report.console import result_tables, training_state
@@ -98,17 +99,18 @@ def run_training(
         has_page: whether report.html is written, which takes seconds.
     """
     with checked_resources(config.scale):
-        config = settle_model(config)
-        uri, splits = _check(config, read)
+        config, uri, splits, why = _check(settle_model(config), read)
         storage = run_storage(config)
         with sole_use(f"run.name={storage.name}", storage):
             folder = RunFolder(storage, config, splits)
             show(console, _headline(config, splits, folder))
+            if why and not folder.finished:
+                show(console, why)
             if folder.finished:
                 result = _result(folder, uri)
                 _warn_if_unregistered(config, result)
             else:
-                with _named(config, folder):
+                with _named(config, folder), threads_of(config.scale):
                     result = _train(config, splits, folder, uri, console, has_page)
     for table in result_tables(config.policy.name, result.metrics, result.baseline, result.thresholds):
         console.print(table)
@@ -117,19 +119,21 @@ def run_training(
     return result
 
 
-def _check(config: Config, read: Callable[[DataConfig], Source] | None) -> tuple[str | None, Splits]:
-    """Where MLflow's records go, and the data, of a configuration that can be trained."""
+def _check(config: Config, read: Callable[[DataConfig], Source] | None) -> tuple[Config, str | None, Splits, str]:
+    """The configuration with its workers, where MLflow's records go, the data, and why there are so many workers."""
     check_storage(config)
     uri = tracking_uri(config)
-    check_run(config)
+    saved = check_run(config)
     # Policy.uses_unlabeled says it too, but only with torch loaded; a test holds them together.
     uses_unlabeled = config.policy.name != "supervised"
     splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled, read=read)
     check_pool_size(config, splits)
     check_network(config, splits)
+    config, why = place(config, splits, saved.get("scale", {}))
+    check_network(config, splits)  # with the workers that were chosen
     if uses_unlabeled and not isinstance(splits.unlabeled, ImageSet):
         check_readers(config.scale)
-    return uri, splits
+    return config, uri, splits, why
 
 
 def _warn_if_unregistered(config: Config, result: FitResult) -> None:
@@ -240,7 +244,7 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
         return f"{folder.name} had finished; another run.name trains anew"
     streamed = "" if isinstance(splits.unlabeled, ImageSet) else " (streamed)"
     place = (
-        f"{config.scale.num_workers} Ray Train worker{'s' * (config.scale.num_workers > 1)}"
+        f"{config.scale.num_workers} Ray Train worker{'s' * (config.scale.num_workers != 1)}"
         if config.scale.num_workers
         else "this process"
     )
@@ -276,7 +280,7 @@ def _beginning(config: Config, folder: RunFolder) -> str:
     from dpl_ray.training.checkpoint import list_checkpoints
 
     phases = {config.policy.name: folder.storage, "the supervised baseline": folder.storage / "baseline"}
-    for phase, place in phases.items():
-        if saved := list_checkpoints(place):
+    for phase, checkpoints in phases.items():
+        if saved := list_checkpoints(checkpoints):
             return f"goes on from step {int(saved[-1].name.removeprefix('step-'))} of {phase}"
     return "starts again" if folder.resumed else "starts"

@@ -77,8 +77,6 @@ def _train_here(
 
     from dpl_ray.training.distributed import Workers
 
-    if config.scale.threads_per_worker:
-        torch.set_num_threads(config.scale.threads_per_worker)
     device = torch.device("cuda" if config.scale.use_gpu else "cpu")
     return train_phases(config, splits, folder.storage, Workers(device=device, stop=stop), receive)
 

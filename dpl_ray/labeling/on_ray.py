@@ -126,7 +126,7 @@ def _stream(
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    memory = BYTES_PER_ACTOR * scale.num_workers
+    memory = BYTES_PER_ACTOR * (scale.num_workers or 1)
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
     # The plan by itself: what reads has no use for the model, nor for torch, which it would have to import for it.
@@ -145,7 +145,7 @@ def _dataset(shared: Shared, blocks: list[int], settings: DecodeSettings, scale:
     import ray
     from ray.data import ActorPoolStrategy
 
-    num_actors = min(scale.num_workers, len(blocks))  # Ray warns of those that would have nothing to do
+    num_actors = min(scale.num_workers or 1, len(blocks))  # Ray warns of those that would have nothing to do
     # No reading task, which would ask for a whole CPU: the numbers are put into the object store from here.
     numbers = ray.data.from_items(blocks, override_num_blocks=len(blocks))
     return numbers.map_batches(

@@ -3,7 +3,7 @@
 May import: store, config, torch.
 """
 
-from dpl_ray.models.classifier import Classifier, build_model, check_model
+from dpl_ray.models.classifier import Classifier, build_model, check_model, count_forward_operations
 from dpl_ray.models.libraries import library_of
 
-__all__ = ["Classifier", "build_model", "check_model", "library_of"]
+__all__ = ["Classifier", "build_model", "check_model", "count_forward_operations", "library_of"]

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dpl_ray.config.schema import Config, ModelConfig
 from dpl_ray.models.feature_head import FeatureHead
@@ -114,7 +115,7 @@ def check_model(config: Config, channels: int, image_size: tuple[int, int], num_
         ValueError: the network has no linear layer to replace, does not take such images, or normalizes over the
             batch and is left with a single value.
     """
-    num_workers = max(1, config.scale.num_workers)
+    num_workers = config.scale.num_workers or 1
     one_each = config.train.batch_size == num_workers
     if config.model.name == "wide_resnet" and not one_each:
         return  # it takes every image that the configuration lets through
@@ -146,6 +147,16 @@ def check_model(config: Config, channels: int, image_size: tuple[int, int], num_
             f"normalizes over the batch what is a single value for {pixels}; "
             f"train.batch_size={2 * num_workers} would do, or a larger data.image_size{group}"
         ) from None
+
+
+def count_forward_operations(config: ModelConfig, channels: int, image_size: Sequence[int], num_classes: int) -> int:
+    """Floating-point operations of a pass of one image without gradient, of those that `FlopCounterMode` counts."""
+    with torch.device("meta"):  # shapes alone
+        model = build_model(config.model_copy(update={"weights": None}), channels, num_classes).eval()
+        images = torch.zeros(1, channels, *image_size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    return int(counter.get_total_flops())
 
 
 class _GreyToColour(nn.Module):

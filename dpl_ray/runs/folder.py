@@ -121,8 +121,11 @@ def writable_folder(path: str, name: str | None) -> Storage:
     return folder
 
 
-def check_run(config: Config) -> None:
+def check_run(config: Config) -> dict[str, Any]:
     """What can be told before the data are read: whether the run has a place, and is not another one. Writes nothing.
+
+    Returns:
+        The configuration that a run has which goes on; empty where it is new.
 
     Raises:
         ValueError: run.storage_path cannot be written, or something else of this name exists, or a run with another
@@ -133,9 +136,10 @@ def check_run(config: Config) -> None:
     if name:
         check_kind(folder, RUN_FILE)
     saved = folder / "config.yaml"
-    old = yaml.safe_load(saved.read()) if name and saved.exists() else None
+    old: dict[str, Any] = yaml.safe_load(saved.read()) if name and saved.exists() else {}
     if old:
         check_same(name, "run", old, config.model_dump(mode="json"))
+    return old
 
 
 def check_kind(folder: Storage, file: str) -> None:

@@ -65,7 +65,7 @@ ALLOWED = (
 
 def arguments(folder: Path, *overrides: str) -> list[str]:
     fixed = [f"train.num_steps={NUM_STEPS}", "train.log_every=10", "train.checkpoint_every=50", "model.width=1"]
-    return [*fixed, "train.batch_size=4", f"run.storage_path={folder}", "run.name=demo", *overrides]
+    return [*fixed, "train.batch_size=4", "scale=local", f"run.storage_path={folder}", "run.name=demo", *overrides]
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_after_a_killed_worker_and_an_interruption_the_run_ends_with_the_same_we
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_with_one_line_and_its_status(number: signal.Signals, status: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipelines.train", "train.num_steps=100000", "train.baseline=false"]
+    command = [sys.executable, "-m", "pipelines.train", "train.num_steps=100000", "train.baseline=false", "scale=local"]
     command += [f"run.storage_path={tmp_path}", "run.name=long", "tracking.enabled=false"]
     # Ctrl-C means nothing to what a shell has started in the background, as these tests may have been.
     process = subprocess.Popen(

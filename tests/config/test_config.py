@@ -49,7 +49,7 @@ def test_defaults_are_valid() -> None:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(group: str, option: str) -> None:
     config = load_config([f"{group}={option}", *needed(group, option)])
-    assert field_at(config, "scale.num_workers" if group == "scale" else f"{group}.name") is not None
+    assert field_at(config, "scale.cpus_per_worker" if group == "scale" else f"{group}.name") is not None
     for field, value in option_values(group, option).items():
         assert yaml.safe_load(value) == field_at(config, field), "the recipe is what --help says it sets"
     assert parse_config(yaml.safe_load(to_yaml(config))) == config
@@ -64,7 +64,7 @@ def test_default_options() -> None:
     assert default_options().keys() == list_groups().keys()
     config = load_config()
     assert config == load_config([f"{group}={option}" for group, option in default_options().items()])
-    assert (config.data.name, config.policy.name, config.scale.num_workers) == ("digits", "dpl", 2)
+    assert (config.data.name, config.policy.name, config.scale.num_workers) == ("digits", "dpl", None)
 
 
 def test_names_agree_with_the_files_and_the_code() -> None:
@@ -122,8 +122,8 @@ def test_mistakes_in_a_tree(tree: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("size", [15, 1])
 def test_a_batch_must_divide_by_the_workers(size: int) -> None:
     with pytest.raises(ValueError, match=f"train.batch_size={size}: .* scale.num_workers=2; .* would"):
-        parse_config({"train": {"batch_size": size}})
-    for workers in (0, 1):
+        parse_config({"train": {"batch_size": size}, "scale": {"num_workers": 2}})
+    for workers in (None, 0, 1):
         assert parse_config({"train": {"batch_size": size}, "scale": {"num_workers": workers}})
 
 

@@ -135,6 +135,7 @@ def test_the_best_is_a_configuration_that_training_takes_unchanged(tmp_path: Pat
     best = result.trials[0].values
     assert (config.optim.learning_rate, config.train.mu) == (best["optim.learning_rate"], best["train.mu"])
     assert (config.train.num_steps, config.data.validation_fraction, config.run.name) == (6, 0.5, None)
+    assert config.scale.num_workers is None, "of a trial's one worker"
     again = fit(load_config([f"config={result.best}", "scale.num_workers=0", "train.baseline=false"]))
     assert again.metrics["validation/accuracy"] == result.trials[0].accuracy, "it is the trial, trained again"
     assert "eval/accuracy" in again.metrics

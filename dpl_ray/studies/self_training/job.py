@@ -47,6 +47,7 @@ from dpl_ray.studies.self_training.folder import Round, stop_reason
 from dpl_ray.studies.self_training.report import draw_rounds, rounds_csv, rounds_table
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.tracker import Tracker
+from dpl_ray.training.checkpoint_folder import load_config_and_info
 
 TRAINING, LABELS = "training", "labels"  # folders of a round
 
@@ -281,6 +282,9 @@ class SelfTraining(Study[Round]):
 
 def _label_config(config: Config, checkpoint: str, output: str) -> LabelConfig:
     scale = config.scale
+    num_workers = scale.num_workers
+    if num_workers is None:  # where it is trained, it labels
+        num_workers = load_config_and_info(Storage(checkpoint))[0].scale.num_workers
     assert config.data.unlabeled is not None, "it was checked"
     return LabelConfig(
         checkpoint=checkpoint,
@@ -289,7 +293,7 @@ def _label_config(config: Config, checkpoint: str, output: str) -> LabelConfig:
         image_column=config.data.image_column,
         max_bad_fraction=config.data.max_bad_fraction,
         scale=LabelScaleConfig(
-            num_workers=None if scale.num_workers else 0, use_gpu=scale.use_gpu, address=scale.address
+            num_workers=0 if num_workers == 0 else None, use_gpu=scale.use_gpu, address=scale.address
         ),
         tracking=TrackingConfig(enabled=False),
     )

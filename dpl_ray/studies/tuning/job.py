@@ -229,7 +229,8 @@ class Search(Study[TrialResult]):
 
     def _best_yaml(self, best: TrialResult) -> str:
         """A training run of its own, with a name of its own: not in the folder of the search."""
-        config = with_values(self.config, best.values).changed(run={"name": None}, train={"baseline": True})
+        own = {"run": {"name": None}, "train": {"baseline": True}, "scale": {"num_workers": None}}
+        config = with_values(self.config, best.values).changed(**own)
         return (
             f"# {best.name} of {self.name}: accuracy {best.accuracy:.4f} on held-out labelled images\n"
             f"# dpl-ray train config={self.storage / 'best.yaml'}\n" + to_yaml(config)
