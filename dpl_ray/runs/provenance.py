@@ -61,6 +61,8 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def git_commit() -> str:
     """Short hash of the checkout that runs, with `+changes` where its code has any; `unknown` outside of one."""
     root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # an installed package may lie below another project's checkout
+        return "unknown"
     try:
         run = [
             subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
