@@ -16,6 +16,8 @@ import json
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -66,8 +68,9 @@ def export_model(checkpoint: Storage, folder: Storage) -> None:
         ValueError: the checkpoint is damaged.
         RuntimeError: torch.export cannot trace the network.
     """
-    import mlflow.pyfunc
-    import mlflow.pytorch
+    with _root_logger_as_it_is():
+        import mlflow.pyfunc
+        import mlflow.pytorch
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
     from mlflow.types.schema import Map
@@ -131,6 +134,16 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0).copy()).save(buffer, "png")
     return buffer.getvalue()
+
+
+@contextmanager
+def _root_logger_as_it_is() -> Iterator[None]:
+    """The root logger is the program's that calls this; mlflow.pytorch configures it when it is imported."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 def record_model(tracker: Tracker, registry: RegistryConfig, checkpoint: Storage, folder: Storage) -> None:

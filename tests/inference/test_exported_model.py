@@ -86,6 +86,18 @@ print(json.dumps([answers, model.metadata.metadata["class_names"]]))
     assert np.array(answers["graph"]) == pytest.approx(expected["images"].probabilities, abs=1e-5)
 
 
+def test_the_root_logger_stays_that_of_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dpl_ray.inference.exported_model import export_model
+
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])  # as of a program that has none; pytest has
+    monkeypatch.setattr(root, "level", logging.INFO)
+    monkeypatch.delitem(sys.modules, "mlflow.pytorch", raising=False)  # so that it is imported here
+    with pytest.raises(ValueError, match="checkpoint"):
+        export_model(Storage(str(tmp_path)), Storage(str(tmp_path)))
+    assert (root.level, root.handlers) == (logging.INFO, [])
+
+
 def test_a_model_that_cannot_be_exported_costs_a_warning(tmp_path: Path, mlflow_uri: str) -> None:
     from dpl_ray.inference.exported_model import record_model
 
