@@ -5,7 +5,7 @@ Imports no torch, so that a wrong path is answered before it is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
@@ -27,8 +27,8 @@ Item = tuple[str, Payload | NDArray]
 """Id, and an image that is encoded, opened by Pillow or an array."""
 
 
-def list_images(given: str, image_column: str) -> PoolFiles:
-    """The files of a path, a folder, a glob or a URI.
+def list_images(given: str | Sequence[str], image_column: str) -> PoolFiles:
+    """The files of a path, a folder, a glob or a URI, or of a list of these, each file once.
 
     Raises:
         ValueError: there is no such place, or nothing in it that may be an image.

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from rich.console import Console
 from rich.table import Table
 
+from dpl_ray.config.section import shown
 from dpl_ray.data.files import as_text
 from dpl_ray.inference.images import list_images
 from dpl_ray.inference.predictions import COLUMNS
@@ -37,7 +38,7 @@ def predict_files(config: PredictConfig, console: Console) -> None:
     image_column = config.image_column or trained.data.image_column
     files = list_images(config.images, image_column)
     left_out = f"; left out: {as_text(files.left_out)}" if files.left_out else ""
-    show(console, f"{checkpoint}: {len(files):,} image{'s' * (len(files) != 1)}, from {config.images}{left_out}")
+    show(console, f"{checkpoint}: {len(files):,} image{'s' * (len(files) != 1)}, from {shown(config.images)}{left_out}")
     from dpl_ray.inference.predictor import load_checkpoint  # late, with torch: a mistake is answered before
 
     lines, first, bad = [HEADER], list[tuple[str, ...]](), dict[str, str]()

@@ -14,7 +14,9 @@ class PredictConfig(Section):
     """All fields of `dpl-ray predict`."""
 
     checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
-    images: str = Field("", description="a photo, a folder, a glob or parquet files, s3:// too; required")
+    images: str | tuple[str, ...] = Field(
+        "", description="a photo, a folder, a glob or parquet files, s3:// too, or a list of them; required"
+    )
     output: str | None = Field(None, description="CSV file of the predictions; null: they are shown and not kept")
     image_column: str | None = Field(None, description="parquet column of the images; null: the one of training")
     batch_size: int = Field(256, ge=1, description="images that pass through the model at once")
@@ -49,7 +51,8 @@ def load_predicting(overrides: Sequence[str] = ()) -> PredictConfig:
     Raises:
         ValueError: naming the field, the value and what would be right.
     """
-    return load_section(PredictConfig, overrides, {"checkpoint": "runs/NAME", "images": "photos"})
+    required, instead = {"checkpoint": "runs/NAME", "images": "photos"}, {"pool": "images", "sample": "images"}
+    return load_section(PredictConfig, overrides, required, instead=instead)
 
 
 def load_exporting(overrides: Sequence[str] = ()) -> ExportConfig:

@@ -321,7 +321,7 @@ def test_the_command_shows_photos_and_writes_a_table(checkpoint: str, photos: Pa
 
 def test_the_command_counts_classes_where_there_are_many(checkpoint: str, tmp_path: Path) -> None:
     write_parquet(tmp_path / "many.parquet", range(MAX_IMAGES + 1))
-    text = run(f"checkpoint={checkpoint}", f"images={tmp_path}/many.parquet", "batch_size=4")
+    text = run(f"checkpoint={checkpoint}", f"images=[{tmp_path}/many.parquet]", "batch_size=4")
     names = load_checkpoint(checkpoint).predict(tmp_path / "many.parquet").names
     lines = [line.split("│") for line in text.splitlines()]
     counts = {cells[1].strip(): int(cells[2]) for cells in lines if len(cells) == 6}
@@ -344,6 +344,7 @@ def test_an_output_that_holds_something_else_stays(checkpoint: str, photos: Path
     [
         (load_predicting, ["images=a"], "checkpoint is missing"),
         (load_predicting, ["checkpoint=a"], "images is missing"),
+        (load_predicting, ["checkpoint=a", "pool=b"], "there is no field pool; give images=b"),
         (load_predicting, ["checkpoint=a", "images=b", "output=c.txt"], r"output=c\.txt: must end in \.csv"),
         (load_exporting, ["checkpoint=a"], "output is missing"),
         (load_exporting, ["checkpoint=a", "output=model"], r"output=model: must end in \.onnx"),
