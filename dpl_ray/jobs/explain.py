@@ -19,6 +19,7 @@ from dpl_ray.data.pool.files import Rows, list_pool
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.data.sources import load_splits
 from dpl_ray.page.html import Page, Section, Table, render_page
+from dpl_ray.page.pictures import encode_png
 from dpl_ray.page.result import Result
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
@@ -276,7 +277,6 @@ def _views(image: NDArray[np.uint8], config: Config) -> dict[str, list[bytes]]:
     import torch
 
     from dpl_ray.data.augment import num_strong_uniforms, strong, weak
-    from dpl_ray.report.accuracy import encode_png
 
     settings = config.data.views
     images = torch.from_numpy(np.repeat(image[None], NUM_VIEWS, axis=0))

@@ -5,7 +5,6 @@ Legend: N images, C classes.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.page.html import MISSING, Section, Table
+from dpl_ray.page.pictures import encode_png
 from dpl_ray.page.plots import cut, draw
 from dpl_ray.report.verdict import wilson_interval
 from dpl_ray.training.predictions import NUM_BINS, Predictions, confidence_bins
@@ -22,7 +22,6 @@ NUM_PICTURES = 12  # of each sheet
 MAX_NAMED = 20  # classes of a confusion matrix with names and counts in it
 MAX_CONFUSIONS = 10
 MAX_ROWS = 20
-MAX_PIXELS = 96  # of a picture's longer side
 
 
 def calibration_section(test: ImageSet, found: Predictions, ece: float, baseline_ece: float | None) -> Section:
@@ -167,14 +166,3 @@ def _sample(test: ImageSet, found: Predictions, row: int, class_names: Sequence[
     confidence = f"{100 * found.confidence[row]:.1f} %"
     text = f"{said}, {confidence}" if said == true else f"said {said}, {confidence}; is {true}"
     return encode_png(test.images[row]), text, str(test.ids[row])
-
-
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """(1 or 3, H, W) to a PNG, made smaller where a side is longer than MAX_PIXELS."""
-    from PIL import Image
-
-    made = Image.fromarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, 2))
-    made.thumbnail((MAX_PIXELS, MAX_PIXELS))
-    buffer = io.BytesIO()
-    made.save(buffer, "png", optimize=True)
-    return buffer.getvalue()
