@@ -130,6 +130,9 @@ class DataConfig(Section):
         0.0, ge=0, lt=1, description="share of the labelled images held out for selection, by class"
     )
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share held out as test split where the data has none")
+    allow_overlap: bool = Field(
+        False, description="own images: train although test images are labelled ones too, and keep copies in the pool"
+    )
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="a larger share of unreadable images stops the run")
     pool: PoolConfig = Field(PoolConfig(), description="how the unlabelled images reach the steps")
     views: ViewsConfig = Field(ViewsConfig(), description="weak and strong views")

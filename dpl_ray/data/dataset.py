@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,25 @@ class BadImage:
     reason: str
 
 
+class Conflict(NamedTuple):
+    """One image under two labels: ids and class names."""
+
+    first_id: str
+    first_class: str
+    second_id: str
+    second_class: str
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Images of equal pixels in the user's own data; nothing is left out with data.allow_overlap."""
+
+    num_pool: int = 0  # left out of the pool: copies of labelled or test images
+    num_labeled: int = 0  # labelled images that are copies of others with the same label: left out
+    num_test: int = 0  # test images that are labelled ones too, with data.allow_overlap
+    conflicts: tuple[Conflict, ...] = ()
+
+
 @dataclass(frozen=True)
 class Source:
     """What a data set or the user's files hold, before it is split."""
@@ -70,6 +89,7 @@ class Source:
     train_pseudo_labels: NDArray[np.int64] | None = None  # (N,) of `train`, for those that are not chosen as labelled
     pseudo_labels_alone: bool = False  # the targets of `train` are pseudo-labels
     left_out: Mapping[str, int] = field(default_factory=dict)  # files that are no images, by extension
+    copies: Copies = Copies()
 
 
 @dataclass(frozen=True)
@@ -88,6 +108,7 @@ class Splits:
     bad: tuple[BadImage, ...]
     num_pseudo_labeled: int = 0  # of `labeled`: those whose targets are pseudo-labels of data.labels
     left_out: Mapping[str, int] = field(default_factory=dict)  # files that are no images, by extension
+    copies: Copies = Copies()
 
     def fingerprint(self) -> str:
         """Hex digest of names, targets and pixels of all four sets: equal where a run would see the same data.

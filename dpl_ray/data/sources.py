@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.classes import check_class_names, find_class_names, find_targets
+from dpl_ray.data.copies import without_copies
 from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
 from dpl_ray.data.decode import DecodeSettings, Payload
 from dpl_ray.data.decode_many import check_same_size, decode_many
@@ -67,7 +68,7 @@ def load_splits(
                 "data=arrays: those images were in memory; fit_arrays of Python takes them, and files take "
                 "data=image_folder or data=parquet"
             )
-        return split(read(data), data, seed=seed, uses_unlabeled=uses_unlabeled)
+        return split(without_copies(read(data), data), data, seed=seed, uses_unlabeled=uses_unlabeled)
     if data.name == "features":
         source = read_features(data, reads_unlabeled=reads_unlabeled)
         return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
@@ -81,7 +82,7 @@ def load_splits(
     files = list_unlabeled(data, listed.index_names) if reads_unlabeled and data.unlabeled is not None else None
     if should_stream(data, listed.train, len(listed.train.ids) + (len(files) if files else 0)):
         return _read_streamed(data, listed, files, seed=seed, uses_unlabeled=uses_unlabeled)
-    source = _read_own(data, listed, files, seed=seed, uses_unlabeled=uses_unlabeled)
+    source = without_copies(_read_own(data, listed, files, seed=seed, uses_unlabeled=uses_unlabeled), data)
     return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
 
 
@@ -213,6 +214,22 @@ def _read_streamed(
     reader = Reader(data, listed.class_names, len(chosen) + len(pool) + num_listed, listed.left_out(files))
     read = reader.read(listed.train.without(set(ids[rest].tolist())).rows(targets[chosen]))
     test, selected = reader.read_test(listed.test), reader.read(listed.selected.rows()) if listed.selected else None
+    rank = np.full(len(read), -1)
+    for place, rows in enumerate((plan.labeled, plan.validation, plan.test)):
+        rank[np.isin(read.ids, ids[rows])] = place
+    source = without_copies(
+        Source(
+            listed.name,
+            listed.class_names,
+            read,
+            test=test,
+            selected=selected,
+            pseudo_labels_alone=data.train is None,
+        ),
+        data,
+        rank,
+    )
+    read, selected = source.train, source.selected
     labeled, validation, held_out, pseudo_labeled = (
         read.subset(np.flatnonzero(np.isin(read.ids, ids[rows])))
         for rows in (plan.labeled, plan.validation, plan.test, moved)
@@ -234,6 +251,7 @@ def _read_streamed(
         bad=tuple(reader.bad),
         num_pseudo_labeled=len(pseudo_labeled if data.train else labeled),
         left_out=reader.left_out,
+        copies=source.copies,
     )
 
 

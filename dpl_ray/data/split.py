@@ -44,7 +44,7 @@ def split(source: Source, data: DataConfig, *, seed: int, uses_unlabeled: bool) 
     pool = source.unlabeled or empty_like(source.train)
     pseudo_labeled, rest = _pseudo_labeled(source, plan.unlabeled)
     if uses_unlabeled:
-        check_pool(len(rest) + len(pool), data, source.name)
+        check_pool(len(rest) + len(pool), data, source.name, num_copies=source.copies.num_pool)
     labeled = source.train.subset(plan.labeled)
     return Splits(
         labeled=concatenate(labeled, pseudo_labeled),
@@ -55,6 +55,7 @@ def split(source: Source, data: DataConfig, *, seed: int, uses_unlabeled: bool) 
         bad=source.bad,
         num_pseudo_labeled=len(labeled) if source.pseudo_labels_alone else len(pseudo_labeled),
         left_out=source.left_out,
+        copies=source.copies,
     )
 
 
@@ -124,8 +125,12 @@ def plan_split(
     return Plan(labeled=taken[0], unlabeled=unlabeled, validation=taken[1], test=taken[2])
 
 
-def check_pool(num_unlabeled: int, data: DataConfig, name: str) -> None:
-    """Refuse a pool without an image: the policy learns from it."""
+def check_pool(num_unlabeled: int, data: DataConfig, name: str, *, num_copies: int = 0) -> None:
+    """Refuse a pool without an image: the policy learns from it.
+
+    Args:
+        num_copies: images of the pool that were left out, because they are copies of labelled or test images.
+    """
     if num_unlabeled:
         return
     if data.labels is not None:
@@ -133,15 +138,16 @@ def check_pool(num_unlabeled: int, data: DataConfig, name: str) -> None:
             f"data.labels={data.labels}: the whole pool is trained on with pseudo-labels, and no unlabelled image is "
             "left to learn from; data.labels_per_class leaves some, and policy=supervised needs none"
         )
+    gone = f" ({num_copies:,} copies of labelled or test images are left out)" if num_copies else ""
     if data.name == "arrays":
         raise ValueError(
-            "unlabeled=None: there is no unlabelled image to learn from; give some, label images -1, or set "
+            f"unlabeled=None: there is no unlabelled image to learn from{gone}; give some, label images -1, or set "
             "data.num_labels_per_class to a few labels a class"
         )
     if data.name in ("image_folder", "parquet"):
         raise ValueError(
-            f"data.unlabeled={shown(data.unlabeled)}: there is no unlabelled image to learn from; set data.unlabeled "
-            "to a folder, glob or parquet of them, or data.num_labels_per_class to a few labels a class; "
+            f"data.unlabeled={shown(data.unlabeled)}: there is no unlabelled image to learn from{gone}; set "
+            "data.unlabeled to a folder, glob or parquet of them, or data.num_labels_per_class to a few labels a class; "
             "policy=supervised needs none"
         )
     number = data.num_labels_per_class or "null"

@@ -61,6 +61,7 @@ FREE_FIELDS = (
     "data.root",
     "data.download",
     "data.max_bad_fraction",
+    "data.allow_overlap",  # the fingerprint says whether it is the same data
     "data.pool.memory_share",
     "data.pool.windows_ahead",
 )

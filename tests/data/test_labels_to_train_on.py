@@ -182,7 +182,7 @@ def test_a_test_set_within_the_pool(tmp_path: Path, pool: Pool) -> None:
         pool=pool.path.parent,
     )
     write_pool(pool.path.parent / "x")
-    splits = load(train=pool.train, test=test, labels=labels)
+    splits = load(train=pool.train, test=test, labels=labels, allow_overlap=True)
     assert splits.num_pseudo_labeled == 1
     assert ids[0] in splits.test.ids
     assert ids[0] not in splits.labeled.ids

@@ -22,7 +22,8 @@ from tests.data.test_sources import all_labels, fails, load, write_folder
 def pool_ids(*places: object, mode: str = "memory", **fields: Any) -> list[str]:
     """Ids of the pool of these places."""
     unlabeled = tuple(map(str, places)) if len(places) > 1 else str(places[0])
-    pool = load(unlabeled=unlabeled, pool={"mode": mode}, image_size=4, uses_unlabeled=True, **fields).unlabeled
+    given = {"unlabeled": unlabeled, "pool": {"mode": mode}, "image_size": 4, "allow_overlap": True} | fields
+    pool = load(uses_unlabeled=True, **given).unlabeled
     if isinstance(pool, ImageSet):
         return [str(sample_id) for sample_id in pool.ids]
     assert isinstance(pool, StreamedPool)

@@ -106,7 +106,7 @@ def read_streamed(pool: StreamedPool) -> tuple[ImageSet, list[BadImage]]:
 
 
 def load(folder: Path, pool: Path, mode: str) -> Splits:
-    data = digits_like(folder, mode, unlabeled=str(pool), max_bad_fraction=1.0).data
+    data = digits_like(folder, mode, unlabeled=str(pool), max_bad_fraction=1.0, allow_overlap=True).data
     return load_splits(data, seed=0)
 
 

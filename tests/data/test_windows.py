@@ -245,8 +245,8 @@ def test_a_folder_and_a_csv_are_streamed_too(tmp_path: Path) -> None:
 def test_a_pool_of_images_and_parquet_is_both(tmp_path: Path, mode: str) -> None:
     config = digits_like(tmp_path, mode, unlabeled=str(tmp_path / "mixed"))
     (tmp_path / "mixed").mkdir()
-    write_images(tmp_path / "mixed" / "a.parquet", range(10))
-    (tmp_path / "mixed" / "b.png").write_bytes(png(20))
+    write_images(tmp_path / "mixed" / "a.parquet", range(200, 210))
+    (tmp_path / "mixed" / "b.png").write_bytes(png(220))
     pool = load_splits(config.data, seed=0).unlabeled
     rest = load_splits(config.data.model_copy(update={"unlabeled": None}), seed=0).unlabeled
     assert len(pool) == len(rest) + 11
@@ -347,7 +347,7 @@ def test_bad_images_of_an_earlier_start_count_where_a_run_goes_on(
     digits_like(tmp_path, "stream")
     images = [b"no image" if number % 4 == 0 else png(number) for number in range(100)]
     write_images(tmp_path / "pool.parquet", range(40, 140), row_group_size=16, images=images)
-    write_images(tmp_path / "test.parquet", range(4), images=[b"", *map(png, range(3))])
+    write_images(tmp_path / "test.parquet", range(4), images=[b"", *map(png, range(200, 203))])
     given = {"num_labels_per_class": None, "test": str(tmp_path / "test.parquet"), "max_bad_fraction": 0.3}
     config = digits_like(tmp_path, "stream", **given)
     whole, again = fit(config), fit_broken_off(config, monkeypatch)
@@ -376,7 +376,7 @@ def test_a_column_that_no_file_has_is_refused_and_one_that_some_have_not(tmp_pat
     pq.write_table(pa.table({"picture": [png(1)]}), tmp_path / "pool" / "a.parquet")
     with pytest.raises(ValueError, match=r"data.image_column=image: .*a.parquet has no such column but picture"):
         load_splits(data, seed=0)
-    write_images(tmp_path / "pool" / "b.parquet", [2])
+    write_images(tmp_path / "pool" / "b.parquet", [200])
     rest = load_splits(data.model_copy(update={"unlabeled": None}), seed=0).unlabeled
     splits = load_splits(data, seed=0)
     assert len(splits.unlabeled) + len(splits.bad) == len(rest) + 2

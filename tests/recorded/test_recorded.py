@@ -130,7 +130,7 @@ def test_labels_are_finished_and_trained_on(here: Path, console: Console, monkey
     for path in photos:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(here / "pool" / f"{path.stem}.png", path)
-    data = ("data=image_folder", "data.train=photos", "data.image_size=8", "data.channels=1")
+    data = ("data=image_folder", "data.train=photos", "data.image_size=8", "data.channels=1", "data.allow_overlap=true")
     pool = ("data.unlabeled=pool", "data.labels=labels", "data.labels_per_class=8")
     config = load_config([*data, *pool, *SMALL, "train.num_steps=1", "train.baseline=false", "run.name=student"])
     fit(config)
