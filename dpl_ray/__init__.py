@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpl_ray.checking.job import CheckResult, check
     from dpl_ray.config.compose import load_config
     from dpl_ray.config.schema import Config
     from dpl_ray.embedding.config import EmbedConfig
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from dpl_ray.tracking.sync import SyncResult, sync_tracking
 
 __all__ = [
+    "CheckResult",
     "CompareConfig",
     "CompareResult",
     "Config",
@@ -49,6 +51,7 @@ __all__ = [
     "SelfTrainingClassifier",
     "SyncResult",
     "__version__",
+    "check",
     "compare",
     "embed",
     "explain",
@@ -68,6 +71,7 @@ except PackageNotFoundError:  # a checkout that nobody installed, as the working
     __version__ = "0+unknown"
 
 _HOME = {
+    "CheckResult": "checking.job",
     "CompareConfig": "studies.comparison.config",
     "CompareResult": "studies.comparison.job",
     "Config": "config.schema",
@@ -85,6 +89,7 @@ _HOME = {
     "SelfTrainResult": "studies.self_training.job",
     "SelfTrainingClassifier": "jobs.estimator",
     "SyncResult": "tracking.sync",
+    "check": "checking.job",
     "compare": "studies.comparison.job",
     "embed": "embedding.job",
     "explain": "jobs.explain",

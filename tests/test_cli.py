@@ -191,7 +191,7 @@ def test_a_command_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: py
         cli.main()
     assert ended.value.code == 2
     errors = capsys.readouterr().err
-    assert errors.startswith("error: tran: there is no such command; known: train, ")
+    assert errors.startswith("error: tran: there is no such command; known: check, train, ")
     assert errors.endswith("; did you mean train?\n")
 
 

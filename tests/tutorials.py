@@ -40,6 +40,7 @@ IN_PROCESS = "scale.num_workers=0"
 #: Command -> what is changed in it, so that it takes seconds; all else is as it is written.
 SMALL = {
     "train": ("train.num_steps=2", IN_PROCESS),
+    "check": (),
     "predict": (),
     "explain": (),
     "label": (IN_PROCESS,),

@@ -17,7 +17,10 @@ from dpl_ray.config.section import suggest
 from dpl_ray.page.console import show
 
 WRONG_USE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
-NAMES = ("train", "predict", "label", "compare", "tune", "self-train", "embed", "explain", "export", "sync-tracking")
+NAMES = (
+    "check", "train", "predict", "label", "compare", "tune", "self-train", "embed", "explain", "export",
+    "sync-tracking",
+)  # fmt: skip
 
 
 def commands() -> dict[str, Command]:

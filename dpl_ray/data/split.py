@@ -147,8 +147,8 @@ def check_pool(num_unlabeled: int, data: DataConfig, name: str, *, num_copies: i
     if data.name in ("image_folder", "parquet"):
         raise ValueError(
             f"data.unlabeled={shown(data.unlabeled)}: there is no unlabelled image to learn from{gone}; set "
-            "data.unlabeled to a folder, glob or parquet of them, or data.num_labels_per_class to a few labels a class; "
-            "policy=supervised needs none"
+            "data.unlabeled to a folder, glob or parquet of them, or data.num_labels_per_class to a few labels a "
+            "class; policy=supervised needs none"
         )
     number = data.num_labels_per_class or "null"
     raise ValueError(

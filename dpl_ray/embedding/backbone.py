@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import safetensors.torch
 
+from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.features import SPEC_FILE, WEIGHTS_FILE, Spec
 from dpl_ray.embedding.config import EmbedConfig
-from dpl_ray.jobs.checks import settle_model
 from dpl_ray.models import Classifier, build_model, check_model
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import load_classifier

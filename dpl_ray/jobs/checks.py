@@ -1,76 +1,12 @@
-"""What is refused of any job that trains, before it begins: a network and a folder that do not fit."""
+"""What is refused of any job that trains, before it begins: a folder that does not fit."""
 
 from __future__ import annotations
 
 from dpl_ray.cluster.connect import check_shared
 from dpl_ray.config.schema import Config
-from dpl_ray.data.dataset import Splits
-from dpl_ray.data.features import read_spec
-
-MOST_TIMES = 100  # that a step may take an image of the pool
-
-
-def settle_model(config: Config) -> Config:
-    """The configuration with the image size and interpolation of its pretrained weights, where it says nothing of them.
-
-    torch is loaded only to look into a library of networks.
-
-    Raises:
-        ValueError: the library has no such network or weights, or these do not fit.
-    """
-    if config.model.name == "wide_resnet":
-        return config
-    if config.model.name == "head":
-        return _settle_head(config)
-    from dpl_ray.models import library_of
-
-    library = library_of(config.model)
-    library.check(config.model)
-    expected = library.preprocessing(config.model)
-    if expected is None:
-        return config
-    data = config.data
-    return config.changed(
-        data={
-            "image_size": data.image_size or expected.image_size,
-            "interpolation": data.interpolation or expected.interpolation,
-        }
-    )
-
-
-def _settle_head(config: Config) -> Config:
-    """With the size of the features; `ValueError` where it is another one than the configuration has."""
-    assert config.data.train is not None, "the configuration requires it"
-    spec = read_spec("data.train", config.data.train)
-    if config.model.num_features not in (None, spec.num_features):
-        raise ValueError(
-            f"model.num_features={config.model.num_features}: the features of data.train have {spec.num_features} "
-            "numbers; leave it null"
-        )
-    return config.changed(model={"num_features": spec.num_features})
 
 
 def check_storage(config: Config) -> None:
     """Refuse a folder that the workers would not share."""
     if config.scale.num_workers != 0:
         check_shared(config.scale, "run.storage_path", config.run.storage_path)
-
-
-def check_pool_size(config: Config, splits: Splits) -> None:
-    """Refuse steps that take every image of the pool many times."""
-    size, pool_size = config.train.batch_size * config.train.mu, len(splits.unlabeled)
-    if config.policy.name != "supervised" and size > MOST_TIMES * pool_size:
-        most = max(1, pool_size // config.train.batch_size)
-        raise ValueError(
-            f"train.mu={config.train.mu}: a step takes {size:,} unlabelled images, train.mu for each of the "
-            f"train.batch_size={config.train.batch_size} labelled ones, and the pool has {pool_size:,}; "
-            f"train.mu={most} would do"
-        )
-
-
-def check_network(config: Config, splits: Splits) -> None:
-    """Refuse a network that does not take these images."""
-    from dpl_ray.models import check_model
-
-    channels, height, width = splits.labeled.images.shape[1:]
-    check_model(config, channels, (height, width), len(splits.class_names))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from dpl_ray.checking.findings import quick_findings, show_findings
+from dpl_ray.checking.settings import check_network, check_pool_size, settle_model
 from dpl_ray.cluster.connect import check_readers, checked_resources, cluster_address
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.given import read_given
@@ -21,7 +23,7 @@ from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.data.dataset import ImageSet, Source, Splits
 from dpl_ray.data.files import as_text
 from dpl_ray.data.sources import load_splits
-from dpl_ray.jobs.checks import check_network, check_pool_size, check_storage, settle_model
+from dpl_ray.jobs.checks import check_storage
 from dpl_ray.jobs.phases import run_phases
 from dpl_ray.jobs.placement import place, threads_of
 from dpl_ray.page.console import Progress, open_console, show
@@ -110,6 +112,7 @@ def run_training(
                 result = _result(folder, uri)
                 _warn_if_unregistered(config, result)
             else:
+                show_findings(console, quick_findings(config, splits))
                 with _named(config, folder), threads_of(config.scale):
                     result = _train(config, splits, folder, uri, console, has_page)
     for table in result_tables(config.policy.name, result.metrics, result.baseline, result.thresholds):

@@ -27,9 +27,13 @@ def open_console(console: Console | bool | None) -> Console:
     return console if isinstance(console, Console) else Console(quiet=not console)
 
 
-def show(console: Console, text: str, *, style: str = "") -> None:
-    """Text as it is; a pipe gets whole lines."""
-    console.print(Text(text, style=style), soft_wrap=True)
+def show(console: Console, text: str, *, style: str = "", wraps: bool = False) -> None:
+    """Text as it is; a pipe gets whole lines.
+
+    Args:
+        wraps: on a terminal, between words.
+    """
+    console.print(Text(text, style=style), soft_wrap=not (wraps and console.is_terminal))
 
 
 def console_table(

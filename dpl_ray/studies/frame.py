@@ -16,9 +16,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from dpl_ray.checking.findings import Finding, show_findings
+from dpl_ray.checking.settings import settle_model
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.schema import Config, ScaleConfig
-from dpl_ray.jobs.checks import check_storage, settle_model
+from dpl_ray.jobs.checks import check_storage
 from dpl_ray.page.console import show
 from dpl_ray.runs.folder import FREE, check_kind, check_same, writable_folder
 from dpl_ray.runs.provenance import describe_code
@@ -68,6 +70,7 @@ class Study(ABC, Generic[R]):
         self.config = settle_model(config)
         self.storage = writable_folder(config.run.storage_path, name)
         check_kind(self.storage, self.file)
+        self.findings: list[Finding] = []  # in the data, once they are read
         self.info: dict[str, Any] = {"command": None, "config": identity} | info
         self.resumed = (self.storage / self.file).exists()
         if self.resumed:
@@ -150,6 +153,7 @@ def run_study(study: Study[R], *, console: Console, command: str | None = None) 
         study.save_info()
         ended = [*study.ended()]
         show(console, study.headline())
+        show_findings(console, study.findings)
         journal, tags = Journal(study.storage), describe_code()
         if "data" in study.info:
             tags["data.fingerprint"] = study.info["data"]

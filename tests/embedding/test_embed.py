@@ -14,6 +14,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 
+from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import ViewsConfig
 from dpl_ray.data.augment import WEAK_UNIFORMS, num_strong_uniforms
@@ -24,7 +25,6 @@ from dpl_ray.data.views import strong, weak
 from dpl_ray.embedding.config import load_embedding
 from dpl_ray.embedding.job import EmbedResult, embed
 from dpl_ray.inference.predictor import load_checkpoint
-from dpl_ray.jobs.checks import settle_model
 from dpl_ray.jobs.fit import fit
 from dpl_ray.models import build_model
 from dpl_ray.training.evaluation import predict_probs

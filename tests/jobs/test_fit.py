@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
+from dpl_ray.checking.findings import Finding
 from dpl_ray.commands import cli, train
 from dpl_ray.config.schema import BESIDE_RUNS, Config
 from dpl_ray.data.batches import Batch
@@ -365,3 +366,13 @@ def test_the_command_ends_with_the_paths_and_writes_nothing_else(
     run_id = json.loads((tmp_path / "tiny" / "tracking.json").read_text())["run_id"]
     for text in (f"{tmp_path}/tiny/step-00000004", f"{tmp_path}/tiny/report.html", run_id):
         assert text in output
+
+
+def test_what_is_found_in_the_data_is_said_before_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpl_ray.jobs.fit.quick_findings", lambda config, splits: [Finding("note", "[red] told")])
+    monkeypatch.setattr("dpl_ray.jobs.fit.run_phases", lambda *_: 1 / 0)
+    output = io.StringIO()
+    overrides = ["model.width=1", f"run.storage_path={tmp_path}", "tracking.enabled=false", "scale.num_workers=0"]
+    with pytest.raises(ZeroDivisionError):
+        fit(overrides, console=Console(file=output, width=80))
+    assert output.getvalue().splitlines()[-1] == "note: [red] told"

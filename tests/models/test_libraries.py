@@ -16,10 +16,10 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torchvision.models import EfficientNet_B0_Weights, resnet18
 
+from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import ModelConfig
 from dpl_ray.data.decode import DecodeSettings, decode
-from dpl_ray.jobs.checks import settle_model
 from dpl_ray.models import Classifier, build_model, library_of
 from dpl_ray.models.weights import fit_weights
 from tests.builders import PRETRAINED

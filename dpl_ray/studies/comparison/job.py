@@ -15,13 +15,14 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from dpl_ray.checking.findings import quick_findings
+from dpl_ray.checking.settings import check_network, check_pool_size
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.given import read_study
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.jobs.checks import check_network, check_pool_size
 from dpl_ray.page.console import open_console
 from dpl_ray.page.result import Result, percent
 from dpl_ray.runs.folder import COMPARISON_FILE, check_same
@@ -141,7 +142,8 @@ class Comparison(Study[CellResult]):
     def check(self) -> None:
         if self.missing:
             check_room(self.config.scale, self.count_places)
-            self.load(self.missing[0])  # mistakes in the data are answered before a cell starts
+            splits = self.load(self.missing[0])  # mistakes in the data are answered before a cell starts
+            self.findings = quick_findings(self.config, splits)
 
     def count_places(self, nodes: Nodes, where: str) -> int:
         """Cells at once; `ValueError` where not one has room."""

@@ -16,13 +16,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dpl_ray.checking.findings import quick_findings
+from dpl_ray.checking.settings import check_network, check_pool_size
 from dpl_ray.cluster.connect import cluster_address
 from dpl_ray.config.given import read_study
 from dpl_ray.config.parse import to_yaml
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.jobs.checks import check_network, check_pool_size
 from dpl_ray.page.console import open_console
 from dpl_ray.page.result import Result, percent
 from dpl_ray.runs.folder import SEARCH_FILE, study_name
@@ -144,6 +145,7 @@ class Search(Study[TrialResult]):
                 "have changed since); take another run.name"
             )
         self.info["data"] = splits.fingerprint()
+        self.findings = quick_findings(self.config, splits)
         self.splits = without_test(splits)
 
     def count_places(self, nodes: Nodes, where: str) -> int:
