@@ -1,7 +1,7 @@
 """The model of a checkpoint in MLflow's format: a traced graph (pt2), settings (JSON), and the code that reads images.
 
 What loads it needs mlflow, torch, NumPy and Pillow, but neither this package nor pickle. What runs is that code alone:
-a copy of CODE, which lies in the model to be read. The graph by itself, for `mlflow.pytorch.load_model`, runs no code.
+a copy of CODE, which lies in the model to be read. The graph by itself, for `mlflow.pytorch.load_model`, holds no code.
 
 Legend: N images, C classes.
 """
