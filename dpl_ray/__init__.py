@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dpl_ray.jobs.fit_arrays import fit_arrays
     from dpl_ray.labeling.config import LabelConfig
     from dpl_ray.labeling.job import LabelResult, label_pool
+    from dpl_ray.quickstart.job import QuickstartResult, quickstart
     from dpl_ray.studies.comparison.config import CompareConfig
     from dpl_ray.studies.comparison.job import CompareResult, compare
     from dpl_ray.studies.self_training.config import SelfTrainConfig
@@ -44,6 +45,7 @@ __all__ = [
     "LabelResult",
     "Predictions",
     "Predictor",
+    "QuickstartResult",
     "SearchConfig",
     "SearchResult",
     "SelfTrainConfig",
@@ -60,6 +62,7 @@ __all__ = [
     "label_pool",
     "load_checkpoint",
     "load_config",
+    "quickstart",
     "search",
     "self_train",
     "sync_tracking",
@@ -83,6 +86,7 @@ _HOME = {
     "LabelResult": "labeling.job",
     "Predictions": "inference.predictions",
     "Predictor": "inference.predictor",
+    "QuickstartResult": "quickstart.job",
     "SearchConfig": "studies.tuning.config",
     "SearchResult": "studies.tuning.job",
     "SelfTrainConfig": "studies.self_training.config",
@@ -98,6 +102,7 @@ _HOME = {
     "label_pool": "labeling.job",
     "load_checkpoint": "inference.predictor",
     "load_config": "config.compose",
+    "quickstart": "quickstart.job",
     "search": "studies.tuning.job",
     "self_train": "studies.self_training.job",
     "sync_tracking": "tracking.sync",

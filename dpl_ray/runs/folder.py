@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from dpl_ray.training.records import Outcome, Record
 
 RUN_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"  # the final model in MLflow's format
 COMPARISON_FILE = "comparison.json"  # of a comparison's folder, which is no run's
 SELF_TRAINING_FILE = "self_train.json"  # of the folder of a self-training's rounds
@@ -136,7 +137,7 @@ def check_run(config: Config) -> dict[str, Any]:
     folder = writable_folder(config.run.storage_path, name)
     if name:
         check_kind(folder, RUN_FILE)
-    saved = folder / "config.yaml"
+    saved = folder / CONFIG_FILE
     old: dict[str, Any] = yaml.safe_load(saved.read()) if name and saved.exists() else {}
     if old:
         check_same(name, "run", old, config.model_dump(mode="json"))
@@ -203,7 +204,7 @@ class RunFolder:
             self._load()
         if not isinstance(splits.unlabeled, ImageSet):
             self._check_bad(config.data.max_bad_fraction, splits)
-        (self.storage / "config.yaml").write(to_yaml(config).encode())
+        (self.storage / CONFIG_FILE).write(to_yaml(config).encode())
         self.save_info()
         if splits.bad:
             self._add_bad(splits.bad)

@@ -1,0 +1,97 @@
+"""quickstart/job.py: from a folder to a report and predictions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from sklearn.datasets import load_digits
+
+import dpl_ray.quickstart.choices
+from dpl_ray.commands.cli import load_command
+from dpl_ray.config.compose import load_config
+from dpl_ray.quickstart.config import load_quickstart, seconds_of
+from dpl_ray.quickstart.job import quickstart
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Eight labelled and 20 unlabelled digits of each of two classes."""
+    digits, root = load_digits(), tmp_path / "my photos"
+    for digit in (3, 7):
+        for index, image in enumerate(digits.images[digits.target == digit][:28]):
+            folder = root / (f"digit {digit}" if index < 8 else "unlabelled")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((image * 255 / 16).astype(np.uint8)).save(folder / f"{digit}-{index}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dpl_ray.quickstart.choices, "MIN_STEPS", 1)
+    monkeypatch.setattr(dpl_ray.quickstart.choices, "MAX_STEPS", 4)
+
+
+def test_a_folder_becomes_a_report_predictions_and_commands(photos: Path, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    given = [f"run.storage_path={tmp_path / 'runs'}", "tracking.enabled=false", "scale.num_workers=0"]
+    result = quickstart(photos, "5min", overrides=given, console=console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    for word in ("unlabeled ", "train ", "size ", "network ", "steps ", "policy ", "test ", "views "):
+        assert f"\n{word}" in f"\n{said}", word
+    config = load_config([f"config={result.config}"])
+    assert (config.run.name, config.data.image_size, config.train.num_steps) == ("quickstart-my-photos", 8, 4)
+    assert Path(result.run.report).exists()
+    assert result.predictions is not None
+    with Path(result.predictions).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["path"] for row in rows) == sorted(map(str, (photos / "unlabelled").glob("*.png")))
+    assert {row["label"] for row in rows} <= {"digit 3", "digit 7"}
+    assert len(result.next_commands) == 3
+    for command in result.next_commands:
+        program, name, *arguments = shlex.split(command)
+        assert program == "dpl-ray"
+        load_command(name).load(arguments)  # raises where a field or value is wrong
+    # The same command goes on: nothing is chosen or trained again.
+    again = quickstart(photos, "5min", overrides=given, console=console)
+    assert "was chosen before" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert again.run.metrics == result.run.metrics
+
+
+def test_without_a_pool_the_supervised_model_is_trained(photos: Path, tmp_path: Path) -> None:
+    for path in (photos / "unlabelled").iterdir():
+        path.unlink()
+    (photos / "unlabelled").rmdir()
+    given = [f"run.storage_path={tmp_path / 'runs'}", "tracking.enabled=false", "scale.num_workers=0"]
+    result = quickstart(photos, overrides=given)
+    assert result.predictions is None
+    assert load_config([f"config={result.config}"]).policy.name == "supervised"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10min", 600), ("2h", 7200), ("1.5 min", 90), ("45 sec", 45)]
+)
+def test_a_budget_has_a_unit(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], r"^folder is missing: give the folder of your images"),
+        (["photos", "budget=10"], r"^budget=10: must be a number and a unit, as 90s, 10min or 2h"),
+        (["photos", "budget=5s"], r"^budget=5s: must be at least 30s"),
+        (["photos", "bugdet=5min"], r"^bugdet=5min: there is no field bugdet; did you mean budget\?"),
+        (["photos", "data.train=x"], r"^data\.train=x: quickstart finds that itself"),
+        (["photos", "train.num_steps=5"], r"^train\.num_steps=5: quickstart finds that itself"),
+    ],
+)
+def test_a_mistake_is_answered(given: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_quickstart(given)
