@@ -120,6 +120,7 @@ class SelfTrainingClassifier(ClassifierMixin, BaseEstimator):
         }
         saved = _Saved(temporary)
         fixed = ["scale.num_workers=0", "tracking.enabled=false", "train.baseline=false", f"policy={policy}"]
+        fixed += ["data.allow_overlap=true"]  # rows count as often as they are given
         overrides = [*fixed, *as_overrides(fields), *self.overrides]
         none = (images[:0], labels[:0])  # no test images: all labels are for training
         config, memory = compose(images, labels, None, none, overrides, {})

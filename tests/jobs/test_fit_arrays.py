@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import pickle
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
@@ -58,6 +60,13 @@ def test_other_data_sets_and_an_empty_pool_are_refused() -> None:
         fit_arrays(IMAGES, DIGITS.target[:200], scale={"num_workers": 0}, tracking={"enabled": False})
 
 
+def test_test_images_that_are_labelled_ones_too_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"the test images: 5 of its 5 images are copies of labelled ones, as test/0 of"
+    ):
+        fit_arrays(IMAGES, LABELS, test=(IMAGES[:5], LABELS[:5]), scale={"num_workers": 0}, tracking={"enabled": False})
+
+
 def classifier(**parameters: Any) -> SelfTrainingClassifier:
     fixed: dict[str, Any] = {"num_steps": 2, "batch_size": 4, "mu": 2, "overrides": ("model.width=1",)}
     return SelfTrainingClassifier(**fixed | parameters)
@@ -80,6 +89,15 @@ def test_the_estimator_predicts_what_its_checkpoint_does(tmp_path: Path) -> None
     as_floats = classifier(image_shape=(8, 8)).fit(DIGITS.data[:200], LABELS)
     assert as_floats.value_range_ == (0, 16)
     assert np.abs(as_floats.predict_proba(DIGITS.data[:200]) - probs).max() < 0.05, "to one level of grey"
+
+
+def test_an_estimator_trains_on_every_row_it_is_given() -> None:
+    output = io.StringIO()
+    twice = np.concatenate([IMAGES, IMAGES]), np.concatenate([LABELS, LABELS])
+    classifier(console=Console(file=output)).fit(*twice)
+    assert "120 labelled images of 10 classes, 280 in the pool, 0 validation, 0 test" in " ".join(
+        output.getvalue().split()
+    )
 
 
 def test_names_and_missing_labels() -> None:
