@@ -129,12 +129,14 @@ def _find_in_pool(sample: str, config: Config) -> tuple[NDArray[np.uint8], str, 
     """The image of the run's pool whose id is this or ends so, after a /; None where there is none.
 
     Raises:
-        ValueError: several end so.
+        ValueError: several end so, or the pool cannot be read.
     """
     try:
         pool: Any = load_splits(config.data, seed=config.train.seed).unlabeled
-    except ValueError:  # the data are no longer there
-        return None
+    except ValueError as error:
+        raise ValueError(
+            f"sample={sample}: there is no such file, and the run's pool, which may have it, cannot be read ({error})"
+        ) from None
     ids = pool.ids.tolist() if isinstance(pool, ImageSet) else pool.ids_ending(sample)
     found = [sample_id for sample_id in ids if f"/{sample_id}".endswith(f"/{sample}")]
     if len(found) > 1:

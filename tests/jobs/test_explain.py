@@ -118,6 +118,11 @@ def test_the_name_of_an_image_of_the_pool_is_enough(run: Path, tmp_path: Path, m
         explain(run, "0.png")
     with pytest.raises(ValueError, match=r"sample=40.png: there is no such file or folder"):
         explain(run, "40.png")
+    monkeypatch.setattr("dpl_ray.jobs.explain.load_splits", lambda *_, **__: int("gone"))
+    with pytest.raises(
+        ValueError, match=r"sample=40.png: there is no such file, and the run's pool, .* cannot be read \(.*gone"
+    ):
+        explain(run, "40.png")
 
 
 @pytest.mark.parametrize(
