@@ -23,10 +23,10 @@ from benchmarks.figures import Figure, Figures, add_save, median, report
 from dpl_ray.config.parse import parse_config
 from dpl_ray.data.batches import BatchFeed
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.jobs.placement import free_cores
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
+from dpl_ray.training.threads import free_cores
 
 
 def compute() -> None:

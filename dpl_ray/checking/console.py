@@ -48,5 +48,5 @@ def told_timing(timing: Timing) -> str:
     return (
         f"{timing.num_steps:,} steps take some {described_time(timing.seconds)}, evaluations not counted: "
         f"{1000 * timing.seconds_per_step:,.0f} ms a step{baseline}, measured by {timing.num_measured} steps in this "
-        f"process ({timing.device}, {timing.num_threads} threads); {timing.peak_bytes / 1e9:.1f} GB of memory"
+        f"process ({timing.place}); {timing.peak_bytes / 1e9:.1f} GB of memory"
     )

@@ -171,5 +171,5 @@ def _time_section(checked: Checked) -> Section:
     if timing.seconds_per_baseline_step is not None:
         facts["a step of the baseline"] = f"{1000 * timing.seconds_per_baseline_step:,.1f} ms"
     facts["memory"] = f"{timing.peak_bytes / 1e9:.1f} GB"
-    facts["measured on"] = f"{timing.device}, {timing.num_threads} threads, {timing.num_measured} steps"
+    facts["measured on"] = f"{timing.place}, {timing.num_measured} steps"
     return Section(title="Time and memory", facts=facts, told=told_timing(timing))

@@ -18,6 +18,7 @@ from dpl_ray.training.distributed import Workers
 from dpl_ray.training.metrics import SUMS
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
+from dpl_ray.training.threads import free_cores, threads_of
 
 NUM_STEPS = 5
 MAX_SECONDS = 10.0  # of the steps of a policy: a slow one is measured by fewer
@@ -37,6 +38,11 @@ class Timing:
     peak_bytes: int  # most memory of this process so far; on a GPU, of the tensors there
 
     @property
+    def place(self) -> str:
+        """Where it was measured, in words."""
+        return f"{self.device}, {self.num_threads} thread{'' if self.num_threads == 1 else 's'}"
+
+    @property
     def seconds(self) -> float:
         """Of all steps; evaluations and checkpoints come on top."""
         return self.num_steps * (self.seconds_per_step + (self.seconds_per_baseline_step or 0.0))
@@ -45,11 +51,18 @@ class Timing:
 def measure_steps(config: Config, splits: Splits, *, num_steps: int = NUM_STEPS) -> Timing:
     """Train so many steps and throw the result away.
 
-    Where a policy leaves out most of the pool at first, as FixMatch does, the step is that in which all of it counts.
+    They have the threads of a training in this process: scale.threads_per_worker, or those that are free now. Where a
+    policy leaves out most of the pool at first, as FixMatch does, the step is that in which all of it counts.
 
     Args:
         splits: with the pool in memory, or a sample of it.
     """
+    num_threads = config.scale.threads_per_worker or free_cores()
+    with threads_of(config.scale.changed(num_workers=0, threads_per_worker=num_threads)):
+        return _timing(config, splits, num_steps, num_threads)
+
+
+def _timing(config: Config, splits: Splits, num_steps: int, num_threads: int) -> Timing:
     seconds, counting = _measure(config, splits, num_steps)
     if counting < MOST_COUNT and POLICIES[config.policy.name].uses_unlabeled:
         all_counting, _ = _measure(config.changed(policy=FixMatchConfig(threshold=0.0)), splits, num_steps)
@@ -67,7 +80,7 @@ def measure_steps(config: Config, splits: Splits, *, num_steps: int = NUM_STEPS)
         num_steps=config.train.num_steps,
         num_measured=len(seconds),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        num_threads=torch.get_num_threads(),
+        num_threads=num_threads,
         peak_bytes=peak,
     )
 

@@ -25,7 +25,7 @@ from dpl_ray.data.files import as_text
 from dpl_ray.data.sources import load_splits
 from dpl_ray.jobs.checks import check_storage
 from dpl_ray.jobs.phases import run_phases
-from dpl_ray.jobs.placement import place, threads_of
+from dpl_ray.jobs.placement import place
 from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result, percent
 from dpl_ray.report.console import result_tables, training_state
@@ -41,6 +41,7 @@ from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.server import tracking_uri
 from dpl_ray.tracking.tracker import Tracker, recording, start_tracker
 from dpl_ray.training.interruption import Interrupted
+from dpl_ray.training.threads import threads_of
 
 if TYPE_CHECKING:
     from dpl_ray.training.records import Outcome, Record

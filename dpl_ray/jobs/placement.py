@@ -7,17 +7,16 @@ therefore takes what its config.yaml has.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from dpl_ray.cluster.connect import cluster_address, nodes_for, room
 from dpl_ray.config.schema import Config, ScaleConfig
 from dpl_ray.data.dataset import ImageSet, Splits
+from dpl_ray.training.threads import free_cores
 
 NUM_WORKERS = 2  # on CPUs, where a job is not small
 SMALL = 5e13  # floating-point operations of a training; up to so many a job is small
-SECONDS_TO_LOOK = 0.5  # at what the cores do
 
 
 def place(config: Config, splits: Splits, saved: Mapping[str, Any]) -> tuple[Config, str]:
@@ -83,33 +82,3 @@ def _choose_threads(scale: ScaleConfig) -> int | None:
     if not scale.num_workers:
         return free_cores()
     return None if cluster_address(scale) else max(1, (os.cpu_count() or 1) // scale.num_workers)
-
-
-@contextmanager
-def threads_of(scale: ScaleConfig) -> Iterator[None]:
-    """What torch computes in this block has the threads of the training, if this process trains."""
-    import torch
-
-    before = torch.get_num_threads()
-    if scale.num_workers == 0 and scale.threads_per_worker:
-        torch.set_num_threads(scale.threads_per_worker)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def free_cores() -> int:
-    """Cores that this process may use and that no program uses now, rounded; at least 1.
-
-    It may use those of its affinity and of its container's limit, and no more than torch would take by itself.
-    """
-    import psutil
-    import torch
-    from joblib import cpu_count
-
-    most: int = min(cpu_count(), torch.get_num_threads())
-    if most == 1:
-        return 1
-    idle = sum(1 - busy / 100 for busy in psutil.cpu_percent(SECONDS_TO_LOOK, percpu=True))
-    return max(1, min(most, round(idle)))

@@ -20,8 +20,9 @@ from dpl_ray.data.dataset import Splits
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.jobs import placement
-from dpl_ray.jobs.placement import count_operations, free_cores, place
+from dpl_ray.jobs.placement import count_operations, place
 from dpl_ray.models import build_model, count_forward_operations
+from dpl_ray.training.threads import free_cores
 from tests.builders import tiny_config, tiny_splits
 from tests.jobs.test_fit import fail_at
 
