@@ -1,8 +1,9 @@
-"""What one thread and a thread for each core are worth to a training in one process, on an idle and on a busy machine.
+"""What one thread and a thread for each core are worth to a training in one process, and on a busy machine.
 
     python -m benchmarks.threads            WRN-28-2, 32 px, B=16, mu=7
 
-A busy machine has a program for each core that computes without end. The two numbers of threads alternate in one run.
+A machine is made busy by a program for each core that computes without end; otherwise it is as it is, and should have
+nothing else to do. The two numbers of threads alternate in one run.
 Each row also says which number of threads a training would have taken by itself.
 """
 
@@ -80,7 +81,7 @@ def main() -> None:
     num_cores = os.cpu_count() or 1
     choices, usual = [1, num_cores], torch.get_num_threads()
     figures: Figures = {}
-    for name, num_programs in (("idle", 0), (f"busy, {num_cores} programs", num_cores)):
+    for name, num_programs in (("as it is", 0), (f"with {num_cores} busy programs", num_cores)):
         with busy(num_programs):
             torch.set_num_threads(usual)
             taken = free_cores()
