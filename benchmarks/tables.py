@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import paper
 from dpl_ray.page.markdown import markdown_row
+from dpl_ray.report.health import KINDS
 from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.table import Row, make_rows, shown_label, tables
 
@@ -229,5 +230,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "dpl-ablation": lambda: ablation(read("dpl_ablation")),
     "first-runs": lambda: first_runs(read("first_runs")),
     "paper": paper.plan,
+    "health": lambda: table(["finding", "when"], [[name, when] for name, (_, when) in KINDS.items()]),
     "demo": lambda: demo((FOLDER / "demo.txt").read_text()),
 }

@@ -43,10 +43,11 @@ SMALL = {
     "check": (),
     "predict": (),
     "explain": (),
-    "label": (IN_PROCESS,),
+    "label": (IN_PROCESS, "force=true"),  # of a model that two steps have trained
     "compare": ("train.num_steps=2", IN_PROCESS),
     "tune": ("train.num_steps=2", IN_PROCESS),
-    "self_train": ("train.num_steps=40", IN_PROCESS),  # with fewer, nothing is selected and there is no round 1
+    # With fewer steps, nothing is selected and there is no round 1.
+    "self_train": ("train.num_steps=40", IN_PROCESS, "force=true"),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,10 @@ from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result, percent
 from dpl_ray.report.console import result_tables, training_state
 from dpl_ray.report.curves import History
+from dpl_ray.report.health import Finding, find_health, health_lines
 from dpl_ray.report.live import LivePage
-from dpl_ray.report.page import REPORT_FILE, find_verdict, verdict_sentence, write_report
+from dpl_ray.report.measure import measure
+from dpl_ray.report.page import REPORT_FILE, find_verdict, make_page, verdict_sentence
 from dpl_ray.runs.folder import MODEL_FOLDER, RunFolder, check_run, run_storage
 from dpl_ray.runs.provenance import describe_config, describe_run
 from dpl_ray.store.history import TABLE_FILE, threshold_table
@@ -44,6 +46,8 @@ from dpl_ray.training.interruption import Interrupted
 from dpl_ray.training.threads import threads_of
 
 if TYPE_CHECKING:
+    from dpl_ray.page.html import Page
+    from dpl_ray.report.pool import PoolSample
     from dpl_ray.training.records import Outcome, Record
 
 
@@ -57,6 +61,7 @@ class FitResult(Result):
     thresholds: dict[str, dict[str, float]]  # threshold -> class name -> value
     checkpoint: str
     verdict: str | None  # whether the pool has helped, in a sentence; None without a baseline
+    health: tuple[Finding, ...]  # what is wrong with the run, the worst first; docs/health.md
     report: str | None  # None: none is written for an estimator without storage_path
     model: str | None  # folder of the last teacher in MLflow's format; None where nothing was recorded
     registered: str | None  # models:/NAME/VERSION, where registry.name is set
@@ -69,6 +74,7 @@ class FitResult(Result):
             "accuracy": percent(self.metrics.get("eval/accuracy")),
             "supervised": percent((self.baseline or {}).get("eval/accuracy")),
             "verdict": self.verdict and self.verdict.partition(":")[0],
+            "health": ", ".join(found.name for found in self.health) or None,
             "checkpoint": self.checkpoint,
             "report": self.report,
         }
@@ -118,8 +124,8 @@ def run_training(
                     result = _train(config, splits, folder, uri, console, has_page)
     for table in result_tables(config.policy.name, result.metrics, result.baseline, result.thresholds):
         console.print(table)
-    if result.verdict:
-        show(console, result.verdict)
+    for line in filter(None, [result.verdict, *health_lines(result.health)]):
+        show(console, line)
     return result
 
 
@@ -160,16 +166,22 @@ def _train(
         tracker.log_file("config.yaml")
         try:
             with Progress(console, "steps") as progress:
-                page = LivePage(config, splits, folder) if has_page else None
-                receive = _receiver(progress, folder, tracker, page)
+                live = LivePage(config, splits, folder) if has_page else None
+                receive = _receiver(progress, folder, tracker, live)
                 outcomes = run_phases(config, splits, folder, receive, partial(show, console))
         finally:
             folder.save_history()
         found = find_verdict(splits, outcomes)
         verdict = verdict_sentence(found) if found else None
+        sample = _sample(splits, outcomes[-1]) if has_page else None
+        health = find_health(measure(config, splits, folder.history, outcomes[-1], sample))
         if has_page:
-            _record(config, splits, folder, outcomes, verdict, tracker)
-    folder.finish(outcomes, splits.class_names, verdict)
+            page = make_page(config, splits, folder, outcomes, sample, health)
+            _record(config, folder, outcomes[-1], page, [verdict or "No baseline", *health_lines(health)], tracker)
+        if health:
+            tracker.log({found.key: found.measured for found in health}, config.train.num_steps)
+        tracker.log_tag("health", ", ".join(found.name for found in health) or "nothing found")
+    folder.finish(outcomes, splits.class_names, verdict, [asdict(found) for found in health])
     return _result(folder, uri)
 
 
@@ -188,11 +200,11 @@ def _receiver(
     progress: Progress, folder: RunFolder, tracker: Tracker, page: LivePage | None
 ) -> Callable[[Record], None]:
     """What is done with news of the training: they are shown, and metrics kept, sent and drawn."""
-    states: dict[str, str] = {}
+    newest: dict[str, dict[str, float]] = {}
 
     def receive(record: Record) -> None:
-        states[record.phase] = training_state(record.metrics) or states.get(record.phase, "")
-        state = f"{record.images_per_second:,.0f} images/s  {states[record.phase]}".rstrip()
+        newest[record.phase] = newest.get(record.phase, {}) | record.metrics
+        state = f"{record.images_per_second:,.0f} images/s  {training_state(newest[record.phase])}".rstrip()
         progress.update(record.step, record.num_steps, state, name=record.phase)
         if record.metrics:
             folder.add(record)
@@ -203,21 +215,30 @@ def _receiver(
     return receive
 
 
-def _record(
-    config: Config, splits: Splits, folder: RunFolder, outcomes: list[Outcome], verdict: str | None, tracker: Tracker
-) -> None:
-    """Page, table of thresholds and model: written into the folder, and told to MLflow."""
+def _sample(splits: Splits, main: Outcome) -> PoolSample | None:
+    """Of the pool, predicted on this machine's CPU; the test split was predicted by the workers."""
+    from dpl_ray.report.pool import label_sample
+
+    return None if main.phase == "supervised" else label_sample(main.checkpoint, splits)
+
+
+def _record(config: Config, folder: RunFolder, main: Outcome, page: Page, told: list[str], tracker: Tracker) -> None:
+    """Page, table of thresholds and model: written into the folder, and told to MLflow.
+
+    Args:
+        told: sentences about the run.
+    """
     from dpl_ray.inference.exported_model import record_model
 
-    main = outcomes[-1]
-    report = write_report(config, splits, folder, outcomes)
+    report = folder.storage / REPORT_FILE
+    page.write(report)
     tracker.log_file(report.name)
     if table := threshold_table(History(folder.history, main.phase).merged):
         (folder.storage / TABLE_FILE).write(table)
         tracker.log_file(TABLE_FILE)
     record_model(tracker, config.registry, Storage(main.checkpoint), folder.storage)
     # The note is what MLflow shows as the description of the run.
-    note = f"{verdict or 'No baseline'}. The page of the run is its artifact {REPORT_FILE}."
+    note = ". ".join([*told, f"The page of the run is its artifact {REPORT_FILE}."])
     for key, value in {"checkpoint": main.checkpoint, "report": str(report), "mlflow.note.content": note}.items():
         tracker.log_tag(key, value)
 
@@ -233,6 +254,7 @@ def _result(folder: RunFolder, uri: str | None) -> FitResult:
         thresholds=found["thresholds"],
         checkpoint=str(folder.storage / found["checkpoint"]),
         verdict=found.get("verdict"),
+        health=tuple(Finding(**each) for each in found.get("health", ())),
         report=str(report) if report.exists() else None,
         model=str(model) if (model / "MLmodel").exists() else None,
         registered=journal.registered if uri else None,

@@ -60,6 +60,7 @@ class LabelConfig(Section):
     max_bad_fraction: float | None = Field(
         None, ge=0, le=1, description="a larger share of unreadable images stops the job; null: the one of training"
     )
+    force: bool = Field(False, description="label also with a model that is no better than guessing, or has collapsed")
     scale: LabelScaleConfig = Field(LabelScaleConfig(), description="workers")
     run: LabelRunConfig = Field(LabelRunConfig(), description="place of MLflow's store")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")

@@ -32,6 +32,7 @@ from dpl_ray.labeling.parts import NUM_BINS, Counts
 from dpl_ray.labeling.plan import rows_per_block
 from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result
+from dpl_ray.report.usable import known_health, refuse_useless
 from dpl_ray.runs.provenance import describe_code
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.storage import Storage
@@ -101,7 +102,8 @@ def label_pool(
         keywords: fields, as `checkpoint="runs/first"`, or sections, as `scale={"num_workers": 0}`.
 
     Raises:
-        ValueError: a field, the checkpoint, the pool, the output or the resources do not fit; before any work.
+        ValueError: a field, the checkpoint, the pool, the output or the resources do not fit, or the model is no better
+            than guessing or has collapsed and is not forced; before any work.
         TooManyBadError: more of the pool cannot be read than max_bad_fraction allows.
         LedgerError: the parts that were written are not those that were planned.
         WorkersFailedError: a process of Ray failed, or several died over the same images.
@@ -113,6 +115,8 @@ def label_pool(
         for field, path in [*(("pool", path) for path in config.pools), ("output", config.output)]:
             cluster.check_shared(config.scale.with_workers(1), field, path)
     ledger = Ledger(config.output, source.identity(), len(source.info.class_names))
+    known = known_health(source.checkpoint)
+    refuse_useless(f"checkpoint={config.checkpoint}", known or (), force=config.force)
     same_system = ledger.storage.scheme == source.location.scheme
     if same_system and would_list(source.location, (ledger.storage / "part.parquet").path):
         raise ValueError(f"output={config.output}: lies in the pool, which would grow by its own labels; take another")
@@ -125,6 +129,8 @@ def label_pool(
     with sole_use(f"output={config.output}", ledger.books):
         ledger.begin(listed, rows_per_block(config.rows_per_part, (source.settings.channels, side, side)))
         show(console, _headline(ledger, num_workers, listed))
+        if known is None:
+            show(console, "nothing is known of how good this model is: its folder has no scores")
         tracker = _start_tracker(config, source, uri, ledger, listed)
         began, done_before = time.monotonic(), ledger.counts.num_rows
         with recording(tracker, console):

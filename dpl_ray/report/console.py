@@ -8,10 +8,11 @@ from dpl_ray.page.console import console_table
 
 
 def training_state(metrics: dict[str, float]) -> str:
-    """What the last record of a training says, in a line."""
-    parts = {"train/loss_labeled": "loss {:.3f}", "pseudo/coverage": "coverage {:.2f}"}
+    """What the newest values of a training's metrics say, in a line."""
+    parts = {"curve/accuracy": "test {:.1%}", "validation/accuracy": "validation {:.1%}"}
+    parts |= {"train/loss_labeled": "loss {:.3f}", "pseudo/coverage": "coverage {:.2f}"}
     parts |= {"pseudo/precision": "precision {:.2f}"}
-    return "  ".join(part.format(metrics[key]) for key, part in parts.items() if key in metrics)
+    return "  ".join(part.format(metrics[key]).replace("%", " %") for key, part in parts.items() if key in metrics)
 
 
 def result_tables(

@@ -12,7 +12,7 @@ from dpl_ray.store.history import merge_records
 MAX_PANELS = 12  # classes whose thresholds are drawn
 MAX_ROWS = 20  # classes of a table that is not folded
 
-Points = list[tuple[float, float]]
+Points = list[tuple[int, float]]
 
 
 class History:

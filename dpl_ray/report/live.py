@@ -22,7 +22,7 @@ SECONDS_TO_RELOAD = 15  # of the page in a browser
 
 
 class LivePage:
-    """Of one training; `write_report` writes the last page, over this one."""
+    """Of one training; the page of the finished run is written over this one."""
 
     def __init__(self, config: Config, splits: Splits, folder: RunFolder) -> None:
         self.config, self.splits, self.folder = config, splits, folder

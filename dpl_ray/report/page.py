@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dpl_ray.config.parse import to_yaml
@@ -11,27 +12,18 @@ from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.page.html import Page, Section, render_page
 from dpl_ray.report.accuracy import calibration_section, confusion_section, pictures_section
 from dpl_ray.report.curves import History, pseudo_section, thresholds_section, training_section
+from dpl_ray.report.health import KINDS, Finding
 from dpl_ray.report.verdict import Verdict, compare_paired
 from dpl_ray.runs.folder import RunFolder
 from dpl_ray.runs.provenance import describe_code
-from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
 
 if TYPE_CHECKING:
+    from dpl_ray.report.pool import PoolSample
     from dpl_ray.training.records import Outcome
 
 REPORT_FILE = "report.html"
 _SIGNS = {"helped": "▲", "hurt": "▼", "unknown": "≈"}
-
-
-def write_report(config: Config, splits: Splits, folder: RunFolder, outcomes: list[Outcome]) -> Storage:
-    """Write the page of a finished run into its folder and return where it is.
-
-    The test split was predicted by the workers; a sample of the pool is predicted here, on this machine's CPU.
-    """
-    report = folder.storage / REPORT_FILE
-    make_page(config, splits, folder, outcomes).write(report)
-    return report
 
 
 def find_verdict(splits: Splits, outcomes: list[Outcome]) -> Verdict | None:
@@ -59,12 +51,25 @@ def verdict_sentence(verdict: Verdict) -> str:
     )
 
 
-def make_page(config: Config, splits: Splits, folder: RunFolder, outcomes: list[Outcome]) -> Page:
-    """All sections that this run has something for."""
+def make_page(
+    config: Config,
+    splits: Splits,
+    folder: RunFolder,
+    outcomes: list[Outcome],
+    sample: PoolSample | None,
+    health: Sequence[Finding],
+) -> Page:
+    """All sections that this run has something for.
+
+    Args:
+        sample: of the pool, where there is one.
+        health: what is wrong with the run.
+    """
     main, baseline = outcomes[-1], outcomes[0] if len(outcomes) > 1 else None
     history = History(folder.history, main.phase)
     history_baseline = History(folder.history, baseline.phase) if baseline else None
     sections = {"verdict": _verdict_section(config, splits, outcomes)}
+    sections["health"] = Section(title="Health of the run", findings=health, kinds=list(KINDS))
     sections["training"] = training_section(
         history,
         history_baseline,
@@ -76,11 +81,10 @@ def make_page(config: Config, splits: Splits, folder: RunFolder, outcomes: list[
         sections["pseudo-labels"] = pseudo_section(history)
     if main.thresholds:
         sections["thresholds"] = thresholds_section(history, splits.class_names, main.thresholds)
-    if main.phase != "supervised":
-        from dpl_ray.report.pool import label_sample, pool_section
+    if sample:
+        from dpl_ray.report.pool import pool_section
 
-        if sample := label_sample(main.checkpoint, splits):
-            sections["exploration"] = pool_section(sample, main.phase)
+        sections["exploration"] = pool_section(sample, main.phase)
     if main.test is not None:
         ece = baseline.metrics.get("eval/ece") if baseline else None
         sections["calibration"] = calibration_section(splits.test, main.test, main.metrics["eval/ece"], ece)

@@ -46,6 +46,7 @@ class PoolSample:
     weights: NDArray[np.float32]  # (N,)
     labels: NDArray[np.int64]  # (N,) pseudo-labels
     targets: NDArray[np.int64]  # (N,) UNLABELED where unknown
+    num_crossed: int = 0  # dpl: how often in the training a class had its two states in the wrong order
 
 
 def label_sample(checkpoint: str, splits: Splits, max_seconds: float = MAX_SECONDS) -> PoolSample | None:
@@ -79,6 +80,7 @@ def label_sample(checkpoint: str, splits: Splits, max_seconds: float = MAX_SECON
         weights=column("weight"),
         labels=labels,
         targets=targets[: len(labels)],
+        num_crossed=int(getattr(policy, "num_crossed", 0)),
     )
 
 

@@ -72,11 +72,11 @@ def compare_paired(right: NDArray[np.bool_], right_baseline: NDArray[np.bool_]) 
     )
 
 
-def wilson_interval(successes: float, number: float) -> tuple[float, float]:
-    """The 95 % interval of a proportion (E. B. Wilson, JASA 22, 1927, pp. 209-212); (0, 1) of no trial."""
+def wilson_interval(successes: float, number: float, z: float = Z_95) -> tuple[float, float]:
+    """The interval of a proportion (E. B. Wilson, JASA 22, 1927, pp. 209-212), of 95 %; (0, 1) of no trial."""
     if not number:
         return 0.0, 1.0
-    share, factor = successes / number, Z_95**2 / number
+    share, factor = successes / number, z**2 / number
     centre = (share + factor / 2) / (1 + factor)
-    radius = Z_95 / (1 + factor) * math.sqrt(share * (1 - share) / number + factor / (4 * number))
+    radius = z / (1 + factor) * math.sqrt(share * (1 - share) / number + factor / (4 * number))
     return max(0.0, centre - radius), min(1.0, centre + radius)

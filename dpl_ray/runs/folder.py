@@ -18,13 +18,15 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import yaml
+from numpy.typing import NDArray
 
 from dpl_ray.config.parse import to_yaml
 from dpl_ray.config.policies import POLICY_CONFIGS
@@ -196,6 +198,7 @@ class RunFolder:
         self.info: dict[str, Any] = {
             "fingerprint": splits.fingerprint(),
             "num_pseudo_labeled": splits.num_pseudo_labeled,
+            "held_out": {name: _held_out(getattr(splits, name)) for name in ("test", "validation")},
             "result": None,
         }
         self._bad: dict[str, str] = {}
@@ -266,11 +269,18 @@ class RunFolder:
         """The newest value of every metric of a phase, thresholds aside."""
         return last_metrics(row for row in self.history if row["phase"] == phase)
 
-    def finish(self, outcomes: list[Outcome], class_names: tuple[str, ...], verdict: str | None = None) -> None:
+    def finish(
+        self,
+        outcomes: list[Outcome],
+        class_names: tuple[str, ...],
+        verdict: str | None = None,
+        health: Sequence[dict[str, Any]] = (),
+    ) -> None:
         """Keep what a finished run has measured, so that started again it has nothing to train.
 
         Args:
             verdict: whether the pool has helped, in a sentence.
+            health: what is wrong with the run.
         """
         # Phases that were finished before have trained nothing this time: what they measured is in the history.
         metrics = [self.last_metrics(outcome.phase) | outcome.metrics for outcome in outcomes]
@@ -283,6 +293,7 @@ class RunFolder:
             },
             "checkpoint": Storage(main.checkpoint).name,
             "verdict": verdict,
+            "health": health,
         }
         self.save_info()
 
@@ -298,6 +309,16 @@ class RunFolder:
 
     def save_info(self) -> None:
         (self.storage / RUN_FILE).write(json.dumps(self.info, indent=1).encode())
+
+
+def largest_class(targets: NDArray[np.int64]) -> int:
+    """How many of (N,) targets are of the most frequent class."""
+    return int(np.bincount(targets, minlength=1).max())
+
+
+def _held_out(split: ImageSet) -> list[int]:
+    """Number of its images, and of those of its largest class."""
+    return [len(split), largest_class(split.targets)]
 
 
 def last_metrics(history: Iterable[dict[str, Any]]) -> dict[str, float]:

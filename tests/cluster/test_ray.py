@@ -45,7 +45,7 @@ ALLOWED = (
     r"demo starts with 2 Ray Train workers: digits, 40 labelled images of 10 classes, 1398 in the pool, .* 359 test",
     r"starting Ray takes some 20 seconds",
     rf"(supervised|dpl) +\d+/{NUM_STEPS} steps  (\d:\d\d:\d\d|-:--:--) left(  [\d,]+ images/s)?"
-    r"(  loss \d+\.\d{3}(  coverage \d\.\d\d  precision \d\.\d\d)?)?",
+    r"(  test \d+\.\d %)?(  loss \d+\.\d{3}(  coverage \d\.\d\d  precision \d\.\d\d)?)?",
     r"Last teacher on the test split",
     r"Thresholds of every class \(confidence\)",
     r"[┏┡└][━┳╇┩┓─┴┘]+",
@@ -55,6 +55,7 @@ ALLOWED = (
     r"│ \d +│ +\d\.\d{3} │ +\d\.\d{3} │",
     r"(The pool (helped|hurt)|It cannot be told whether the pool helped or hurt): \d+\.\d % against \d+\.\d % "
     r"supervised, difference [+-]\d+\.\d points \[95 %: [+-]\d+\.\d, [+-]\d+\.\d\], 359 test images",
+    rf"(Loss still falling|Too short): .+; train longer, as train\.num_steps={2 * NUM_STEPS}.*",
     r"checkpoint  /.+",
     r"model       /.+",
     r"MLflow run  [0-9a-f]{32}",

@@ -359,13 +359,18 @@ def test_a_checkpoint_is_loaded_from_a_path_object(tmp_path: Path) -> None:
 def test_the_command_ends_with_the_paths_and_writes_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from mlflow import MlflowClient
+
     fixed = ["scale.num_workers=0", "train.num_steps=4", "model.width=1", f"run.storage_path={tmp_path}"]
     assert cli.run(train.COMMAND, [*fixed, "run.name=tiny"]) == 0
     output, errors = capsys.readouterr()
     assert errors == ""
     run_id = json.loads((tmp_path / "tiny" / "tracking.json").read_text())["run_id"]
-    for text in (f"{tmp_path}/tiny/step-00000004", f"{tmp_path}/tiny/report.html", run_id):
+    for text in (f"{tmp_path}/tiny/step-00000004", f"{tmp_path}/tiny/report.html", run_id, "Too short: 4 steps; train"):
         assert text in output
+    data = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db").get_run(run_id).data
+    assert data.tags["health"].endswith("too short")
+    assert data.metrics["health/too_short"] == 4
 
 
 def test_what_is_found_in_the_data_is_said_before_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

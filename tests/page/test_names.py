@@ -21,7 +21,6 @@ from dpl_ray.labeling.parts import Counts
 from dpl_ray.page.console import show
 from dpl_ray.page.markdown import markdown, markdown_table
 from dpl_ray.report.console import result_tables
-from dpl_ray.report.page import make_page
 from dpl_ray.studies.comparison import page as comparison
 from dpl_ray.studies.comparison.console import comparison_tables
 from dpl_ray.studies.comparison.table import make_rows, to_markdown
@@ -34,7 +33,7 @@ from dpl_ray.studies.tuning.space import parse_space
 from dpl_ray.studies.tuning.trials import TrialResult
 from tests.builders import tiny_splits
 from tests.page.test_html import Outline
-from tests.report.test_report import finished
+from tests.report.test_report import finished, page_of_run
 from tests.studies.test_comparison_table import cell
 
 LONG = "long" * 60
@@ -65,7 +64,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Place -> what it shows of a training, a comparison and a search whose names are NAMES."""
     splits = dataclasses.replace(tiny_splits(len(NAMES), num_labeled=28), class_names=tuple(NAMES))
     config, folder, outcomes = finished(tmp_path_factory.mktemp("$runs$") / "[b]", splits, train={"num_steps": 1})
-    report = make_page(config, splits, folder, outcomes).html
+    report = page_of_run(config, splits, folder, outcomes).html
     thresholds = {"over": dict.fromkeys(NAMES, 0.5), "under": dict.fromkeys(NAMES, 0.25)}
     cells = [cell(name, seed, 0.5, (0.3, 0.4)) for name in NAMES for seed in (0, 1)]
     rows = make_rows(cells, NAMES[0])

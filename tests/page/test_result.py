@@ -23,6 +23,7 @@ def result(**changed: Any) -> dpl_ray.FitResult:
     fields |= {
         "name": "<first>",
         "metrics": {"eval/accuracy": 0.9416},
+        "health": (),
         "checkpoint": "runs/first/step-1",
         "report": "x",
     }

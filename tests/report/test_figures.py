@@ -15,7 +15,6 @@ from dpl_ray.data.dataset import ImageSet
 from dpl_ray.page.html import Section
 from dpl_ray.report.accuracy import NUM_BINS, calibration_section, confusion_section
 from dpl_ray.report.curves import History, pseudo_section, thresholds_section, training_section
-from dpl_ray.report.page import make_page
 from dpl_ray.report.pool import NUM_BINS as NUM_POOL_BINS
 from dpl_ray.report.pool import PoolSample, pool_section
 from dpl_ray.report.verdict import wilson_interval
@@ -24,7 +23,7 @@ from dpl_ray.training.predictions import Predictions
 from tests.builders import tiny_splits
 from tests.figures import bars, legend, lines, points
 from tests.page.test_html import Outline
-from tests.report.test_report import finished, page_of_section
+from tests.report.test_report import finished, page_of_run, page_of_section
 from tests.studies.test_tuning_page import rows
 
 
@@ -275,7 +274,7 @@ def test_every_class_has_its_thresholds_and_the_band_between_them(figures: list[
 def test_the_page_of_a_run_hands_its_own_numbers_to_the_figures(figures: list[Figure], tmp_path: Path) -> None:
     splits = tiny_splits()
     config, folder, outcomes = finished(tmp_path, splits)
-    make_page(config, splits, folder, outcomes)
+    page_of_run(config, splits, folder, outcomes)
     accuracy = lines(figures[0].axes[0])
     assert set(accuracy) == {"dpl, test", "supervised, test"}
     for outcome in outcomes:

@@ -12,12 +12,13 @@ from dpl_ray.jobs.phases import train_phases
 from dpl_ray.page.html import Page
 from dpl_ray.report import live
 from dpl_ray.report.live import LivePage
-from dpl_ray.report.page import write_report
 from dpl_ray.runs.folder import RunFolder, run_storage
+from dpl_ray.store.storage import Storage
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.records import Record
 from tests.builders import tiny_config, tiny_splits
 from tests.page.test_html import Outline
+from tests.report.test_report import page_of_run
 
 RECORD = Record("dpl", 2, 4, 100.0, {"train/loss_labeled": 1.0})
 
@@ -53,7 +54,7 @@ def test_it_is_written_at_every_record_and_says_how_far_the_run_is(
         assert ("pseudo-labels" in found.ids) == (phase == "dpl")
         assert "http://" not in text
     assert list(texts) == [(phase, step) for phase in ("supervised", "dpl") for step in (2, 4)]
-    write_report(page.config, page.splits, run, outcomes)
+    page_of_run(page.config, page.splits, run, outcomes).write(Storage(str(file)))
     assert "refresh" not in file.read_text()
 
 

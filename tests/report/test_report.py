@@ -39,7 +39,7 @@ from tests.studies.test_comparison_table import cell
 from tests.studies.test_tuning_page import page_of_a_search
 
 CHROMIUM = shutil.which("chromium")
-SECTIONS = ["verdict", "training", "pseudo-labels", "thresholds", "exploration", "calibration", "confusions"]
+SECTIONS = ["verdict", "health", "training", "pseudo-labels", "thresholds", "exploration", "calibration", "confusions"]
 SECTIONS += ["images", "run"]
 
 
@@ -57,10 +57,17 @@ def page_of_section(anchor: str, section: Section) -> Page:
     return html.render_page("report/run.html", "", "", {anchor: section})
 
 
+def page_of_run(config: Config, splits: Splits, folder: RunFolder, outcomes: list[Outcome]) -> Page:
+    """As `fit` makes it, of a run of which nothing is wrong."""
+    main = outcomes[-1]
+    sample = None if main.phase == "supervised" else label_sample(main.checkpoint, splits)
+    return make_page(config, splits, folder, outcomes, sample, ())
+
+
 def page(folder: Path, splits: Splits, **groups: dict[str, Any]) -> tuple[str, Outline, list[str]]:
     """The file, what is in it, and the anchors of its sections."""
     config, made, outcomes = finished(folder, splits, **groups)
-    built = make_page(config, splits, made, outcomes)
+    built = page_of_run(config, splits, made, outcomes)
     return built.html, Outline(built.html), anchors(built)
 
 
@@ -70,6 +77,7 @@ def test_the_page_has_every_section_and_its_numbers(tmp_path: Path) -> None:
     assert set(SECTIONS) <= set(found.ids)
     assert re.search(r"95 % interval [+-]\d+\.\d to [+-]\d+\.\d, on the same 20 test images", found.text)
     for words in (
+        "Nothing was found of what is looked for: at chance, collapsed",
         "supervised baseline alone on",
         "has read all 40 images",
         "ECE, 15 bins",
@@ -90,13 +98,13 @@ def test_without_a_baseline_it_says_how_to_get_one(tmp_path: Path) -> None:
 
 def test_a_supervised_run_says_nothing_of_a_pool(tmp_path: Path) -> None:
     _, found, sections = page(tmp_path, tiny_splits(), policy={"name": "supervised"})
-    assert sections == ["verdict", "training", "calibration", "confusions", "images", "run"]
+    assert sections == ["verdict", "health", "training", "calibration", "confusions", "images", "run"]
     assert "This run is supervised" in found.text
 
 
 def test_without_test_images_there_is_no_verdict(tmp_path: Path) -> None:
     _, found, sections = page(tmp_path, tiny_splits(num_test=0))
-    assert sections == ["verdict", "training", "pseudo-labels", "thresholds", "exploration", "run"]
+    assert sections == ["verdict", "health", "training", "pseudo-labels", "thresholds", "exploration", "run"]
     assert "There are no test images" in found.text
 
 
@@ -211,7 +219,7 @@ def test_a_streamed_pool_is_sampled_and_not_read_whole(tmp_path: Path, monkeypat
     assert (len(found.labels), found.pool_size) == (80, 400)
     assert set(found.targets) == {0, 1}
     (tmp_path / "pool.parquet").unlink()
-    gone = make_page(config, dataclasses.replace(tiny_splits(), unlabeled=pool), made, outcomes)
+    gone = page_of_run(config, dataclasses.replace(tiny_splits(), unlabeled=pool), made, outcomes)
     assert anchors(gone) == [name for name in SECTIONS if name != "exploration"]
 
 

@@ -42,6 +42,7 @@ def test_a_new_run(tmp_path: Path) -> None:
     assert json.loads((folder / "run.json").read_text()) == {
         "fingerprint": splits().fingerprint(),
         "num_pseudo_labeled": 0,
+        "held_out": {"test": [2, 1], "validation": [2, 1]},
         "result": None,
     }
 
@@ -96,6 +97,7 @@ def test_the_same_name_goes_on(tmp_path: Path) -> None:
         "thresholds": {"over": {"x": 0.5, "y": 0.6}},
         "checkpoint": "step-00000015",
         "verdict": "told",
+        "health": [],
     }
     assert not again.finished, "there is no such checkpoint"
 

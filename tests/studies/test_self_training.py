@@ -56,6 +56,7 @@ def run(data: Path, storage: Path, *more: str) -> tuple[SelfTrainResult, str]:
     """A loop of tiny trainings, with no bound on the change unless one is given, and what it prints."""
     output = io.StringIO()
     own = () if any(text.startswith("min_change=") for text in more) else ("min_change=0",)
+    own += ("force=true",)  # they are no better than guessing
     config, options = load_self_training([*arguments(data, storage), *own, *more])
     return self_train(config, options, console=Console(file=output, width=140)), output.getvalue()
 
@@ -225,7 +226,7 @@ def test_killed_in_the_middle_it_goes_on(data: Path, tmp_path: Path) -> None:
     given = ["rounds=1", "min_change=0", "train.num_steps=40", "train.checkpoint_every=10"]
     for number in range(2):
         newest = tmp_path / "loop" / f"round-{number}" / "training" / "step-00000010" / "manifest.json"
-        fields = [*arguments(data, tmp_path), *given]
+        fields = [*arguments(data, tmp_path), *given, "force=true"]
         process = Command("pipelines.self_train", fields, tmp_path / "printed", partial(hold_after, newest))
         process.wait_for(newest.exists)
         assert newest.exists()
@@ -379,8 +380,20 @@ def test_help_lists_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_paths_are_shown(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(command.COMMAND, [*arguments(data, tmp_path), "rounds=1"]) == 0
+    assert cli.run(command.COMMAND, [*arguments(data, tmp_path), "rounds=1", "force=true"]) == 0
     output = capsys.readouterr().out
     folder = Storage(str(tmp_path)) / "loop"
     for expected in (f"labels      {folder}/round-1/labels", f"rounds      {folder}/self_train.csv", "Rounds of self"):
         assert expected in output
+
+
+def test_no_pool_is_labelled_by_a_model_that_guesses(data: Path, tmp_path: Path) -> None:
+    given = ("rounds=1", "force=false", "train.baseline=false")
+    message = r"(no better than guessing|collapsed): .*; force=true goes on"
+    with pytest.raises(ValueError, match=rf"^checkpoint=\S+/round-0/training/step-00000006: {message}"):
+        run(data, tmp_path, *given)
+    trained = tmp_path / "loop" / "round-0" / "training"
+    for _ in range(2):  # as its run says, and then measured here
+        with pytest.raises(ValueError, match=rf"^checkpoint={trained}: {message}"):
+            run(data, tmp_path / "other", *given, f"checkpoint={trained}")
+        (trained / "run.json").unlink(missing_ok=True)

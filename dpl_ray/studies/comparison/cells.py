@@ -19,7 +19,7 @@ from dpl_ray.config.policies import PolicyConfig
 from dpl_ray.config.schema import CURVE_POINTS, Config
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import Splits
-from dpl_ray.runs.folder import RunFolder, check_run, run_storage
+from dpl_ray.runs.folder import RunFolder, check_run, largest_class, run_storage
 from dpl_ray.runs.provenance import describe_run
 from dpl_ray.store.records import read_json, write_json
 from dpl_ray.store.storage import Storage
@@ -137,7 +137,8 @@ def run_cell(
         checkpoint=outcome.checkpoint,
         facts=describe_run(splits)
         | {"device": torch.cuda.get_device_name() if config.scale.use_gpu else "CPU"}
-        | {"data.num_test": str(len(splits.test)), "data.num_classes": str(len(splits.class_names))},
+        | {"data.num_test": str(len(splits.test)), "data.num_classes": str(len(splits.class_names))}
+        | {"data.largest_test_share": f"{largest_class(splits.test.targets) / max(1, len(splits.test)):.4f}"},
     )
     write_json(run.storage / CELL_FILE, result)
     return result

@@ -23,7 +23,7 @@ from dpl_ray.config.schema import Config
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.page.console import open_console
+from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result, percent
 from dpl_ray.runs.folder import COMPARISON_FILE, check_same
 from dpl_ray.runs.provenance import describe_config
@@ -39,7 +39,7 @@ from dpl_ray.studies.comparison.config import (
 )
 from dpl_ray.studies.comparison.console import CellsProgress, comparison_tables
 from dpl_ray.studies.comparison.folder import check_policies, write_comparison
-from dpl_ray.studies.comparison.table import Row
+from dpl_ray.studies.comparison.table import Row, chance_line
 from dpl_ray.studies.frame import End, Nodes, Study, cause_of, check_room, count_cells, on_cluster, run_study
 from dpl_ray.tracking.tracker import Tracker
 
@@ -93,8 +93,11 @@ def compare(
         CellsFailedError: not one cell has finished.
     """
     study = Comparison(*read_study(config, keywords, load_comparison, options))
-    failed, run_id = run_study(study, console=open_console(console), command=command)
+    console = open_console(console)
+    failed, run_id = run_study(study, console=console, command=command)
     place = study.storage
+    if line := chance_line(read_cells(str(place))):
+        show(console, line)
     csv, table, report = (place / f"comparison.{kind}" for kind in ("csv", "md", "html"))
     text = table.read().decode()
     return CompareResult(study.name, study.rows, failed, str(csv), str(table), text, str(report), run_id, study.uri)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dpl_ray.page.html import Page, Section, Table, render_page
 from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.figure import draw_comparison
-from dpl_ray.studies.comparison.table import NOTES, Row, shown_label, tables
+from dpl_ray.studies.comparison.table import NOTES, Row, chance_line, shown_label, tables
 
 
 def make_page(
@@ -33,7 +33,11 @@ def make_page(
         for title, columns in tables(reference).items()
     ]
     sections = {
-        "result": Section(title="Result", finding=_finding(rows, reference, len(seeds)), tables=made),
+        "result": Section(
+            title="Result",
+            findings=[*filter(None, [chance_line(cells)]), _finding(rows, reference, len(seeds))],
+            tables=made,
+        ),
         "figures": Section(title="Figures", drawings=draw_comparison(cells, rows), curve_of=curve_of),
         "noise": Section(
             title="What the numbers do not say",

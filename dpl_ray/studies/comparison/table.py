@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dpl_ray.page.markdown import markdown, markdown_table
+from dpl_ray.report.health import study_line
 from dpl_ray.studies.comparison.cells import CellResult
 
 NUM_DRAWS = 10_000
@@ -131,6 +132,11 @@ def reached(values: Sequence[float | None]) -> Reached | None:
     median = statistics.median(math.inf if value is None else value for value in values)
     num_reached = sum(value is not None for value in values)
     return Reached(median if math.isfinite(median) else None, num_reached, len(values))
+
+
+def chance_line(cells: Sequence[CellResult]) -> str | None:
+    """That no cell is better than guessing; None where one is."""
+    return study_line([_accuracy(cell) for cell in cells], cells[0].facts, "test")
 
 
 def to_csv(cells: Sequence[CellResult], reference: str) -> str:

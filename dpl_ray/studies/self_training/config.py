@@ -29,6 +29,7 @@ class SelfTrainConfig(Section):
     checkpoint: str | None = Field(
         None, description="model of round 0: folder step-N, or of a run; null: round 0 trains one"
     )
+    force: bool = Field(False, description="go on also from a model that is no better than guessing, or has collapsed")
 
 
 def load_self_training(overrides: Sequence[str] = (), start: Config | None = None) -> tuple[Config, SelfTrainConfig]:

@@ -31,7 +31,9 @@ from dpl_ray.labeling.config import LabelConfig, LabelScaleConfig
 from dpl_ray.labeling.job import label_pool
 from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result, percent
-from dpl_ray.runs.folder import MODEL_FOLDER, RUN_FILE, SELF_TRAINING_FILE
+from dpl_ray.report.health import chance_finding
+from dpl_ray.report.usable import NEXT_STEP, known_health, refuse_useless
+from dpl_ray.runs.folder import MODEL_FOLDER, RUN_FILE, SELF_TRAINING_FILE, largest_class
 from dpl_ray.runs.provenance import describe_code, describe_config
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.frame import End, Study, run_study
@@ -98,7 +100,8 @@ def self_train(
         keywords: further overrides, as in `fit`, and fields of `SelfTrainConfig`, as `rounds=5`.
 
     Raises:
-        ValueError: a field, the data, the checkpoint or the resources do not fit.
+        ValueError: a field, the data, the checkpoint or the resources do not fit, or a round's model is no better than
+            guessing or has collapsed, and options.force is not set.
         Exception: everything that `fit` and `label_pool` raise. The same call then goes on where it stopped.
     """
     console = open_console(console)
@@ -182,7 +185,8 @@ class SelfTraining(Study[Round]):
             fitted = self._fit(number, console)
             checkpoint, metrics = fitted.checkpoint, fitted.metrics
         output, training = place / LABELS, place / TRAINING / RUN_FILE
-        labeled = label_pool(_label_config(self.config, checkpoint, str(output)), console=console)
+        to_label = _label_config(self.config, checkpoint, str(output), force=self.options.force)
+        labeled = label_pool(to_label, console=console)
         before = str(self.round_storage(number - 1) / LABELS) if number else None
         class_names = tuple(json.loads(Storage(labeled.summary).read())["class_names"])
         counts = count_labels(str(output), self.config.data, class_names, before=before)
@@ -280,7 +284,7 @@ class SelfTraining(Study[Round]):
         )
 
 
-def _label_config(config: Config, checkpoint: str, output: str) -> LabelConfig:
+def _label_config(config: Config, checkpoint: str, output: str, *, force: bool) -> LabelConfig:
     scale = config.scale
     num_workers = scale.num_workers
     if num_workers is None:  # where it is trained, it labels
@@ -292,6 +296,7 @@ def _label_config(config: Config, checkpoint: str, output: str) -> LabelConfig:
         output=output,
         image_column=config.data.image_column,
         max_bad_fraction=config.data.max_bad_fraction,
+        force=force,
         scale=LabelScaleConfig(
             num_workers=0 if num_workers == 0 else None, use_gpu=scale.use_gpu, address=scale.address
         ),
@@ -320,7 +325,8 @@ def _check_first(config: Config, options: SelfTrainConfig) -> tuple[str, dict[st
     """Answer mistakes before anything is begun; the checkpoint that is given, with its metrics on the test split.
 
     Raises:
-        ValueError: the data or the resources do not fit, there is no checkpoint, or one of other classes or channels.
+        ValueError: the data or the resources do not fit, there is no checkpoint, or one of other classes or channels,
+            or one that is no better than guessing or has collapsed and is not forced.
     """
     checkpoint = None
     if options.checkpoint is not None:
@@ -345,4 +351,11 @@ def _check_first(config: Config, options: SelfTrainConfig) -> tuple[str, dict[st
             raise ValueError(
                 f"checkpoint={options.checkpoint}: its {what} are {has}, but those of data.train are {needs}"
             )
-    return str(checkpoint), evaluate_split(model, splits.test)
+    metrics = evaluate_split(model, splits.test)
+    known = known_health(checkpoint)
+    if known is None:
+        number, largest = len(splits.test), largest_class(splits.test.targets)
+        found = chance_finding(metrics["eval/accuracy"], number, largest / number, len(splits.class_names), NEXT_STEP)
+        known = (found,) if found else ()
+    refuse_useless(f"checkpoint={options.checkpoint}", known, force=options.force)
+    return str(checkpoint), metrics

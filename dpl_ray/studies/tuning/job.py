@@ -24,7 +24,7 @@ from dpl_ray.config.parse import to_yaml
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.page.console import open_console
+from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result, percent
 from dpl_ray.runs.folder import SEARCH_FILE, study_name
 from dpl_ray.runs.provenance import describe_code, describe_config
@@ -40,7 +40,7 @@ from dpl_ray.studies.tuning.config import (
 from dpl_ray.studies.tuning.console import TrialsProgress, search_table
 from dpl_ray.studies.tuning.page import make_page
 from dpl_ray.studies.tuning.space import Space, with_values
-from dpl_ray.studies.tuning.table import describe, to_csv, to_markdown
+from dpl_ray.studies.tuning.table import chance_line, describe, to_csv, to_markdown
 from dpl_ray.studies.tuning.trials import Trial, TrialResult, read_results, trial_config, without_test
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.tracker import Tracker
@@ -101,7 +101,10 @@ def search(
         SearchFailedError: not one trial has ended with an accuracy.
     """
     study = Search(*read_study(config, keywords, load_search, options))
-    failed, run_id = run_study(study, console=open_console(console), command=command)
+    console = open_console(console)
+    failed, run_id = run_study(study, console=console, command=command)
+    if line := chance_line(study.ranked):
+        show(console, line)
     best, csv, table, report = (str(study.storage / name) for name in FILES)
     text = (study.storage / "search.md").read().decode()
     return SearchResult(study.name, study.ranked, failed, best, csv, table, text, report, run_id, study.uri)

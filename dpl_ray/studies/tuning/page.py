@@ -15,7 +15,7 @@ from dpl_ray.page.html import MISSING, Page, Section, Table, render_page
 from dpl_ray.report.verdict import wilson_interval
 from dpl_ray.studies.tuning.figure import best_so_far, draw_curves, draw_fields, draw_progress, draw_seconds
 from dpl_ray.studies.tuning.space import Space
-from dpl_ray.studies.tuning.table import COLUMNS, MAX_ROWS, rows, short
+from dpl_ray.studies.tuning.table import COLUMNS, MAX_ROWS, chance_line, rows, short
 from dpl_ray.studies.tuning.trials import TrialResult
 
 NUM_DRAWS = 2_000
@@ -73,7 +73,7 @@ def _result(
     scored = [result for result in ranked if result.accuracy is not None]
     rest = "" if len(scored) == len(ranked) + num_failed else " that have an accuracy"
     what = f"is the best of {len(scored)}{rest}" if len(scored) > 1 else "alone has an accuracy"
-    worth = _worth(scored, num_images)
+    worth = [*filter(None, [chance_line(ranked)]), *_worth(scored, num_images)]
     if first.state != "finished":
         worth.insert(0, f"No trial was trained to its end: this one was {first.state} at step {first.steps}.")
     return Section(

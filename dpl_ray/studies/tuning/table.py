@@ -9,6 +9,7 @@ from typing import Any
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import shown
 from dpl_ray.page.markdown import markdown, markdown_facts, markdown_table
+from dpl_ray.report.health import study_line
 from dpl_ray.store.records import csv_text
 from dpl_ray.studies.facts import listed_facts
 from dpl_ray.studies.tuning.space import Domain, Space
@@ -17,6 +18,12 @@ from dpl_ray.studies.tuning.trials import TrialResult
 MISSING = "-"
 COLUMNS = ("trial", "accuracy, %", "step", "state", "seconds")
 MAX_ROWS = 20  # of the Markdown table and the console's; trials.csv has all
+
+
+def chance_line(ranked: Sequence[TrialResult]) -> str | None:
+    """That no trial is better than guessing; None where one is."""
+    facts = next((result.facts for result in ranked if result.facts), {})  # what was stopped has left none
+    return study_line([result.accuracy for result in ranked if result.accuracy is not None], facts, "validation")
 
 
 def to_csv(ranked: Sequence[TrialResult], space: Space) -> str:

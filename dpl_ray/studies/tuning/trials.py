@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits, empty_like
-from dpl_ray.runs.folder import RunFolder, check_run, last_metrics, run_storage
+from dpl_ray.runs.folder import RunFolder, check_run, largest_class, last_metrics, run_storage
 from dpl_ray.runs.provenance import describe_run
 from dpl_ray.store.records import read_json, write_json
 from dpl_ray.store.storage import Storage
@@ -182,4 +182,5 @@ def _facts(splits: Splits) -> dict[str, str]:
     return describe_run(splits) | {
         "data.num_validation": str(len(splits.validation)),
         "data.num_classes": str(len(splits.class_names)),
+        "data.largest_validation_share": f"{largest_class(splits.validation.targets) / len(splits.validation):.4f}",
     }
