@@ -233,7 +233,7 @@ def _falling(it: Measured) -> Finding | None:
     return Finding(
         FALLING,
         f"Loss still falling: on the labelled images from {was:.3f} to {now:.3f} in the last quarter of the training",
-        f"train longer, as train.num_steps={2 * it.num_steps}, or raise optim.learning_rate={it.learning_rate:g}",
+        f"train longer, as train.num_steps={2 * it.num_steps}",
         share,
         MIN_FALL,
     )
