@@ -25,7 +25,9 @@ class EmbedConfig(Section):
     )
     checkpoint: str | None = Field(None, description="run or checkpoint whose backbone is taken in place of model")
     labelled: bool = Field(
-        False, description="store labels: of a folder its subfolders are the classes, parquet files have label_column"
+        False,
+        description="store labels: the subfolders of a folder are the classes, or the folders of a list; "
+        "parquet files have label_column",
     )
     views: int = Field(0, ge=0, le=64, description="weak views stored of each image, and as many strong ones")
     seed: int = Field(0, ge=0, description="seed of the views")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,11 +14,11 @@ from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import shown
-from dpl_ray.data.classes import find_class_names
+from dpl_ray.data.classes import check_class_names, find_class_names
 from dpl_ray.data.features import BACKBONE_FOLDER
 from dpl_ray.data.files import are_parquet, as_text, list_files, open_location, would_list
 from dpl_ray.data.labeled import list_records
-from dpl_ray.data.labels import label_indices
+from dpl_ray.data.labels import clean_name, label_indices
 from dpl_ray.data.pool.files import list_pool
 from dpl_ray.embedding.config import EmbedConfig, load_embedding
 from dpl_ray.labeling.fill import check_bad, count_workers, fill
@@ -128,9 +129,7 @@ def embed(
 def _labels(config: EmbedConfig) -> tuple[dict[str, str], tuple[str, ...]]:
     """Sample id -> class name of those that have one, and the names in the order of their indices."""
     if not isinstance(config.pool, str):
-        raise ValueError(
-            f"pool={shown(config.pool)}: labelled=true takes one place; embed each into an output of its own"
-        )
+        return _folder_labels(config.pool)
     location = open_location("pool", config.pool)
     parquet = bool(are_parquet(list_files(location).paths).any())
     data = DataConfig(
@@ -145,3 +144,15 @@ def _labels(config: EmbedConfig) -> tuple[dict[str, str], tuple[str, ...]]:
     return {
         sample_id: names[target] for sample_id, target in zip(records.ids, targets, strict=True) if target >= 0
     }, names
+
+
+def _folder_labels(folders: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The same of several folders, each of which is a class and has its name."""
+    labels: dict[str, str] = {}
+    for folder in folders:
+        location = open_location("pool", folder)
+        name = clean_name(posixpath.basename(location.path))
+        labels |= {location.name(path): name for path in list_files(location).paths.to_pylist()}
+    names = tuple(sorted(set(labels.values())))
+    check_class_names(names, f"pool={shown(list(folders))}")
+    return labels, names

@@ -23,12 +23,15 @@ from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.files import list_files, open_location
 from dpl_ray.data.labeled import list_records
 from dpl_ray.data.pool.choice import list_unlabeled
+from dpl_ray.data.sources import load_splits
+from dpl_ray.inference.predictions import Predictions
 from dpl_ray.jobs.fit import FitResult, fit
 from dpl_ray.models.cost import operations
 from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result
 from dpl_ray.quickstart.choices import DEPTHS, MIN_STEPS, Candidate, Choice, candidates_for, choose
 from dpl_ray.quickstart.config import load_quickstart, seconds_of
+from dpl_ray.quickstart.frozen import embed_layout
 from dpl_ray.quickstart.layout import Layout, find_layout
 from dpl_ray.runs.folder import CONFIG_FILE
 from dpl_ray.store.records import csv_text
@@ -114,6 +117,13 @@ def _chosen(
     if not headers:
         raise ValueError(f"folder={Path(layout.fields['train']).parent}: none of the first images in it can be read")
     fixed = {text.partition("=")[0] for text in given}
+    if not fixed & (NETWORK | {"data.image_size"}):
+        left = budget - (time.monotonic() - began)
+        if frozen := embed_layout(layout, storage, start.data.channels, left, given, console):
+            policy = [] if layout.has_pool else ["policy=supervised"]
+            config = load_config([*frozen, *policy, f"run.name={start.run.name}", *given])
+            _tell_rest(config, layout, console)
+            return config
     if "data.image_size" not in fixed:
         side = _side(headers)
         candidates = candidates_for(side)
@@ -160,6 +170,12 @@ def _told(config: Config, choice: Choice, layout: Layout, console: Console) -> C
             console,
             f"            that is few: {MIN_STEPS * seconds / 60 / 0.75:.0f} min or a GPU would give {MIN_STEPS}",
         )
+    _tell_rest(config, layout, console)
+    return config
+
+
+def _tell_rest(config: Config, layout: Layout, console: Console) -> None:
+    """A line for policy, test images and views."""
     if layout.has_pool:
         baseline = " beside the supervised baseline" if config.train.baseline else ""
         show(
@@ -174,7 +190,6 @@ def _told(config: Config, choice: Choice, layout: Layout, console: Console) -> C
         )
     if config.data.views.horizontal_flip:
         show(console, "views       images are mirrored; data.views.horizontal_flip=false where left and right matter")
-    return config
 
 
 def _side(headers: Sequence[Header]) -> int:
@@ -207,6 +222,12 @@ def _predict(config: Config, run: FitResult, storage: Storage, console: Console)
     """The CSV of predictions of the images that have no label."""
     from dpl_ray.inference.predictor import load_checkpoint
 
+    target = storage / PREDICTIONS_FILE
+    if config.data.name == "features":
+        predictions = _predict_features(config, run)
+        predictions.write(str(target))
+        show(console, repr(predictions))
+        return str(target)
     labelled = {
         sample_id
         for field, given in (("data.train", config.data.train), ("data.test", config.data.test))
@@ -215,10 +236,20 @@ def _predict(config: Config, run: FitResult, storage: Storage, console: Console)
     }
     paths = [row[0] for row in list_unlabeled(config.data).without(labelled).read_all()]
     predictions = load_checkpoint(run.checkpoint).predict(paths)
-    target = storage / PREDICTIONS_FILE
     predictions.write(str(target))
     show(console, repr(predictions))
     return str(target)
+
+
+def _predict_features(config: Config, run: FitResult) -> Predictions:
+    """Of the unlabelled images whose features are stored."""
+    from dpl_ray.inference.predictor import load_checkpoint
+    from dpl_ray.training.evaluation import predict_probs
+
+    splits, model = load_splits(config.data, seed=config.train.seed), load_checkpoint(run.checkpoint)
+    assert isinstance(splits.unlabeled, ImageSet), "features are held in memory"
+    probabilities = predict_probs(model.model, splits.unlabeled.images).numpy()
+    return Predictions(splits.unlabeled.ids.tolist(), probabilities, splits.class_names, {})
 
 
 def _next_commands(config: Config, run: FitResult, storage: Storage, layout: Layout) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
 from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
@@ -16,6 +18,9 @@ from sklearn.datasets import load_digits
 import dpl_ray.quickstart.choices
 from dpl_ray.commands.cli import load_command
 from dpl_ray.config.compose import load_config
+from dpl_ray.config.schema import ModelConfig
+from dpl_ray.inference.predictor import load_checkpoint
+from dpl_ray.quickstart import frozen
 from dpl_ray.quickstart.config import load_quickstart, seconds_of
 from dpl_ray.quickstart.job import quickstart
 
@@ -34,8 +39,11 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no weights at hand."""
     monkeypatch.setattr(dpl_ray.quickstart.choices, "MIN_STEPS", 1)
     monkeypatch.setattr(dpl_ray.quickstart.choices, "MAX_STEPS", 4)
+    monkeypatch.setattr(frozen, "NUM_STEPS", 4)
+    monkeypatch.setattr(frozen, "weights_at_hand", lambda: None)
 
 
 def test_a_folder_becomes_a_report_predictions_and_commands(photos: Path, tmp_path: Path) -> None:
@@ -62,6 +70,45 @@ def test_a_folder_becomes_a_report_predictions_and_commands(photos: Path, tmp_pa
     again = quickstart(photos, "5min", overrides=given, console=console)
     assert "was chosen before" in console.file.getvalue()  # type: ignore[attr-defined]
     assert again.run.metrics == result.run.metrics
+
+
+def test_weights_at_hand_give_frozen_features(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
+    model = ModelConfig(name="timm", architecture="test_vit", weights=str(tmp_path / "w.safetensors"))
+    monkeypatch.setattr(frozen, "weights_at_hand", lambda: frozen.Weights(model, "a small network"))
+    monkeypatch.setattr(frozen, "seconds_per_pass", lambda *_: 1.0)  # 56 images, one view of each kind: 280 s
+    given = [f"run.storage_path={tmp_path / 'runs'}", "tracking.enabled=false", "scale.num_workers=0"]
+    console = Console(file=io.StringIO(), width=200)
+    result = quickstart(photos, "6min", overrides=given, console=console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "a small network: frozen, its features are written once" in said
+    assert "1 weak and 1 strong views" in said
+    config = load_config([f"config={result.config}"])
+    assert (config.data.name, config.model.name, config.train.num_steps) == ("features", "head", 4)
+    assert result.predictions is not None
+    with Path(result.predictions).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["path"] for row in rows) == sorted(map(str, (photos / "unlabelled").glob("*.png")))
+    photo = load_checkpoint(result.run.checkpoint).predict(rows[0]["path"])
+    assert photo.confidences[0] == pytest.approx(float(rows[0]["confidence"]), abs=0.01)
+    again = quickstart(photos, "6min", overrides=given, console=console)
+    assert again.run.metrics == result.run.metrics
+
+
+def test_weights_are_found_where_packages_and_caches_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    assert [found.model.architecture for found in frozen._installed()] == ["tf_efficientnet_lite0"]
+    assert list(frozen._in_torch_cache()) == []
+    (tmp_path / "checkpoints" / "resnet18-f37072fd.pth").touch()
+    assert [found.model for found in frozen._in_torch_cache()] == [
+        ModelConfig(name="torchvision", architecture="resnet18", weights="IMAGENET1K_V1")
+    ]
+
+
+@pytest.mark.parametrize(("budget", "views"), [(1800, 4), (1000, 2), (600, 1), (200, 0), (100, None)])
+def test_as_many_views_as_half_the_budget_has_room_for(budget: float, views: int | None) -> None:
+    assert frozen.num_views(100, 1.0, budget) == views
 
 
 def test_without_a_pool_the_supervised_model_is_trained(photos: Path, tmp_path: Path) -> None:

