@@ -22,7 +22,7 @@ from dpl_ray.page.console import show
 Level = Literal["error", "warning", "note"]
 UNEQUAL = 10  # times as many labelled images as of another class
 MIN_SINGULAR = 3  # letters of a name that may have a plural
-OWN = ("image_folder", "parquet", "arrays")
+OWN = ("image_folder", "parquet", "arrays", "features")
 
 
 @dataclass(frozen=True)

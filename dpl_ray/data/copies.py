@@ -1,6 +1,6 @@
 """Copies: images of equal pixels, as training sees them (decoded and resized), and what is done with them.
 
-In the user's own images, of files and in memory, unless data.allow_overlap:
+In the user's own images, of files and in memory, and in features of them, unless data.allow_overlap:
 - a test image that is a labelled one too is refused: accuracy on it would be false;
 - of labelled images that are copies with the same label one is kept, so that the test and validation images which are
   held out of them are not trained on;
@@ -14,6 +14,7 @@ Legend: N images.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -32,12 +33,23 @@ def pixel_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def without_copies(source: Source, data: DataConfig, rank: NDArray[np.int64] | None = None) -> Source:
+def hashes_of(part: ImageSet) -> NDArray[np.uint64]:
+    """(N,) of the images themselves."""
+    return pixel_hashes(part.images)
+
+
+def without_copies(
+    source: Source,
+    data: DataConfig,
+    rank: NDArray[np.int64] | None = None,
+    hash_of: Callable[[ImageSet], NDArray[np.uint64]] = hashes_of,
+) -> Source:
     """The source less its copies, which it counts; the source itself where there are none.
 
     Args:
         rank: (N,) of `source.train`: of copies with the same label that of the lowest rank is kept, then the first one;
             -1: has no label of its own. None: that of all that have a target is 0.
+        hash_of: images -> (N,) hashes of their pixels, which features in place of images have stored.
 
     Raises:
         ValueError: test images are among the labelled ones.
@@ -45,8 +57,8 @@ def without_copies(source: Source, data: DataConfig, rank: NDArray[np.int64] | N
     train, test = source.train, source.test
     if rank is None:
         rank = np.where(train.targets == UNLABELED, -1, 0)
-    hashes = pixel_hashes(train.images)
-    hashes_test = np.empty(0, np.uint64) if test is None else pixel_hashes(test.images)
+    hashes = hash_of(train)
+    hashes_test = np.empty(0, np.uint64) if test is None else hash_of(test)
     labeled = np.flatnonzero(rank >= 0)
     repeated, conflicts = _compare_labeled(train.subset(labeled), hashes[labeled], rank[labeled], source.class_names)
     in_test = labeled[np.isin(hashes[labeled], hashes_test)]
@@ -59,7 +71,7 @@ def without_copies(source: Source, data: DataConfig, rank: NDArray[np.int64] | N
     known = np.concatenate([hashes[labeled], hashes_test])
     gone = np.concatenate([labeled[repeated], in_test, np.flatnonzero((rank < 0) & np.isin(hashes, known))])
     rows = np.setdiff1d(np.arange(len(train)), gone)
-    pool, selected = (_less(part, known) for part in (source.unlabeled, source.selected))
+    pool, selected = (_less(part, known, hash_of) for part in (source.unlabeled, source.selected))
     before, after = (_size(*parts) for parts in ((source.unlabeled, source.selected), (pool, selected)))
     num_pool = len(train) - len(rows) - len(repeated) + before - after
     pseudo_labels = source.train_pseudo_labels
@@ -102,8 +114,10 @@ def _with_class(labeled: ImageSet, row: int, class_names: tuple[str, ...]) -> tu
     return str(labeled.ids[row]), class_names[labeled.targets[row]]
 
 
-def _less(part: ImageSet | None, known: NDArray[np.uint64]) -> ImageSet | None:
-    return None if part is None else part.subset(np.flatnonzero(~np.isin(pixel_hashes(part.images), known)))
+def _less(
+    part: ImageSet | None, known: NDArray[np.uint64], hash_of: Callable[[ImageSet], NDArray[np.uint64]]
+) -> ImageSet | None:
+    return None if part is None else part.subset(np.flatnonzero(~np.isin(hash_of(part), known)))
 
 
 def _size(*parts: ImageSet | None) -> int:

@@ -1,7 +1,8 @@
 """Folders of features that `dpl-ray embed` writes, as images are read: labelled, unlabelled and for tests.
 
 <folder>/
-  part-*.parquet          sample_id, error, label; features (D,), and with views weak (V D,), strong (V D,) float16
+  part-*.parquet          sample_id, error, label, pixels (a hash, by which copies are found); features (D,), and
+                          with views weak (V D,), strong (V D,) float16
   _backbone/spec.json     the network that made them, and how it reads images (`Spec`)
   _backbone/weights.safetensors
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.classes import find_class_names, find_targets
+from dpl_ray.data.copies import without_copies
 from dpl_ray.data.dataset import BadImage, ImageSet, Source, concatenate
 from dpl_ray.data.files import Location, open_location
 from dpl_ray.data.labeled import Records
@@ -88,22 +90,24 @@ def backbone_storage(location: Location) -> Storage:
 
 
 def read_features(data: DataConfig, *, reads_unlabeled: bool) -> Source:
-    """The features of data.train, data.unlabeled and data.test.
+    """The features of data.train, data.unlabeled and data.test, without copies where the folders have hashes of pixels.
 
     Raises:
-        ValueError: a folder has none, has no labels where they are needed, or features of another network.
+        ValueError: a folder has none, has no labels where they are needed, or features of another network; or
+            test images are among the labelled ones.
     """
     assert data.train is not None, "the configuration requires it"
     spec = read_spec("data.train", data.train)
     train = _read("data.train", data.train, spec)
     class_names = find_class_names(data, train.records)
-    bad = list(train.bad)
+    bad, hashes = list(train.bad), dict(train.hashes)
     train_set = train.images(find_targets(train.records, class_names))
     unlabeled, test = None, None
     if data.test is not None:
         read = _read("data.test", data.test, spec)
         test = read.images(find_targets(read.records, class_names, every=True))
         bad += read.bad
+        hashes |= read.hashes
     if data.unlabeled is not None and reads_unlabeled:
         taken = set(train_set.ids.tolist()) | (set(test.ids.tolist()) if test else set())
         for given in [data.unlabeled] if isinstance(data.unlabeled, str) else data.unlabeled:
@@ -114,8 +118,12 @@ def read_features(data: DataConfig, *, reads_unlabeled: bool) -> Source:
             unlabeled = part if unlabeled is None else concatenate(unlabeled, part)
             taken |= set(part.ids.tolist())
             bad += read.bad
-    name = f"data.train={data.train}"
-    return Source(name, class_names, train_set, unlabeled, test, tuple(bad))
+            hashes |= read.hashes
+    source = Source(f"data.train={data.train}", class_names, train_set, unlabeled, test, tuple(bad))
+    parts = [part for part in (train_set, unlabeled, test) if part is not None]
+    if not all(sample_id in hashes for part in parts for sample_id in part.ids.tolist()):
+        return source  # of a version that kept no hashes
+    return without_copies(source, data, hash_of=lambda part: np.array([hashes[each] for each in part.ids], np.uint64))
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,7 @@ class _Read:
     records: Records  # ids and labels
     features: NDArray[np.float16]  # (N, 1 + 2 V, 1, D)
     bad: list[BadImage]
+    hashes: dict[str, int]  # id -> of its pixels; empty in folders of older versions
 
     def images(self, targets: NDArray[np.int64]) -> ImageSet:
         return ImageSet(self.features, targets, np.array(self.records.ids, np.str_))
@@ -145,7 +154,8 @@ def _read(field: str, given: str, expected: Spec) -> _Read:
     try:
         dataset = ds.dataset(location.path, filesystem=location.filesystem, format="parquet")
         columns = COLUMNS if spec.num_views else COLUMNS[:1]
-        table = dataset.to_table(columns=["sample_id", "error", "label", *columns])
+        pixels = ["pixels"] if "pixels" in dataset.schema.names else []
+        table = dataset.to_table(columns=["sample_id", "error", "label", *pixels, *columns])
     except (OSError, pa.ArrowException) as error:
         raise location.error(f"cannot be read ({one_line(error)})") from None
     errors = table["error"].to_pylist()
@@ -157,7 +167,9 @@ def _read(field: str, given: str, expected: Spec) -> _Read:
     features = np.concatenate(parts, axis=1)[:, :, None]
     ids, labels = table["sample_id"].to_pylist(), table["label"].to_pylist()
     records = Records(location, ids, labels, lambda: iter(()), spec.class_names)
-    return _Read(records, np.ascontiguousarray(features), bad)
+    found = zip(ids, table["pixels"].to_pylist(), strict=True) if pixels else ()
+    hashes = {sample_id: pixel_hash for sample_id, pixel_hash in found if pixel_hash is not None}
+    return _Read(records, np.ascontiguousarray(features), bad, hashes)
 
 
 def _matrix(column: pa.ChunkedArray, num_features: int) -> NDArray[np.float16]:

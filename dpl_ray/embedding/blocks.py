@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dpl_ray.config.schema import ViewsConfig
 from dpl_ray.data.augment import WEAK_UNIFORMS, num_strong_uniforms, strong, weak
+from dpl_ray.data.copies import pixel_hashes
 from dpl_ray.data.features import Spec
 from dpl_ray.labeling.decoding import DecodedBlock
 from dpl_ray.labeling.parts import COUNTS_KEY, Counts, write_part
@@ -51,10 +52,13 @@ class BlockEmbedder(BlockWriter):
         counts.selected = [len(block.kept)]
         reasons = list(block.errors.values())
         counts.unreadable = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+        hashes = np.zeros(len(ids), np.uint64)
+        hashes[block.kept] = pixel_hashes(block.images)
         columns = {
             "sample_id": pa.array(ids, pa.string()),
             "error": pa.array([block.errors.get(row) for row in range(len(ids))], pa.string()),
             "label": pa.array([self.labels.get(sample_id) for sample_id in ids], pa.string()),
+            "pixels": pa.array(hashes),
         }
         columns |= {name: _lists(rows, block.kept, len(ids)) for name, rows in found.items() if rows.shape[1]}
         metadata = {COUNTS_KEY: json.dumps(asdict(counts)).encode()}

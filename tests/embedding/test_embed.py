@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ant, train/bee, test/..., rest/: pictures darker or lighter, so that there is something to learn."""
     root = tmp_path_factory.mktemp("images")
-    for place, number in (("train", 6), ("test", 5), ("rest", 20)):
+    for place, number, first in (("train", 6, 0), ("test", 5, 100), ("rest", 20, 200)):
         for index in range(2 * number):
             folder = root / place if place == "rest" else root / place / CLASSES[index % 2]
             folder.mkdir(parents=True, exist_ok=True)
-            picture(index, (SIZE, SIZE)).point(lambda level, add=90 * (index % 2): level // 2 + add).save(
+            picture(first + index, (SIZE, SIZE)).point(lambda level, add=90 * (index % 2): level // 2 + add).save(
                 folder / f"{place}{index:02}.png"
             )
     return root
@@ -88,8 +89,8 @@ def overrides(embedded: Path, *more: str) -> list[str]:
     return ["data=features", *fields, *small, *more]
 
 
-def splits_of(embedded: Path) -> Any:
-    return load_splits(settle_model(load_config(overrides(embedded))).data, seed=0)
+def splits_of(embedded: Path, *more: str) -> Any:
+    return load_splits(settle_model(load_config(overrides(embedded, *more))).data, seed=0)
 
 
 def test_features_are_those_of_the_network_for_the_decoded_image(embedded: Path, weights: str, images: Path) -> None:
@@ -130,6 +131,29 @@ def test_an_embedding_goes_on_with_what_is_missing(weights: str, images: Path, t
     after = parts(output)
     assert {name: data for name, (_, data) in after.items()} == {name: data for name, (_, data) in before.items()}
     assert [name for name in after if after[name][0] != before[name][0]] == [lost]
+
+
+def test_copies_are_found_by_the_pixels_of_the_images(weights: str, images: Path, tmp_path: Path) -> None:
+    """As in images: the pool's are left out, and a test image among the labelled ones is refused."""
+    folders = [tmp_path / "photos" / place for place in ("train", "rest", "test")]
+    for folder in folders:
+        shutil.copytree(images / folder.name, folder)
+    labelled = images / "train" / "ant" / "train00.png"
+    shutil.copy(labelled, folders[1] / "copy.png")
+    shutil.copy(labelled, folders[2] / "ant" / "copy.png")
+    for folder in folders:
+        run(weights, folder, tmp_path / folder.name, *([] if folder.name == "rest" else ["labelled=true"]))
+    with pytest.raises(
+        ValueError, match=r"^data\.test=.*/test: 1 of its 11 images are copies of labelled ones, as .*copy"
+    ):
+        splits_of(tmp_path)
+    splits = splits_of(tmp_path, "data.test=null")
+    assert splits.copies.num_pool == 1
+    assert str(folders[1] / "copy.png") not in splits.unlabeled.ids
+    assert len(splits.unlabeled) == 40
+    for part in (tmp_path / "rest").glob("*.parquet"):  # of a version that kept no hashes
+        pq.write_table(pq.read_table(part).drop(["pixels"]), part)
+    assert len(splits_of(tmp_path, "data.test=null").unlabeled) == 41
 
 
 def test_another_network_is_refused_for_an_output_that_was_begun(weights: str, images: Path, tmp_path: Path) -> None:
