@@ -79,7 +79,7 @@ def _open_output(given: str | None) -> Storage | None:
     try:
         output.parent.check_writable()
     except OSError as error:
-        raise ValueError(f"output={given}: cannot be written ({error})") from None
+        raise ValueError(f"output={given}: cannot be written ({error}); give another file") from None
     return output
 
 

@@ -331,6 +331,8 @@ def test_the_command_counts_classes_where_there_are_many(checkpoint: str, tmp_pa
 def test_an_output_that_holds_something_else_stays(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     given = [f"checkpoint={checkpoint}", f"images={photos}/0.png"]
     (tmp_path / "labels.csv").write_text("path,label\n0.png,cat\n")
+    with pytest.raises(ValueError, match=r"^output=/proc/x\.csv: cannot be written .*; give another file$"):
+        run(*given, "output=/proc/x.csv")
     with pytest.raises(ValueError, match=r"labels\.csv: is there already and holds no predictions"):
         run(*given, f"output={tmp_path}/labels.csv")
     assert (tmp_path / "labels.csv").read_text() == "path,label\n0.png,cat\n"
