@@ -95,7 +95,10 @@ def build_model(config: ModelConfig, channels: int, num_classes: int) -> Classif
     if config.name == "head":
         assert config.num_features is not None, "found in the data before a network is built"
         head = FeatureHead(config.num_features, config.hidden)
-        return Classifier(head, head.num_features, num_classes, mean=(0.0,), std=(1.0,))
+        model = Classifier(head, head.num_features, num_classes, mean=(0.0,), std=(1.0,))
+        # Few labels span few directions of many: what is random in the others would stay (docs/features.md).
+        nn.init.zeros_(model.classifier.weight)
+        return model
     library = library_of(config)
     network, num_features = library.build(config)
     for module in network.modules():

@@ -31,7 +31,7 @@ from dpl_ray.store.storage import Storage
 SIZE = 96  # pixels, where the weights were trained with no fewer: a fifth of the work of 224
 VIEWS = (4, 2, 1, 0)  # V, the most first
 EMBEDDING_SHARE = 0.5  # of the budget; training on features takes seconds
-NUM_STEPS = 2000
+NUM_STEPS = 1000
 _SAMPLE = 32  # images that the time of a pass is measured with
 
 

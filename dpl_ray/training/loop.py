@@ -21,7 +21,7 @@ from dpl_ray.training.interruption import Interrupted
 from dpl_ray.training.records import Outcome, Record, Window
 from dpl_ray.training.schedule import CheckpointClock, Wish, due_after
 from dpl_ray.training.scores import Scores
-from dpl_ray.training.state import TrainState, build_state
+from dpl_ray.training.state import TrainState, build_state, standardize
 from dpl_ray.training.step import train_step
 from dpl_ray.training.unreadable import Unreadable
 
@@ -45,7 +45,7 @@ def train(
     began = time.perf_counter()
     phase, num_steps, seed = config.policy.name, config.train.num_steps, config.train.seed
     info = ModelInfo.of(splits)
-    state = _start(config, info, len(splits.unlabeled), folder, workers)
+    state = _start(config, info, splits, folder, workers)
     pool = _open_pool(splits, config, workers, state.step, read) if POLICIES[phase].uses_unlabeled else None
     window = Window(workers, record, phase, num_steps, info.class_names, state.sums)
     scores = Scores(state, splits, config.train.curve_images, workers)
@@ -89,11 +89,13 @@ def train(
     )
 
 
-def _start(config: Config, info: ModelInfo, pool_size: int, folder: Storage, workers: Workers) -> TrainState:
+def _start(config: Config, info: ModelInfo, splits: Splits, folder: Storage, workers: Workers) -> TrainState:
     """The state of the newest checkpoint, or that of step 0."""
     saved = list_checkpoints(folder)
     model = config.model.changed(weights=None) if saved else config.model  # those of a checkpoint are in it
-    state = build_state(config.changed(model=model), info.channels, len(info.class_names), workers, pool_size=pool_size)
+    state = build_state(
+        config.changed(model=model), info.channels, len(info.class_names), workers, pool_size=len(splits.unlabeled)
+    )
     newest = workers.gather(saved[-1].name if saved else "none")
     if len(set(newest)) > 1:
         raise ValueError(
@@ -102,6 +104,8 @@ def _start(config: Config, info: ModelInfo, pool_size: int, folder: Storage, wor
         )
     if saved:
         load_state(saved[-1], state, workers)
+    elif isinstance(splits.unlabeled, ImageSet):
+        standardize(state, [splits.labeled.images, splits.unlabeled.images])
     return state
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dpl_ray.algorithm.policies import build_policy
 from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.config.schema import Config, OptimConfig
 from dpl_ray.models import Classifier, build_model
+from dpl_ray.models.feature_head import FeatureHead
 from dpl_ray.models.layers import learning_rate_scales, share_frozen
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.metrics import SUMS
@@ -59,6 +62,13 @@ def build_state(config: Config, channels: int, num_classes: int, workers: Worker
     share_frozen(teacher, student)
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=workers.device)
     return TrainState(student, teacher, policy, build_optimizer(learner, config.optim), learner, sums)
+
+
+def standardize(state: TrainState, parts: Sequence[NDArray[Any]]) -> None:
+    """Let student and teacher scale stored features by what they are in the data; networks of images have no need."""
+    for model in (state.student, state.teacher):
+        if isinstance(model.backbone, FeatureHead):
+            model.backbone.standardize([torch.from_numpy(part) for part in parts if len(part)])
 
 
 def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.Optimizer:

@@ -209,7 +209,7 @@ def test_images_go_into_the_checkpoint_again(trained: str, embedded: Path) -> No
 
 
 def test_a_pool_of_images_is_labelled_by_it(trained: str, images: Path, tmp_path: Path) -> None:
-    result = label(trained, images / "rest", tmp_path / "labels")
+    result = label(trained, images / "rest", tmp_path / "labels", force=True)
     assert result.num_rows == 40
 
 
