@@ -31,7 +31,7 @@ from dpl_ray.store.storage import Storage
 SIZE = 96  # pixels, where the weights were trained with no fewer: a fifth of the work of 224
 VIEWS = (4, 2, 1, 0)  # V, the most first
 EMBEDDING_SHARE = 0.5  # of the budget; training on features takes seconds
-NUM_STEPS = 1000
+NUM_STEPS = 1000  # at most: a classifier on features has long converged by then
 _SAMPLE = 32  # images that the time of a pass is measured with
 
 
@@ -159,15 +159,17 @@ def embed_layout(
             return None
         views = found
     show(console, f"network     {weights.where}: frozen, its features are written once")
-    show(console, f"size        {size} pixels; {views} weak and {views} strong views stored of each image")
+    show(
+        console,
+        f"size        {size} pixels; {views} weak and {views} strong views of each image, as many as fit the time",
+    )
     augment = [text.replace("data.views.", "augment.") for text in given if text.startswith("data.views.")]
     for role, place in places.items():
         labelled = [] if role == "unlabeled" else ["labelled=true"]
         fields = [f"pool={place}", f"output={folders[role]}", f"image_size={size}", f"channels={channels}"]
         options = [*weights.overrides, *fields, f"views={views}", "scale.num_workers=0", "max_bad_fraction=1", *augment]
         embed(load_embedding([*options, *labelled]), console=console)
-    fields = [f"data.{role}={quoted(folder)}" for role, folder in folders.items()]
-    return ["data=features", *fields, f"train.num_steps={NUM_STEPS}"]
+    return ["data=features", *(f"data.{role}={quoted(folder)}" for role, folder in folders.items())]
 
 
 def places_of(text: str) -> str | tuple[str, ...]:

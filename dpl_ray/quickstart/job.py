@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from dpl_ray.checking.files import Header, read_headers
+from dpl_ray.checking.settings import settle_model
 from dpl_ray.checking.timing import measure_steps
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.given import quoted
@@ -29,9 +30,9 @@ from dpl_ray.jobs.fit import FitResult, fit
 from dpl_ray.models.cost import operations
 from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result
-from dpl_ray.quickstart.choices import DEPTHS, MIN_STEPS, Candidate, Choice, candidates_for, choose
+from dpl_ray.quickstart import frozen
+from dpl_ray.quickstart.choices import DEPTHS, MIN_STEPS, Candidate, Choice, candidates_for, choose, steps_within
 from dpl_ray.quickstart.config import load_quickstart, seconds_of
-from dpl_ray.quickstart.frozen import embed_layout
 from dpl_ray.quickstart.layout import Layout, find_layout
 from dpl_ray.runs.folder import CONFIG_FILE
 from dpl_ray.store.records import csv_text
@@ -119,9 +120,10 @@ def _chosen(
     fixed = {text.partition("=")[0] for text in given}
     if not fixed & (NETWORK | {"data.image_size"}):
         left = budget - (time.monotonic() - began)
-        if frozen := embed_layout(layout, storage, start.data.channels, left, given, console):
+        if overrides := frozen.embed_layout(layout, storage, start.data.channels, left, given, console):
             policy = [] if layout.has_pool else ["policy=supervised"]
-            config = load_config([*frozen, *policy, f"run.name={start.run.name}", *given])
+            config = load_config([*overrides, *policy, f"run.name={start.run.name}", *given])
+            config = _with_steps(config, budget - (time.monotonic() - began), console)
             _tell_rest(config, layout, console)
             return config
     if "data.image_size" not in fixed:
@@ -150,6 +152,20 @@ def _chosen(
     return _told(with_candidate(choice.candidate), choice, layout, console)
 
 
+def _with_steps(config: Config, left: float, console: Console) -> Config:
+    """The configuration of a training on features, with the steps that fit into what is left of the time."""
+    splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=config.policy.name != "supervised")
+    timing = measure_steps(settle_model(config), splits)
+    seconds = timing.seconds_per_step + (timing.seconds_per_baseline_step or 0.0)
+    steps = min(frozen.NUM_STEPS, max(MIN_STEPS, steps_within(max(0.0, left), seconds)))
+    show(
+        console,
+        f"steps       {steps:,} of {seconds:.2g} s each, policy and baseline together, measured on this machine; "
+        f"{frozen.NUM_STEPS:,} suffice",
+    )
+    return config.changed(train={"num_steps": steps})
+
+
 def _told(config: Config, choice: Choice, layout: Layout, console: Console) -> Config:
     """The configuration with the steps that fit, told line by line."""
     steps = choice.num_steps
@@ -175,7 +191,10 @@ def _told(config: Config, choice: Choice, layout: Layout, console: Console) -> C
 
 
 def _tell_rest(config: Config, layout: Layout, console: Console) -> None:
-    """A line for policy, test images and views."""
+    """A line for batch, policy, test images and views."""
+    size, mu = config.train.batch_size, config.train.mu
+    pool = f" and {mu * size} unlabelled" if layout.has_pool else ""
+    show(console, f"batch       {size} labelled{pool} images a step, as train.batch_size and train.mu say")
     if layout.has_pool:
         baseline = " beside the supervised baseline" if config.train.baseline else ""
         show(

@@ -6,6 +6,7 @@ import csv
 import io
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 import dpl_ray.quickstart.choices
+import dpl_ray.quickstart.job
 from dpl_ray.commands.cli import load_command
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import ModelConfig
 from dpl_ray.inference.predictor import load_checkpoint
 from dpl_ray.quickstart import frozen
 from dpl_ray.quickstart.config import load_quickstart, seconds_of
-from dpl_ray.quickstart.job import quickstart
+from dpl_ray.quickstart.job import _with_steps, quickstart
 
 
 @pytest.fixture
@@ -41,6 +43,7 @@ def photos(tmp_path: Path) -> Path:
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """And no weights at hand."""
     monkeypatch.setattr(dpl_ray.quickstart.choices, "MIN_STEPS", 1)
+    monkeypatch.setattr(dpl_ray.quickstart.job, "MIN_STEPS", 1)
     monkeypatch.setattr(dpl_ray.quickstart.choices, "MAX_STEPS", 4)
     monkeypatch.setattr(frozen, "NUM_STEPS", 4)
     monkeypatch.setattr(frozen, "weights_at_hand", lambda: None)
@@ -51,7 +54,7 @@ def test_a_folder_becomes_a_report_predictions_and_commands(photos: Path, tmp_pa
     given = [f"run.storage_path={tmp_path / 'runs'}", "tracking.enabled=false", "scale.num_workers=0"]
     result = quickstart(photos, "5min", overrides=given, console=console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    for word in ("unlabeled ", "train ", "size ", "network ", "steps ", "policy ", "test ", "views "):
+    for word in ("unlabeled ", "train ", "size ", "network ", "steps ", "batch ", "policy ", "test ", "views "):
         assert f"\n{word}" in f"\n{said}", word
     config = load_config([f"config={result.config}"])
     assert (config.run.name, config.data.image_size, config.train.num_steps) == ("quickstart-my-photos", 8, 4)
@@ -83,6 +86,8 @@ def test_weights_at_hand_give_frozen_features(photos: Path, tmp_path: Path, monk
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "a small network: frozen, its features are written once" in said
     assert "1 weak and 1 strong views" in said
+    for word in ("network ", "size ", "steps ", "batch ", "policy ", "test ", "views "):
+        assert f"\n{word}" in said, word
     config = load_config([f"config={result.config}"])
     assert (config.data.name, config.model.name, config.train.num_steps) == ("features", "head", 4)
     assert result.predictions is not None
@@ -93,6 +98,16 @@ def test_weights_at_hand_give_frozen_features(photos: Path, tmp_path: Path, monk
     assert photo.confidences[0] == pytest.approx(float(rows[0]["confidence"]), abs=0.01)
     again = quickstart(photos, "6min", overrides=given, console=console)
     assert again.run.metrics == result.run.metrics
+
+
+def test_a_classifier_on_features_has_the_steps_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, timing = load_config(["data=digits"]), SimpleNamespace(seconds_per_step=0.1, seconds_per_baseline_step=0.1)
+    monkeypatch.setattr(dpl_ray.quickstart.job, "measure_steps", lambda *_: timing)
+    monkeypatch.setattr(dpl_ray.quickstart.job, "MIN_STEPS", 600)
+    monkeypatch.setattr(dpl_ray.quickstart.choices, "MAX_STEPS", 10_000)
+    monkeypatch.setattr(frozen, "NUM_STEPS", 2000)
+    found = [_with_steps(config, left, Console(quiet=True)).train.num_steps for left in (1e6, 400.0, -1.0)]
+    assert found == [2000, 1500, 600]
 
 
 def test_weights_are_found_where_packages_and_caches_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
