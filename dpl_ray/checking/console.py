@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpl_ray.checking.checked import Checked
+from dpl_ray.checking.files import Header, kinds, sizes
 from dpl_ray.checking.findings import show_findings
 from dpl_ray.checking.timing import Timing
 from dpl_ray.page.console import console_table, show
@@ -13,7 +14,7 @@ MAX_ROWS = 20  # classes in the table
 
 
 def show_checked(checked: Checked, console: Console) -> None:
-    """Images a class, what was found, and what the run will take."""
+    """Images a class, kinds and sizes of files, what was found, and what the run will take."""
     splits, counts = checked.splits, checked.class_counts
     rows = [[name, *(f"{number:,}" for number in numbers)] for name, *numbers in counts[:MAX_ROWS]]
     if len(counts) > MAX_ROWS:
@@ -22,11 +23,21 @@ def show_checked(checked: Checked, console: Console) -> None:
     rows.append(["all", *(f"{number:,}" for number in totals)])
     title = f"Images a class; {checked.pool_size:,} in the pool"
     console.print(console_table(title, ["class", "labelled", "validation", "test"], rows))
+    for field, headers in checked.headers.items():
+        if headers:
+            show(console, f"{field}: {told_files(headers)}", wraps=True)
     show_findings(console, checked.findings)
     if not checked.findings:
         show(console, "nothing is wrong with these data")
     if checked.timing:
         show(console, told_timing(checked.timing), wraps=True)
+
+
+def told_files(headers: list[Header]) -> str:
+    """Formats, modes and sizes, in a line."""
+    found, pixels = kinds(headers), sizes(headers)
+    what = "; ".join(f"{number:,} {kind}" for kind, number in found.most_common())
+    return f"{what}; {pixels['smallest']} to {pixels['largest']} pixels, in the middle {pixels['median']}"
 
 
 def described_time(seconds: float) -> str:

@@ -151,6 +151,7 @@ def test_the_console_fits(checked: Checked, width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     whole = "".join(text.split())
     assert "".join(ODD.split()) in whole
+    assert re.search(rf"data\.train:\d+PNG,RGB;.*{SIDE}x{SIDE}pixels,inthemiddle{SIDE}x{SIDE}", whole)
     for finding in checked.findings:
         assert "".join(str(finding).split()) in whole
 
