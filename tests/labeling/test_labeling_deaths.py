@@ -71,13 +71,13 @@ def die_in_actors(monkeypatch: pytest.MonkeyPatch, die: Callable[[int], None]) -
     class Dying(on_ray._Actor):
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords)
-            whole = self.labeler.label
+            whole = self.labeler.write
 
             def label(block: Any) -> Any:
                 die(block.number)
                 return whole(block)
 
-            self.labeler = SimpleNamespace(label=label)
+            self.labeler = SimpleNamespace(write=label)
 
     monkeypatch.setattr(on_ray, "_Actor", Dying)
 

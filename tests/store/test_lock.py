@@ -23,7 +23,7 @@ TINY = ("scale.num_workers=0", "tracking.enabled=false", "run.name=first", "mode
 def own_data(folder: Path) -> list[str]:
     return ["data=parquet", "data.channels=1", "data.image_size=8"] + [
         f"data.{field}={write_digits(folder / f'{field}.parquet', start, start + 40)}"
-        for start, field in enumerate(("train", "unlabeled", "test"))
+        for start, field in zip((0, 40, 80), ("train", "unlabeled", "test"), strict=True)
     ]
 
 
