@@ -265,7 +265,8 @@ def _predict_features(config: Config, run: FitResult) -> Predictions:
     from dpl_ray.inference.predictor import load_checkpoint
     from dpl_ray.training.evaluation import predict_probs
 
-    splits, model = load_splits(config.data, seed=config.train.seed), load_checkpoint(run.checkpoint)
+    data = config.data.changed(allow_overlap=True)  # copies, which the training left out, are predicted, too
+    splits, model = load_splits(data, seed=config.train.seed), load_checkpoint(run.checkpoint)
     assert isinstance(splits.unlabeled, ImageSet), "features are held in memory"
     probabilities = predict_probs(model.model, splits.unlabeled.images).numpy()
     return Predictions(splits.unlabeled.ids.tolist(), probabilities, splits.class_names, {})
