@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from dpl_ray.commands.command import Command, print_results
+from dpl_ray.commands.command import Command, print_results, program
 from dpl_ray.page.console import show
 from dpl_ray.quickstart.config import QuickstartConfig, load_quickstart
 
@@ -16,11 +16,15 @@ def job(given: tuple[QuickstartConfig, list[str]], console: Console) -> None:
     options, overrides = given
     result = quickstart(options.folder, options.budget, overrides=overrides, console=console)
     run = result.run
-    places = {"checkpoint": run.checkpoint, "report": run.report, "predictions": result.predictions}
+    places = {"checkpoint": run.checkpoint, "report": run.report, "model": run.model}
+    places["predictions"] = result.predictions
     print_results(console, places | {"settings": result.config}, run.run_id, run.tracking_uri)
     show(console, "\nnext:")
     for command in result.next_commands:
-        show(console, f"  {command}")
+        _, name, arguments = command.split(" ", 2)
+        module = f"python -m pipelines.{name.replace('-', '_')}"
+        begin = module if program("quickstart").startswith("python") else f"dpl-ray {name}"
+        show(console, f"  {begin} {arguments}")
 
 
 COMMAND = Command(

@@ -108,14 +108,14 @@ def _writable(output: str) -> Storage:
 def _read(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint8], str, str | None]:
     """The decoded image, its id, and its class where it is known."""
     if sample.isdecimal():
-        return _read_pool(int(sample), config)
+        return _read_pool(int(sample), config, info)
     settings = info.decode_settings(config.data)
     path, _, number = sample.rpartition(":")
     row = int(number) if is_parquet(path) and number.isdecimal() else None
     location = open_location("sample", path if row is not None else sample)
     if row is None and is_parquet(sample):
         raise ValueError(f"sample={sample}: a parquet file has many images; name a row, as sample={sample}:0")
-    if not location.filesystem.get_file_info(location.path).is_file and (found := _find_in_pool(sample, config)):
+    if not location.filesystem.get_file_info(location.path).is_file and (found := _find_in_pool(sample, config, info)):
         return found
     files = list_pool(location, image_column=config.data.image_column)
     if len(files.paths) > 1:
@@ -125,7 +125,7 @@ def _read(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint
     return _decode(files.read(0, row or 0, 1), settings, sample), sample, None
 
 
-def _find_in_pool(sample: str, config: Config) -> tuple[NDArray[np.uint8], str, str | None] | None:
+def _find_in_pool(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint8], str, str | None] | None:
     """The image of the run's pool whose id is this or ends so, after a /; None where there is none.
 
     Raises:
@@ -147,26 +147,30 @@ def _find_in_pool(sample: str, config: Config) -> tuple[NDArray[np.uint8], str, 
     if not found:
         return None
     if isinstance(pool, ImageSet):
-        return _of_set(pool, ids.index(found[0]))
+        return _of_set(pool, ids.index(found[0]), config, info)
     rows = next(part.read_rows(file, np.array(rows)) for part in pool.parts for file, rows in part.rows(found).items())
     return _decode([*rows], pool.settings, sample), found[0], None
 
 
-def _read_pool(index: int, config: Config) -> tuple[NDArray[np.uint8], str, str | None]:
+def _read_pool(index: int, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint8], str, str | None]:
     pool: Any = load_splits(config.data, seed=config.train.seed).unlabeled
     if not index < len(pool):
         raise ValueError(f"sample={index}: the pool of this run has {len(pool)} images; give 0 to {len(pool) - 1}")
     if isinstance(pool, ImageSet):
-        return _of_set(pool, index)
+        return _of_set(pool, index, config, info)
     assert isinstance(pool, StreamedPool)
     part, file, first, _, first_id = pool.spans[np.searchsorted(pool.spans[:, 4], index, side="right") - 1].tolist()
     rows = pool.parts[part].read(file, first + index - first_id, 1)
     return _decode(rows, pool.settings, str(index)), rows[0][0], None
 
 
-def _of_set(pool: ImageSet, index: int) -> tuple[NDArray[np.uint8], str, str | None]:
+def _of_set(pool: ImageSet, index: int, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint8], str, str | None]:
     target = int(pool.targets[index])
-    return pool.images[index], str(pool.ids[index]), None if target < 0 else str(target)
+    known = None if target < 0 else str(target)
+    if pool.images.dtype != np.uint8:  # features: the image that they were made of
+        image, sample_id, _ = _read(str(pool.ids[index]), config, info)
+        return image, sample_id, known
+    return pool.images[index], str(pool.ids[index]), known
 
 
 def _decode(rows: Rows, settings: DecodeSettings, sample: str) -> NDArray[np.uint8]:

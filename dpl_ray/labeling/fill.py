@@ -99,6 +99,6 @@ def check_bad(ledger: Ledger, max_bad_fraction: float) -> None:
     first = "; ".join(f"{sample_id} ({reason})" for sample_id, reason in ledger.first_bad(3))
     raise TooManyBadError(
         f"{counts.num_bad:,} of {pool_size:,} images cannot be read, more than max_bad_fraction="
-        f"{max_bad_fraction:g} allows: {first} ...; all that are known are in {bad}. What is labelled stays: "
+        f"{max_bad_fraction:g} allows, as {first}; all that are known are in {bad}. What is done stays: "
         "the same command with a larger max_bad_fraction goes on"
     )

@@ -29,7 +29,8 @@ from dpl_ray.quickstart.layout import TABLES, Layout
 from dpl_ray.store.storage import Storage
 
 SIZE = 96  # pixels, where the weights were trained with no fewer: a fifth of the work of 224
-VIEWS = (4, 2, 1, 0)  # V, the most first
+SIZES = (SIZE, 64, 48)  # smaller images are taken where there would be no time for a view
+VIEWS = (4, 2, 1)  # V, the most first
 EMBEDDING_SHARE = 0.5  # of the budget; training on features takes seconds
 NUM_STEPS = 1000  # at most: a classifier on features has long converged by then
 _SAMPLE = 32  # images that the time of a pass is measured with
@@ -119,7 +120,7 @@ def seconds_per_pass(weights: Weights, channels: int, size: int) -> float:
 
 
 def num_views(num_images: int, seconds: float, budget: float) -> int | None:
-    """The most views of each image that fit the budget; None where not even the images as they are do.
+    """The most views of each image that fit the budget; None where not even one of each kind does.
 
     Args:
         seconds: of a pass of an image.
@@ -151,13 +152,22 @@ def embed_layout(
         spec = read_spec("data.train", folders["train"])
         size, views = spec.image_size, spec.num_views
     except ValueError:
-        size = image_size(weights)
         number = sum(len(list_files(open_location(role, places_of(place))).paths) for role, place in places.items())
-        found = num_views(number, seconds_per_pass(weights, channels, size), budget)
-        if found is None:
-            show(console, f"weights     {weights.where}: {number:,} images are too many for them in this time")
+        own = image_size(weights)
+        seconds = {
+            each: seconds_per_pass(weights, channels, each) for each in sorted({min(own, each) for each in SIZES})
+        }
+        found = {each: num_views(number, time_of_one, budget) for each, time_of_one in seconds.items()}
+        if not any(found.values()):
+            needed = number * (1 + 2 * VIEWS[-1]) * min(seconds.values()) / EMBEDDING_SHARE
+            show(
+                console,
+                f"weights     {weights.where}: {number:,} images are too many for them in this time; budget="
+                f"{-(-needed // 60):.0f}min would do",
+            )
             return None
-        views = found
+        size = max(each for each, views in found.items() if views)
+        views = found[size] or VIEWS[-1]
     show(console, f"network     {weights.where}: frozen, its features are written once")
     show(
         console,

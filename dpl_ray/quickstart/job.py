@@ -87,7 +87,11 @@ def quickstart(
         if role in layout.fields:
             show(console, f"{role:<12}{layout.fields[role]}  ({layout.reasons[role]})")
     if (storage / CONFIG_FILE).exists():
-        show(console, f"{storage / CONFIG_FILE} was chosen before: the run goes on with it")
+        show(
+            console,
+            f"{storage / CONFIG_FILE} was chosen before: the run goes on with it, whatever the budget is now; "
+            f"run.name={start.run.name}-2 chooses anew",
+        )
         config = load_config([f"config={storage / CONFIG_FILE}", *given])
     else:
         config = _chosen(start, given, layout, storage, seconds_of(options.budget), began, console)
@@ -175,8 +179,12 @@ def _told(config: Config, choice: Choice, layout: Layout, console: Console) -> C
     network = (
         f"WRN-{model.depth}-{model.width}" if model.name == "wide_resnet" else f"{model.architecture} of {model.name}"
     )
-    show(console, f"size        {choice.candidate.size} pixels: the largest whose steps fit the time {MIN_STEPS} times")
-    show(console, f"network     {network}: the deepest that fits at this size")
+    size = (
+        "the least work that is tried" if choice.is_short else f"the largest whose steps fit the time {MIN_STEPS} times"
+    )
+    depth = "the smallest that is tried" if choice.is_short else "the deepest that fits at this size"
+    show(console, f"size        {choice.candidate.size} pixels: {size}")
+    show(console, f"network     {network}: {depth}")
     show(
         console,
         f"steps       {steps:,} of {seconds:.2g} s each, policy and baseline together, measured on this machine",
@@ -279,9 +287,11 @@ def _next_commands(config: Config, run: FitResult, storage: Storage, layout: Lay
     policies = f"'policies=[supervised,{config.policy.name},fixmatch]'"
     compare = f"dpl-ray compare {chosen} {policies} seeds=3 run.name={run.name}-compared"
     pool = layout.fields.get("unlabeled")
+    predict = shlex.join(["dpl-ray", "predict", f"checkpoint={run.checkpoint}", "images=photo.jpg"])
     if pool is None:
-        return (f"dpl-ray check {chosen}", longer, f"dpl-ray predict checkpoint={run.checkpoint} images=photo.jpg")
+        return (f"dpl-ray check {chosen}", longer, predict)
     label = shlex.join(
         ["dpl-ray", "label", f"checkpoint={run.checkpoint}", f"pool={pool}", f"output={run.name}-labels"]
     )
-    return (label, compare, longer)
+    # On features the steps suffice: more of them bring nothing.
+    return (label, compare, predict if config.data.name == "features" else longer)

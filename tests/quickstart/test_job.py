@@ -123,7 +123,7 @@ def test_weights_are_found_where_packages_and_caches_have_them(tmp_path: Path, m
     ]
 
 
-@pytest.mark.parametrize(("budget", "views"), [(1800, 4), (1000, 2), (600, 1), (200, 0), (100, None)])
+@pytest.mark.parametrize(("budget", "views"), [(1800, 4), (1000, 2), (600, 1), (200, None)])
 def test_as_many_views_as_half_the_budget_has_room_for(budget: float, views: int | None) -> None:
     assert frozen.num_views(100, 1.0, budget) == views
 
