@@ -26,6 +26,7 @@ from dpl_ray.data.views import strong, weak
 from dpl_ray.embedding.config import load_embedding
 from dpl_ray.embedding.job import EmbedResult, embed
 from dpl_ray.inference.predictor import load_checkpoint
+from dpl_ray.jobs.explain import explain
 from dpl_ray.jobs.fit import fit
 from dpl_ray.models import build_model
 from dpl_ray.training.evaluation import predict_probs
@@ -211,6 +212,15 @@ def test_images_go_into_the_checkpoint_again(trained: str, embedded: Path) -> No
 def test_a_pool_of_images_is_labelled_by_it(trained: str, images: Path, tmp_path: Path) -> None:
     result = label(trained, images / "rest", tmp_path / "labels", force=True)
     assert result.num_rows == 40
+
+
+def test_an_image_of_the_pool_is_explained_as_the_image_that_it_is(
+    trained: str, embedded: Path, tmp_path: Path
+) -> None:
+    pool = splits_of(embedded).unlabeled
+    for sample in (3, Path(str(pool.ids[3])).name):
+        found = explain(trained, sample, output=tmp_path / "page.html")
+        assert found.sample == str(pool.ids[3])
 
 
 def test_a_run_on_features_needs_neither_backbone_nor_features_to_be_used(trained: str, tmp_path: Path) -> None:
