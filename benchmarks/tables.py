@@ -15,6 +15,7 @@ from dpl_ray.studies.comparison.table import Row, make_rows, shown_label, tables
 
 FOLDER = Path(__file__).parent.parent / "docs" / "results"
 REFERENCE = "fixmatch"
+SUPERVISED = "supervised"
 OURS = "dpl"
 #: Column of policies.csv -> metric of a cell.
 METRICS = {
@@ -203,6 +204,21 @@ def _distance(points: float) -> str:
     return f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
 
 
+def frozen(setting: str) -> str:
+    """A row for each policy on stored features, the most accurate first."""
+    rows = make_rows(cells(setting, read("frozen"), ()), SUPERVISED)
+    parts = tables(SUPERVISED).values()
+    columns = {heading: show for part in parts for heading, show in part.items()}
+    shown = ("seeds", "accuracy", f"minus {SUPERVISED} [95 %]", "coverage", "precision", "ECE")
+    return table(
+        ["policy", *shown], [[shown_label(row), *(columns[heading](row) for heading in shown)] for row in rows]
+    )
+
+
+def _frozen(setting: str) -> Callable[[], str]:
+    return lambda: frozen(setting)
+
+
 def _setting(name: str) -> Callable[[], str]:
     return lambda: comparison(make_rows(cells(name, read("policies"), read("policies_curves")), REFERENCE))
 
@@ -225,6 +241,7 @@ def demo(printed: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     **{f"policies/{name}": _setting(name) for name in settings(read("policies"))},
+    **{f"frozen/{name}": _frozen(name) for name in settings(read("frozen"))},
     "policies-dpl": lambda: ours(read("policies"), read("policies_curves")),
     "policies-means": lambda: means(read("policies")),
     "dpl-ablation": lambda: ablation(read("dpl_ablation")),
