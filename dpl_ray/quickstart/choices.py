@@ -20,13 +20,6 @@ class Candidate:
     size: int  # pixels
     depth: int  # of a WideResNet of width 2
 
-    @property
-    def overrides(self) -> list[str]:
-        return [f"data.image_size={self.size}", f"model.depth={self.depth}"]
-
-    def __str__(self) -> str:
-        return f"{self.size} px with WRN-{self.depth}-2"
-
 
 DEPTHS = (28, 16, 10)  # of a WideResNet of width 2
 #: The best first: what is tried until one has MIN_STEPS within the budget.

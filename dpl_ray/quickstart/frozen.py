@@ -25,7 +25,7 @@ from dpl_ray.embedding.config import load_embedding
 from dpl_ray.embedding.job import embed
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.page.console import show
-from dpl_ray.quickstart.layout import TABLES, Layout
+from dpl_ray.quickstart.layout import Layout, Places, has_table
 from dpl_ray.store.storage import Storage
 
 SIZE = 96  # pixels, where the weights were trained with no fewer: a fifth of the work of 224
@@ -140,19 +140,19 @@ def embed_layout(
     Args:
         given: overrides of the training, for the views.
     """
-    if layout.name != "image_folder" or layout.fields["train"].lower().endswith(TABLES):
+    if layout.name != "image_folder" or has_table(layout.fields["train"]):
         return None
     if (weights := weights_at_hand()) is None:
         return None
-    places = dict(layout.fields)
+    places: dict[str, Places] = dict(layout.fields)
     if layout.classes:
-        places["train"] = shown([str(folder) for folder in layout.classes])
+        places["train"] = tuple(map(str, layout.classes))
     folders = {role: str(storage / "features" / role) for role in places}
     try:  # what was begun goes on as it was
         spec = read_spec("data.train", folders["train"])
         size, views = spec.image_size, spec.num_views
     except ValueError:
-        number = sum(len(list_files(open_location(role, places_of(place))).paths) for role, place in places.items())
+        number = sum(len(list_files(open_location(role, place)).paths) for role, place in places.items())
         own = image_size(weights)
         seconds = {
             each: seconds_per_pass(weights, channels, each) for each in sorted({min(own, each) for each in SIZES})
@@ -176,12 +176,7 @@ def embed_layout(
     augment = [text.replace("data.views.", "augment.") for text in given if text.startswith("data.views.")]
     for role, place in places.items():
         labelled = [] if role == "unlabeled" else ["labelled=true"]
-        fields = [f"pool={place}", f"output={folders[role]}", f"image_size={size}", f"channels={channels}"]
+        fields = [f"pool={shown(place)}", f"output={folders[role]}", f"image_size={size}", f"channels={channels}"]
         options = [*weights.overrides, *fields, f"views={views}", "scale.num_workers=0", "max_bad_fraction=1", *augment]
         embed(load_embedding([*options, *labelled]), console=console)
     return ["data=features", *(f"data.{role}={quoted(folder)}" for role, folder in folders.items())]
-
-
-def places_of(text: str) -> str | tuple[str, ...]:
-    """A path, or the paths of a list as it is written on a command line."""
-    return tuple(text[1:-1].split(",")) if text.startswith("[") else text

@@ -20,6 +20,7 @@ from dpl_ray.checking.timing import measure_steps
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.given import quoted
 from dpl_ray.config.schema import Config
+from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.files import list_files, open_location
 from dpl_ray.data.labeled import list_records
@@ -85,7 +86,7 @@ def quickstart(
     storage = Storage(start.run.storage_path) / (start.run.name or "")
     for role in ("train", "unlabeled", "test"):
         if role in layout.fields:
-            show(console, f"{role:<12}{layout.fields[role]}  ({layout.reasons[role]})")
+            show(console, f"{role:<12}{shown(layout.fields[role])}  ({layout.reasons[role]})")
     if (storage / CONFIG_FILE).exists():
         show(
             console,
@@ -120,7 +121,7 @@ def _chosen(
         start = start.changed(data={"train": str(_write_labels(layout, storage))})
     headers = [header for found in read_headers(start.data).values() for header in found]
     if not headers:
-        raise ValueError(f"folder={Path(layout.fields['train']).parent}: none of the first images in it can be read")
+        raise ValueError(f"folder={layout.fields['train']}: none of the first images in it can be read")
     fixed = {text.partition("=")[0] for text in given}
     if not fixed & (NETWORK | {"data.image_size"}):
         left = budget - (time.monotonic() - began)
@@ -291,7 +292,7 @@ def _next_commands(config: Config, run: FitResult, storage: Storage, layout: Lay
     if pool is None:
         return (f"dpl-ray check {chosen}", longer, predict)
     label = shlex.join(
-        ["dpl-ray", "label", f"checkpoint={run.checkpoint}", f"pool={pool}", f"output={run.name}-labels"]
+        ["dpl-ray", "label", f"checkpoint={run.checkpoint}", f"pool={shown(pool)}", f"output={run.name}-labels"]
     )
     # On features the steps suffice: more of them bring nothing.
     return (label, compare, predict if config.data.name == "features" else longer)

@@ -22,6 +22,7 @@ ROLES: Mapping[str, str] = {
         "unlabeled",
     ),
 }
+Places = str | tuple[str, ...]
 TABLES = (".csv", ".tsv")
 ACCEPTED = (
     "a folder for each class, images without a class loose or in unlabelled/; or train/, unlabelled/ and test/; "
@@ -34,7 +35,7 @@ class Layout:
     """What a folder holds, as values of fields of the section `data`."""
 
     name: str  # data.name: image_folder or parquet
-    fields: dict[str, str] = field(default_factory=dict)  # train, unlabeled, test -> path or glob
+    fields: dict[str, Places] = field(default_factory=dict)  # train, unlabeled, test -> path or glob, or several
     reasons: dict[str, str] = field(default_factory=dict)  # the same -> why, for the user
     classes: tuple[Path, ...] = ()  # folders that are the classes, where data.train must name them one by one
 
@@ -67,7 +68,7 @@ def role_of(path: Path) -> str | None:
 
 def _of_parquet(folder: Path, files: list[Path]) -> Layout:
     """Parquet files, by their names; without any name that says train, all that no name says something of."""
-    globs: dict[str, str] = {}
+    globs: dict[str, Places] = {}
     reasons: dict[str, str] = {}
     for role in ("train", "unlabeled", "test"):
         named = [path for path in files if (role_of(path) or "train") == role]
@@ -89,7 +90,7 @@ def _glob(folder: Path, named: list[Path], files: list[Path]) -> str:
 
 
 def _of_files(folder: Path, entries: list[Path]) -> Layout:
-    fields: dict[str, str] = {}
+    fields: dict[str, Places] = {}
     reasons: dict[str, str] = {}
     for path in entries:
         if path.suffix.lower() in TABLES:  # a table without a role has the labels
@@ -110,18 +111,23 @@ def _of_files(folder: Path, entries: list[Path]) -> Layout:
         _put(fields, reasons, "train", folder, f"its folders are the classes: {some([path.name for path in classes])}")
         chosen = tuple(classes) if named else ()
     if "train" in fields and "unlabeled" not in fields:
-        if fields["train"].lower().endswith(TABLES):
+        if has_table(fields["train"]):
             _put(fields, reasons, "unlabeled", folder, "every image that the table gives no label")
         elif loose := sorted({path.suffix for path in entries if path.is_file() and is_image(path.name)}):
-            globs = ",".join(str(folder / f"*{suffix}") for suffix in loose)
-            _put(fields, reasons, "unlabeled", f"[{globs}]" if len(loose) > 1 else globs, "the loose images")
+            globs = tuple(str(folder / f"*{suffix}") for suffix in loose)
+            _put(fields, reasons, "unlabeled", globs if len(globs) > 1 else globs[0], "the loose images")
     return Layout("image_folder", fields, reasons, chosen)
 
 
-def _put(fields: dict[str, str], reasons: dict[str, str], role: str, path: Path | str, why: str) -> None:
+def _put(fields: dict[str, Places], reasons: dict[str, str], role: str, path: Path | Places, why: str) -> None:
     """The first that is found stays: a table before a folder, test before val."""
     if role not in fields:
-        fields[role], reasons[role] = str(path), why
+        fields[role], reasons[role] = str(path) if isinstance(path, Path) else path, why
+
+
+def has_table(train: Places) -> bool:
+    """Whether the labels are in a table."""
+    return isinstance(train, str) and train.lower().endswith(TABLES)
 
 
 def _subfolders(folder: Path) -> Iterable[Path]:

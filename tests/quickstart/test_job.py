@@ -76,6 +76,28 @@ def test_a_folder_becomes_a_report_predictions_and_commands(photos: Path, tmp_pa
     assert again.run.metrics == result.run.metrics
 
 
+@pytest.mark.parametrize("on_features", [False, True])
+def test_loose_images_of_several_kinds_are_the_pool(
+    on_features: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, path in enumerate(sorted((photos / "unlabelled").iterdir())):
+        path.rename(photos / f"{path.stem}{('.png', '.PNG')[number % 2]}")
+    (photos / "unlabelled").rmdir()
+    if on_features:
+        safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
+        model = ModelConfig(name="timm", architecture="test_vit", weights=str(tmp_path / "w.safetensors"))
+        monkeypatch.setattr(frozen, "weights_at_hand", lambda: frozen.Weights(model, "a small network"))
+        monkeypatch.setattr(frozen, "seconds_per_pass", lambda *_: 0.01)
+    given = [f"run.storage_path={tmp_path / 'runs'}", "tracking.enabled=false", "scale.num_workers=0"]
+    result = quickstart(photos, overrides=given)
+    assert result.predictions is not None
+    with Path(result.predictions).open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 40
+    for command in result.next_commands:
+        _, name, *arguments = shlex.split(command)
+        load_command(name).load(arguments)
+
+
 def test_weights_at_hand_give_frozen_features(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
     model = ModelConfig(name="timm", architecture="test_vit", weights=str(tmp_path / "w.safetensors"))
