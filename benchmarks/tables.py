@@ -219,28 +219,6 @@ def _frozen(setting: str) -> Callable[[], str]:
     return lambda: frozen(setting)
 
 
-def variants(rows: CsvRows) -> str:
-    """A row for each variant: its mean distance from dpl on the same subsets in two settings, the best first."""
-    shown = ("cifar10-4", "cifar10-T74x20+lt20")
-    found: dict[str, dict[str, float]] = {setting: {} for setting in shown}
-    for setting, distances in found.items():
-        accuracy = {
-            (row["policy"], row["subset"]): float(row["balanced"])
-            for row in rows
-            if row["setting"] == setting and int(row["subset"]) < 5
-        }
-        for policy in dict.fromkeys(policy for policy, _ in accuracy):
-            pairs = [value - accuracy[OURS, subset] for (name, subset), value in accuracy.items() if name == policy]
-            if len(pairs) == 5:
-                distances[policy] = statistics.fmean(pairs)
-    ranked = sorted(found[shown[0]], key=lambda policy: -found[shown[0]][policy])
-    body = [
-        [f"`{name}`", *(f"{found[each][name]:+.2f}" if name in found[each] else "-" for each in shown)]
-        for name in ranked
-    ]
-    return table(["variant", "4 labels a class, equal classes", "labels and pool with a long tail"], body)
-
-
 def _setting(name: str) -> Callable[[], str]:
     return lambda: comparison(make_rows(cells(name, read("policies"), read("policies_curves")), REFERENCE))
 
@@ -264,7 +242,6 @@ def demo(printed: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     **{f"policies/{name}": _setting(name) for name in settings(read("policies"))},
     **{f"frozen/{name}": _frozen(name) for name in settings(read("frozen"))},
-    "frozen-variants": lambda: variants(read("frozen_variants")),
     "policies-dpl": lambda: ours(read("policies"), read("policies_curves")),
     "policies-means": lambda: means(read("policies")),
     "dpl-ablation": lambda: ablation(read("dpl_ablation")),
