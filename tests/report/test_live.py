@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,7 @@ def begun(folder: Path) -> tuple[RunFolder, LivePage]:
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_it_is_written_at_every_record_and_says_how_far_the_run_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(live, "SHARE", 1.0)
+def test_it_is_written_at_every_record_and_says_how_far_the_run_is(tmp_path: Path) -> None:
     run, page = begun(tmp_path)
     file, texts = tmp_path / "tiny" / "report.html", dict[tuple[str, int], str]()
 
@@ -44,6 +42,8 @@ def test_it_is_written_at_every_record_and_says_how_far_the_run_is(
             run.add(record)
             page.update(record)
             texts[record.phase, record.step] = file.read_text()
+            if "train/loss_labeled" in record.metrics:
+                assert f"loss {record.metrics['train/loss_labeled']:.3f}" in file.read_text()
 
     outcomes = train_phases(page.config, page.splits, run.storage, Workers(), receive)
     for (phase, step), text in texts.items():
@@ -58,23 +58,38 @@ def test_it_is_written_at_every_record_and_says_how_far_the_run_is(
     assert "refresh" not in file.read_text()
 
 
-def test_it_takes_a_fiftieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now, written = 0.0, list[float]()
+def test_writing_and_drawing_take_a_fiftieth_of_the_time_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, written, drawn = 0.0, list[float](), list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     _, page = begun(tmp_path)
 
-    def slow(record: Record) -> Page:
+    def write(record: Record) -> Page:
         nonlocal now
         written.append(now)
-        now += 2.0
+        now += seconds
         return Page("", {})
 
-    monkeypatch.setattr(page, "_page", slow)
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    for _ in range(1000):
+    def draw(record: Record) -> dict:
+        nonlocal now
+        drawn.append(now)
+        now += 2.0
+        return {}
+
+    monkeypatch.setattr(page, "_page", write)
+    monkeypatch.setattr(page, "_draw", draw)
+    seconds = 0.015  # less than a fiftieth of the second between two records
+    page.update(replace(RECORD, phase="supervised"))
+    for _ in range(999):
         page.update(RECORD)
         now += 1.0
-    assert written[0] == 0.0, "at the first record"
-    assert 2.0 * (len(written) - 1) / now == pytest.approx(live.SHARE, rel=0.1)
+    assert len(written) == 1000, "at every record"
+    assert drawn[:2] == [0.0, written[0] + seconds], "at the first record of a phase"
+    assert 2.0 * len(drawn) / now == pytest.approx(live.SHARE, rel=0.1)
+    seconds, since = 5.0, now
+    for _ in range(10_000):
+        page.update(RECORD)
+        now += 1.0
+    assert 5.0 * (len(written) - 1000) / (now - since) == pytest.approx(live.SHARE, rel=0.1)
 
 
 def test_a_page_that_cannot_be_written_is_told_of_once_and_ends_no_run(
