@@ -29,7 +29,7 @@ METRICS = {
 }
 #: Of a comparison's columns, those that docs/RESULTS.md shows, in this order.
 SHOWN = (
-    "seeds",
+    "subsets x repeats",
     "accuracy",
     f"minus {REFERENCE} [95 %]",
     f"steps to {REFERENCE}'s accuracy",
@@ -95,7 +95,7 @@ def ours(results: CsvRows, curves: CsvRows, policy: str = OURS) -> str:
         rows = make_rows(found, REFERENCE)
         rank, row = next((place, row) for place, row in enumerate(rows, start=1) if row.label == policy)
         ranks.append(rank)
-        assert row.difference is not None, "the reference has the seeds of all policies"
+        assert row.difference is not None, "the reference has the subsets of all policies"
         behind = 100 * (rows[0].accuracy - row.accuracy)
         steps = next(cell.steps for cell in found if cell.label == policy)
         share = None if row.steps is None or row.steps.median is None else row.steps.median / steps
@@ -209,7 +209,7 @@ def frozen(setting: str) -> str:
     rows = make_rows(cells(setting, read("frozen"), ()), SUPERVISED)
     parts = tables(SUPERVISED).values()
     columns = {heading: show for part in parts for heading, show in part.items()}
-    shown = ("seeds", "accuracy", f"minus {SUPERVISED} [95 %]", "coverage", "precision", "ECE")
+    shown = ("subsets x repeats", "accuracy", f"minus {SUPERVISED} [95 %]", "coverage", "precision", "ECE")
     return table(
         ["policy", *shown], [[shown_label(row), *(columns[heading](row) for heading in shown)] for row in rows]
     )

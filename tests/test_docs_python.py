@@ -173,7 +173,7 @@ from dpl_ray import CompareConfig, compare, fit, load_checkpoint, load_config
 
 result = fit(load_config(["data=digits", "train.num_steps=3"]))
 print(result.metrics["eval/accuracy"], result.checkpoint)
-compared = compare(load_config(), CompareConfig(policies=("dpl", "fixmatch"), seeds=5), console=None)
+compared = compare(load_config(), CompareConfig(policies=("dpl", "fixmatch"), subsets=5), console=None)
 print([row.label for row in compared.rows])
 config = load_config(overrides)
 model = load_checkpoint("runs/my-run")
@@ -181,7 +181,7 @@ found = model.predict(torch.zeros(1, 1, 8, 8))
 print(found.names)
 dpl_ray.label_pool(dpl_ray.LabelConfig(checkpoint="a", pool="b", output="c"))
 fit(["data=digits"], policy="dpl", train={"mu": 5})
-compare(policies=["dpl", "fixmatch"], seeds=7, console=True)
+compare(policies=["dpl", "fixmatch"], subsets=7, console=True)
 ```
 """
 
@@ -198,13 +198,13 @@ def test_what_is_right_is_accepted() -> None:
         ("train.num_steps=3", "train.num_step=3", "there is no field train.num_step"),
         ("result.checkpoint", "result.checkpoints", "FitResult has no checkpoints"),
         ("compared.rows", "compared.row", "CompareResult has no row"),
-        ("seeds=5", "seeds=0", "seeds=0"),
-        ("seeds=5", "seed=5", "seed"),
+        ("subsets=5", "subsets=0", "subsets=0"),
+        ("subsets=5", "seed=5", "seed"),
         ("console=None", "consol=None", "consol"),
         ('["data=digits"]', '["data=digit"]', "data=digit: there is no such data"),
         ('policy="dpl"', 'policy="dpll"', "policy=dpll: there is no such policy"),
         ('{"mu": 5}', '{"nu": 5}', "there is no field train.nu"),
-        ("seeds=7", "seeds=0", "seeds=0"),
+        ("subsets=7", "subsets=0", "subsets=0"),
         ('("runs/my-run")', '("runs/my-run", "teacher", 3)', "too many positional arguments"),
         ("model.predict", "model.predicts", "Predictor has no predicts"),
         ("found.names", "found.labels", "Predictions has no labels"),

@@ -58,9 +58,9 @@ CURVES = [
 def test_the_table_of_a_comparison_is_made_from_its_csv_files() -> None:
     rows = make_rows(tables.cells("small", RESULTS, CURVES), "fixmatch")
     assert tables.comparison(rows).splitlines()[2:] == [
-        "| softmatch | 1 | 90.00 | +40.00 | - (0 of 1) | - | - | - | - | 10.0 |",
-        "| dpl | 2 | 75.00 ± 7.07 | +20.00 | 10 (2 of 2) | 90.0 | 80.0 | 25.0 | 50.0 | 10.0 |",
-        "| fixmatch (reference) | 2 | 55.00 ± 7.07 | - | 10 (2 of 2) | - | - | - | - | 10.0 |",
+        "| softmatch | 1 x 1 | 90.00 | +40.00 | - (0 of 1) | - | - | - | - | 10.0 |",
+        "| dpl | 2 x 1 | 75.00 ± 7.07 | +20.00 | 10 (2 of 2) | 90.0 | 80.0 | 25.0 | 50.0 | 10.0 |",
+        "| fixmatch (reference) | 2 x 1 | 55.00 ± 7.07 | - | 10 (2 of 2) | - | - | - | - | 10.0 |",
     ]
 
 

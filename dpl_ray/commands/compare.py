@@ -25,8 +25,8 @@ def job(loaded: tuple[Config, CompareConfig], console: Console) -> None:
 COMMAND = Command(
     "compare",
     job,
-    "Compare policies over seeds on the same labelled images.",
-    "'policies=[supervised,fixmatch,dpl]' seeds=3 data=digits",
+    "Compare policies over labelled subsets and repeats, in pairs.",
+    "'policies=[supervised,fixmatch,dpl]' subsets=3 data=digits",
     load=load_comparison,
     own=CompareConfig,
 )

@@ -59,7 +59,7 @@ def test_studies_take_their_own_fields_too() -> None:
     options = read_study((), given, load_self_training, None)[1]
     assert (options.min_change, options.checkpoint) == (0.1, "my runs/a")
     with pytest.raises(ValueError, match=r"^options: fields of CompareConfig are given beside it"):
-        compare((), CompareConfig(seeds=3), policies=["dpl"])
+        compare((), CompareConfig(subsets=3), policies=["dpl"])
 
 
 @pytest.mark.parametrize("function", [fit, compare, search, self_train, label_pool])

@@ -33,7 +33,7 @@ from dpl_ray.training.state import build_state
 from tests.builders import tiny_config, tiny_feed, tiny_splits
 
 pytestmark = pytest.mark.usefixtures("unrendered")
-TWO = CompareConfig(policies=("dpl", "fixmatch"), seeds=2)
+TWO = CompareConfig(policies=("dpl", "fixmatch"), subsets=2)
 NAMES = {f"{policy}-seed-{seed}" for policy in ("dpl", "fixmatch") for seed in (0, 1)}
 FIXED = ("train.num_steps=6", "train.log_every=2", "train.checkpoint_every=2", "train.curve_every=2")
 SMALL = ("model.width=1", "train.batch_size=4", "run.name=first", "tracking.enabled=false")
@@ -92,10 +92,13 @@ def test_every_policy_is_trained_with_every_seed(tmp_path: Path) -> None:
         assert [step for step, _, _ in cell.curve] == [2, 4, 6]
         assert 0 < cell.curve[0][2] < cell.curve[1][2] < cell.curve[2][2] == cell.seconds
         assert (Path(cell.checkpoint) / "manifest.json").exists()
-    for text in ("first starts: 2 policies (dpl, fixmatch) x 2 seeds, 4 cells of 6 steps", "4 of 4 cells done, 0 runn"):
+    for text in (
+        "first starts: 2 policies (dpl, fixmatch) x 2 subsets x 1 repeat, 4 cells of 6 steps",
+        "4 of 4 cells done, 0 runn",
+    ):
         assert text in output
     assert output.count("accuracy ") >= 4
-    assert "- seeds: 0, 1" in result.markdown
+    assert "- subsets: 0, 1\n- seeds: 0, 1" in result.markdown
 
 
 def test_a_comparison_that_is_repeated_runs_nothing_and_says_the_same(tmp_path: Path, ran: list[str]) -> None:
@@ -120,7 +123,7 @@ def test_only_the_cell_that_is_missing_is_run(tmp_path: Path, ran: list[str]) ->
 def test_policies_and_seeds_can_be_added(tmp_path: Path, ran: list[str]) -> None:
     run(tmp_path)
     ran.clear()
-    more = CompareConfig(policies=("fixmatch", "dpl", "supervised"), seeds=3, reference="supervised")
+    more = CompareConfig(policies=("fixmatch", "dpl", "supervised"), subsets=3, reference="supervised")
     result, _ = run(tmp_path, options=more)
     assert set(ran) == {"dpl-seed-2", "fixmatch-seed-2", *(f"supervised-seed-{seed}" for seed in range(3))}
     assert {row.label: len(row.seeds) for row in result.rows} == {"dpl": 3, "fixmatch": 3, "supervised": 3}
@@ -182,7 +185,7 @@ def test_the_command_fails_when_a_cell_does(
 
 def test_a_comparison_without_a_finished_cell_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing_at(1, monkeypatch)
-    one = CompareConfig(policies=("dpl",), seeds=1, reference="dpl")
+    one = CompareConfig(policies=("dpl",), subsets=1, reference="dpl")
     with pytest.raises(CellsFailedError, match=r"1 cells did not finish, as dpl-seed-1 \(RuntimeError: the node is\)"):
         run(tmp_path, "train.seed=1", options=one)
 
@@ -217,7 +220,7 @@ def test_policies_of_a_seed_have_images_weights_and_order_in_common(tmp_path: Pa
     assert fingerprints[0] != fingerprints[1], "each seed has labels of its own"
 
     config = tiny_config()
-    plan = make_plan(config, CompareConfig(policies=("dpl", "fixmatch", "supervised"), seeds=2))
+    plan = make_plan(config, CompareConfig(policies=("dpl", "fixmatch", "supervised"), subsets=2))
     configs = {(cell.label, cell.seed): cell_config(config, cell, "runs") for cell in plan.cells}
     weights = {key: build_state(found, 3, 3, Workers()).student.state_dict() for key, found in configs.items()}
     feeds = {key: tiny_feed(found, tiny_splits()) for key, found in configs.items()}
@@ -250,9 +253,12 @@ def test_the_data_are_read_once_a_seed_and_only_for_cells_that_are_missing(
     run(tmp_path / "a")
     assert seeds == [0, 1, 1]
     seeds.clear()
-    run(tmp_path / "b", "data.subset_seed=5")
-    assert len(seeds) == 1, "all seeds have the same labels"
-    assert len({cell.facts["data.fingerprint"] for cell in read_cells(str(tmp_path / "b" / "first"))}) == 1
+    two = TWO.model_copy(update={"subsets": 1, "repeats": 2})
+    run(tmp_path / "b", "data.subset_seed=5", options=two)
+    assert seeds == [5], "all repeats have the same labels"
+    cells = read_cells(str(tmp_path / "b" / "first"))
+    assert {(cell.subset, cell.seed) for cell in cells} == {(5, 0), (5, 1)}
+    assert len({cell.facts["data.fingerprint"] for cell in cells}) == 1
 
 
 # A cell by itself
@@ -326,7 +332,7 @@ def test_mlflow_has_a_parent_with_a_child_for_every_cell_and_no_child_twice(tmp_
     from mlflow import MlflowClient
 
     first, _ = run(tmp_path, "tracking.enabled=true")
-    more, _ = run(tmp_path, "tracking.enabled=true", options=TWO.model_copy(update={"seeds": 3}))
+    more, _ = run(tmp_path, "tracking.enabled=true", options=TWO.model_copy(update={"subsets": 3}))
     assert more.run_id == first.run_id
     client = MlflowClient(tracking_uri=first.tracking_uri)
     runs = client.search_runs([client.get_experiment_by_name("dpl_ray").experiment_id])
@@ -335,7 +341,7 @@ def test_mlflow_has_a_parent_with_a_child_for_every_cell_and_no_child_twice(tmp_
     assert len(runs) == 1 + len(children)
     assert sorted(child.info.run_name for child in children) == sorted({*NAMES, "dpl-seed-2", "fixmatch-seed-2"})
     assert (parent.info.status, parent.data.tags["policies"]) == ("FINISHED", "dpl, fixmatch")
-    assert (parent.data.tags["seeds"], parent.data.params["compare.seeds"]) == ("0, 1, 2", "2")
+    assert (parent.data.tags["subsets"], parent.data.params["compare.subsets"]) == ("0, 1, 2", "2")
     assert parent.data.params["train.num_steps"] == "6"
     files = {file.path for file in client.list_artifacts(first.run_id)}
     assert files == {"comparison.csv", "comparison.json", "comparison.md", "comparison.html", "figures"}
@@ -356,7 +362,7 @@ def test_mlflow_has_a_parent_with_a_child_for_every_cell_and_no_child_twice(tmp_
 
 @pytest.mark.usefixtures("mlflow_store")
 def test_what_a_server_that_is_down_was_not_sent_goes_to_the_one_that_is_there_next_time(tmp_path: Path) -> None:
-    one = CompareConfig(policies=("supervised",), seeds=1, reference="supervised")
+    one = CompareConfig(policies=("supervised",), subsets=1, reference="supervised")
     with pytest.warns(UserWarning, match=r"MLflow at http://127.0.0.1:9: .*sync-tracking run="):
         down, _ = run(tmp_path, "tracking.enabled=true", "tracking.uri=http://127.0.0.1:9", options=one)
     assert (down.run_id, down.failed) == (None, {})

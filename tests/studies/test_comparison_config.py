@@ -19,7 +19,7 @@ from dpl_ray.config.compose import load_config
 from dpl_ray.config.describe import describe_fields, list_groups
 from dpl_ray.config.parse import to_yaml
 from dpl_ray.store.records import write_json
-from dpl_ray.studies.comparison.cells import CELL_FILE, CellResult
+from dpl_ray.studies.comparison.cells import CELL_FILE, CellResult, cell_config
 from dpl_ray.studies.comparison.config import CompareConfig, comparison_name, load_comparison, make_plan
 from dpl_ray.studies.comparison.job import Comparison
 from tests.mistakes import Mistake, command, images, plain, storage_in_file, write
@@ -32,7 +32,7 @@ def plan_of(*overrides: str) -> Any:
     return make_plan(*load_comparison(overrides))
 
 
-def test_the_default_is_every_policy_with_five_seeds() -> None:
+def test_the_default_is_every_policy_on_five_subsets() -> None:
     plan = plan_of()
     assert set(plan.labels) == set(list_groups()["policy"])
     assert (plan.seeds, plan.reference) == ((0, 1, 2, 3, 4), "fixmatch")
@@ -47,7 +47,7 @@ def test_the_reference_is_fixmatch_where_it_is_there_and_else_the_first() -> Non
 
 
 def test_cells_come_by_seed_with_the_policies_own_parameters() -> None:
-    plan = plan_of("policies=[dpl, dpl(cut=own, rule=band),fixmatch(threshold=0.8)]", "reference=dpl", "seeds=2")
+    plan = plan_of("policies=[dpl, dpl(cut=own, rule=band),fixmatch(threshold=0.8)]", "reference=dpl", "subsets=2")
     labels = ("dpl", "dpl(rule=band,cut=own)", "fixmatch(threshold=0.8)")
     assert [(cell.seed, cell.label) for cell in plan.cells] == [(seed, label) for seed in (0, 1) for label in labels]
     assert plan.cells[1].policy == plan.cells[0].policy | {"rule": "band", "cut": "own"}
@@ -72,15 +72,28 @@ def test_a_policy_has_one_label_however_it_is_written(entry: str, label: str) ->
     assert plan_of(f"policies=[{entry},{other}]", f"reference={other}").labels == (label, other)
 
 
-def test_the_first_seed_is_that_of_training() -> None:
-    assert plan_of("train.seed=7", "seeds=2").seeds == (7, 8)
+def test_the_first_subset_has_the_seed_of_training_and_more_of_either_keep_the_cells() -> None:
+    def of(*overrides: str) -> list[tuple[int, int]]:
+        return [(cell.subset, cell.seed) for cell in plan_of("policies=[fixmatch]", "train.seed=7", *overrides).cells]
+
+    assert of("subsets=2") == of("seeds=2") == [(7, 7), (8, 8)]
+    assert of("subsets=2", "repeats=3") == [(7, 7), (7, 1007), (7, 2007), (8, 8), (8, 1008), (8, 2008)]
+    assert set(of("subsets=2", "repeats=2")) == set(of("subsets=3", "repeats=2")) & set(of("subsets=2", "repeats=3"))
+    assert of("data.subset_seed=3", "subsets=1", "repeats=3") == [(3, 7), (3, 8), (3, 9)]
+
+
+def test_a_repeat_has_the_labelled_subset_of_its_first_training() -> None:
+    config, options = load_comparison(["policies=[fixmatch]", "subsets=1", "repeats=2", "train.seed=7"])
+    first, second = (cell_config(config, cell, "runs") for cell in make_plan(config, options).cells)
+    assert (first.train.seed, first.data.subset_seed) == (7, None), "as a training run and older cells have it"
+    assert (second.train.seed, second.data.subset_seed) == (1007, 7)
 
 
 def test_the_fields_are_told_from_those_of_training() -> None:
-    config, options = load_comparison(["seeds=3", "data=fashion_mnist", "train.num_steps=9", "cpus_per_cell=0.5"])
-    assert (options.seeds, options.cpus_per_cell) == (3, 0.5)
+    config, options = load_comparison(["subsets=3", "data=fashion_mnist", "train.num_steps=9", "cpus_per_cell=0.5"])
+    assert (options.subsets, options.cpus_per_cell) == (3, 0.5)
     assert (config.data.name, config.train.num_steps) == ("fashion_mnist", 9)
-    assert load_comparison(["seeds=3", "seeds=4"])[1].seeds == 4
+    assert load_comparison(["subsets=3", "seeds=4"])[1].subsets == 4
     assert load_comparison(["train.batch_size=15"])[0].train.batch_size == 15, "a cell has one process"
     assert load_comparison(["scale.num_workers=3"])[0].scale.num_workers == 1, "other than 0 says: as Ray tasks"
     assert load_comparison(["scale.num_workers=0"])[0].scale.num_workers == 0
@@ -90,7 +103,7 @@ def test_the_same_command_has_the_same_name_and_another_configuration_has_not() 
     def name(*overrides: str) -> str:
         return comparison_name(load_comparison(overrides)[0])
 
-    assert name() == name("seeds=2", "policies=[dpl,fixmatch]", "train.seed=3", "scale.num_workers=0")
+    assert name() == name("subsets=2", "policies=[dpl,fixmatch]", "train.seed=3", "scale.num_workers=0")
     assert name() == name("run.storage_path=elsewhere", "tracking.enabled=false", "train.checkpoint_every=7")
     assert name() != name("train.log_every=7"), "the last record, which the tables have, is of that many steps"
     assert len({name(), name("train.num_steps=700"), name("data.num_labels_per_class=5"), name("model.width=1")}) == 4
@@ -152,9 +165,15 @@ MISTAKES = (
     Mistake("name", plain("policies=[dpl(name=fixmatch)]"), ("name=fixmatch is no parameter; the name stands before",)),
     Mistake("twice", plain("policies=[dpl,dpl]"), ("policies: dpl is there twice",)),
     Mistake("same", plain("policies=[dpl,dpl(rule=gaussian)]"), ("dpl(rule=gaussian) and dpl are the same policy",)),
-    Mistake("seeds", plain("seeds=0"), ("seeds=0: must be greater than or equal to 1",)),
-    Mistake("number", plain("seeds=many"), ("seeds=many: must be a whole number",)),
-    Mistake("list_of_seeds", plain("seeds=[0,1]"), ("seeds=[0,1]: must be a whole number",)),
+    Mistake("seeds", plain("seeds=0"), ("subsets=0: must be greater than or equal to 1",)),
+    Mistake("number", plain("seeds=many"), ("subsets=many: must be a whole number",)),
+    Mistake("list_of_seeds", plain("seeds=[0,1]"), ("subsets=[0,1]: must be a whole number",)),
+    Mistake("repeats", plain("repeats=0"), ("repeats=0: must be greater than or equal to 1",)),
+    Mistake(
+        "one_subset",
+        plain("data.subset_seed=3", "subsets=4"),
+        ("subsets=4: data.subset_seed=3 is one labelled subset; leave it out, or set subsets=1 repeats=4",),
+    ),
     Mistake("reference", plain("reference=dlp"), ("reference=dlp: there is no such policy", "did you mean dpl?")),
     Mistake(
         "no_reference",
@@ -219,21 +238,21 @@ def test_cells_of_other_data_are_not_compared(tmp_path: Path) -> None:
 
     study = opened()
     facts = {"data.fingerprint": "old"}
-    result = CellResult("dpl", config.policy.model_dump(), 1, 9, 1.0, {}, [], "", facts)
+    result = CellResult("dpl", config.policy.model_dump(), 1, 9, 1.0, {}, [], "", facts, subset=1)
     write_json(study.storage / "dpl-seed-1" / CELL_FILE, result)
     study.check_data(0, "new", "all")
     study.check_data(1, "old", "all")
     with pytest.raises(ValueError, match=r"run\.name=first: dpl with seed 1 was trained on other data"):
         study.check_data(1, "new", "all")
     study.save_info()
-    with pytest.raises(ValueError, match=r"run\.name=first: the cells of other seeds than 2 were trained on other"):
+    with pytest.raises(ValueError, match=r"run\.name=first: the cells of other subsets than 2 were trained on other"):
         opened().check_data(2, "new", "others")
     (study.storage / "dpl-seed-1").delete()
     opened().check_data(2, "new", "corrected")
 
 
 def test_the_command_says_where_its_results_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["policies=[supervised]", "reference=supervised", "seeds=1", "train.num_steps=2", "model.width=1"]
+    arguments = ["policies=[supervised]", "reference=supervised", "subsets=1", "train.num_steps=2", "model.width=1"]
     arguments += [f"run.storage_path={tmp_path}", "run.name=c", "scale.num_workers=0", "tracking.enabled=false"]
     monkeypatch.setattr(sys, "argv", ["compare", *arguments])
     output = io.StringIO()
@@ -241,4 +260,4 @@ def test_the_command_says_where_its_results_are(tmp_path: Path, monkeypatch: pyt
     for name in ("comparison.csv", "comparison.md", "comparison.html"):
         assert f"{tmp_path}/c/{name}" in output.getvalue()
     text = (tmp_path / "c" / "comparison.md").read_text()
-    assert "dpl-ray compare 'policies=[supervised]' reference=supervised seeds=1" in text
+    assert "dpl-ray compare 'policies=[supervised]' reference=supervised subsets=1" in text

@@ -11,7 +11,7 @@ import pytest
 from dpl_ray import CompareConfig
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.studies.comparison.cells import Cell, run_cell
+from dpl_ray.studies.comparison.cells import Cell, read_cells, run_cell
 from dpl_ray.studies.comparison.folder import write_comparison
 from dpl_ray.studies.comparison.job import Comparison
 from tests.mistakes import png, write, write_folder, write_pool
@@ -30,9 +30,9 @@ def folder_of_images(root: Path) -> tuple[str, ...]:
 
 def test_seeds_are_not_added_to_cells_of_other_data(tmp_path: Path) -> None:
     fields = folder_of_images(tmp_path / "images")
-    run(tmp_path, *fields, options=TWO.model_copy(update={"seeds": 1}))
+    run(tmp_path, *fields, options=TWO.model_copy(update={"subsets": 1}))
     write(tmp_path / "images" / "pool" / "0.png", png(7))
-    with pytest.raises(ValueError, match=r"run\.name=first: the cells of other seeds than 1 were trained on other"):
+    with pytest.raises(ValueError, match=r"run\.name=first: the cells of other subsets than 1 were trained on other"):
         run(tmp_path, *fields)
     assert not list((tmp_path / "first").glob("*-seed-1")), "before any cell starts"
 
@@ -47,7 +47,7 @@ def test_a_policy_whose_defaults_have_changed_is_not_added_to_its_older_cells(tm
         write_comparison(str(tmp_path / "first"), "fixmatch")
     (tmp_path / "first" / "fixmatch-seed-1" / "cell.json").unlink()
     with pytest.raises(ValueError, match=message):
-        run(tmp_path, "train.seed=2", options=CompareConfig(policies=("fixmatch",), seeds=1))
+        run(tmp_path, "train.seed=2", options=CompareConfig(policies=("fixmatch",), subsets=1))
     assert not (tmp_path / "first" / "fixmatch-seed-2").exists(), "before any cell starts"
 
 
@@ -74,9 +74,28 @@ def test_a_comparison_of_an_older_version_goes_on(tmp_path: Path) -> None:
         run(tmp_path, "train.lambda_u=2")
 
 
+def test_repeats_are_added_to_a_comparison_that_knew_seeds_alone(tmp_path: Path) -> None:
+    """An older version kept no subset: it is the seed, or data.subset_seed, which then all seeds share."""
+    one = CompareConfig(policies=("fixmatch",), subsets=1)
+    run(tmp_path / "each", options=one)
+    run(tmp_path / "shared", "data.subset_seed=5", options=one)
+    for file in tmp_path.glob("*/first/*/cell.json"):
+        tree = json.loads(file.read_text())
+        del tree["subset"]
+        file.write_text(json.dumps(tree))
+    assert [cell.key for cell in read_cells(str(tmp_path / "shared" / "first"))] == [(5, 0)]
+    _, output = run(tmp_path / "each", options=one.model_copy(update={"repeats": 2}))
+    assert "goes on, 1 of them finished before: 1 policies (fixmatch) x 1 subset x 2 repeats, 2 cells" in output
+    cells = read_cells(str(tmp_path / "each" / "first"))
+    assert [cell.key for cell in cells] == [(0, 0), (0, 1000)]
+    assert len({cell.facts["data.fingerprint"] for cell in cells}) == 1, "one labelled subset"
+    with pytest.raises(ValueError, match="with seed 1000 was trained on the labelled subset 0, now it is 1000; take"):
+        run(tmp_path / "each", "train.seed=1000", options=one)
+
+
 def test_a_policy_that_uses_the_pool_can_be_added_to_one_that_does_not(tmp_path: Path) -> None:
     fields = folder_of_images(tmp_path / "images")
-    one = CompareConfig(policies=("supervised",), seeds=1, reference="supervised")
+    one = CompareConfig(policies=("supervised",), subsets=1, reference="supervised")
     run(tmp_path, *fields, options=one)
     more, _ = run(tmp_path, *fields, options=one.model_copy(update={"policies": ("supervised", "fixmatch")}))
     assert (len(more.rows), more.failed) == (2, {})
@@ -91,14 +110,14 @@ def test_data_that_cannot_be_had_for_a_later_seed_fail_its_cells_alone(
         return load_splits(*arguments, seed=seed, **keywords)
 
     monkeypatch.setattr("dpl_ray.studies.comparison.job.load_splits", reading)
-    result, _ = run(tmp_path, options=TWO.model_copy(update={"seeds": 3}))
+    result, _ = run(tmp_path, options=TWO.model_copy(update={"subsets": 3}))
     cause = "ValueError: data.train=/x: there is no such folder"
     assert result.failed == {"dpl-seed-1": cause, "fixmatch-seed-1": cause}
     assert {row.seeds for row in result.rows} == {(0, 2)}
 
 
 def test_the_error_of_a_cell_whose_success_was_not_heard_of_goes(tmp_path: Path) -> None:
-    one = CompareConfig(policies=("fixmatch",), seeds=1)
+    one = CompareConfig(policies=("fixmatch",), subsets=1)
     run(tmp_path, options=one)
     error = write(tmp_path / "first" / "fixmatch-seed-0" / "error.txt", b"the node is gone")
     run(tmp_path, options=one)

@@ -7,9 +7,8 @@ import io
 import math
 import statistics
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -17,81 +16,26 @@ from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.console import comparison_tables
 from dpl_ray.studies.comparison.page import make_page
 from dpl_ray.studies.comparison.table import (
-    LEAST_SEEDS,
     MISSING,
-    NUM_DRAWS,
     Reached,
-    bootstrap_interval,
     first_reaching,
     make_rows,
     reached,
     to_csv,
     to_markdown,
 )
+from dpl_ray.studies.comparison.two_level import two_level_interval
 from tests.page.test_html import anchors
 
-DIFFERENCES = st.lists(st.floats(-1, 1), min_size=LEAST_SEEDS, max_size=6)
 
-
-def cell(label: str, seed: int, accuracy: float, curve: tuple[float, ...] = (), **metrics: float) -> CellResult:
+def cell(
+    label: str, seed: int, accuracy: float, curve: tuple[float, ...] = (), subset: int | None = None, **metrics: float
+) -> CellResult:
     """A cell whose curve has a point every 10 steps and every 2 seconds."""
     points = [(10 * (index + 1), value, 2.0 * (index + 1)) for index, value in enumerate(curve)]
     found = {"eval/accuracy": accuracy, "eval/balanced_accuracy": accuracy, "eval/ece": 0.1}
     found |= {f"pseudo/{key}": value for key, value in metrics.items()}
-    return CellResult(label, {"name": label}, seed, 100, 7.5, found, points, "/there", {"commit": "abc"})
-
-
-def slow_interval(differences: list[float]) -> tuple[float, float]:
-    """The same draws, one by one, and their percentiles by sorting."""
-    draws = np.random.default_rng(0).integers(0, len(differences), (NUM_DRAWS, len(differences)))
-    means = sorted(sum(differences[index] for index in row) / len(differences) for row in draws.tolist())
-
-    def percentile(share: float) -> float:
-        place = share * (len(means) - 1)
-        low = math.floor(place)
-        return means[low] + (place - low) * (means[min(low + 1, len(means) - 1)] - means[low])
-
-    return percentile(0.025), percentile(0.975)
-
-
-@settings(max_examples=10)
-@given(DIFFERENCES)
-def test_the_interval_is_that_of_a_loop(differences: list[float]) -> None:
-    found = bootstrap_interval(differences)
-    assert found is not None
-    assert (found.low, found.high) == pytest.approx(slow_interval(differences), abs=1e-9)
-    assert found.mean == pytest.approx(statistics.fmean(differences), abs=1e-9)
-
-
-@settings(max_examples=50)
-@given(DIFFERENCES, st.floats(-1, 1))
-def test_the_interval_lies_among_the_differences_and_moves_with_them(differences: list[float], shift: float) -> None:
-    found = bootstrap_interval(differences)
-    moved = bootstrap_interval([value + shift for value in differences])
-    assert found is not None
-    assert moved is not None
-    tiny = 1e-9
-    assert min(differences) - tiny <= found.low <= found.mean + tiny
-    assert found.mean - tiny <= found.high <= max(differences) + tiny
-    assert (moved.low, moved.high) == pytest.approx((found.low + shift, found.high + shift), abs=1e-6)
-
-
-def test_the_interval_of_equal_differences_is_a_point_and_of_few_there_is_none() -> None:
-    found = bootstrap_interval([0.25] * 4)
-    assert found is not None
-    assert (found.low, found.mean, found.high) == (0.25, 0.25, 0.25)
-    for number in range(LEAST_SEEDS):
-        assert bootstrap_interval([0.25] * number) is None
-
-
-def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
-    random = np.random.default_rng(5)
-    covered = 0
-    for _ in range(200):
-        found = bootstrap_interval(random.normal(0.3, 1, 30).tolist(), num_draws=500)
-        assert found is not None
-        covered += found.low <= 0.3 <= found.high
-    assert 0.88 <= covered / 200 <= 0.99
+    return CellResult(label, {"name": label}, seed, 100, 7.5, found, points, "/there", {"commit": "abc"}, subset)
 
 
 def test_the_first_point_at_or_above_the_references_last_one_counts() -> None:
@@ -103,17 +47,17 @@ def test_the_first_point_at_or_above_the_references_last_one_counts() -> None:
 
 
 @given(st.lists(st.none() | st.floats(0, 100), min_size=1, max_size=7))
-def test_seeds_that_never_reached_it_are_later_than_all_others(values: list[float | None]) -> None:
+def test_trainings_that_never_reached_it_are_later_than_all_others(values: list[float | None]) -> None:
     found = reached(values)
     assert found is not None
-    assert (found.num_reached, found.num_seeds) == (len([v for v in values if v is not None]), len(values))
+    assert (found.num_reached, found.num_trained) == (len([v for v in values if v is not None]), len(values))
     ordered = sorted(math.inf if value is None else value for value in values)
     middle = len(ordered) // 2
     expected = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
     assert found.median == (expected if math.isfinite(expected) else None)
 
 
-def test_reached_of_no_seed_is_none() -> None:
+def test_reached_of_no_training_is_none() -> None:
     assert reached([]) is None
 
 
@@ -141,7 +85,7 @@ def test_rows() -> None:
     assert dpl.accuracy == pytest.approx(0.85)
     assert dpl.deviation == pytest.approx(statistics.stdev([0.84, 0.72, 0.99]))
     assert dpl.difference == pytest.approx(0.03), "of the seeds that both have"
-    assert dpl.interval is None, "two are too few"
+    assert dpl.interval is None, "two subsets are too few"
     assert dpl.steps == Reached(15, 2, 2), "seed 0 at its second point, seed 1 at its first"
     assert dpl.seconds == Reached(3.0, 2, 2)
     assert dpl.means["high_entropy_precision"] == pytest.approx(0.5), "of the cells that have it"
@@ -154,8 +98,26 @@ def test_rows() -> None:
 def test_three_seeds_have_an_interval() -> None:
     dpl, _, _ = make_rows(three_seeds(), "fixmatch")
     assert dpl.interval is not None
-    assert (dpl.interval.low, dpl.interval.high) == pytest.approx((0.02, 0.06))
+    # 0.04 ± 4.3027 · 0.02 / √3, by a table of t with 2 degrees of freedom; and 1.0607 of these in addition.
+    assert (dpl.interval.low, dpl.interval.high) == pytest.approx((-0.00968, 0.08968), abs=1e-5)
+    assert dpl.interval.detectable == pytest.approx(0.04968 + 0.01225, abs=1e-5)
     assert dpl.difference == dpl.interval.mean == pytest.approx(0.04)
+
+
+def test_pairs_have_subset_and_seed_in_common_and_a_subset_counts_once() -> None:
+    # Subset 0 has three repeats of which the reference lacks one, the others have one.
+    dpl = [cell("dpl", seed, 0.5, subset=subset) for subset, seed in ((0, 0), (0, 1000), (0, 2000), (1, 1), (2, 2))]
+    base = [
+        cell("fixmatch", seed, accuracy, subset=subset)
+        for subset, seed, accuracy in ((0, 0, 0.5), (0, 1000, 0.3), (1, 1, 0.3), (2, 2, 0.2))
+    ]
+    row = next(row for row in make_rows([*dpl, *base], "fixmatch") if row.label == "dpl")
+    assert (row.subsets, row.seeds) == ((0, 1, 2), (0, 1, 2, 1000, 2000))
+    assert row.difference == pytest.approx((0.1 + 0.2 + 0.3) / 3)
+    assert row.interval == two_level_interval({0: [0.0, 0.2], 1: [0.2], 2: [0.3]})
+    shown = to_markdown(make_rows([*dpl, *base], "fixmatch"), "fixmatch", [])
+    assert "| dpl | 3 (5 trainings) |" in shown
+    assert "| fixmatch (reference) | 3 (4 trainings) |" in shown
 
 
 def test_rows_without_a_finished_reference() -> None:
@@ -170,10 +132,12 @@ def test_the_order_of_the_cells_does_not_matter() -> None:
 
 
 def test_csv_has_a_row_per_cell_with_all_its_metrics() -> None:
-    rows = list(csv.DictReader(io.StringIO(to_csv(cells(), "fixmatch"))))
-    assert [(row["policy"], row["seed"]) for row in rows] == [
-        ("dpl", "0"), ("dpl", "1"), ("dpl", "2"), ("dpl(rule=band)", "1"), ("fixmatch", "0"), ("fixmatch", "1"),
+    rows = list(csv.DictReader(io.StringIO(to_csv(three_seeds(), "fixmatch"))))
+    assert [(row["policy"], row["subset"], row["seed"]) for row in rows] == [
+        *(("dpl", seed, seed) for seed in "012"), ("dpl(rule=band)", "1", "1"),
+        *(("fixmatch", seed, seed) for seed in "012"),
     ]  # fmt: skip
+    assert [row["detectable_difference"] for row in rows] == ["0.06193"] * 3 + [""] * 4
     first, third = rows[0], rows[2]
     assert (first["steps_to_reference"], first["seconds_to_reference"]) == ("20", "4.0")
     assert (third["steps_to_reference"], third["pseudo/high_entropy_precision"]) == ("", "")
@@ -189,7 +153,7 @@ def test_markdown_is_a_table_with_its_header_and_notes() -> None:
     assert len({line.count("|") for line in table}) == 1
     assert len(table) == 2 + 3
     assert "85.00 ± 13.53" in table[2]
-    assert "+4.00 [+2.00, +6.00]" in table[2]
+    assert "+4.00 [-0.97, +8.97] | 6.2 |" in table[2]
     assert "fixmatch (reference)" in table[3]
     assert "{" not in text
 
@@ -199,7 +163,15 @@ def test_the_console_shows_every_policy_and_number() -> None:
     for table in comparison_tables(make_rows(three_seeds(), "fixmatch"), "fixmatch"):
         Console(file=output, width=160).print(table)
     shown = output.getvalue()
-    for text in ("85.00 ± 13.53", "+4.00 [+2.00, +6.00]", "20 (2 of 3)", "- (0 of 1)", "dpl(rule=band)", "(reference)"):
+    for text in (
+        "85.00 ± 13.53",
+        "+4.00 [-0.97, +8.97]",
+        "6.2",
+        "20 (2 of 3)",
+        "- (0 of 1)",
+        "dpl(rule=band)",
+        "(reference)",
+    ):
         assert text in shown
 
 
@@ -217,6 +189,7 @@ def test_the_page_is_made_of_any_number_of_policies(num_policies: int) -> None:
     for words in (*policies, "the node is gone", "compare &lt;x&gt;", "digits", "on the way, on all of 20 images."):
         assert words in text
     above = ", ".join(f"p{index}" for index in reversed(range(1, num_policies)))
-    chance = "Chance alone puts 3 differences on one side in 25 %"
-    finding = f"Above p0, with all of the 95 % interval: {above}. {chance}"
+    power = "With 80 % power, a true difference of 0.0 points would have been seen in each of these"
+    finding = f"Above p0, with all of the 95 % interval: {above}. {power}"
     assert (finding if num_policies > 1 else "no difference to p0 has an interval") in text
+    assert "There are 3 labelled subsets and 3 trainings" in text

@@ -1,1 +1,1 @@
-"""Comparing policies over seeds."""
+"""Comparing policies over labelled subsets and seeds."""

@@ -1,4 +1,4 @@
-"""The cells of a comparison: one policy trained with one seed, and what is kept of it.
+"""The cells of a comparison: one policy trained once, and what is kept of it.
 
 <run.storage_path>/<name of the comparison>/
   <cell>/            a run's folder: configuration, records, checkpoints
@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from dpl_ray.config.parse import parse_policy
 from dpl_ray.config.policies import PolicyConfig
@@ -33,11 +35,12 @@ CELL_FILE = "cell.json"
 
 @dataclass(frozen=True)
 class Cell:
-    """What is to be trained: a policy with all its parameters, and a seed."""
+    """What is to be trained: a policy with all its parameters, the labelled subset, and a seed of all else."""
 
     label: str  # of the policy in tables: fixmatch, or dpl(rule=band,cut=own)
     policy: dict[str, Any]  # its name and parameters, as Config.policy
-    seed: int
+    seed: int  # of initial weights, order and views
+    subset: int | None = None  # seed of the labelled subset; None: data.subset_seed, else `seed`
 
     @property
     def name(self) -> str:
@@ -58,10 +61,16 @@ class CellResult:
     curve: list[tuple[int, float, float]]  # step, accuracy, seconds in training steps
     checkpoint: str
     facts: dict[str, str] = field(default_factory=dict)  # commit, versions, hardware, data
+    subset: int | None = None  # seed of the labelled subset; None: `seed`
 
     @property
     def cell(self) -> Cell:
-        return Cell(self.label, self.policy, self.seed)
+        return Cell(self.label, self.policy, self.seed, self.subset)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Subset and seed: what policies of a pair have in common."""
+        return (self.seed if self.subset is None else self.subset), self.seed
 
 
 def policy_label(policy: PolicyConfig) -> str:
@@ -71,10 +80,13 @@ def policy_label(policy: PolicyConfig) -> str:
 
 
 def cell_config(config: Config, cell: Cell, folder: str) -> Config:
-    """The configuration of a cell: everything but policy, seed and place is the comparison's."""
+    """The configuration of a cell: everything but policy, subset, seed and place is the comparison's."""
     train = {"seed": cell.seed, "baseline": False}
     if config.train.curve_every is None:
         train["curve_every"] = max(1, config.train.num_steps // CURVE_POINTS)
+    subset = data_seed(config, cell)
+    if subset != data_seed(config, replace(cell, subset=None)):
+        config = config.changed(data={"subset_seed": subset})
     return config.changed(
         policy=parse_policy(cell.policy),
         train=train,
@@ -84,7 +96,9 @@ def cell_config(config: Config, cell: Cell, folder: str) -> Config:
 
 
 def data_seed(config: Config, cell: Cell) -> int:
-    """Of the data that a cell learns from: with data.subset_seed, all cells learn from the same."""
+    """Of the labelled subset that a cell learns from, and of the validation split."""
+    if cell.subset is not None:
+        return cell.subset
     return cell.seed if config.data.subset_seed is None else config.data.subset_seed
 
 
@@ -99,7 +113,7 @@ def run_cell(
 
     Args:
         config: of the comparison; scale.use_gpu and scale.threads_per_worker are the cell's.
-        splits: of the cell's seed: load_splits(config.data, seed=cell.seed).
+        splits: load_splits(config.data, seed=data_seed(config, cell)).
         folder: of the comparison.
         on_step: called now and then with the cell's name and the step that it has come to.
 
@@ -107,10 +121,10 @@ def run_cell(
         ValueError: the cell was begun with another configuration or other data.
         NonFiniteLossError: naming step and term.
     """
-    config = cell_config(config, cell, folder)
+    subset, config = data_seed(config, cell), cell_config(config, cell, folder)
     check_run(config)
     run = RunFolder(run_storage(config), config, splits)
-    if finished := read_json(run.storage / CELL_FILE, CellResult):
+    if finished := read_cell(run.storage):
         return finished
     import torch
 
@@ -139,6 +153,7 @@ def run_cell(
         | {"device": torch.cuda.get_device_name() if config.scale.use_gpu else "CPU"}
         | {"data.num_test": str(len(splits.test)), "data.num_classes": str(len(splits.class_names))}
         | {"data.largest_test_share": f"{largest_class(splits.test.targets) / max(1, len(splits.test)):.4f}"},
+        subset=subset,
     )
     write_json(run.storage / CELL_FILE, result)
     return result
@@ -156,10 +171,20 @@ def one_worker(config: Config) -> Workers:
 
 
 def read_cells(folder: str) -> list[CellResult]:
-    """The finished cells of a comparison, by policy and seed."""
+    """The finished cells of a comparison, by policy, subset and seed."""
     place = Storage(folder)
-    found = [read_json(place / name / CELL_FILE, CellResult) for name in place.list() if "-seed-" in name]
-    return sorted((cell for cell in found if cell), key=lambda cell: (cell.label, cell.seed))
+    found = [read_cell(place / name) for name in place.list() if "-seed-" in name]
+    return sorted((cell for cell in found if cell), key=lambda cell: (cell.label, cell.key))
+
+
+def read_cell(place: Storage) -> CellResult | None:
+    """What the cell of a folder has left, with its subset; None where it has not finished."""
+    found = read_json(place / CELL_FILE, CellResult)
+    if found is None or found.subset is not None:
+        return found
+    # An older version kept the subset's seed in the configuration alone.
+    subset = yaml.safe_load((place / "config.yaml").read())["data"].get("subset_seed")
+    return replace(found, subset=found.seed if subset is None else subset)
 
 
 def _curve(history: list[dict[str, Any]]) -> list[tuple[int, float, float]]:

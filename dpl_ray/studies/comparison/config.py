@@ -1,4 +1,4 @@
-"""What a comparison is made of besides a training run's configuration: policies, seeds, room for its cells."""
+"""What a comparison is made of besides a training run's configuration: policies, subsets, room for its cells."""
 
 from __future__ import annotations
 
@@ -19,16 +19,26 @@ from dpl_ray.config.section import Section, suggest, validated
 from dpl_ray.runs.folder import FREE, bound_tree, study_name
 from dpl_ray.studies.comparison.cells import Cell, policy_label
 
+MAX_SUBSETS = 1000  # from the seed of one repeat to that of the next, so that more of either change no other cell
+
 
 class CompareConfig(Section):
-    """The fields of a comparison beside those of `Config`; on the command line without a section: `seeds=5`."""
+    """The fields of a comparison beside those of `Config`; on the command line without a section: `subsets=5`."""
 
     policies: tuple[str, ...] = Field(
         (),
         description="policies, with parameters in parentheses: [dpl,dpl(rule=band,cut=own),fixmatch]; []: every "
         "policy with its defaults",
     )
-    seeds: int = Field(5, ge=1, description="number of seeds for every policy, counted from train.seed")
+    subsets: int = Field(
+        5,
+        ge=1,
+        le=MAX_SUBSETS,
+        description="labelled subsets that every policy is trained on, their seeds counted from train.seed",
+    )
+    repeats: int = Field(
+        1, ge=1, description="trainings on each labelled subset, each with other initial weights, order and views"
+    )
     reference: str | None = Field(
         None,
         description="the policy that the others are compared to; null: fixmatch, or the first where it is not there",
@@ -39,9 +49,13 @@ class CompareConfig(Section):
     )
 
 
+#: As the command line takes it -> field.
+NAMES = {name: name for name in CompareConfig.model_fields} | {"seeds": "subsets"}
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a comparison, by seed and then by policy, and the label of the reference policy."""
+    """The cells of a comparison, by subset, seed and policy, and the label of the reference policy."""
 
     cells: tuple[Cell, ...]
     reference: str
@@ -49,6 +63,10 @@ class Plan:
     @property
     def labels(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(cell.label for cell in self.cells))
+
+    @property
+    def subsets(self) -> tuple[int | None, ...]:
+        return tuple(dict.fromkeys(cell.subset for cell in self.cells))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -61,11 +79,11 @@ def load_comparison(overrides: Sequence[str] = (), start: Config | None = None) 
     Raises:
         ValueError: naming the field, the value and what would be right.
     """
-    own = [text for text in overrides if "=" in text and text.partition("=")[0] in CompareConfig.model_fields]
+    own = [text for text in overrides if "=" in text and text.partition("=")[0] in NAMES]
     rest = [text for text in overrides if text not in own]
     for text in rest:
         _check_override(text)
-    values = {key: _value(key, text) for key, _, text in (text.partition("=") for text in own)}
+    values = {NAMES[key]: _value(key, text) for key, _, text in (text.partition("=") for text in own)}
     compare = validated(CompareConfig, values)
     defaults = [] if start else ["scale.num_workers=1", "data.pool.mode=memory"]
     return load_config([*defaults, *rest], start, in_cells=True), compare
@@ -75,7 +93,11 @@ def make_plan(config: Config, compare: CompareConfig) -> Plan:
     """The cells that the configurations ask for.
 
     Raises:
-        ValueError: there is no such policy or parameter, a policy is there twice, or the reference is not there.
+        ValueError: there is no such policy or parameter, a policy is there twice, the reference is not there, or
+            several subsets are wanted of one.
+
+    Subset s has the seed train.seed + s. Its first training has this seed for all else too, as a training run with
+    train.seed; repeat r adds MAX_SUBSETS r. With data.subset_seed, repeat r has train.seed + r.
     """
     policies: dict[str, dict[str, Any]] = {}
     written: dict[str, str] = {}
@@ -95,8 +117,19 @@ def make_plan(config: Config, compare: CompareConfig) -> Plan:
             f"reference={compare.reference}: is not among the policies ({listed}); add it, or choose one of them"
             f"{suggest(reference, policies)}"
         )
-    seeds = range(config.train.seed, config.train.seed + compare.seeds)
-    cells = tuple(Cell(label, policy, seed) for seed in seeds for label, policy in policies.items())
+    fixed, first = config.data.subset_seed, config.train.seed
+    if fixed is not None and compare.subsets > 1:
+        raise ValueError(
+            f"subsets={compare.subsets}: data.subset_seed={fixed} is one labelled subset; leave it out, or set "
+            f"subsets=1 repeats={compare.subsets}"
+        )
+    stride = MAX_SUBSETS if fixed is None else 1
+    cells = tuple(
+        Cell(label, policy, first + subset + stride * repeat, first + subset if fixed is None else fixed)
+        for subset in range(compare.subsets)
+        for repeat in range(compare.repeats)
+        for label, policy in policies.items()
+    )
     return Plan(cells, reference)
 
 
@@ -138,7 +171,7 @@ def comparison_name(config: Config) -> str:
 
 
 def free_fields() -> set[str]:
-    """What may differ between the cells of a comparison: policy and seed, and where and how they run."""
+    """What may differ between the cells of a comparison: policy and seeds, and where and how they run."""
     # A run may change train.log_every, but cells may not differ in it: the last record, of which the tables have
     # coverage and precision, is of that many steps.
     return {*FREE, "policy", "train.seed", "train.baseline"} - {"train.log_every"}
@@ -162,7 +195,7 @@ def _check_override(text: str) -> None:
         raise ValueError(f"{text}: a comparison keeps the pool in memory, for all cells of a machine")
     if key.partition(".")[0] == "registry":
         raise ValueError(f"{text}: a comparison has no final model; dpl-ray train registers the one that it trains")
-    refuse_near_miss(text, CompareConfig.model_fields)
+    refuse_near_miss(text, NAMES)
 
 
 def _value(key: str, text: str) -> Any:

@@ -21,7 +21,7 @@ USES = {
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "x", "P", "*", "<", ">")
 MAX_LABEL = 32  # characters of a policy
-SPREAD = 0.25  # of the dots of a policy's seeds, in rows
+SPREAD = 0.25  # of the dots of a policy's trainings, in rows
 
 
 def draw_comparison(cells: Sequence[CellResult], rows: Sequence[Row]) -> dict[str, bytes]:
@@ -35,11 +35,11 @@ def draw_comparison(cells: Sequence[CellResult], rows: Sequence[Row]) -> dict[st
 
 
 def _accuracies(axes: Any, cells: Sequence[CellResult], rows: Sequence[Row]) -> None:
-    """A dot per seed, and the mean with one standard deviation to each side."""
+    """A dot per training, and the mean with one standard deviation to each side."""
     for place, row in enumerate(rows):
         values = [100 * cell.metrics["eval/accuracy"] for cell in cells if cell.label == row.label]
         offsets = np.linspace(-SPREAD, SPREAD, len(values)) if len(values) > 1 else np.zeros(1)
-        axes.plot(values, place + offsets, "o", markersize=4, color="0.6", label="" if place else "one seed")
+        axes.plot(values, place + offsets, "o", markersize=4, color="0.6", label="" if place else "one training")
         axes.errorbar(
             100 * row.accuracy,
             place,
@@ -60,7 +60,7 @@ def _accuracies(axes: Any, cells: Sequence[CellResult], rows: Sequence[Row]) -> 
 
 
 def _curves(axes: Any, cells: Sequence[CellResult], rows: Sequence[Row]) -> None:
-    """Mean over seeds at every step that all seeds of a policy have; the reference's is the thick one."""
+    """Mean over trainings at every step that all of a policy have; the reference's is the thick one."""
     for place, row in enumerate(rows):
         curves = [{step: value for step, value, _ in cell.curve} for cell in cells if cell.label == row.label]
         steps = sorted(set.intersection(*map(set, curves)))
@@ -96,7 +96,7 @@ def _uses(axes: Any, rows: Sequence[Row]) -> None:
             label=name,
         )
     axes.set_xlim(-3, 103)
-    axes.set_xlabel("last record, mean over seeds, %")
+    axes.set_xlabel("last record, mean over trainings, %")
     _policies_below(axes, rows)
 
 

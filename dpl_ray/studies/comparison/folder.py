@@ -84,10 +84,11 @@ def _describe(place: Storage, cells: Sequence[CellResult], config: dict[str, Any
     facts = listed_facts([cell.facts for cell in cells])
     return ({"command": command} if command else {}) | {
         "data": f"{data}, {facts['data.num_labeled']} labelled images of {facts['data.num_classes']} classes, "
-        f"{facts['data.num_unlabeled']} in the pool, {facts['data.num_test']} test; with a seed all policies have "
-        "the same labelled images, initial weights and order of batches",
+        f"{facts['data.num_unlabeled']} in the pool, {facts['data.num_test']} test; of a subset all policies have "
+        "the same labelled images, and with a seed the same initial weights and order of batches",
         "training": f"{first.steps:,} steps of {train['batch_size']} labelled and "
         f"{train['batch_size'] * train['mu']} unlabelled images, {train['precision']}, {config['model']['name']}",
+        "subsets": ", ".join(dict.fromkeys(str(cell.subset) for cell in cells)),
         "seeds": ", ".join(dict.fromkeys(str(cell.seed) for cell in cells)),
         "hardware": f"{facts['hardware']}; a cell on {facts['device']}",
         "versions": facts["versions"],

@@ -1,8 +1,8 @@
-"""Policies x seeds: train what is missing, as many cells at once as the cluster carries, and set them side by side.
+"""Policies x subsets x repeats: train what is missing, as many cells at once as the cluster carries, and compare.
 
-A cell is one policy with one seed (cells.py). All policies of a seed have the same labelled images, initial
-weights, order of batches and number of steps. A finished cell is never run again, so that an interrupted comparison
-goes on, and policies and seeds can be added to it.
+A cell is one training of a policy (cells.py). All policies have the same labelled subsets and, in each of its repeats,
+the same initial weights, order of batches and number of steps. A finished cell is never run again, so that an
+interrupted comparison goes on, and policies, subsets and repeats can be added to it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result, percent
 from dpl_ray.runs.folder import COMPARISON_FILE, check_same
 from dpl_ray.runs.provenance import describe_config
-from dpl_ray.store.records import read_json
-from dpl_ray.studies.comparison.cells import CELL_FILE, Cell, CellResult, cell_config, data_seed, read_cells, run_cell
+from dpl_ray.studies.comparison.cells import Cell, CellResult, cell_config, data_seed, read_cell, read_cells, run_cell
 from dpl_ray.studies.comparison.config import (
     CompareConfig,
     comparison_name,
@@ -39,7 +38,7 @@ from dpl_ray.studies.comparison.config import (
 )
 from dpl_ray.studies.comparison.console import CellsProgress, comparison_tables
 from dpl_ray.studies.comparison.folder import check_policies, write_comparison
-from dpl_ray.studies.comparison.table import Row, chance_line
+from dpl_ray.studies.comparison.table import Row, chance_line, describe_design
 from dpl_ray.studies.frame import End, Nodes, Study, cause_of, check_room, count_cells, on_cluster, run_study
 from dpl_ray.tracking.tracker import Tracker
 
@@ -78,15 +77,15 @@ def compare(
     command: str | None = None,
     **keywords: Any,
 ) -> CompareResult:
-    """Train policies x seeds, those cells that have not finished, and write tables and page.
+    """Train policies x subsets x repeats, those cells that have not finished, and write tables and page.
 
     Args:
         config: of every cell, or overrides as on the command line; config.policy and train.baseline are not read, and
-            train.seed is the first seed. scale.num_workers=0 runs the cells one after another in this process, any
+            train.seed is the first subset. scale.num_workers=0 runs the cells one after another in this process, any
             other number as Ray tasks.
         console: where progress and tables are shown, as in `fit`.
         command: that the tables are to name as their origin.
-        keywords: further overrides, as in `fit`, and fields of `CompareConfig`, as `seeds=3`.
+        keywords: further overrides, as in `fit`, and fields of `CompareConfig`, as `subsets=3`.
 
     Raises:
         ValueError: a field, the data or the resources do not fit; before any cell starts.
@@ -135,12 +134,18 @@ class Comparison(Study[CellResult]):
         self._splits: dict[int, Splits] = {}
 
     def _finished(self, cell: Cell) -> CellResult | None:
-        """What a cell has left; `ValueError` where it was trained with other parameters of the policy."""
+        """What a cell has left; `ValueError` where it has other parameters of the policy, or another subset."""
         begun = self.storage / cell.name / "config.yaml"
         if begun.exists():
             old = {"policy": yaml.safe_load(begun.read())["policy"]}
             check_same(self.name, self.kind, old, {"policy": cell.policy}, free=())
-        return read_json(self.storage / cell.name / CELL_FILE, CellResult)
+        found = read_cell(self.storage / cell.name)
+        if found and found.subset != cell.subset:
+            raise ValueError(
+                f"run.name={self.name}: {cell.label} with seed {cell.seed} was trained on the labelled subset "
+                f"{found.subset}, now it is {cell.subset}; take another run.name"
+            )
+        return found
 
     def check(self) -> None:
         if self.missing:
@@ -154,36 +159,37 @@ class Comparison(Study[CellResult]):
         return count_cells(nodes, where, "cpus_per_cell", self.options.cpus_per_cell, gpus)
 
     def load(self, cell: Cell) -> Splits:
-        """The splits of a cell, checked; the last ones are kept, since the cells come by seed."""
+        """The splits of a cell, checked; the last ones are kept, since the cells come by subset."""
         key = data_seed(self.config, cell)
         if key not in self._splits:
             self._splits.clear()
             uses_unlabeled = any(each.policy["name"] != "supervised" for each in self.plan.cells)
             # The pool is read even where no policy uses it: one that is added later must find the same data.
-            splits = load_splits(self.config.data, seed=cell.seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=True)
+            splits = load_splits(self.config.data, seed=key, uses_unlabeled=uses_unlabeled, reads_unlabeled=True)
             if uses_unlabeled:
                 check_pool_size(self.config, splits)
             check_network(self.config.changed(scale={"num_workers": 1}), splits)
-            self.check_data(cell.seed, splits.fingerprint(), splits.seedless_fingerprint())
+            self.check_data(key, splits.fingerprint(), splits.seedless_fingerprint())
             self._splits[key] = splits
         return self._splits[key]
 
-    def check_data(self, seed: int, fingerprint: str, seedless_fingerprint: str) -> None:
-        """Refuse to compare what the cells of this seed, or of any other, learned from other data."""
+    def check_data(self, subset: int, fingerprint: str, seedless_fingerprint: str) -> None:
+        """Refuse to compare what the cells of this subset, or of any other, learned from other data."""
         changed = "trained on other data (the images or labels have changed since); take another run.name"
         for cell in read_cells(str(self.storage)):
-            if cell.seed == seed and cell.facts.get("data.fingerprint", fingerprint) != fingerprint:
-                raise ValueError(f"run.name={self.name}: {cell.label} with seed {seed} was {changed}")
-        # Another seed has another labelled subset, and so another fingerprint, of the same data too.
+            if cell.subset == subset and cell.facts.get("data.fingerprint", fingerprint) != fingerprint:
+                raise ValueError(f"run.name={self.name}: {cell.label} with seed {cell.seed} was {changed}")
+        # Another subset has another fingerprint, of the same data too.
         self.info["data"] = self.info["data"] or seedless_fingerprint
         if self.info["data"] != seedless_fingerprint:
-            raise ValueError(f"run.name={self.name}: the cells of other seeds than {seed} were {changed}")
+            raise ValueError(f"run.name={self.name}: the cells of other subsets than {subset} were {changed}")
 
     def headline(self) -> str:
         num_finished, labels = len(self.finished), self.plan.labels
+        design = describe_design(self.options.subsets, self.options.repeats)
         goes_on = f"goes on, {num_finished} of them finished before" if self.resumed else "starts"
         return (
-            f"{self.name} {goes_on}: {len(labels)} policies ({', '.join(labels)}) x {len(self.plan.seeds)} seeds, "
+            f"{self.name} {goes_on}: {len(labels)} policies ({', '.join(labels)}) x {design}, "
             f"{len(self.plan.cells)} cells of {self.config.train.num_steps:,} steps, compared to {self.plan.reference}"
             + (self.waits_for_ray if self.missing else "")
         )
@@ -195,7 +201,8 @@ class Comparison(Study[CellResult]):
 
     def tags(self) -> dict[str, str]:
         # As tags besides the params: a comparison that goes on may have more of them.
-        listed = {"policies": self.plan.labels, "seeds": self.plan.seeds, "reference": [self.plan.reference]}
+        plan = self.plan
+        listed = {"policies": plan.labels, "subsets": plan.subsets, "seeds": plan.seeds, "reference": [plan.reference]}
         return {key: ", ".join(map(str, values)) for key, values in listed.items()}
 
     def ended(self) -> list[CellResult]:

@@ -25,7 +25,7 @@ def make_page(
         missing: name of a cell that has not finished -> why.
         curve_of: the test images that the curves are made of, in words.
     """
-    seeds = sorted({cell.seed for cell in cells})
+    subsets, trainings = {cell.key[0] for cell in cells}, {cell.key for cell in cells}
     made = [
         Table(
             title, ["policy", *columns], [[shown_label(row), *(show(row) for show in columns.values())] for row in rows]
@@ -35,13 +35,14 @@ def make_page(
     sections = {
         "result": Section(
             title="Result",
-            findings=[*filter(None, [chance_line(cells)]), _finding(rows, reference, len(seeds))],
+            findings=[*filter(None, [chance_line(cells)]), _finding(rows, reference, len(subsets))],
             tables=made,
         ),
         "figures": Section(title="Figures", drawings=draw_comparison(cells, rows), curve_of=curve_of),
         "noise": Section(
             title="What the numbers do not say",
-            num_seeds=len(seeds),
+            num_subsets=len(subsets),
+            num_trainings=len(trainings),
             notes=" ".join(NOTES).replace("{reference}", reference),
         ),
         "comparison": Section(title="The comparison", facts=described),
@@ -49,17 +50,18 @@ def make_page(
     if missing:
         lost = Table("Cells that have not finished", ["cell", "why"], list(missing.items()), 2)
         sections = {"result": sections["result"], "missing": Section(title="Missing", table=lost)} | sections
-    subtitle = f"{len(rows)} policies, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {cells[0].steps:,} steps each; "
+    design = f"{len(trainings)} trainings of each on {len(subsets)} labelled subset{'s' * (len(subsets) > 1)}"
+    subtitle = f"{len(rows)} policies, {design}, {cells[0].steps:,} steps each; "
     return render_page("studies/comparison/page.html", name, subtitle + f"compared to {reference}", sections)
 
 
-def _finding(rows: Sequence[Row], reference: str, num_seeds: int) -> str:
+def _finding(rows: Sequence[Row], reference: str, num_subsets: int) -> str:
     """Who is above or below the reference by more than the interval, counted and not judged beyond it."""
     told = [row for row in rows if row.interval is not None]
     if not told:
         return (
-            f"With {num_seeds} seed{'s' * (num_seeds > 1)} no difference to {reference} has an interval, so that none "
-            "can be told from noise: seeds=5 gives them one."
+            f"With {num_subsets} labelled subset{'s' * (num_subsets > 1)} no difference to {reference} has an "
+            "interval, so that none can be told from noise: subsets=5 gives them one."
         )
     above = [row.label for row in told if row.interval and row.interval.low > 0]
     below = [row.label for row in told if row.interval and row.interval.high < 0]
@@ -71,6 +73,9 @@ def _finding(rows: Sequence[Row], reference: str, num_seeds: int) -> str:
     ]
     parts += [f"not told apart from it: {', '.join(open_)}"] if open_ else []
     sentence = "; ".join(parts)
-    number = min(len(row.seeds) for row in told)
-    chance = f" Chance alone puts {number} differences on one side in {200 * 0.5**number:.2g} % of comparisons."
-    return sentence[0].upper() + sentence[1:] + "." + (chance if above or below else "")
+    seen = [100 * row.interval.detectable for row in told if row.interval]
+    power = (
+        f" With 80 % power, a true difference of {max(seen):.1f} points would have been seen in each of these, one of "
+        f"{min(seen):.1f} points in one of them at least."
+    )
+    return sentence[0].upper() + sentence[1:] + "." + power

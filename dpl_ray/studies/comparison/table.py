@@ -1,7 +1,6 @@
 """The numbers of a comparison: finished cells to a row per policy, to CSV and to Markdown. Pure functions.
 
-The bootstrap resamples seeds, because a seed is what the policies of a pair share: labelled images, initial weights
-and order of batches. With few seeds its intervals are too narrow; the tables say how many seeds there are.
+Policies are compared in pairs that have the labelled subset and the seed of all else in common (`two_level.py`).
 """
 
 from __future__ import annotations
@@ -14,15 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from dpl_ray.page.markdown import markdown, markdown_table
 from dpl_ray.report.health import study_line
 from dpl_ray.studies.comparison.cells import CellResult
+from dpl_ray.studies.comparison.two_level import LEAST_SUBSETS, Interval, two_level_interval
 
-NUM_DRAWS = 10_000
-LEAST_SEEDS = 3  # of an interval: two differences that happen to be equal would have one without width
-#: Column -> metric of a cell, of which the table has the mean over seeds.
+#: Column -> metric of a cell, of which the table has the mean over its trainings.
 MEANS = {
     "coverage": "pseudo/coverage",
     "precision": "pseudo/precision",
@@ -35,62 +31,63 @@ MISSING = "-"
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Reached:
-    """When the reference's final accuracy was reached, over seeds."""
+    """When the reference's final accuracy was reached, over trainings."""
 
-    median: float | None  # None where half of the seeds or more did not reach it
+    median: float | None  # None where half of them or more did not reach it
     num_reached: int
-    num_seeds: int
+    num_trained: int
 
 
 @dataclass(frozen=True)
 class Row:
-    """A policy over its seeds."""
+    """A policy over its labelled subsets and seeds."""
 
     label: str
     is_reference: bool
-    seeds: tuple[int, ...]
+    subsets: tuple[int, ...]
+    seeds: tuple[int, ...]  # of all trainings
     accuracy: float
-    deviation: float | None  # of the sample; None with one seed
-    difference: float | None  # to the reference, mean over the seeds that both have
-    interval: Interval | None  # of the difference; None with fewer than LEAST_SEEDS such seeds
-    steps: Reached | None  # to the reference's final accuracy; None where no seed has the reference
+    deviation: float | None  # of the sample of trainings; None of one
+    difference: float | None  # to the reference, mean over the subsets that both have, of each over its repeats
+    interval: Interval | None  # of the difference; None with fewer than LEAST_SUBSETS such subsets
+    steps: Reached | None  # to the reference's final accuracy; None where the reference has none in common
     seconds: Reached | None
     means: dict[str, float | None]  # in the columns of MEANS
 
 
+#: (subset, seed) -> the cell of a policy.
+Trainings = dict[tuple[int, int], CellResult]
+
+
 def make_rows(cells: Sequence[CellResult], reference: str) -> list[Row]:
     """One row per policy, the most accurate first."""
-    by_label: dict[str, dict[int, CellResult]] = {}
+    by_label: dict[str, Trainings] = {}
     for cell in cells:
-        by_label.setdefault(cell.label, {})[cell.seed] = cell
+        by_label.setdefault(cell.label, {})[cell.key] = cell
     base = by_label.get(reference, {})
     rows = [_row(label, found, base, label == reference) for label, found in by_label.items()]
     return sorted(rows, key=lambda row: (-row.accuracy, row.label))
 
 
-def _row(label: str, found: dict[int, CellResult], base: dict[int, CellResult], is_reference: bool) -> Row:
+def _row(label: str, found: Trainings, base: Trainings, is_reference: bool) -> Row:
     accuracies = [_accuracy(cell) for cell in found.values()]
     shared = sorted(found.keys() & base.keys())
-    differences = [_accuracy(found[seed]) - _accuracy(base[seed]) for seed in shared]
-    points = [first_reaching(found[seed], base[seed]) for seed in shared]
+    differences: dict[int, list[float]] = {}
+    for key in shared:
+        differences.setdefault(key[0], []).append(_accuracy(found[key]) - _accuracy(base[key]))
+    points = [first_reaching(found[key], base[key]) for key in shared]
     return Row(
         label=label,
         is_reference=is_reference,
-        seeds=tuple(sorted(found)),
+        subsets=tuple(sorted({subset for subset, _ in found})),
+        seeds=tuple(sorted(seed for _, seed in found)),
         accuracy=statistics.fmean(accuracies),
         deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        difference=None if is_reference or not shared else statistics.fmean(differences),
-        interval=None if is_reference else bootstrap_interval(differences),
+        difference=(
+            None if is_reference or not shared else statistics.fmean(map(statistics.fmean, differences.values()))
+        ),
+        interval=None if is_reference else two_level_interval(differences),
         steps=reached([point and point[0] for point in points]),
         seconds=reached([point and point[1] for point in points]),
         means={column: _mean(found, key) for column, key in MEANS.items()},
@@ -101,20 +98,10 @@ def _accuracy(cell: CellResult) -> float:
     return cell.metrics["eval/accuracy"]
 
 
-def _mean(found: dict[int, CellResult], key: str) -> float | None:
+def _mean(found: Trainings, key: str) -> float | None:
     """Over the cells that have the metric: a policy that took no high-entropy sample has no precision of them."""
     values = [cell.metrics[key] for cell in found.values() if key in cell.metrics]
     return statistics.fmean(values) if values else None
-
-
-def bootstrap_interval(differences: Sequence[float], num_draws: int = NUM_DRAWS) -> Interval | None:
-    """The 95 % percentile interval of the mean over seeds drawn with replacement; None of fewer than LEAST_SEEDS."""
-    if len(differences) < LEAST_SEEDS:
-        return None
-    values = np.asarray(differences, dtype=np.float64)
-    draws = np.random.default_rng(0).integers(0, len(values), (num_draws, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high))
 
 
 def first_reaching(cell: CellResult, reference: CellResult) -> tuple[float, float] | None:
@@ -126,7 +113,7 @@ def first_reaching(cell: CellResult, reference: CellResult) -> tuple[float, floa
 
 
 def reached(values: Sequence[float | None]) -> Reached | None:
-    """The median over seeds, those that did not reach it counted as later than all others; None of no seed."""
+    """The median over trainings, those that did not reach it counted as later than all others; None of none."""
     if not values:
         return None
     median = statistics.median(math.inf if value is None else value for value in values)
@@ -140,13 +127,17 @@ def chance_line(cells: Sequence[CellResult]) -> str | None:
 
 
 def to_csv(cells: Sequence[CellResult], reference: str) -> str:
-    """One row per cell: all its metrics, and what it was measured with."""
-    base = {cell.seed: cell for cell in cells if cell.label == reference}
+    """One row per cell: all its metrics, and what it was measured with; and of its policy what could have been seen."""
+    base = {cell.key: cell for cell in cells if cell.label == reference}
+    intervals = {row.label: row.interval for row in make_rows(cells, reference)}
     rows: list[dict[str, Any]] = []
-    for cell in sorted(cells, key=lambda cell: (cell.label, cell.seed)):
-        point = first_reaching(cell, base[cell.seed]) if cell.seed in base else None
+    for cell in sorted(cells, key=lambda cell: (cell.label, cell.key)):
+        point = first_reaching(cell, base[cell.key]) if cell.key in base else None
+        interval = intervals[cell.label]
         rows.append(
-            {"policy": cell.label, "seed": cell.seed, "steps": cell.steps, "seconds": round(cell.seconds, 3)}
+            {"policy": cell.label, "subset": cell.key[0], "seed": cell.seed}
+            | {"steps": cell.steps, "seconds": round(cell.seconds, 3)}
+            | {"detectable_difference": "" if interval is None else round(interval.detectable, 6)}
             | {"steps_to_reference": "" if point is None else point[0]}
             | {"seconds_to_reference": "" if point is None else round(point[1], 3)}
             | {f"curve/{step}": accuracy for step, accuracy, _ in cell.curve}
@@ -168,18 +159,19 @@ Columns = dict[str, Callable[[Row], str]]
 def tables(reference: str) -> dict[str, Columns]:
     """Title -> columns of every table beside the policies' names; Markdown has them in one."""
     return {
-        "Last teacher on the test split, over seeds, in %": {
-            "seeds": lambda row: str(len(row.seeds)),
+        "Last teacher on the test split, in %": {
+            "subsets x repeats": _design,
             "accuracy": lambda row: _with_deviation(row.accuracy, row.deviation),
             f"minus {reference} [95 %]": _difference,
+            "detectable [80 %]": lambda row: _percent(None if row.interval is None else row.interval.detectable),
             "balanced accuracy": lambda row: _percent(row.means["balanced_accuracy"]),
             "ECE": lambda row: _percent(row.means["ece"]),
         },
-        "Speed: median over seeds, and how many came there": {
+        "Speed: median over trainings, and how many came there": {
             f"steps to {reference}'s accuracy": lambda row: _reached(row.steps, ",.0f"),
             "seconds to it": lambda row: _reached(row.seconds, ",.1f"),
         },
-        "Use of the pool: last record, mean over seeds, in %": {
+        "Use of the pool: last record, mean over trainings, in %": {
             "coverage": lambda row: _percent(row.means["coverage"]),
             "precision": lambda row: _percent(row.means["precision"]),
             "high-entropy share": lambda row: _percent(row.means["high_entropy_share"]),
@@ -204,15 +196,28 @@ def to_markdown(rows: Sequence[Row], reference: str, header: Sequence[str]) -> s
 
 NOTES = (
     "In %, but for steps and seconds. Accuracy, balanced accuracy and ECE: the last teacher on the whole test",
-    "split; mean ± standard deviation over seeds. Minus {reference}: the mean difference over the seeds that both",
-    "policies have, and in brackets the 95 % percentile interval of a bootstrap over those seeds (10,000 draws),",
-    f"which is too narrow where seeds are few, and not there below {LEAST_SEEDS}. Steps and seconds to the final",
-    "accuracy of {reference}: the first point of the curve, of at most train.curve_images images of the test split,",
-    "at or above {reference}'s last point of the same seed; the median over seeds, and how many came there. Seconds",
+    "split; mean ± standard deviation over all trainings. Minus {reference}: the mean difference over the labelled",
+    "subsets, of each over its repeats, in pairs with one subset and seed. In brackets: the 95 % interval of a",
+    "two-level model, in which subsets are random and repeats lie within them: mean ± t[0.975] SE, where SE is the",
+    "standard deviation of the subsets' means divided by the root of their number S, and t has S - 1 degrees of",
+    f"freedom; not there below {LEAST_SUBSETS} subsets. Detectable [80 %]: the smallest true difference that this",
+    "design would have told from 0 with 80 % power, (t[0.975] + t[0.8]) SE. Steps and seconds to the final accuracy of",
+    "{reference}: the first point of the curve, of at most train.curve_images images of the test split, at or above",
+    "{reference}'s last point of the same subset and seed; the median over trainings, and how many came there. Seconds",
     "are those of training steps, beside the cells that ran at the same time. Coverage (mean weight) of the pool,",
     "precision of the pseudo-labels, and share and precision of those with a confidence below 0.95: the last record",
-    "of a cell, mean over seeds. What is shown is rounded, differences are not made of it.",
+    "of a cell, mean over trainings. What is shown is rounded, differences are not made of it.",
 )
+
+
+def describe_design(num_subsets: int, num_repeats: int) -> str:
+    return f"{num_subsets} subset{'s' * (num_subsets > 1)} x {num_repeats} repeat{'s' * (num_repeats > 1)}"
+
+
+def _design(row: Row) -> str:
+    """`5 x 3`; the number of trainings where the subsets have different numbers of repeats."""
+    repeats, rest = divmod(len(row.seeds), len(row.subsets))
+    return f"{len(row.subsets)} ({len(row.seeds)} trainings)" if rest else f"{len(row.subsets)} x {repeats}"
 
 
 def _percent(value: float | None) -> str:
@@ -233,6 +238,5 @@ def _difference(row: Row) -> str:
 def _reached(found: Reached | None, form: str) -> str:
     if found is None:
         return MISSING
-    return (
-        f"{MISSING if found.median is None else format(found.median, form)} ({found.num_reached} of {found.num_seeds})"
-    )
+    median = MISSING if found.median is None else format(found.median, form)
+    return f"{median} ({found.num_reached} of {found.num_trained})"
