@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dpl_ray.inference.predictions import Predictions
     from dpl_ray.inference.predictor import Predictor, load_checkpoint
     from dpl_ray.jobs.estimator import SelfTrainingClassifier
+    from dpl_ray.jobs.evaluate import EvaluateResult, evaluate
+    from dpl_ray.jobs.evaluate_config import EvaluateConfig
     from dpl_ray.jobs.explain import Explanation, explain
     from dpl_ray.jobs.fit import FitResult, fit
     from dpl_ray.jobs.fit_arrays import fit_arrays
@@ -39,6 +41,8 @@ __all__ = [
     "Config",
     "EmbedConfig",
     "EmbedResult",
+    "EvaluateConfig",
+    "EvaluateResult",
     "Explanation",
     "FitResult",
     "LabelConfig",
@@ -56,6 +60,7 @@ __all__ = [
     "check",
     "compare",
     "embed",
+    "evaluate",
     "explain",
     "fit",
     "fit_arrays",
@@ -80,6 +85,8 @@ _HOME = {
     "Config": "config.schema",
     "EmbedConfig": "embedding.config",
     "EmbedResult": "embedding.job",
+    "EvaluateConfig": "jobs.evaluate_config",
+    "EvaluateResult": "jobs.evaluate",
     "Explanation": "jobs.explain",
     "FitResult": "jobs.fit",
     "LabelConfig": "labeling.config",
@@ -96,6 +103,7 @@ _HOME = {
     "check": "checking.job",
     "compare": "studies.comparison.job",
     "embed": "embedding.job",
+    "evaluate": "jobs.evaluate",
     "explain": "jobs.explain",
     "fit": "jobs.fit",
     "fit_arrays": "jobs.fit_arrays",

@@ -126,6 +126,26 @@ def read_features(data: DataConfig, *, reads_unlabeled: bool) -> Source:
     return without_copies(source, data, hash_of=lambda part: np.array([hashes[each] for each in part.ids], np.uint64))
 
 
+def has_features(location: Location) -> bool:
+    """Whether a place is a folder of features."""
+    return (backbone_storage(location) / SPEC_FILE).exists()
+
+
+def read_labeled_features(
+    field: str, given: str, spec: Spec, class_names: tuple[str, ...]
+) -> tuple[ImageSet, list[BadImage]]:
+    """The labelled features of a folder that is none of a training's, and what could not be read.
+
+    Args:
+        spec: of the features that the model was trained on.
+
+    Raises:
+        ValueError: they are of another network, or a sample has no label or another class.
+    """
+    read = _read(field, given, replace(spec, num_views=read_spec(field, given).num_views))
+    return read.images(find_targets(read.records, class_names, every=True)), read.bad
+
+
 @dataclass(frozen=True)
 class _Read:
     """One folder in memory."""

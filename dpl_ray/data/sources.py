@@ -86,6 +86,25 @@ def load_splits(
     return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
 
 
+def read_labeled(data: DataConfig, field: str, given: str, class_names: tuple[str, ...]) -> tuple[ImageSet, Reader]:
+    """The labelled images of a place that is none of a training's, and what was set aside of it.
+
+    Args:
+        data: how images and labels are read there; more of its form than data.name has no effect.
+        class_names: all that there may be.
+
+    Raises:
+        ValueError: an image has no label or another class, or none can be read.
+    """
+    # Where data.class_names gives the classes of the files other names, those of the files are not known here.
+    records = list_records(data, field, given, None if data.class_names else class_names)
+    find_targets(records, class_names, every=True)
+    reader = Reader(data, class_names, len(records.ids), records.left_out)
+    images = reader.read_test(records)
+    assert images is not None, "there are records"
+    return images, reader
+
+
 @dataclass(frozen=True)
 class _Labeled:
     """What is listed of data.train, data.test and data.labels."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from dpl_ray.report.curves import History
 from dpl_ray.report.health import Finding, chance_finding, health_lines
-from dpl_ray.runs.folder import RUN_FILE
+from dpl_ray.runs.folder import RUN_FILE, run_of
 from dpl_ray.store.history import HISTORY_FILE
 from dpl_ray.store.records import read_lines
 from dpl_ray.store.storage import Storage
@@ -24,13 +24,12 @@ def known_health(checkpoint: Storage) -> tuple[Finding, ...] | None:
         checkpoint: a finished one.
     """
     config, info = load_config_and_info(checkpoint)
-    folder, step = checkpoint.parent, re.fullmatch(r"step-(\d+)", checkpoint.name)
-    run = folder.parent if folder.name == "baseline" else folder
+    run, step = run_of(checkpoint), re.fullmatch(r"step-(\d+)", checkpoint.name)
     if not step or not (run / RUN_FILE).exists():
         return None
     known = json.loads((run / RUN_FILE).read())
     result = known["result"] or {}
-    if run is folder and result.get("checkpoint") == checkpoint.name and "health" in result:
+    if str(run) == str(checkpoint.parent) and result.get("checkpoint") == checkpoint.name and "health" in result:
         return tuple(Finding(**found) for found in result["health"])
     history = History(read_lines(run / HISTORY_FILE), config.policy.name)
     for split, key in (("test", "curve/accuracy"), ("validation", "validation/accuracy")):

@@ -3,6 +3,7 @@
 <run.storage_path>/<run.name>/
   config.yaml      resolved configuration
   run.json         data fingerprint, and what a finished run has measured
+  splits.parquet   which images it is trained on, and which it holds out (dpl_ray/runs/splits.py)
   history.jsonl    every record of metrics
   bad_images.csv   images that could not be read, with the reason
   step-N/          checkpoints        baseline/step-N/  those of the supervised baseline
@@ -33,6 +34,7 @@ from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config
 from dpl_ray.data.bad_images import MAX_LISTED, read_bad, write_bad
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
+from dpl_ray.runs.splits import SPLITS_FILE, write_splits
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.history import HISTORY_FILE
 from dpl_ray.store.records import from_lines, to_lines
@@ -89,6 +91,12 @@ def _with_interpolation(tree: dict[str, Any]) -> dict[str, Any]:
     if "data" not in tree:
         return tree
     return tree | {"data": tree["data"] | {"interpolation": tree["data"].get("interpolation") or "bilinear"}}
+
+
+def run_of(checkpoint: Storage) -> Storage:
+    """The folder of the run that a checkpoint is of, also of one of its supervised baseline."""
+    folder = checkpoint.parent
+    return folder.parent if folder.name == "baseline" and not (folder / RUN_FILE).exists() else folder
 
 
 def study_name(config: Config, kind: str, tree: dict[str, Any]) -> str:
@@ -209,6 +217,8 @@ class RunFolder:
             self._check_bad(config.data.max_bad_fraction, splits)
         (self.storage / CONFIG_FILE).write(to_yaml(config).encode())
         self.save_info()
+        if not (self.storage / SPLITS_FILE).exists():  # also that of a run of an older version, which kept none
+            write_splits(self.storage, splits)
         if splits.bad:
             self._add_bad(splits.bad)
 

@@ -15,6 +15,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 
+from dpl_ray import evaluate
 from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import ViewsConfig
@@ -212,6 +213,18 @@ def test_images_go_into_the_checkpoint_again(trained: str, embedded: Path) -> No
 def test_a_pool_of_images_is_labelled_by_it(trained: str, images: Path, tmp_path: Path) -> None:
     result = label(trained, images / "rest", tmp_path / "labels", force=True)
     assert result.num_rows == 40
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_it_is_evaluated_on_features_and_on_images(trained: str, embedded: Path, images: Path, tmp_path: Path) -> None:
+    found = [
+        evaluate(checkpoint=trained, data=str(place / "test"), output=str(tmp_path / "out"))
+        for place in (embedded, images)
+    ]
+    assert found[0].metrics["eval/accuracy"] == found[1].metrics["eval/accuracy"]
+    for place in (embedded, images):
+        with pytest.raises(ValueError, match="the model was trained on 12 of its 12 images"):
+            evaluate(checkpoint=trained, data=str(place / "train"))
 
 
 def test_an_image_of_the_pool_is_explained_as_the_image_that_it_is(

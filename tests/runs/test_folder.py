@@ -37,7 +37,7 @@ def test_a_new_run(tmp_path: Path) -> None:
     made = opened(config(tmp_path), splits())
     assert (made.name, made.resumed, made.history) == ("first", False, [])
     folder = tmp_path / "first"
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "run.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "run.json", "splits.parquet"]
     assert parse_config(yaml.safe_load((folder / "config.yaml").read_text())) == config(tmp_path)
     assert json.loads((folder / "run.json").read_text()) == {
         "fingerprint": splits().fingerprint(),

@@ -1,0 +1,191 @@
+"""How good a trained model is on labelled images: scores with intervals, a page, and what it says of each image."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from dpl_ray.config.given import read_given
+from dpl_ray.data.files import as_text
+from dpl_ray.inference.labeled_images import STANDARD, LabeledImages, read_labeled_images
+from dpl_ray.jobs.evaluate_config import EvaluateConfig, load_evaluating
+from dpl_ray.page.console import console_table, open_console, show
+from dpl_ray.page.html import Page, Section, render_page
+from dpl_ray.page.result import Result, percent
+from dpl_ray.report.accuracy import calibration_section, confusion_section, pictures_section
+from dpl_ray.report.intervals import Interval, score_intervals
+from dpl_ray.runs.provenance import describe_code
+from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.records import csv_text
+from dpl_ray.store.storage import Storage
+from dpl_ray.training.checkpoint_folder import open_checkpoint
+from dpl_ray.training.predictions import Predictions
+
+PAGE_FILE, SCORES_FILE, IMAGES_FILE = "evaluation.html", "evaluation.json", "predictions.csv"
+MAX_CONFUSIONS = 3  # on the console
+#: Key -> name, and how its interval is made.
+SCORES = {
+    "eval/accuracy": ("accuracy", "Wilson"),
+    "eval/balanced_accuracy": ("balanced accuracy", "Zou and Donner, of Wilson's"),
+    "eval/ece": ("calibration error (ECE)", "bootstrap"),
+}
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluateResult(Result):
+    """The result of `evaluate`."""
+
+    checkpoint: str
+    data: str
+    num_images: int
+    num_bad: int  # images that could not be read
+    metrics: dict[str, float]  # in the keys of docs/metrics.md: eval/accuracy, eval/balanced_accuracy, eval/ece
+    intervals: dict[str, Interval]  # of 95 %, by the same keys
+    page: str
+    scores: str  # JSON of all numbers, with the confusion matrix
+    predictions: str  # CSV with a row for each image
+
+    def _facts(self) -> dict[str, str | None]:
+        scores = {name: told(self.metrics[key], self.intervals[key]) for key, (name, _) in SCORES.items()}
+        return {"images": f"{self.num_images:,}", **scores, "page": self.page}
+
+
+def evaluate(
+    config: EvaluateConfig | Sequence[str] = (), *, console: Console | bool | None = None, **keywords: Any
+) -> EvaluateResult:
+    """Measure the teacher of a checkpoint on labelled images.
+
+    Args:
+        config: a configuration, or overrides as on the command line.
+        console: where the scores are shown, as in `fit`.
+        keywords: fields, as `checkpoint="runs/first", data="photos/labelled"`.
+
+    Raises:
+        ValueError: a field, the checkpoint, the data or the output do not fit: an image has no label or another class,
+            or the model was trained on it.
+    """
+    config, console = read_given(config, keywords, load_evaluating, EvaluateConfig), open_console(console)
+    checkpoint = open_checkpoint(config.checkpoint)
+    output = _open_output(config, checkpoint)
+    try:
+        given = read_labeled_images(
+            checkpoint,
+            "data",
+            config.data,
+            image_column=config.image_column,
+            label_column=config.label_column,
+            allow_overlap=config.allow_overlap,
+        )
+    except ValueError as error:  # these two are fields of their own here
+        raise ValueError(re.sub(r"\bdata\.(image_column|label_column)\b", r"\1", str(error))) from None
+    show(console, _headline(config, checkpoint, given))
+    return _evaluate(config, checkpoint, output, given, console)
+
+
+def told(value: float, interval: Interval) -> str:
+    """A share with its interval."""
+    return f"{percent(value)} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def _open_output(config: EvaluateConfig, checkpoint: Storage) -> Storage:
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", config.data).strip("-.")[-60:]
+    try:
+        output = Storage(config.output) if config.output else checkpoint.parent / f"evaluation-{slug}"
+        output.check_writable()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"output={config.output}: cannot be written ({one_line(error)}); give another folder"
+        ) from None
+    if config.output and output.list() and not (output / SCORES_FILE).exists():
+        raise ValueError(f"output={config.output}: is there already and holds no evaluation; take another folder")
+    return output
+
+
+def _headline(config: EvaluateConfig, checkpoint: Storage, given: LabeledImages) -> str:
+    place = f"the test split of {config.data}" if config.data in STANDARD else config.data
+    text = f"{checkpoint}: {len(given.images):,} labelled images, {place}"
+    text += f", {len(given.bad):,} unreadable" if given.bad else ""
+    text += f"; left out: {as_text(given.left_out)}" if given.left_out else ""
+    if given.num_seen is None:
+        return f"{text}\nnothing is known of the images that this model was trained on: whether these are among them"
+    seen = f"\nthe model was trained on {given.num_seen:,} of them: the scores are too good" if given.num_seen else ""
+    return text + seen
+
+
+def _evaluate(
+    config: EvaluateConfig, checkpoint: Storage, output: Storage, given: LabeledImages, console: Console
+) -> EvaluateResult:
+    import torch  # late: a mistake is answered before
+
+    from dpl_ray.inference import predictions as answers
+    from dpl_ray.training.checkpoint import load_classifier
+    from dpl_ray.training.evaluation import classification_metrics, predict_probs
+
+    model, _, info = load_classifier(checkpoint)
+    images, targets = given.images, given.images.targets
+    probs = predict_probs(model, images.images, config.batch_size)
+    if not torch.isfinite(probs).all():
+        raise ArithmeticError("the model's logits are not finite: this checkpoint's weights are of no use")
+    found, metrics = Predictions.from_probs(probs), classification_metrics(probs, torch.from_numpy(targets))
+    intervals = score_intervals(found, targets)
+    rows = [(name, told(metrics[key], intervals[key]), method) for key, (name, method) in SCORES.items()]
+    names = info.class_names
+    matrix = np.bincount(targets * len(names) + found.labels, minlength=len(names) ** 2).reshape(len(names), -1)
+    scores = {
+        "checkpoint": str(checkpoint),
+        "data": config.data,
+        "num_images": len(images),
+        "unreadable": {image.id: image.reason for image in given.bad},
+        "num_trained_on": given.num_seen,
+        "metrics": metrics,
+        "intervals": intervals,
+        "interval_methods": {key: method for key, (_, method) in SCORES.items()},
+        "class_names": names,
+        "confusion": matrix.tolist(),  # (C, C): true class, class that the model says
+        "code": describe_code(),
+    }
+    said = answers.Predictions(images.ids.tolist(), probs.numpy(), names, {}).rows()
+    table = [(row[0], names[target], *row[1:-1]) for row, target in zip(said, targets.tolist(), strict=True)]
+    header = (answers.COLUMNS[0], "true_label", *answers.COLUMNS[1:-1])
+    sections = {
+        "scores": Section(title="Scores", rows=rows, given=given, num_images=len(images)),
+        "calibration": calibration_section(images, found, metrics["eval/ece"], None),
+        "confusions": confusion_section(images, found, None, names),
+    }
+    if images.images.dtype == np.uint8:
+        sections["images"] = pictures_section(images, found, names)
+    (output / IMAGES_FILE).write(csv_text([header, *table]).encode(errors="surrogateescape"))
+    (output / SCORES_FILE).write(json.dumps(scores, indent=1).encode())
+    _page(config, checkpoint, len(images), sections).write(output / PAGE_FILE)
+    console.print(console_table("The teacher on these images", ["", "[95 %]", "interval by"], rows))
+    if confusions := sections["confusions"].confusions:
+        shown = confusions.rows[:MAX_CONFUSIONS]
+        console.print(console_table(confusions.caption, confusions.columns, shown, num_text_columns=2))
+    return EvaluateResult(
+        checkpoint=str(checkpoint),
+        data=config.data,
+        num_images=len(images),
+        num_bad=len(given.bad),
+        metrics=metrics,
+        intervals=intervals,
+        page=str(output / PAGE_FILE),
+        scores=str(output / SCORES_FILE),
+        predictions=str(output / IMAGES_FILE),
+    )
+
+
+def _page(config: EvaluateConfig, checkpoint: Storage, num_images: int, sections: dict[str, Section]) -> Page:
+    command = ["dpl-ray", "evaluate", f"checkpoint={checkpoint}", f"data={config.data}"]
+    facts = {"checkpoint": str(checkpoint), "data": config.data, "commit": describe_code()["commit"]}
+    last = {"evaluation": Section(title="The evaluation", facts=facts, command=shlex.join(command))}
+    title = f"{PurePosixPath(config.data).name or config.data} by {checkpoint.parent.name}"
+    subtitle = f"A trained model on {num_images:,} labelled images"
+    return render_page("jobs/evaluation.html", title, subtitle, sections | last)

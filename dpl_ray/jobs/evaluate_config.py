@@ -1,0 +1,50 @@
+"""The fields of `dpl-ray evaluate`, and the command line that sets them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from dpl_ray.config.overrides import load_section
+from dpl_ray.config.section import Section
+
+
+class EvaluateConfig(Section):
+    """All fields of `dpl-ray evaluate`."""
+
+    checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
+    data: str = Field(
+        "",
+        description="labelled images: folder with a subfolder per class, CSV of path,label, parquet, folder of "
+        "features, s3:// too; or a standard data set, as digits, of which the test split is taken; required",
+    )
+    output: str | None = Field(
+        None, description="folder of page and tables; null: evaluation-DATA in the folder that holds the checkpoint"
+    )
+    image_column: str | None = Field(None, description="parquet column of the images; null: the one of training")
+    label_column: str | None = Field(None, description="parquet column of the labels; null: the one of training")
+    allow_overlap: bool = Field(
+        False, description="evaluate although the model was trained on some of these images: the scores are too good"
+    )
+    batch_size: int = Field(256, ge=1, description="images that pass through the model at once")
+
+
+#: Field of a training -> what it is called here.
+INSTEAD = {
+    "data.test": "data",
+    "data.train": "data",
+    "data.image_column": "image_column",
+    "data.label_column": "label_column",
+    "data.allow_overlap": "allow_overlap",
+}
+
+
+def load_evaluating(overrides: Sequence[str] = (), start: EvaluateConfig | None = None) -> EvaluateConfig:
+    """The configuration that `dpl-ray evaluate OVERRIDES` runs with, or what the overrides make of `start`.
+
+    Raises:
+        ValueError: naming the field, the value and what would be right.
+    """
+    required = {"checkpoint": "runs/NAME", "data": "photos/labelled"}
+    return load_section(EvaluateConfig, overrides, required, start, INSTEAD)
