@@ -114,14 +114,12 @@ def mlflow_uri(mlflow_template: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def unrendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made, but their pixels are not, which are most of a tiny run's time; not for tests marked rendered.
+    """Figures are not drawn, which is most of a tiny run's time; not for tests marked rendered.
 
     What is saved in their place is no image, so that a test which looks at one fails without the mark.
     """
-    from matplotlib.figure import Figure
-
     if request.node.get_closest_marker("rendered") is None:
-        monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"not rendered"))
+        monkeypatch.setattr("dpl_ray.page.plots._render", lambda *_, **__: b"not rendered")
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ from dpl_ray.quickstart import frozen
 from dpl_ray.quickstart.config import load_quickstart, seconds_of
 from dpl_ray.quickstart.job import _with_steps, quickstart
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
@@ -50,6 +52,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frozen, "weights_at_hand", lambda: None)
 
 
+@pytest.mark.rendered
 def test_a_folder_becomes_a_report_predictions_and_commands(photos: Path, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     given = [f"run.storage_path={tmp_path / 'runs'}", "tracking.enabled=false", "scale.num_workers=0"]
