@@ -101,7 +101,7 @@ def _fit_legends(drawing: Any) -> None:
     for axes in with_legend:
         axes.get_legend().set_in_layout(False)
     if with_legend:
-        drawing.draw_without_rendering()  # from here on the axes have their place
+        drawing.get_layout_engine().execute(drawing)  # from here on the axes have their place
     for axes in with_legend:
         for num_columns in (4, 2, 1):
             legend_above(axes, num_columns)

@@ -38,6 +38,7 @@ def describe_code() -> dict[str, str]:
     }
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -76,6 +77,7 @@ def git_commit() -> str:
     return run[0].stdout.strip() + ("+changes" if run[1].stdout.strip() else "")
 
 
+@cache
 def hardware() -> str:
     """CPU model and number of cores."""
     cpuinfo = Path("/proc/cpuinfo")
