@@ -19,8 +19,8 @@ from dpl_ray.commands.command import Command, command_line, print_results
 from dpl_ray.commands.help import print_help
 from dpl_ray.config.describe import default_options, describe_fields, describe_policies, list_groups
 from dpl_ray.config.schema import Config
+from dpl_ray.training.faults import NonFiniteLossError
 from dpl_ray.training.interruption import Interrupted
-from dpl_ray.training.step import NonFiniteLossError
 
 
 def help_text(width: int, *, terminal: bool) -> str:

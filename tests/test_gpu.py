@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ import torch.distributed as dist
 
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.data.augment import strong, weak
+from dpl_ray.store.storage import Storage
+from dpl_ray.training.capture import Captured
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.evaluation import predict_split
+from dpl_ray.training.loop import train
 from dpl_ray.training.metrics import SUMS
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
@@ -107,3 +111,65 @@ def test_the_collectives_of_a_step_run_through_nccl() -> None:
         assert len(sums) == 4
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_host_never_waits_for_the_gpu_in_a_step(policy: str) -> None:
+    groups: dict[str, Any] = {
+        "policy": {"name": policy} | LENIENT.get(policy, {}),
+        "model": {"normalization": "batch"},
+    }
+    config, splits = tiny_config(**groups), tiny_splits(NUM_CLASSES)
+    workers = Workers(device=GPU)
+    state = build_state(config, 3, NUM_CLASSES, workers, pool_size=len(splits.unlabeled))
+    batches = [tiny_feed(config, splits)(step).to(GPU) for step in range(4)]
+    train_step(state, batches[0], config, workers)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[1:]:
+            train_step(state, batch, config, workers)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert state.fixed is not None
+    assert not state.fixed.faults[0]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_captured_step_is_the_step(policy: str, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    config = tiny_config(
+        policy={"name": policy} | LENIENT.get(policy, {}),
+        model={"normalization": "batch"},
+        optim={"name": optimizer, "learning_rate": 0.01 if optimizer == "sgd" else 1e-4},
+    )
+    splits, workers = tiny_splits(NUM_CLASSES), Workers(device=GPU)
+    feed = tiny_feed(config, splits)
+    states = [build_state(config, 3, NUM_CLASSES, workers, pool_size=len(splits.unlabeled)) for _ in range(2)]
+    plain, state = states
+    captured = Captured(state, config, workers)
+    for step in range(14):
+        sums = captured(train_step, feed(step).to(GPU)).clone()
+        torch.testing.assert_close(sums, train_step(plain, feed(step).to(GPU), config, workers), rtol=1e-3, atol=1e-2)
+        if step == 6:
+            for each in states:
+                assert each.fixed is not None
+                each.fixed.adapt()
+    assert state.step == plain.step == 14
+    assert captured._graphs
+    for name, value in plain.student.state_dict().items():
+        torch.testing.assert_close(state.student.state_dict()[name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+def test_training_on_the_gpu_records_what_training_on_the_cpu_does(tmp_path: Path) -> None:
+    config = tiny_config(policy={"name": "fixmatch", "threshold": 0.4}, train={"log_every": 7, "checkpoint_every": 9})
+    found = [
+        train(config, tiny_splits(NUM_CLASSES), Workers(device=device), Storage(str(tmp_path / device.type)), print)
+        for device in (CPU, GPU)
+    ]
+    on_cpu, on_gpu = (
+        {key: value for key, value in outcome.metrics.items() if not key.startswith(("time/", "throughput/"))}
+        for outcome in found
+    )
+    assert on_gpu == pytest.approx(on_cpu, abs=0.1)

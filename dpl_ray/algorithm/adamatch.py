@@ -42,7 +42,7 @@ class AdaMatch(Policy):
         assert pseudo.logits_labeled is not None
         labeled = pseudo.logits_labeled.softmax(dim=1).double()
         unlabeled = pseudo.logits.softmax(dim=1).double()
-        counts = torch.tensor([len(unlabeled), len(labeled)], dtype=torch.float64, device=labeled.device)
+        counts = torch.stack([labeled.new_full((), len(probs)) for probs in (unlabeled, labeled)])
         return torch.cat([counts, labeled.amax(dim=1).sum()[None], unlabeled.sum(dim=0), labeled.sum(dim=0)])
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ class Dash(Policy):
         assert pseudo.facts is not None
         assert pseudo.logits_labeled is not None
         losses = F.cross_entropy(pseudo.logits_labeled, pseudo.facts.targets_labeled, reduction="none").double()
-        measured = self.warmup / 2 <= pseudo.facts.progress < self.warmup
+        measured = (self.warmup / 2 <= pseudo.facts.progress) & (pseudo.facts.progress < self.warmup)
         return torch.stack([losses.sum(), torch.ones_like(losses).sum()]) * measured
 
     @torch.no_grad()
@@ -50,16 +50,16 @@ class Dash(Policy):
         self.loss_sum += statistics[0]
         self.loss_count += statistics[1]
 
-    def limit(self, progress: float) -> Tensor:
+    def limit(self, progress: float | Tensor) -> Tensor:
         """() float64 rho_t; where the warm-up was too short to measure rho_0, a guess's loss, log C, stands for it."""
-        guess = self.loss_sum.new_tensor(math.log(self.num_classes))
+        guess = self.loss_sum.new_full((), math.log(self.num_classes))
         first = torch.where(self.loss_count > 0, self.loss_sum / self.loss_count.clamp(min=1), guess)
-        num_falls = math.floor(max(progress - self.warmup, 0) * NUM_FALLS)
+        falls = (progress - self.warmup) * NUM_FALLS
+        num_falls = falls.clamp(min=0).floor() if isinstance(falls, Tensor) else math.floor(max(falls, 0))
         return (1.0001 * FACTOR**-num_falls * first).clamp(min=LEAST)
 
     def weights(self, pseudo: PseudoLabels) -> Tensor:
         assert pseudo.facts is not None
-        if pseudo.facts.progress < self.warmup:
-            return torch.zeros_like(pseudo.confidence)
+        progress = pseudo.facts.progress
         losses = -pseudo.confidence.double().log()
-        return (losses <= self.limit(pseudo.facts.progress)).to(pseudo.confidence.dtype)
+        return (losses <= self.limit(progress)).to(pseudo.confidence.dtype) * (progress >= self.warmup)

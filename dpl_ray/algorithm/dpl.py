@@ -82,7 +82,7 @@ class DynamicPseudoLabels(Policy):
         self.register_buffer("mean_probs", zeros[0] + uniform)
         self.register_buffer("num_crossed", torch.zeros((), dtype=torch.int64))
 
-    def trains_classifier(self, progress: float) -> bool:
+    def trains_classifier(self, progress: float | Tensor) -> bool | Tensor:
         return progress >= self.classifier_from
 
     def start_as(self, classifier: nn.Linear) -> None:

@@ -20,13 +20,21 @@ def warmed_decay(decay: float, step: int) -> float:
 
 
 @torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+def update_teacher(teacher: nn.Module, student: nn.Module, decay: float | Tensor) -> None:
     """Move the teacher's weights towards the student's; copy the buffers (BatchNorm's are averages already).
 
     What is frozen is one tensor in both, and stays.
+
+    Args:
+        decay: a number, or () float32 on the weights' device.
     """
     if moved := _different(teacher.parameters(), student.parameters()):
-        torch._foreach_lerp_(*moved, 1 - decay)
+        if isinstance(decay, Tensor):  # which lerp would read as a number, and wait for
+            change = torch._foreach_sub(moved[1], moved[0])
+            torch._foreach_mul_(change, 1 - decay)
+            torch._foreach_add_(moved[0], change)
+        else:
+            torch._foreach_lerp_(*moved, 1 - decay)
     if copied := _different(teacher.buffers(), student.buffers()):
         torch._foreach_copy_(*copied)
 

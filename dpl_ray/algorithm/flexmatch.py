@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dpl_ray.algorithm.gradient_cut import class_sums
 from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 
@@ -44,36 +45,41 @@ class FlexMatch(Policy):
     def _confident(self, pseudo: PseudoLabels) -> Tensor:
         return pseudo.confidence >= self.threshold
 
-    def _mine(self) -> tuple[Tensor, Tensor]:
-        """Rows of `last_labels` that `recent` changes, (R,) each once, and their new values."""
-        said = self.recent[self.recent > 0] - 1
-        ids, values = said // self.num_classes, said % self.num_classes + 1
-        mine = ids % self.run.world_size == self.run.rank
-        rows, inverse = torch.unique(ids[mine] // self.run.world_size, return_inverse=True)
+    def _mine(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What `recent` changes in `last_labels`, (U,) each: rows, new values, and which places hold such a change."""
+        said = self.recent - 1
+        mine = (said >= 0) & (said // self.num_classes % self.run.world_size == self.run.rank)
+        ids = torch.where(mine, said // self.num_classes, -1)
         # A batch may hold a sample twice, at the end of one pass and the beginning of the next: the later one counts.
-        places = torch.arange(len(inverse), device=rows.device)
-        last = torch.zeros_like(rows).scatter_reduce_(0, inverse, places, "amax", include_self=False)
-        return rows, values[mine][last]
+        ids, order = ids.sort(stable=True)
+        is_last = torch.cat([ids[1:] != ids[:-1], torch.ones_like(mine[:1])])
+        changed = (ids >= 0) & is_last
+        return (ids // self.run.world_size).clamp(min=0), said[order] % self.num_classes + 1, changed
 
     @torch.no_grad()
     def statistics(self, pseudo: PseudoLabels) -> Tensor:
         """(C + U,): change of the counts by the step before, and the confident labels, each worker in its places."""
         assert pseudo.facts is not None
-        rows, new = self._mine()
-        old = self.last_labels[rows].long()
-        change = new.bincount(minlength=self.num_classes + 1) - old.bincount(minlength=self.num_classes + 1)
-        labels = torch.zeros(self.run.num_unlabeled, dtype=torch.float64, device=change.device)
-        said = (1 + pseudo.facts.ids * self.num_classes + pseudo.labels) * self._confident(pseudo)
+        change = self.counts.new_zeros(self.num_classes + 1)
+        if len(self.last_labels):  # a worker may have no sample
+            rows, new, changed = self._mine()
+            old = self.last_labels[rows].long()
+            for labels, sign in ((new, 1), (old, -1)):
+                change += class_sums(sign * changed, labels, self.num_classes + 1)
+        said = self.counts.new_zeros(self.run.num_unlabeled)
         start = self.run.rank * (self.run.num_unlabeled // self.run.world_size)
-        labels[start : start + len(said)] = said.double()  # exact up to 2^53
-        return torch.cat([change[1:].double(), labels])
+        labels = (1 + pseudo.facts.ids * self.num_classes + pseudo.labels) * self._confident(pseudo)
+        said[start : start + len(labels)] = labels.double()  # exact up to 2^53
+        return torch.cat([change[1:], said])
 
     @torch.no_grad()
     def update(self, statistics: Tensor) -> None:
         change, labels = statistics.tensor_split([self.num_classes])
         self.counts += change
-        rows, new = self._mine()
-        self.last_labels[rows] = new.to(self.last_labels.dtype)
+        if len(self.last_labels):
+            rows, new, changed = self._mine()
+            difference = torch.where(changed, new - self.last_labels[rows], 0)
+            self.last_labels.index_add_(0, rows, difference.to(self.last_labels.dtype))  # bytes wrap around
         self.recent.copy_(labels)
 
     def thresholds(self) -> dict[str, Tensor]:

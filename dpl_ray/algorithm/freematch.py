@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dpl_ray.algorithm.ema import ema_
+from dpl_ray.algorithm.gradient_cut import class_sums
 from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 
@@ -53,7 +54,7 @@ class FreeMatch(Policy):
     @torch.no_grad()
     def statistics(self, pseudo: PseudoLabels) -> Tensor:
         """(1 + 2 C,) sums of confidences, of probabilities and of labels."""
-        counts = pseudo.labels.bincount(minlength=self.num_classes).double()
+        counts = class_sums(torch.ones_like(pseudo.confidence), pseudo.labels, self.num_classes)
         return torch.cat([pseudo.confidence.double().sum()[None], pseudo.probs.double().sum(dim=0), counts])
 
     @torch.no_grad()
@@ -77,14 +78,15 @@ class FreeMatch(Policy):
         logits: Tensor,
         targets: Tensor,  # noqa: ARG002
         logits_strong: Tensor | None = None,
-        kept: Tensor | None = None,  # noqa: ARG002
+        kept: Tensor | None = None,
     ) -> Tensor:
         """fairness_weight * `fairness` over the selected samples of all workers: a second, small sum over them."""
         if not self.fairness_weight or logits_strong is None:
             return logits.new_zeros(())
         probs = logits_strong.double().softmax(dim=1)
-        mine = probs.sum(dim=0)
-        counts = probs.argmax(dim=1).bincount(minlength=self.num_classes).double()
+        counted = torch.ones_like(probs[:, 0]) if kept is None else (kept >= 0).double()
+        mine = (probs * counted[:, None]).sum(dim=0)
+        counts = class_sums(counted, probs.argmax(dim=1), self.num_classes)
         of_all, counts = self.run.sum_over_workers(torch.cat([mine.detach(), counts])).chunk(2)
         # The value is that of all workers, the gradient that of this worker's samples.
         total = mine + (of_all - mine.detach())

@@ -99,11 +99,12 @@ class Policy(nn.Module, ABC):
             pseudo: of the unlabelled weak views.
             features, logits, targets: (B, D), (B, C), (B,) of the labelled images, gradients attached.
             logits_strong: (K, C) of the strong views, gradients attached.
-            kept: (K,) int64, which of the U samples they are.
+            kept: (K,) int64, which of the U samples they are; -1 for one that fills the room on a GPU and does not
+                count.
         """
         return logits.new_zeros(())
 
-    def trains_classifier(self, progress: float) -> bool:  # noqa: ARG002
+    def trains_classifier(self, progress: float | Tensor) -> bool | Tensor:  # noqa: ARG002
         """Whether, at this share of the run, the unlabelled loss trains the main classifier too, not just features."""
         return True
 

@@ -15,7 +15,7 @@ from torch import Tensor
 class StepFacts:
     """What some policies read besides the student's answers."""
 
-    progress: float  # share of the run's steps that are done, from 0 to below 1
+    progress: float | Tensor  # share of the run's steps that are done, from 0 to below 1; () float64 on a GPU
     ids: Tensor  # (U,) int64, index in the pool of each unlabelled image
     targets_labeled: Tensor  # (B,) int64
 

@@ -283,18 +283,18 @@ def strong(images: Tensor, uniforms: Tensor, settings: ViewsConfig) -> Tensor:
     """The weak view of the same columns, then `num_operations` random operations, then cutout.
 
     uint8 (N, C, H, W), float32 (N, K >= num_strong_uniforms(settings)) -> new uint8 (N, C, H, W) on the
-    same device. With images on a GPU the host waits for it once, to learn how many images drew what.
+    same device.
     """
     _check(images, uniforms, num_strong_uniforms(settings))
     # In the order of OPERATIONS, where those with the same `apply` are neighbours.
     operations = [operation for name, operation in OPERATIONS.items() if name not in settings.exclude]
     column = WEAK_UNIFORMS + 2 * settings.num_operations
+    draws = uniforms[:, WEAK_UNIFORMS:column]
     # Hundreds of small kernels: without autograd's bookkeeping a CPU launches them a tenth faster.
     with torch.inference_mode():
         views = weak(images, uniforms, settings)
         if settings.num_operations > 0:
-            draws = uniforms[:, WEAK_UNIFORMS:column]
-            views = _apply_rounds(views, draws[:, 0::2], draws[:, 1::2], operations)
+            views = rounds_on(images.device)(views, draws[:, 0::2], draws[:, 1::2], operations)
     # Outside, so that what the caller gets is an ordinary tensor.
     return _cut_out(views, uniforms[:, column : column + CUTOUT_UNIFORMS], settings.cutout)
 
@@ -312,7 +312,12 @@ def _crop(uniforms: Tensor, side: int, padding: float) -> Tensor:
     return (side - 1) - ((side - 1) - position.abs()).abs()  # reflected at 0, then at side - 1
 
 
-def _apply_rounds(views: Tensor, choices: Tensor, magnitudes: Tensor, operations: list[Operation]) -> Tensor:
+def rounds_on(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, list[Operation]], Tensor]:
+    """How the rounds are computed there: the host waits for no device to learn how many images drew what."""
+    return apply_rounds if device.type == "cpu" else apply_rounds_to_all
+
+
+def apply_rounds(views: Tensor, choices: Tensor, magnitudes: Tensor, operations: list[Operation]) -> Tensor:
     """Round r applies to image i of views (N, C, H, W) the operation that choices[i, r] draws."""
     chosen = _draw(choices, len(operations))
     order = chosen.argsort(dim=0, stable=True)
@@ -321,7 +326,7 @@ def _apply_rounds(views: Tensor, choices: Tensor, magnitudes: Tensor, operations
     low, span = ranges.to(views.device, non_blocking=True)[chosen].unbind(-1)
     parameters = (low + span * magnitudes).gather(0, order)
     numbers = torch.arange(len(operations), device=views.device)
-    counts = (chosen[:, :, None] == numbers).sum(dim=0).tolist()  # the one wait for the device
+    counts = (chosen[:, :, None] == numbers).sum(dim=0).tolist()
     for r, count in enumerate(counts):
         sorted_views = views.index_select(0, order[:, r])
         members = zip(operations, sorted_views.split(count), parameters[:, r].split(count), strict=True)
@@ -332,6 +337,27 @@ def _apply_rounds(views: Tensor, choices: Tensor, magnitudes: Tensor, operations
             done.append(apply(sorted_views[start : start + len(plans)], plans))
             start += len(plans)
         views = torch.cat(done).index_select(0, inverse[:, r])
+    return views
+
+
+def apply_rounds_to_all(views: Tensor, choices: Tensor, magnitudes: Tensor, operations: list[Operation]) -> Tensor:
+    """The same in shapes that no draw changes: each operation plans for every image, and an image takes its own plan.
+
+    More arithmetic than in `apply_rounds`, and little time where launching a kernel takes longer than running it.
+    """
+    numbered = list(enumerate(operations))
+    groups = [(apply, list(group)) for apply, group in groupby(numbered, key=lambda pair: pair[1].apply)]
+    chosen = _draw(choices, len(operations))
+    for r in range(chosen.shape[1]):
+        before, drawn, magnitude = views, chosen[:, r], magnitudes[:, r]
+        for apply, group in groups:
+            first, (_, operation) = group[0][0], group[0]
+            plan = operation.plan(before, operation.low + (operation.high - operation.low) * magnitude)
+            for number, operation in group[1:]:
+                other = operation.plan(before, operation.low + (operation.high - operation.low) * magnitude)
+                plan = torch.where((drawn == number).view(-1, *[1] * (plan.dim() - 1)), other, plan)
+            is_member = (drawn >= first) & (drawn < first + len(group))
+            views = torch.where(is_member[:, None, None, None], apply(before, plan), views)
     return views
 
 

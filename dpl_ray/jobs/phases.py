@@ -105,7 +105,7 @@ def train_on_worker(
 
     from dpl_ray.cluster.windows import read_windows
     from dpl_ray.training.distributed import Workers
-    from dpl_ray.training.step import NonFiniteLossError
+    from dpl_ray.training.faults import NonFiniteLossError
 
     num_threads = config.scale.threads_per_worker or (os.cpu_count() or 1) // get_context().get_local_world_size()
     torch.set_num_threads(max(1, num_threads))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpl_ray.config.schema import Config, ModelConfig
+from dpl_ray.models.batch_norm import CountedBatchNorm2d
 from dpl_ray.models.feature_head import FeatureHead
 from dpl_ray.models.layers import freeze, frozen_modules
 from dpl_ray.models.libraries import library_of
@@ -75,9 +76,16 @@ class Classifier(nn.Module):
                 module.eval()
         return self
 
-    def frozen_logits(self, features: Tensor) -> Tensor:
-        """(N, D) -> logits (N, C) float32 whose gradient reaches the features and not the main classifier."""
-        return F.linear(features.float(), self.classifier.weight.detach(), self.classifier.bias.detach())
+    def unless_frozen(self, features: Tensor, logits: Tensor, trained: bool | Tensor) -> Tensor:
+        """The logits (N, C) of features (N, D); their gradient reaches the main classifier only where it is `trained`.
+
+        Args:
+            trained: () bool where it is a tensor.
+        """
+        if trained is True:
+            return logits
+        frozen = F.linear(features.float(), self.classifier.weight.detach(), self.classifier.bias.detach())
+        return frozen if trained is False else torch.where(trained, logits, frozen)
 
 
 def build_model(config: ModelConfig, channels: int, num_classes: int) -> Classifier:
@@ -104,6 +112,8 @@ def build_model(config: ModelConfig, channels: int, num_classes: int) -> Classif
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = config.bn_momentum
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = CountedBatchNorm2d
     freeze(network, config.train)
     images = library.preprocessing(config)
     scaling = {"mean": images.mean, "std": images.std} if images else {}

@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dpl_ray.models.batch_norm import CountedBatchNorm2d
+
 SLOPE = 0.1
 
 
 def _norm(channels: int, kind: str, momentum: float) -> nn.Module:
     if kind == "group":
         return nn.GroupNorm(min(8, channels), channels)
-    return nn.BatchNorm2d(channels, momentum=momentum)
+    return CountedBatchNorm2d(channels, momentum=momentum)
 
 
 class Block(nn.Module):

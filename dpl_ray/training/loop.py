@@ -15,9 +15,12 @@ from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.order import layer_seed
 from dpl_ray.data.pool.windows import PoolFeed, StreamedPool, WindowReader, Windows, read_here
 from dpl_ray.store.storage import Storage
+from dpl_ray.training.capture import Captured
 from dpl_ray.training.checkpoint import ModelInfo, list_checkpoints, load_state, save_checkpoint
 from dpl_ray.training.distributed import Workers
+from dpl_ray.training.faults import raise_fault
 from dpl_ray.training.interruption import Interrupted
+from dpl_ray.training.prefetch import DeviceFeed
 from dpl_ray.training.records import Outcome, Record, Window
 from dpl_ray.training.schedule import CheckpointClock, Wish, due_after
 from dpl_ray.training.scores import Scores
@@ -50,21 +53,29 @@ def train(
     window = Window(workers, record, phase, num_steps, info.class_names, state.sums)
     scores = Scores(state, splits, config.train.curve_images, workers)
     clock = CheckpointClock(config.train.checkpoint_seconds)
-    with closing(BatchFeed(config, splits.labeled, pool, workers.rank, workers.world_size)) as feed:
+    captured = Captured(state, config, workers)
+    batches = BatchFeed(config, splits.labeled, pool, workers.rank, workers.world_size)
+    with closing(DeviceFeed(batches, workers.device, num_steps)) as feed:
         unreadable = Unreadable(config, pool, splits.bad, folder, workers, window)
         while state.step < num_steps:
             # Layers that draw (dropout) do so from a function of seed, step and worker: no random state to save.
             torch.manual_seed(layer_seed(seed, state.step, workers.rank))
             asked = time.perf_counter()
-            batch = feed(state.step).to(workers.device)
-            waited = time.perf_counter() - asked
+            batch = feed(state.step)
+            waited = 0.0 if captured.is_busy() else time.perf_counter() - asked
             state.wish = clock.wish(workers.stop)
-            sums = train_step(state, batch, config, workers)
-            state.seconds += time.perf_counter() - asked
+            sums = captured(train_step, batch)
             window.add(sums, state.step, len(batch), waited)
+            state.wish = _agreed_wish(state, config, workers)
             due = due_after(state.step, config.train, state.wish)
+            if state.fixed is not None and any(due):
+                raise_fault(state.fixed.faults, workers)
             if due.record:
                 window.close(state.step, state.policy.thresholds())
+                if state.fixed is not None:
+                    state.fixed.adapt()
+            state.seconds += time.perf_counter() - asked
+            if due.record:
                 unreadable.check(state.step)
             with window.paused():
                 if due.validation and (found := scores.validation()):
@@ -107,6 +118,14 @@ def _start(config: Config, info: ModelInfo, splits: Splits, folder: Storage, wor
     elif isinstance(splits.unlabeled, ImageSet):
         standardize(state, [splits.labeled.images, splits.unlabeled.images])
     return state
+
+
+def _agreed_wish(state: TrainState, config: Config, workers: Workers) -> Wish:
+    """What all workers do after a step: several GPUs, which do not read its sums, ask worker 0 before a record."""
+    if state.fixed is None or workers.world_size == 1:
+        return state.wish
+    is_asked = due_after(state.step, config.train).record
+    return workers.gather(state.wish)[0] if is_asked else Wish.NOTHING
 
 
 def _open_pool(

@@ -32,7 +32,7 @@ SUMS = (
 
 @torch.no_grad()
 def step_sums(
-    terms: Tensor, pseudo: PseudoLabels, weights: Tensor, targets: Tensor, true_targets: Tensor, num_strong: int
+    terms: Tensor, pseudo: PseudoLabels, weights: Tensor, targets: Tensor, true_targets: Tensor, num_strong: Tensor
 ) -> Tensor:
     """(len(SUMS),) float64.
 
@@ -40,7 +40,7 @@ def step_sums(
         terms: (3,) the loss terms of this worker.
         weights, targets: (U,) and (U,) or (U, C) of the policy; the most likely class of a soft target is its label.
         true_targets: (U,) int64, -1 where unknown.
-        num_strong: strong views that were computed.
+        num_strong: () float64, strong views that count.
     """
     weights = weights.double()
     high = weights * (pseudo.confidence < HIGH_ENTROPY_CONFIDENCE)
@@ -48,7 +48,7 @@ def step_sums(
     right = (targets if targets.ndim == 1 else targets.argmax(dim=1)) == true_targets
     by_sample = [weights, high, weights * known, weights * right, high * known, high * right]
     sums = torch.stack([values.sum() for values in by_sample])
-    counts = torch.tensor([len(weights), num_strong], dtype=torch.float64, device=weights.device)
+    counts = torch.stack([weights.new_full((), len(weights)), num_strong])
     return torch.cat([terms.new_ones(1).double(), terms.double(), counts, sums])
 
 

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dpl_ray.algorithm.ema import warmed_decay
+from dpl_ray.algorithm.losses import ramp
 from dpl_ray.algorithm.policies import build_policy
 from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.config.schema import Config, OptimConfig
@@ -19,6 +21,7 @@ from dpl_ray.models import Classifier, build_model
 from dpl_ray.models.feature_head import FeatureHead
 from dpl_ray.models.layers import learning_rate_scales, share_frozen
 from dpl_ray.training.distributed import Workers
+from dpl_ray.training.fixed_shapes import FixedShapes, StepNumbers
 from dpl_ray.training.metrics import SUMS
 from dpl_ray.training.schedule import Wish
 
@@ -44,6 +47,12 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0  # in training steps so far, over all processes that trained; evaluation is not in it
     wish: Wish = Wish.NOTHING  # before a step worker 0's own, after it what all workers do
+    fixed: FixedShapes | None = None  # on a GPU: what lets the host go on without waiting for it
+
+    def hear(self, wish: Tensor) -> None:
+        """Take over worker 0's wish, () of the step's sums, where the host reads the device."""
+        if self.fixed is None:
+            self.wish = Wish(int(wish))
 
 
 def build_state(config: Config, channels: int, num_classes: int, workers: Workers, *, pool_size: int = 0) -> TrainState:
@@ -61,7 +70,11 @@ def build_state(config: Config, channels: int, num_classes: int, workers: Worker
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
     share_frozen(teacher, student)
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=workers.device)
-    return TrainState(student, teacher, policy, build_optimizer(learner, config.optim), learner, sums)
+    state = TrainState(student, teacher, policy, build_optimizer(learner, config.optim), learner, sums)
+    if workers.device.type == "cuda":
+        mine = num_unlabeled // workers.world_size if policy.uses_unlabeled else 0
+        state.fixed = FixedShapes(mine, workers.device)
+    return state
 
 
 def standardize(state: TrainState, parts: Sequence[NDArray[Any]]) -> None:
@@ -100,3 +113,16 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
         return config.learning_rate * (step + 1) / config.num_warmup_steps
     progress = (step - config.num_warmup_steps) / (num_steps - config.num_warmup_steps)
     return config.learning_rate * math.cos(7 * math.pi * progress / 16)
+
+
+def step_numbers(state: TrainState, config: Config) -> StepNumbers:
+    """What the next step reads of its number: on the device where shapes are fixed, without waiting for it."""
+    train, progress = config.train, state.step / config.train.num_steps
+    numbers = StepNumbers(
+        step=float(state.step),
+        progress=progress,
+        learning_rate=learning_rate(config.optim, state.step, train.num_steps),
+        ema_decay=warmed_decay(train.ema_decay, state.step),
+        lambda_u=train.lambda_u * ramp(progress, train.lambda_u_ramp),
+    )
+    return numbers if state.fixed is None else state.fixed.on_device(numbers)

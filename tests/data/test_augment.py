@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from dpl_ray.config.schema import ViewsConfig
+from dpl_ray.data import augment
 from dpl_ray.data.augment import (
     GREY,
     OPERATIONS,
@@ -219,6 +220,18 @@ def test_a_view_depends_on_its_own_row_only_in_a_large_batch() -> None:
     images, uniforms = pictures(448, 3, 32, 32), random_uniforms(448, num_strong_uniforms(views))
     order = torch.randperm(448, generator=torch.Generator().manual_seed(3))[:113]
     assert_same(strong(images, uniforms, views)[order], strong(images[order], uniforms[order], views))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rounds_of_all_operations_on_all_images_give_the_same_bytes(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = ViewsConfig(exclude=("rotate",))
+    images, uniforms = pictures(200, channels, 12, 10), random_uniforms(200, num_strong_uniforms(views))
+    expected = strong(images, uniforms, views)
+    monkeypatch.setattr(augment, "apply_rounds", augment.apply_rounds_to_all)
+    assert_same(strong(images, uniforms, views), expected)
+    assert len(strong(images[:0], uniforms[:0], views)) == 0
 
 
 @pytest.mark.parametrize("view", [weak, strong])

@@ -18,9 +18,10 @@ from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, load_state, save_checkpoint
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.evaluation import evaluate_split
+from dpl_ray.training.faults import NonFiniteLossError
 from dpl_ray.training.schedule import Wish
 from dpl_ray.training.state import TrainState, build_state
-from dpl_ray.training.step import NonFiniteLossError, train_step
+from dpl_ray.training.step import train_step
 from tests.builders import PRETRAINED, tiny_config, tiny_feed, tiny_splits
 from tests.processes import SERVER
 

@@ -18,9 +18,10 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.augment import strong, weak
 from dpl_ray.data.batches import Batch, BatchFeed
 from dpl_ray.training.distributed import Workers
+from dpl_ray.training.faults import NonFiniteLossError
 from dpl_ray.training.metrics import HIGH_ENTROPY_CONFIDENCE, SUMS, mean_metrics, step_sums
 from dpl_ray.training.state import TrainState, build_state, learning_rate
-from dpl_ray.training.step import NonFiniteLossError, train_step
+from dpl_ray.training.step import train_step
 from tests.builders import tiny_config, tiny_feed, tiny_splits
 
 NUM_CLASSES = 3
@@ -468,7 +469,7 @@ def random_sums(num_samples: int, seed: int) -> tuple[Tensor, list[tuple[float, 
     weights = torch.where(weights < 0.3, 0.0, weights)
     targets = torch.randint(-1, NUM_CLASSES, (num_samples,), generator=generator)
     terms, num_strong = torch.rand(3, generator=generator), int((weights > 0).sum())
-    sums = step_sums(terms, pseudo, weights, pseudo.labels, targets, num_strong)
+    sums = step_sums(terms, pseudo, weights, pseudo.labels, targets, torch.tensor(float(num_strong)).double())
     columns = (weights, pseudo.confidence, pseudo.labels, targets)
     samples = list(zip(*(column.tolist() for column in columns), strict=True))
     return sums, samples, terms.tolist(), num_strong
@@ -506,9 +507,9 @@ def test_metrics_are_those_of_a_loop_over_all_samples_of_all_steps(num_samples: 
 def test_metrics_that_have_nothing_to_be_a_mean_of_are_left_out() -> None:
     pseudo = pseudo_labels(torch.zeros(4, 2), torch.zeros(4, NUM_CLASSES))
     unknown = torch.full((4,), -1)
-    none = mean_metrics(step_sums(torch.ones(3), pseudo, torch.zeros(4), pseudo.labels, unknown, 0))
+    none = mean_metrics(step_sums(torch.ones(3), pseudo, torch.zeros(4), pseudo.labels, unknown, torch.zeros(())))
     assert {key for key in none if key.startswith("pseudo/")} == {"pseudo/coverage", "pseudo/strong_view_share"}
-    some = mean_metrics(step_sums(torch.ones(3), pseudo, torch.ones(4), pseudo.labels, unknown, 4))
+    some = mean_metrics(step_sums(torch.ones(3), pseudo, torch.ones(4), pseudo.labels, unknown, torch.tensor(4.0)))
     assert "pseudo/precision" not in some
     assert some["pseudo/high_entropy_share"] == 1
 

@@ -112,9 +112,9 @@ def run_trial(
             report(step, accuracy)
         return ended
     from dpl_ray.training.checkpoint import list_checkpoints
+    from dpl_ray.training.faults import NonFiniteLossError
     from dpl_ray.training.loop import train
     from dpl_ray.training.records import Record
-    from dpl_ray.training.step import NonFiniteLossError
 
     num_steps = config.train.num_steps
     saved = list_checkpoints(run.storage)

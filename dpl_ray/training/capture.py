@@ -1,0 +1,78 @@
+"""A training step as one CUDA graph: a replay launches all of its kernels at once."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from dpl_ray.config.schema import Config
+from dpl_ray.data.batches import Batch
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.state import TrainState, step_numbers
+
+Step = Callable[[TrainState, Batch, Config, Workers], Tensor]
+
+NUM_PLAIN_STEPS = 3  # before a capture: libraries choose and allocate in them
+
+#: Held while a graph is captured, and by other threads that use the GPU: nothing may be allocated meanwhile.
+GPU_LOCK = threading.Lock()
+
+
+class Captured:
+    """Calls the training step: as it is on a CPU and with several workers, as a graph for each room on a single GPU."""
+
+    def __init__(self, state: TrainState, config: Config, workers: Workers) -> None:
+        self.state, self.config, self.workers = state, config, workers
+        self.is_used = state.fixed is not None and workers.device.type == "cuda" and workers.world_size == 1
+        self._plain_steps: Counter[int] = Counter()  # by capacity
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._batch: Batch | None = None  # whose memory the graphs read
+        self._last: torch.cuda.Event | None = None  # behind the newest step
+
+    def __call__(self, step: Step, batch: Batch) -> Tensor:
+        """The step's sums; of a graph their memory is the same every time."""
+        sums = self._step(step, batch) if self.is_used else step(self.state, batch, self.config, self.workers)
+        if self.workers.device.type == "cuda":
+            self._last = torch.cuda.Event()
+            self._last.record()
+        return sums
+
+    def is_busy(self) -> bool:
+        """Whether the device still works on earlier steps: then the host's waiting costs nothing."""
+        return self._last is not None and not self._last.query()
+
+    def _step(self, step: Step, batch: Batch) -> Tensor:
+        state, fixed = self.state, self.state.fixed
+        assert fixed is not None
+        if fixed.capacity not in self._graphs:
+            if self._plain_steps[fixed.capacity] < NUM_PLAIN_STEPS:
+                self._plain_steps[fixed.capacity] += 1
+                return step(state, batch, self.config, self.workers)
+            self._graphs[fixed.capacity] = self._capture(step, batch)
+        assert self._batch is not None
+        for field in fields(Batch):
+            getattr(self._batch, field.name).copy_(getattr(batch, field.name), non_blocking=True)
+        step_numbers(state, self.config)  # loads them
+        graph, sums = self._graphs[fixed.capacity]
+        graph.replay()
+        state.step += 1
+        return sums
+
+    def _capture(self, step: Step, batch: Batch) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Record the step's kernels; none of them runs."""
+        if self._batch is None:
+            self._batch = Batch(**{field.name: getattr(batch, field.name).clone() for field in fields(Batch)})
+        for group in self.state.optimizer.param_groups:
+            if "capturable" in group:  # AdamW's, which a checkpoint may say otherwise
+                group["capturable"] = True
+        number, graph = self.state.step, torch.cuda.CUDAGraph()
+        pool = next((other.pool() for other, _ in self._graphs.values()), None)  # graphs never run at the same time
+        with GPU_LOCK, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            sums = step(self.state, self._batch, self.config, self.workers)
+        self.state.step = number
+        return graph, sums

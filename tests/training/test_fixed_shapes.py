@@ -1,0 +1,184 @@
+"""The step in fixed shapes, as on a GPU: the weights of the step that skips views, and the host reads no tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dpl_ray.training.state as state_module
+from dpl_ray.data import augment
+from dpl_ray.data.dataset import Splits
+from dpl_ray.store.storage import Storage
+from dpl_ray.training.capture import Captured
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.faults import NonFiniteLossError
+from dpl_ray.training.fixed_shapes import FixedShapes, choose
+from dpl_ray.training.loop import train
+from dpl_ray.training.metrics import SUMS
+from dpl_ray.training.state import TrainState, build_state
+from dpl_ray.training.step import train_step
+from tests.builders import tiny_config, tiny_feed, tiny_splits
+from tests.training.test_step import CASES
+
+NUM_CLASSES = 3
+
+
+@pytest.fixture
+def views_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strong views as a GPU makes them."""
+    monkeypatch.setattr(augment, "apply_rounds", augment.apply_rounds_to_all)
+
+
+@contextmanager
+def unread() -> Iterator[None]:
+    """What makes the host wait for a device raises in this block."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the host reads a tensor")
+
+    names = ("item", "tolist", "nonzero", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "unique")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(Tensor, name, refuse)
+        for name in ("nonzero", "unique", "bincount", "masked_select"):
+            patch.setattr(torch, name, refuse)
+        yield
+
+
+def pair(policy: dict[str, Any], **groups: Any) -> tuple[Any, Any, TrainState, TrainState]:
+    """Configuration, feed, and two states: one that skips views, one of fixed shapes."""
+    config, splits = tiny_config(policy=policy, **groups), tiny_splits(NUM_CLASSES)
+    states = [build_state(config, 3, NUM_CLASSES, Workers(), pool_size=len(splits.unlabeled)) for _ in range(2)]
+    feed = tiny_feed(config, splits)
+    states[1].fixed = FixedShapes(len(feed(0).images_unlabeled) * states[1].policy.uses_unlabeled, torch.device("cpu"))
+    if policy["name"] == "dpl":  # as after a while: a fresh policy takes every sample in
+        for state in states:
+            state.policy.states.copy_(torch.tensor([[0.55], [0.52]]).expand(2, NUM_CLASSES))
+    return config, feed, *states
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("views_of_all")
+def test_the_step_reads_no_tensor_and_trains_the_weights_of_the_step_that_skips_views(case: str) -> None:
+    optimizer = "adamw" if case == "softmatch" else "sgd"  # whose first steps turn rounding into as much as its rate
+    groups: dict[str, Any] = {
+        "model": {"normalization": "batch"},
+        "optim": {"learning_rate": 0.01 if optimizer == "sgd" else 1e-4, "name": optimizer},
+        "train": {"lambda_u": 0.5, "lambda_u_ramp": 0.3},
+    }
+    config, feed, skipping, fixed = pair(CASES[case], **groups)
+    for step in range(4):
+        batch = feed(step)
+        expected = train_step(skipping, batch, config, Workers())
+        with unread():
+            sums = train_step(fixed, batch, config, Workers())
+        torch.testing.assert_close(sums, expected, rtol=1e-4, atol=1e-5)
+    for name in ("student", "teacher", "policy"):
+        mine, theirs = (getattr(state, name).state_dict() for state in (fixed, skipping))
+        for key, value in theirs.items():
+            atol = 2e-5 if optimizer == "sgd" else 1e-4
+            torch.testing.assert_close(mine[key], value, rtol=1e-4, atol=atol, msg=f"{name}.{key}")
+
+
+def test_rows_that_fill_the_room_have_no_part_in_the_step() -> None:
+    config, feed, _, fixed = pair({"name": "fixmatch", "threshold": 0.5}, model={"normalization": "batch"})
+    batch = feed(0)
+    sums = dict(zip(SUMS, train_step(fixed, batch, config, Workers()).tolist(), strict=True))
+    assert 0 < sums["strong_views"] < sums["unlabeled"] == fixed.fixed.capacity
+
+
+def test_the_room_follows_what_was_wanted_and_what_is_beyond_it_has_no_weight() -> None:
+    fixed = FixedShapes(80, torch.device("cpu"))
+    assert fixed.sizes == [20, 40, 60, 80]
+    weights = torch.zeros(80)
+    weights[::4] = 0.5
+    chosen = choose(weights, 0.1, fixed)
+    assert chosen.rows.tolist()[:20] == chosen.kept.tolist()[:20] == list(range(0, 80, 4))
+    assert set(chosen.kept.tolist()[20:]) == {-1}
+    assert sorted(chosen.rows.tolist()) == list(range(80))
+    assert chosen.weights.tolist() == [0.5] * 20 + [0.0] * 60
+    fixed.adapt()
+    assert fixed.capacity == 40, "20 and some to spare"
+    chosen = choose(torch.full((80,), 0.5), 0.1, fixed)
+    assert chosen.kept.tolist() == list(range(40))
+    assert chosen.number == 40
+    assert chosen.weights_used.tolist() == [0.5] * 40 + [0.0] * 40
+    fixed.adapt()
+    assert fixed.capacity == 80
+    assert [FixedShapes(number, torch.device("cpu")).sizes for number in (0, 1, 6)] == [[0], [1], [2, 3, 5, 6]]
+
+
+@pytest.mark.usefixtures("views_of_all")
+def test_a_fault_is_noted_and_nothing_is_trained_from_then_on() -> None:
+    config, feed, _, state = pair({"name": "fixmatch", "threshold": 0.0})
+    train_step(state, feed(0), config, Workers())
+    bias = state.student.classifier.bias
+    hook = state.student.register_forward_hook(
+        lambda _module, _inputs, outputs: (outputs[0], outputs[1] * math.nan) if outputs[1].requires_grad else None
+    )
+    before = bias.detach().clone()
+    with unread():
+        train_step(state, feed(1), config, Workers())
+        hook.remove()
+        train_step(state, feed(2), config, Workers())
+    assert torch.equal(bias, before)
+    assert state.fixed is not None
+    assert state.fixed.faults[0] == 2, "of the first such step"
+
+
+def run_in_fixed_shapes(monkeypatch: pytest.MonkeyPatch, spoiled_at: int | None = None) -> None:
+    """`train` on the CPU as on a GPU, up to the graph; a loss is NaN from that step on."""
+    build = state_module.build_state
+
+    def fixed_state(*arguments: Any, **named: Any) -> TrainState:
+        state = build(*arguments, **named)
+        state.fixed = FixedShapes(12, torch.device("cpu"))
+        if spoiled_at is not None:
+            state.student.register_forward_hook(
+                lambda _module, _inputs, outputs: (
+                    (outputs[0], outputs[1] * math.nan)
+                    if outputs[1].requires_grad and state.step >= spoiled_at
+                    else None
+                )
+            )
+        return state
+
+    monkeypatch.setattr("dpl_ray.training.loop.build_state", fixed_state)
+
+
+@pytest.mark.usefixtures("views_of_all")
+def test_the_loop_ends_with_the_metrics_of_the_loop_that_skips_views(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(policy={"name": "fixmatch", "threshold": 0.5}, train={"log_every": 5, "num_steps": 10})
+    splits: Splits = tiny_splits(NUM_CLASSES)
+    expected = train(config, splits, Workers(), Storage(str(tmp_path / "skipping")), lambda record: None)
+    run_in_fixed_shapes(monkeypatch)
+    found = train(config, splits, Workers(), Storage(str(tmp_path / "fixed")), lambda record: None)
+    timed = ("time/", "throughput/")
+    assert {key: value for key, value in found.metrics.items() if not key.startswith(timed)} == pytest.approx(
+        {key: value for key, value in expected.metrics.items() if not key.startswith(timed)}, abs=1e-4
+    )
+
+
+def test_the_loop_names_a_fault_at_the_next_record_and_saves_no_checkpoint_of_it(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_in_fixed_shapes(monkeypatch, spoiled_at=6)
+    config = tiny_config(policy={"name": "fixmatch"}, train={"log_every": 5, "num_steps": 20, "checkpoint_every": 4})
+    with pytest.raises(NonFiniteLossError, match=r"^step 6: worker 0: labelled loss is nan"):
+        train(config, tiny_splits(NUM_CLASSES), Workers(), Storage(str(tmp_path)), lambda record: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+
+
+def test_without_a_gpu_a_step_is_called_as_it_is() -> None:
+    config, feed, _, fixed = pair({"name": "dpl"})
+    captured = Captured(fixed, config, Workers())
+    assert captured(train_step, feed(0))[SUMS.index("worker_steps")] == 1
+    assert not captured.is_busy()
