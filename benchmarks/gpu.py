@@ -313,6 +313,7 @@ def main() -> None:
     parser.add_argument("--phases", help="of these alone, as step,feed")
     parser.add_argument("--policy", default="freematch", help="of the accuracy run")
     parser.add_argument("--seeds", type=int, default=1, help="of the accuracy run")
+    parser.add_argument("--num-steps", type=int, help="of the accuracy run; default: as many as the time allows")
     parser.add_argument("--compile", action="store_true", help="of the accuracy run")
     parser.add_argument("--depth", type=int, default=28)
     parser.add_argument("--width", type=int, default=2)
