@@ -40,15 +40,15 @@ COVERAGES = (1.0, 0.7)
 #: Phase -> most seconds it may take, in the order in which they run.
 PHASES = {
     "machine": 40,
-    "tests": 100,
-    "step": 60,
-    "step-compiled": 150,
-    "kernels": 40,
-    "kernels-compiled": 90,
+    "tests": 75,
+    "step": 50,
+    "step-compiled": 70,
     "feed": 40,
+    "kernels-compiled": 50,
+    "kernels": 40,
 }
 
-WARM_SECONDS = 60  # that the first phase which is timed waits for the compilation beside it
+WARM_SECONDS = 45  # that the first compiled phase waits for the compilation beside the others
 
 
 class Rows:
@@ -272,7 +272,7 @@ def all_phases(given: argparse.Namespace) -> None:
             compiling = subprocess.Popen([*here, "warm"], stdout=log, stderr=subprocess.STDOUT, env=environment)
     with (given.folder / "log.txt").open("a") as log:
         for phase in chosen:
-            if compiling is not None and phase not in ("machine", "tests"):  # no time is taken beside it
+            if compiling is not None and phase.endswith("compiled"):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     compiling.wait(WARM_SECONDS)
                 compiling.kill()

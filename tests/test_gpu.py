@@ -135,8 +135,7 @@ def test_the_host_never_waits_for_the_gpu_in_a_step(policy: str) -> None:
     assert not state.fixed.faults[0]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("policy", "optimizer"), [*((policy, "sgd") for policy in POLICIES), ("dpl", "adamw")])
 def test_a_captured_step_is_the_step(policy: str, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     config = tiny_config(
