@@ -101,6 +101,15 @@ def _check_across(config: Config) -> None:
             f"data.pool.mode=stream: data={config.data.name} is in memory; your own files, data=image_folder or "
             "data=parquet, can be streamed"
         )
+    pool = config.data.pool
+    if pool.cleaned and pool.foreign is None:
+        raise ValueError("data.pool.cleaned=true: there is nothing to clean; set data.pool.foreign, as 0.5")
+    for name in ("imbalance", "foreign"):
+        if config.data.labels is not None and getattr(pool, name) is not None:
+            raise ValueError(
+                f"data.pool.{name}={getattr(pool, name):g}: makes a benchmark of true labels, and data.labels has "
+                "pseudo-labels; leave out one of them"
+            )
     for field in ("train", "unlabeled", "test", "labels"):
         if not own and getattr(config.data, field) is not None:
             raise ValueError(

@@ -18,6 +18,8 @@ from dpl_ray.config.section import Section
 STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")  # of pyarrow's file systems
 CURVE_POINTS = 20  # of train.curve_every, where nothing else is said
 CHECKPOINT_SHARE = 0.02  # of the time: most that checkpoints take which are written for the time since the last one
+#: Of what the unlabelled images are; the other fields of data.pool say how they are read.
+BENCHMARK_FIELDS = ("data.pool.imbalance", "data.pool.foreign", "data.pool.cleaned")
 BESIDE_RUNS = ("ray", "mlflow.db", "mlflow-artifacts")  # in run.storage_path, and no runs
 DataName = Literal[
     "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "parquet", "arrays", "features"
@@ -43,7 +45,7 @@ class ViewsConfig(Section):
 
 
 class PoolConfig(Section):
-    """How the unlabelled images reach the steps: from memory, or read while training goes on."""
+    """The unlabelled images: how they reach the steps, and for benchmarks which of them do."""
 
     mode: Literal["auto", "memory", "stream"] = Field(
         "auto", description="stream: read your own files during training; auto: stream where memory_share is exceeded"
@@ -61,6 +63,22 @@ class PoolConfig(Section):
         ge=1,
         description="stream: shares of such rows that each worker has read in advance; null: all workers together "
         "three for every CPU of the cluster, in at most half of its object store",
+    )
+    imbalance: float | None = Field(
+        None,
+        gt=0,
+        description="for benchmarks: images of the first class in the pool for one of the last, others are left out; "
+        "below 1 the last class is the most frequent; null: as it is",
+    )
+    foreign: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="for benchmarks: share of the classes, the last ones, that leave labels and test while their "
+        "images stay in the pool; null: none",
+    )
+    cleaned: bool = Field(
+        False, description="with data.pool.foreign: their images leave the pool too, as if it had been cleaned"
     )
 
 
@@ -134,7 +152,7 @@ class DataConfig(Section):
         False, description="own images: train although test images are labelled ones too, and keep copies in the pool"
     )
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="a larger share of unreadable images stops the run")
-    pool: PoolConfig = Field(PoolConfig(), description="how the unlabelled images reach the steps")
+    pool: PoolConfig = Field(PoolConfig(), description="the unlabelled images")
     views: ViewsConfig = Field(ViewsConfig(), description="weak and strong views")
 
 

@@ -28,7 +28,7 @@ class Batch:
     uniforms: Tensor  # (B, WEAK_UNIFORMS) parameters of the labelled weak views
     images_unlabeled: Tensor  # (U, channels, H, W) uint8
     ids_unlabeled: Tensor  # (U,) int64, index in the pool
-    targets_unlabeled: Tensor  # (U,) int64, -1 where unknown: read for the records, never for training
+    targets_unlabeled: Tensor  # (U,) int64, -1 where unknown, -2 of no class: read for the records, never for training
     uniforms_weak: Tensor  # (U, WEAK_UNIFORMS)
     uniforms_strong: Tensor  # (U, num_strong_uniforms)
 

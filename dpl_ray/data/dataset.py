@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNLABELED = -1
+FOREIGN = -2  # known to be of no class of the run: in the pools of benchmarks
 
 
 class Streamed(Protocol):
@@ -29,7 +30,7 @@ class ImageSet:
     """Decoded images of one size, or in their place stored features (data/features.py)."""
 
     images: NDArray[Any]  # (N, C, H, W) uint8, or (N, 1 + 2 V, 1, D) float16; contiguous
-    targets: NDArray[np.int64]  # (N,) class index, UNLABELED where unknown
+    targets: NDArray[np.int64]  # (N,) class index, UNLABELED where unknown, or FOREIGN
     ids: NDArray[np.str_]  # (N,) path, "file:row" or "train/123"
 
     def __post_init__(self) -> None:
@@ -109,6 +110,8 @@ class Splits:
     num_pseudo_labeled: int = 0  # of `labeled`: those whose targets are pseudo-labels of data.labels
     left_out: Mapping[str, int] = field(default_factory=dict)  # files that are no images, by extension
     copies: Copies = Copies()
+    shaped: str = ""  # what was made of the pool for a benchmark (data/pool/benchmark.py)
+    drawn_from: str | None = None  # the `seedless_fingerprint` before that
 
     def fingerprint(self) -> str:
         """Hex digest of names, targets and pixels of all four sets: equal where a run would see the same data.
@@ -131,8 +134,10 @@ class Splits:
         """The same of class names, test split and all other images together: equal for every seed of the same data.
 
         The seed decides which images are labelled, for validation or in the pool, and so their order: they are read
-        by their ids. Of a pool in memory.
+        by their ids. Of a pool in memory, as it was before images were left out of it for a benchmark.
         """
+        if self.drawn_from is not None:
+            return self.drawn_from
         assert isinstance(self.unlabeled, ImageSet), "comparisons do not stream"
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join(self.class_names).encode())

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Source, Splits, concatenate, empty_like
+from dpl_ray.data.pool.benchmark import shape_pool
 
 _TEST_SEED = 0  # the same test split for every train.seed
 _TEST, _LABELED = 1, 2  # which draw a permutation is for
@@ -46,7 +47,7 @@ def split(source: Source, data: DataConfig, *, seed: int, uses_unlabeled: bool) 
     if uses_unlabeled:
         check_pool(len(rest) + len(pool), data, source.name, num_copies=source.copies.num_pool)
     labeled = source.train.subset(plan.labeled)
-    return Splits(
+    splits = Splits(
         labeled=concatenate(labeled, pseudo_labeled),
         unlabeled=concatenate(source.train.subset(rest), pool),
         validation=source.train.subset(plan.validation),
@@ -57,6 +58,12 @@ def split(source: Source, data: DataConfig, *, seed: int, uses_unlabeled: bool) 
         left_out=source.left_out,
         copies=source.copies,
     )
+    return shape_pool(splits, data.pool, seed=seed_of(data, seed))
+
+
+def seed_of(data: DataConfig, seed: int) -> int:
+    """Of the labelled subset and all else that is drawn of the data."""
+    return seed if data.subset_seed is None else data.subset_seed
 
 
 def _pseudo_labeled(source: Source, unlabeled: Indices) -> tuple[ImageSet, Indices]:
@@ -96,7 +103,7 @@ def plan_split(
     Raises:
         ValueError: a class has no or too few labels; `name` is the data's in the message and `hint` its end.
     """
-    seed = seed if data.subset_seed is None else data.subset_seed
+    seed = seed_of(data, seed)
     classes = [np.flatnonzero(targets == index) for index in range(len(class_names))]
     _check_every_class(classes, class_names, name, hint)
     test: list[Indices] = []

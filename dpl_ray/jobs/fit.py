@@ -266,6 +266,7 @@ def _result(folder: RunFolder, uri: str | None) -> FitResult:
 def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
     num_bad = f", {len(splits.bad)} unreadable (bad_images.csv)" if splits.bad else ""
     left_out = f"\nleft out: {as_text(splits.left_out)}" if splits.left_out else ""
+    shaped = f"\npool made for a benchmark: {splits.shaped}" if splits.shaped else ""
     if folder.finished:
         return f"{folder.name} had finished; another run.name trains anew"
     streamed = "" if isinstance(splits.unlabeled, ImageSet) else " (streamed)"
@@ -285,8 +286,8 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
         f"{folder.name} {_beginning(config, folder)} with {place}: {data.name}, "
         f"{len(splits.labeled) - splits.num_pseudo_labeled} labelled{num_pseudo} images of "
         f"{len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool{streamed}, "
-        f"{len(splits.validation)} validation, {len(splits.test)} test{of_pseudo_labels}{num_bad}{left_out}{network}"
-        f"{_small_pool(config, splits)}"
+        f"{len(splits.validation)} validation, {len(splits.test)} test{of_pseudo_labels}{num_bad}{left_out}{shaped}"
+        f"{network}{_small_pool(config, splits)}"
         + (
             "\nstarting Ray takes some 20 seconds"
             if config.scale.num_workers and not cluster_address(config.scale)

@@ -92,7 +92,7 @@ def make_page(
         sections["confusions"] = confusion_section(splits.test, main.test, before, splits.class_names)
         if config.data.name != "features":
             sections["images"] = pictures_section(splits.test, main.test, splits.class_names)
-    sections["run"] = _run_section(config, folder, main)
+    sections["run"] = _run_section(config, splits, folder, main)
     return render_page("report/run.html", folder.name, subtitle(config, splits), sections)
 
 
@@ -135,7 +135,7 @@ def _verdict_section(config: Config, splits: Splits, outcomes: list[Outcome]) ->
     )
 
 
-def _run_section(config: Config, folder: RunFolder, main: Outcome) -> Section:
+def _run_section(config: Config, splits: Splits, folder: RunFolder, main: Outcome) -> Section:
     described = describe_code()
     versions = ", ".join(
         f"{name.removeprefix('version.')} {value}" for name, value in described.items() if name.startswith("version.")
@@ -148,6 +148,6 @@ def _run_section(config: Config, folder: RunFolder, main: Outcome) -> Section:
         "commit": described["commit"],
         "versions": versions,
         "data": folder.info["fingerprint"],
-    }
+    } | ({"pool made for a benchmark": splits.shaped} if splits.shaped else {})
     command = shlex.join(["dpl-ray", "explain", f"checkpoint={main.checkpoint}", "sample=0"])
     return Section(title="The run", facts=facts, command=command, configuration=to_yaml(config))

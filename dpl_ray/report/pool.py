@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dpl_ray.data.dataset import ImageSet, Splits
+from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
 from dpl_ray.data.decode_many import decode_many
 from dpl_ray.data.labels import label_indices
 from dpl_ray.data.pool.windows import StreamedPool
@@ -45,7 +45,7 @@ class PoolSample:
     confidence: NDArray[np.float32]  # (N,) as the policy aligns it
     weights: NDArray[np.float32]  # (N,)
     labels: NDArray[np.int64]  # (N,) pseudo-labels
-    targets: NDArray[np.int64]  # (N,) UNLABELED where unknown
+    targets: NDArray[np.int64]  # (N,) UNLABELED where unknown, or FOREIGN
     num_crossed: int = 0  # dpl: how often in the training a class had its two states in the wrong order
 
 
@@ -129,7 +129,7 @@ class Part:
 def part(sample: PoolSample, mask: NDArray[np.bool_], *, fixmatch: bool) -> Part:
     """Some of the sample, as the policy counts it or as FixMatch would: 1 from a confidence of 0.95 on."""
     weights = sample.confidence >= HIGH_ENTROPY_CONFIDENCE if fixmatch else sample.weights
-    known = sample.targets >= 0
+    known = sample.targets != UNLABELED
     return Part(weights[mask].astype(np.float64), (known & (sample.labels == sample.targets))[mask], known[mask])
 
 
@@ -143,7 +143,7 @@ def pool_section(sample: PoolSample, policy: str) -> Section:
         pool_size=sample.pool_size,
         policy=policy,
         limit=HIGH_ENTROPY_CONFIDENCE,
-        num_known=int((sample.targets >= 0).sum()),
+        num_known=int((sample.targets != UNLABELED).sum()),
         least_known=MIN_KNOWN,
         sums=_sums(sample, policy),
     )

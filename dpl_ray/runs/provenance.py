@@ -26,7 +26,7 @@ def describe_run(splits: Splits) -> dict[str, str]:
         "data.num_unlabeled": str(len(splits.unlabeled)),
         "data.num_bad": str(len(splits.bad)),
     }
-    return tags
+    return tags | ({"data.pool": splits.shaped} if splits.shaped else {})
 
 
 def describe_code() -> dict[str, str]:

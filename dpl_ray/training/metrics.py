@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
+from dpl_ray.data.dataset import UNLABELED
 
 #: A sample below this confidence counts as one of high entropy: what FixMatch's threshold leaves out.
 HIGH_ENTROPY_CONFIDENCE = 0.95
@@ -39,12 +40,12 @@ def step_sums(
     Args:
         terms: (3,) the loss terms of this worker.
         weights, targets: (U,) and (U,) or (U, C) of the policy; the most likely class of a soft target is its label.
-        true_targets: (U,) int64, -1 where unknown.
+        true_targets: (U,) int64, -1 where unknown, -2 where of no class: then every label is wrong.
         num_strong: () float64, strong views that count.
     """
     weights = weights.double()
     high = weights * (pseudo.confidence < HIGH_ENTROPY_CONFIDENCE)
-    known = true_targets >= 0
+    known = true_targets != UNLABELED
     right = (targets if targets.ndim == 1 else targets.argmax(dim=1)) == true_targets
     by_sample = [weights, high, weights * known, weights * right, high * known, high * right]
     sums = torch.stack([values.sum() for values in by_sample])

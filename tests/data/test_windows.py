@@ -385,6 +385,8 @@ def test_a_column_that_no_file_has_is_refused_and_one_that_some_have_not(tmp_pat
 def test_streaming_needs_files_and_a_size(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.pool.mode=stream: data=digits is in memory"):
         tiny_config(data={"pool": {"mode": "stream"}})
+    with pytest.raises(ValueError, match=r"^data.pool.foreign=0.5: .*mode=stream; set data.pool.mode=memory"):
+        load_splits(digits_like(tmp_path, "stream", pool={"mode": "stream", "foreign": 0.5}).data, seed=0)
     with pytest.raises(ValueError, match=r"data.pool.mode=stream, which takes images of one size"):
         load_splits(digits_like(tmp_path, "stream", image_size=None).data, seed=0)
 

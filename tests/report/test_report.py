@@ -112,7 +112,8 @@ def test_a_pool_whose_labels_are_unknown_has_no_precision(tmp_path: Path) -> Non
     splits = tiny_splits()
     assert isinstance(splits.unlabeled, ImageSet)
     unknown = ImageSet(splits.unlabeled.images, np.full(40, UNLABELED), splits.unlabeled.ids)
-    _, found, sections = page(tmp_path, dataclasses.replace(splits, unlabeled=unknown))
+    _, found, sections = page(tmp_path, dataclasses.replace(splits, unlabeled=unknown, shaped="made of another"))
+    assert "pool made for a benchmark made of another" in found.text
     assert sections == SECTIONS
     assert found.text.count("labels are not known") == 2
 

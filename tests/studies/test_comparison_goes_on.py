@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from dpl_ray import CompareConfig
+from dpl_ray import CompareConfig, compare
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
 from dpl_ray.studies.comparison.cells import Cell, read_cells, run_cell
+from dpl_ray.studies.comparison.config import load_comparison
 from dpl_ray.studies.comparison.folder import write_comparison
 from dpl_ray.studies.comparison.job import Comparison
 from tests.mistakes import png, write, write_folder, write_pool
-from tests.studies.test_comparison import TWO, config_for, run
+from tests.studies.test_comparison import FIXED, SMALL, TWO, config_for, run
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 
@@ -99,6 +100,15 @@ def test_a_policy_that_uses_the_pool_can_be_added_to_one_that_does_not(tmp_path:
     run(tmp_path, *fields, options=one)
     more, _ = run(tmp_path, *fields, options=one.model_copy(update={"policies": ("supervised", "fixmatch")}))
     assert (len(more.rows), more.failed) == (2, {})
+
+
+def test_what_was_made_of_the_pool_is_in_table_and_csv(tmp_path: Path) -> None:
+    config, _ = load_comparison(["data.pool.foreign=0.6", *FIXED, *SMALL, f"run.storage_path={tmp_path}"])
+    result = compare(config.changed(scale={"num_workers": 0}), CompareConfig(policies=("fixmatch",), subsets=2))
+    made = "foreign classes 4, 5, 6, 7, 8, 9, out of labels and test: 838 of 1,398 images"
+    assert f"- pool made for a benchmark: {made}\n" in result.markdown
+    assert Path(result.csv).read_text().count(f'"{made}"') == 2
+    assert result.failed == {}, "the second subset has other labels of the same data"
 
 
 def test_data_that_cannot_be_had_for_a_later_seed_fail_its_cells_alone(

@@ -189,7 +189,7 @@ def test_the_page_is_made_of_any_number_of_policies(num_policies: int) -> None:
     for words in (*policies, "the node is gone", "compare &lt;x&gt;", "digits", "on the way, on all of 20 images."):
         assert words in text
     above = ", ".join(f"p{index}" for index in reversed(range(1, num_policies)))
-    power = "With 80 % power, a true difference of 0.0 points would have been seen in each of these"
+    power = "With 80 % power this design sees true differences of at least 0.0 points."
     finding = f"Above p0, with all of the 95 % interval: {above}. {power}"
     assert (finding if num_policies > 1 else "no difference to p0 has an interval") in text
     assert "There are 3 labelled subsets and 3 trainings" in text

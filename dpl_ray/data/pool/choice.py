@@ -15,6 +15,7 @@ from dpl_ray.data.decode import DecodeError, DecodeSettings, decode
 from dpl_ray.data.files import Listing, are_parquet, open_location
 from dpl_ray.data.labeled import Records
 from dpl_ray.data.labels import label_indices
+from dpl_ray.data.pool.benchmark import is_shaped
 from dpl_ray.data.pool.files import PoolFiles, list_pool, pool_of
 from dpl_ray.data.pool.windows import StreamedPool
 
@@ -38,6 +39,8 @@ def should_stream(data: DataConfig, train: Records, num_images: int) -> bool:
         why += f" decoded, more than {limit / 1e9:.1f} GB, so that they are streamed"
     else:
         why = "data.pool.mode=stream"
+    if made := is_shaped(data.pool):
+        raise ValueError(f"{made}: it takes a pool in memory, and {why}; set data.pool.mode=memory")
     if data.image_size is None:
         raise ValueError(
             f"{why}, which takes images of one size; set the side to resize them to, as data.image_size=32"

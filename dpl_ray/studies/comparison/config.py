@@ -14,7 +14,7 @@ from dpl_ray.config.compose import load_config
 from dpl_ray.config.overrides import as_yaml, refuse_near_miss
 from dpl_ray.config.parse import parse_policy
 from dpl_ray.config.policies import POLICY_CONFIGS
-from dpl_ray.config.schema import Config
+from dpl_ray.config.schema import BENCHMARK_FIELDS, Config
 from dpl_ray.config.section import Section, suggest, validated
 from dpl_ray.runs.folder import FREE, bound_tree, study_name
 from dpl_ray.studies.comparison.cells import Cell, policy_label
@@ -191,7 +191,7 @@ def _check_override(text: str) -> None:
         )
     if key == "train.baseline":
         raise ValueError(f"{text}: a comparison's baseline is the policy supervised, as 'policies=[supervised,dpl]'")
-    if key == "data.pool" or key.startswith("data.pool."):
+    if (key == "data.pool" or key.startswith("data.pool.")) and key not in BENCHMARK_FIELDS:
         raise ValueError(f"{text}: a comparison keeps the pool in memory, for all cells of a machine")
     if key.partition(".")[0] == "registry":
         raise ValueError(f"{text}: a comparison has no final model; dpl-ray train registers the one that it trains")

@@ -82,7 +82,8 @@ def _describe(place: Storage, cells: Sequence[CellResult], config: dict[str, Any
     first = cells[0]
     train, data = config["train"], config["data"]["name"]
     facts = listed_facts([cell.facts for cell in cells])
-    return ({"command": command} if command else {}) | {
+    pools = ", ".join(dict.fromkeys(cell.facts["data.pool"] for cell in cells if "data.pool" in cell.facts))
+    described = {
         "data": f"{data}, {facts['data.num_labeled']} labelled images of {facts['data.num_classes']} classes, "
         f"{facts['data.num_unlabeled']} in the pool, {facts['data.num_test']} test; of a subset all policies have "
         "the same labelled images, and with a seed the same initial weights and order of batches",
@@ -93,3 +94,5 @@ def _describe(place: Storage, cells: Sequence[CellResult], config: dict[str, Any
         "hardware": f"{facts['hardware']}; a cell on {facts['device']}",
         "versions": facts["versions"],
     }
+    benchmark = {"pool made for a benchmark": pools} if pools else {}
+    return ({"command": command} if command else {}) | described | benchmark

@@ -74,8 +74,7 @@ def _finding(rows: Sequence[Row], reference: str, num_subsets: int) -> str:
     parts += [f"not told apart from it: {', '.join(open_)}"] if open_ else []
     sentence = "; ".join(parts)
     seen = [100 * row.interval.detectable for row in told if row.interval]
-    power = (
-        f" With 80 % power, a true difference of {max(seen):.1f} points would have been seen in each of these, one of "
-        f"{min(seen):.1f} points in one of them at least."
-    )
-    return sentence[0].upper() + sentence[1:] + "." + power
+    least, most = f"{min(seen):.1f}", f"{max(seen):.1f}"
+    power = f" With 80 % power this design sees true differences of at least {least} points"
+    power += f", and of some policies only those of {most}" if most != least else ""
+    return f"{sentence[0].upper()}{sentence[1:]}.{power}."

@@ -164,6 +164,8 @@ def tables(reference: str) -> dict[str, Columns]:
             "accuracy": lambda row: _with_deviation(row.accuracy, row.deviation),
             f"minus {reference} [95 %]": _difference,
             "detectable [80 %]": lambda row: _percent(None if row.interval is None else row.interval.detectable),
+        },
+        "Balance and calibration: mean over trainings, in %": {
             "balanced accuracy": lambda row: _percent(row.means["balanced_accuracy"]),
             "ECE": lambda row: _percent(row.means["ece"]),
         },

@@ -14,7 +14,7 @@ from yaml import YAMLError
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.describe import CONF_FOLDER, list_groups
 from dpl_ray.config.overrides import parse_override, refuse_near_miss
-from dpl_ray.config.schema import Config
+from dpl_ray.config.schema import BENCHMARK_FIELDS, Config
 from dpl_ray.config.section import Section, shown, suggest, validated
 from dpl_ray.runs.folder import bound_tree
 from dpl_ray.studies.tuning.space import Space, check_space, parse_space
@@ -114,7 +114,7 @@ def _check_override(text: str) -> None:
     key = text.partition("=")[0].lstrip("+~")
     if key == "train.baseline":
         raise ValueError(f"{text}: a search has no baseline; train its best.yaml with it")
-    if key == "data.pool" or key.startswith("data.pool."):
+    if (key == "data.pool" or key.startswith("data.pool.")) and key not in BENCHMARK_FIELDS:
         raise ValueError(f"{text}: a search keeps the pool in memory, for all trials of a machine")
     if key.partition(".")[0] == "registry":
         raise ValueError(f"{text}: a search has no final model; train its best.yaml with registry.name=...")
