@@ -134,7 +134,9 @@ def test_a_pool_without_known_labels_or_an_image_of_a_class_is_refused() -> None
 def test_a_label_of_a_foreign_image_is_wrong_and_not_unknown() -> None:
     pseudo = pseudo_labels(torch.zeros(4, 2), torch.zeros(4, 3))
     targets = torch.tensor([int(pseudo.labels[0]), FOREIGN, FOREIGN, UNLABELED])
-    sums = step_sums(torch.ones(3), pseudo, torch.ones(4), pseudo.labels, targets, 4)
+    sums = step_sums(
+        torch.ones(3), pseudo, torch.ones(4), pseudo.labels, targets, torch.tensor(4.0, dtype=torch.float64)
+    )
     assert mean_metrics(sums)["pseudo/precision"] == pytest.approx(1 / 3)
     ones = np.ones(4, np.float32)
     sample = PoolSample(4, 3, ones, ones, ones, pseudo.labels.numpy(), targets.numpy())
