@@ -14,7 +14,7 @@ from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.data.augment import strong, weak
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.capture import Captured
-from dpl_ray.training.distributed import Workers
+from dpl_ray.training.distributed import GradientBuckets, Workers
 from dpl_ray.training.evaluation import predict_split
 from dpl_ray.training.loop import train
 from dpl_ray.training.metrics import SUMS
@@ -103,8 +103,9 @@ def test_the_collectives_of_a_step_run_through_nccl() -> None:
         values = workers.all_reduce_sum(torch.ones(3, dtype=torch.float64, device=GPU))
         assert values.tolist() == [1, 1, 1]
         layer = torch.nn.Linear(2, 2).to(GPU)
+        buckets = GradientBuckets(layer.parameters(), workers)
         layer(torch.ones(1, 2, device=GPU)).sum().backward()
-        workers.average_gradients(list(layer.parameters()))
+        buckets.finish()
         assert layer.bias.grad is not None
         assert layer.bias.grad.tolist() == [0.5, 0.5]
         _, sums = train_on(GPU, workers, train={"batch_size": 4, "mu": 2})

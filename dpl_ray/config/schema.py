@@ -164,8 +164,10 @@ class ModelConfig(Section):
     )
     depth: int = Field(28, description="wide_resnet: layers, 6 n + 4 (10, 16, 22, 28, ...)")
     width: int = Field(2, ge=1, le=16, description="wide_resnet: factor on the channels 16, 32, 64")
-    normalization: Literal["batch", "group"] = Field(
-        "batch", description="wide_resnet: batch, or group, which uses no batch statistics"
+    normalization: Literal["batch", "sync", "group"] = Field(
+        "batch",
+        description="wide_resnet: batch; sync, whose statistics are those of all workers' images; or group, which uses "
+        "no batch statistics",
     )
     bn_momentum: float = Field(
         0.05, gt=0, le=1, description="BatchNorm: weight of the newest batch in the running statistics"

@@ -1,4 +1,4 @@
-"""BatchNorm whose statistics leave out images that only fill the room of a batch of fixed shape.
+"""BatchNorm over the images that count: not over those that fill a fixed shape, and over all workers if wanted.
 
 Legend: N images, of which n count, C channels.
 """
@@ -7,36 +7,55 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
 class CountedBatchNorm2d(nn.BatchNorm2d):
     """torch's BatchNorm; within `counting` its mean and variance are those of the images that count."""
 
+    is_synced: ClassVar[bool] = False
     counted: Tensor | None = None  # (N,) bool
 
     def forward(self, values: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape and dtype; all images are normalized, also those that do not count."""
-        if self.counted is None or not self.training:
+        is_shared = self.is_synced and dist.is_initialized() and dist.get_world_size() > 1
+        if not self.training or (self.counted is None and not is_shared):
             return super().forward(values)
+        total = _sum_over_workers if is_shared else lambda sums: sums
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
         assert self.num_batches_tracked is not None
-        counted = self.counted.float()[:, None, None, None]
-        number = counted.sum() * values[0, 0].numel()
         exact = values.float()
-        mean = (exact * counted).sum(dim=(0, 2, 3)) / number
+        counted = exact.new_ones(len(exact)) if self.counted is None else self.counted.float()
+        counted = counted[:, None, None, None]
+        number = total(counted.sum() * values[0, 0].numel())
+        mean = total((exact * counted).sum(dim=(0, 2, 3))) / number
         centred = exact - mean[:, None, None]
-        variance = (centred.square() * counted).sum(dim=(0, 2, 3)) / number
+        variance = total((centred.square() * counted).sum(dim=(0, 2, 3))) / number
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (number / (number - 1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(values.dtype)
+
+
+class SyncedBatchNorm2d(CountedBatchNorm2d):
+    """The same over the images of all workers. Not torch's SyncBatchNorm, which counts all images and refuses CPUs."""
+
+    is_synced = True
+
+
+def _sum_over_workers(values: Tensor) -> Tensor:
+    """The sum, whose gradient is the sum over all workers of theirs."""
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(values.contiguous())
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpl_ray.models.batch_norm import CountedBatchNorm2d
+from dpl_ray.models.batch_norm import CountedBatchNorm2d, SyncedBatchNorm2d
 
 SLOPE = 0.1
 
@@ -19,7 +19,7 @@ SLOPE = 0.1
 def _norm(channels: int, kind: str, momentum: float) -> nn.Module:
     if kind == "group":
         return nn.GroupNorm(min(8, channels), channels)
-    return CountedBatchNorm2d(channels, momentum=momentum)
+    return (SyncedBatchNorm2d if kind == "sync" else CountedBatchNorm2d)(channels, momentum=momentum)
 
 
 class Block(nn.Module):

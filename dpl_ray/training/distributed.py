@@ -1,14 +1,22 @@
-"""The workers of a run as the training step sees them: a rank, a device and four collectives."""
+"""The workers of a run as the training step sees them: a rank, a device and their collectives."""
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+def bucket_bytes(device: torch.device) -> float:
+    """Size of the parts in which gradients are averaged; on a CPU one, as sending would take time from computing."""
+    return 2**22 if device.type == "cuda" else math.inf
 
 
 @dataclass(frozen=True)
@@ -32,22 +40,6 @@ class Workers:
             dist.all_reduce(values)
         return values
 
-    def average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """The mean over all workers of every gradient, in place, as one vector in the order of the parameters.
-
-        Not DistributedDataParallel: it lays its buckets out anew after a process's first step, which changes the
-        order of summation, so that with 3 workers and more a resumed run would differ in the last bits.
-        """
-        if self.world_size == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= self.world_size
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view(gradient.shape))
-
     def broadcast(self, tensors: list[Tensor]) -> None:
         """Make the tensors those of worker 0, in place."""
         if self.world_size > 1:
@@ -61,3 +53,58 @@ class Workers:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+
+class GradientBuckets:
+    """Averages gradients over all workers: each bucket is sent when it is whole, while backward goes on.
+
+    Buckets are slices of the parameters, sent from the last one to the first, so that nothing but the parameters
+    decides on the order of summation. Not DistributedDataParallel: it lays its buckets out anew after a process's first
+    step, so that with 3 workers and more a resumed run would differ in the last bits.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], workers: Workers) -> None:
+        self._workers, num_bytes = workers, bucket_bytes(workers.device)
+        self._buckets: list[list[nn.Parameter]] = [[]]
+        size = 0
+        for parameter in parameters:
+            size += parameter.numel() * parameter.element_size()
+            if size > num_bytes and self._buckets[-1]:
+                self._buckets.append([])
+                size = parameter.numel() * parameter.element_size()
+            self._buckets[-1].append(parameter)
+        self._buckets.reverse()
+        for index, bucket in enumerate(self._buckets):
+            for parameter in bucket:
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(partial(self._arrived, index))
+        self._open()
+
+    def _open(self) -> None:
+        self._missing = [sum(parameter.requires_grad for parameter in bucket) for bucket in self._buckets]
+        self._sent: list[tuple[list[Tensor], Tensor, dist.Work]] = []
+        self._next = 0
+
+    def _arrived(self, index: int, _parameter: Tensor) -> None:
+        self._missing[index] -= 1
+        while self._next < len(self._buckets) and not self._missing[self._next]:
+            self._send()
+
+    def _send(self) -> None:
+        gradients = [parameter.grad for parameter in self._buckets[self._next] if parameter.grad is not None]
+        self._next += 1
+        if gradients:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            self._sent.append((gradients, flat, dist.all_reduce(flat, async_op=True)))
+
+    def finish(self) -> None:
+        """After backward: the mean over all workers of every gradient, in place."""
+        while self._next < len(self._buckets):  # some parameters may have no gradient
+            self._send()
+        for gradients, flat, work in self._sent:
+            work.wait()
+            flat /= self._workers.world_size
+            parts = flat.split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view(gradient.shape))
+        self._open()

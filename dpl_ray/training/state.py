@@ -20,7 +20,7 @@ from dpl_ray.config.schema import Config, OptimConfig
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.models.feature_head import FeatureHead
 from dpl_ray.models.layers import learning_rate_scales, share_frozen
-from dpl_ray.training.distributed import Workers
+from dpl_ray.training.distributed import GradientBuckets, Workers
 from dpl_ray.training.fixed_shapes import FixedShapes, StepNumbers
 from dpl_ray.training.metrics import SUMS
 from dpl_ray.training.schedule import Wish
@@ -49,6 +49,13 @@ class TrainState:
     wish: Wish = Wish.NOTHING  # before a step worker 0's own, after it what all workers do
     fixed: FixedShapes | None = None  # on a GPU: what lets the host go on without waiting for it
 
+    buckets: GradientBuckets | None = None  # with several workers
+
+    def average_gradients(self) -> None:
+        """After backward: make every gradient the mean over all workers."""
+        if self.buckets is not None:
+            self.buckets.finish()
+
     def hear(self, wish: Tensor) -> None:
         """Take over worker 0's wish, () of the step's sums, where the host reads the device."""
         if self.fixed is None:
@@ -71,6 +78,8 @@ def build_state(config: Config, channels: int, num_classes: int, workers: Worker
     share_frozen(teacher, student)
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=workers.device)
     state = TrainState(student, teacher, policy, build_optimizer(learner, config.optim), learner, sums)
+    if workers.world_size > 1:
+        state.buckets = GradientBuckets(learner.parameters(), workers)
     if workers.device.type == "cuda":
         mine = num_unlabeled // workers.world_size if policy.uses_unlabeled else 0
         state.fixed = FixedShapes(mine, workers.device)

@@ -94,10 +94,10 @@ def train_step(state: TrainState, batch: Batch, config: Config, workers: Workers
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
     with record_function("gradient average"):
-        parameters = list(state.learner.parameters())
-        workers.average_gradients(parameters)
+        state.average_gradients()
     with record_function("optimizer and EMA"):
-        norm = torch.nn.utils.get_total_norm([mine.grad for mine in parameters if mine.grad is not None])
+        gradients = [parameter.grad for parameter in state.learner.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         # With a fault the fused optimizer leaves its weights alone.
         found = stop_or_note(numbers.step, faults_weak, sums, terms, norm, fixed, workers)
         state.optimizer.found_inf = found  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch.multiprocessing as mp
 from dpl_ray.config.schema import Config
 from dpl_ray.data.batches import BatchFeed
 from dpl_ray.store.storage import Storage
+from dpl_ray.training import distributed
 from dpl_ray.training.checkpoint import ModelInfo, load_state, save_checkpoint
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.evaluation import evaluate_split
@@ -32,13 +34,13 @@ FROZEN = "dpl on frozen layers"
 
 
 def setup(
-    workers: Workers, policy: dict[str, Any] | None = None, *, frozen: bool = False
+    workers: Workers, policy: dict[str, Any] | None = None, *, frozen: bool = False, normalization: str = "group"
 ) -> tuple[Config, TrainState, BatchFeed]:
     # 6 labelled images divide by 1, 2 and 3 workers.
     # At a rate of 0.03 this small network itself turns float32's rounding into 6e-4 within 20 steps (in float64 it
     # would not); at 0.01 what is left is rounding.
     config = tiny_config(
-        model=PRETRAINED | {"train": "head"} if frozen else {},
+        model=PRETRAINED | {"train": "head"} if frozen else {"normalization": normalization},
         train={"batch_size": 6, "mu": 3, "num_steps": NUM_STEPS},
         optim={"learning_rate": 0.01},
         # Thresholds that move fast enough to leave some samples out within 20 steps.
@@ -110,6 +112,35 @@ def train_some(workers: Workers) -> dict[str, Any]:
     }
 
 
+def train_in_buckets(workers: Workers) -> dict[str, Any]:
+    """Students after 3 steps with gradients averaged at once and in buckets, and sizes of what a step has sent."""
+    students, sent = [], []
+    send = dist.all_reduce
+
+    def counted(values: torch.Tensor, **named: Any) -> Any:
+        sent.append(len(values) if named else 0)
+        return send(values, **named)
+
+    for size in (math.inf, 1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(distributed, "bucket_bytes", lambda _device, size=size: size)
+            config, state, feed = setup(workers)
+            for _ in range(3):
+                sent.clear()
+                patch.setattr(dist, "all_reduce", counted)
+                train_step(state, feed(state.step), config, workers)
+        students.append(state.student.state_dict())
+    return {"students": students, "sent": [number for number in sent if number]}
+
+
+def train_synced(workers: Workers) -> dict[str, torch.Tensor]:
+    """Student after 3 steps with the batch statistics of all workers."""
+    config, state, feed = setup(workers, normalization="sync")
+    for _ in range(3):
+        train_step(state, feed(state.step), config, workers)
+    return state.student.state_dict()
+
+
 def train_poisoned(workers: Workers) -> dict[str, Any]:
     """Worker 1's images make its loss NaN in step 0; what each worker then says, and whether anything moved."""
     config, state, feed = setup(workers)
@@ -175,6 +206,8 @@ def worker(rank: int, world_size: int, port: int, folder: str) -> None:
     found = {"trained": train_some(Workers.current()), "poisoned": train_poisoned(Workers.current())}
     found["peers"] = train_peers(Workers.current(), Storage(folder))
     found["agreed"] = agree(Workers.current(), Storage(folder) / "agreed")
+    found["synced"] = train_synced(Workers.current())
+    found["buckets"] = train_in_buckets(Workers.current())
     found["different"] = train_in_halves(Workers.current(), Storage(folder) / "run")
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -258,3 +291,20 @@ def test_a_loss_that_is_not_finite_on_one_worker_stops_all_and_names_it(together
         assert "worker 0" not in found["message"]
         assert found["moved"] == []
         assert (found["step"], found["optimizer"]) == (0, 0)
+
+
+def test_gradients_are_averaged_in_buckets_in_one_order(together: list[dict[str, Any]]) -> None:
+    sent = [found["buckets"]["sent"] for found in together]
+    assert len(sent[0]) > 5
+    assert all(numbers == sent[0] for numbers in sent)
+    for found in together:
+        whole, parts = found["buckets"]["students"]
+        for name, value in whole.items():
+            torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_synced_batch_statistics_are_those_of_one_worker(together: list[dict[str, Any]]) -> None:
+    expected = train_synced(Workers())
+    for found in together:
+        for name, value in expected.items():
+            torch.testing.assert_close(found["synced"][name], value, rtol=1e-4, atol=1e-4, msg=name)
