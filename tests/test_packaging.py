@@ -37,9 +37,10 @@ def normal(distribution: str) -> str:
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    extras = PROJECT["optional-dependencies"]
     declared, optional = (
         {normal(re.split(r"[\[><=~!; ]", text)[0]) for text in texts}
-        for texts in (PROJECT["dependencies"], PROJECT["optional-dependencies"]["onnx"])
+        for texts in (PROJECT["dependencies"], extras["onnx"] + extras["lora"])
     )
     distributions = packages_distributions()
     provided = {name: {normal(each) for each in distributions[name]} for name in imported()}

@@ -53,10 +53,15 @@ def _check_across(config: Config) -> None:
             f"model.weights={config.model.weights}: there are none for model={config.model.name}; model=timm and "
             "model=torchvision have networks with weights"
         )
-    if config.model.train != "all" and config.model.weights is None:
+    frozen = f"model.train={config.model.train}" if config.model.train != "all" else ""
+    if config.model.adapter is not None:
+        if frozen:
+            raise ValueError(f"{frozen}: beside adapters the whole backbone is frozen; leave out one of the two")
+        frozen = f"model.adapter={config.model.adapter}"
+    if frozen and config.model.weights is None:
         raise ValueError(
-            f"model.train={config.model.train}: what is frozen would stay as random as it begins; give model.weights "
-            "(model=timm or model=torchvision), or train all"
+            f"{frozen}: what is frozen would stay as random as it begins; give model.weights (model=timm or "
+            "model=torchvision), or train all"
         )
     if config.optim.num_warmup_steps >= config.train.num_steps:
         raise ValueError(

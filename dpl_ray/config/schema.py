@@ -188,6 +188,14 @@ class ModelConfig(Section):
         "all", description="what is trained: all; head, the classifier alone; or last:N, the last N layers with it"
     )
 
+    adapter: Literal["lora"] | None = Field(
+        None,
+        description="lora: low-rank adapters, trained beside the frozen backbone (pip install 'dpl_ray[lora]'); null: "
+        "none",
+    )
+    lora_rank: int = Field(8, ge=1, description="lora: rank of an adapter, as peft has it")
+    lora_alpha: int = Field(8, ge=1, description="lora: alpha; alpha / rank multiplies an adapter, as peft has it")
+
     @field_validator("train")
     @classmethod
     def _check_train(cls, value: str) -> str:

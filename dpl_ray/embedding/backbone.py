@@ -38,8 +38,9 @@ def open_backbone(config: EmbedConfig) -> tuple[Classifier, Spec, DecodeSettings
             fit=config.fit,
             interpolation=config.interpolation,
         )
-        settled = settle_model(Config(data=images, model=config.model))
-        settings, section = DecodeSettings.from_config(settled.data), config.model
+        section = config.model.changed(adapter=None)  # which would change nothing before it is trained
+        settled = settle_model(Config(data=images, model=section))
+        settings = DecodeSettings.from_config(settled.data)
         side = settings.image_size
         assert side is not None, "weights have a size"
         check_model(settled, settings.channels, (side, side), 2)
@@ -49,7 +50,7 @@ def open_backbone(config: EmbedConfig) -> tuple[Classifier, Spec, DecodeSettings
         digest=_digest(model, settings),
         num_features=model.classifier.in_features,
         num_views=config.views,
-        model=section.changed(weights=None, train="all").model_dump(mode="json"),
+        model=section.changed(weights=None, train="all", adapter=None).model_dump(mode="json"),
         channels=settings.channels,
         image_size=settings.image_size,
         fit=settings.fit,

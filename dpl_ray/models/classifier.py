@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpl_ray.config.schema import Config, ModelConfig
+from dpl_ray.models.adapters import add_lora
 from dpl_ray.models.batch_norm import CountedBatchNorm2d
 from dpl_ray.models.feature_head import FeatureHead
 from dpl_ray.models.layers import freeze, frozen_modules
@@ -95,7 +96,8 @@ def build_model(config: ModelConfig, channels: int, num_classes: int) -> Classif
         channels: 1 or 3, of the images.
 
     Raises:
-        ValueError: there is no such architecture, it has no linear layer to replace, or the weights do not fit.
+        ValueError: there is no such architecture, it has no linear layer to replace, the weights do not fit, or it
+            takes no adapters.
     """
     if config.name == "wide_resnet":
         wide = WideResNet(channels, config.depth, config.width, config.normalization, config.bn_momentum)
@@ -115,6 +117,8 @@ def build_model(config: ModelConfig, channels: int, num_classes: int) -> Classif
         if type(module) is nn.BatchNorm2d:
             module.__class__ = CountedBatchNorm2d
     freeze(network, config.train)
+    if config.adapter == "lora":
+        add_lora(network, config.lora_rank, config.lora_alpha)
     images = library.preprocessing(config)
     scaling = {"mean": images.mean, "std": images.std} if images else {}
     backbone = network if channels == 3 else nn.Sequential(_GreyToColour(), network)

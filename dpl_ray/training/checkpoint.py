@@ -30,6 +30,7 @@ from dpl_ray.config.schema import Config, ModelConfig
 from dpl_ray.config.section import validated
 from dpl_ray.data.features import BACKBONE_SPEC, BACKBONE_WEIGHTS, parse_spec, read_backbone
 from dpl_ray.models import Classifier, build_model
+from dpl_ray.models.adapters import merge_lora
 from dpl_ray.models.on_images import OnImages
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import (
@@ -100,11 +101,13 @@ def load_state(checkpoint: Storage, state: TrainState, workers: Workers) -> None
 
 
 def load_classifier(checkpoint: Storage, which: str = "teacher") -> tuple[Classifier, Config, ModelInfo]:
-    """The teacher (or `student`) of a checkpoint, on the CPU, in evaluation mode."""
+    """The teacher (or `student`) of a checkpoint, on the CPU, in evaluation mode; adapters are in its weights."""
     config, info = load_config_and_info(checkpoint)
     # The weights come from the checkpoint: pretrained ones would be downloaded for nothing.
     model = build_model(config.model.model_copy(update={"weights": None}), info.channels, len(info.class_names))
     model.load_state_dict(safetensors.torch.load(read_file(checkpoint, f"{which}.safetensors")))
+    if config.model.adapter is not None:
+        merge_lora(model)
     if config.model.name == "head":
         model = OnImages(_backbone(checkpoint), model)
     return model.eval(), config, info

@@ -100,9 +100,9 @@ def trained(steps: int = 3, **groups: dict[str, Any]) -> tuple[TrainState, dict[
     return state, before, feed
 
 
-@pytest.mark.parametrize("train", ["head", "last:1"])
-def test_what_is_frozen_has_no_gradient_no_optimizer_state_and_no_copy(train: str) -> None:
-    state, before, _ = trained(model=PRETRAINED | {"train": train})
+@pytest.mark.parametrize("fields", [{"train": "head"}, {"train": "last:1"}, {"adapter": "lora"}], ids=str)
+def test_what_is_frozen_has_no_gradient_no_optimizer_state_and_no_copy(fields: dict[str, str]) -> None:
+    state, before, _ = trained(model=PRETRAINED | fields)
     student, teacher = state.student, state.teacher
     optimized = {id(parameter) for group in state.optimizer.param_groups for parameter in group["params"]}
     frozen = [name for name, parameter in student.named_parameters() if not parameter.requires_grad]

@@ -19,7 +19,7 @@ from dpl_ray.training.interruption import Interrupted
 from dpl_ray.training.loop import train
 from dpl_ray.training.records import Outcome, Record
 from dpl_ray.training.schedule import CheckpointClock, Wish
-from tests.builders import PRETRAINED, tiny_splits
+from tests.builders import PRETRAINED, adapted, tiny_splits
 
 #: A network with BatchNorm, and one whose Dropout draws random numbers in every step.
 MODELS = {
@@ -45,7 +45,7 @@ def run(
 ) -> tuple[Outcome, list[Record]]:
     config = parse_config(
         {
-            "model": MODELS[model],
+            "model": MODELS[model] if model in MODELS else adapted(folder.parent),
             "policy": {"name": policy},
             "train": {
                 "batch_size": 4,
@@ -65,7 +65,8 @@ def run(
         if stop_at is not None and news.step >= stop_at:
             raise StoppedError
 
-    return train(config, tiny_splits(), workers or Workers(), Storage(str(folder)), record), records
+    splits = tiny_splits(size=8 if model in MODELS else 16)
+    return train(config, splits, workers or Workers(), Storage(str(folder)), record), records
 
 
 def contents(folder: Path) -> dict[str, torch.Tensor]:
@@ -89,7 +90,8 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 
 @pytest.mark.parametrize(
-    ("model", "policy"), [("wide_resnet", "dpl"), ("dropout", "dpl"), ("frozen", "dpl"), ("wide_resnet", "fixmatch")]
+    ("model", "policy"),
+    [*((model, "dpl") for model in (*MODELS, "adapters")), ("wide_resnet", "fixmatch")],
 )
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path, model: str, policy: str) -> None:
     outcome, _ = run(tmp_path / "whole", model=model, policy=policy)
