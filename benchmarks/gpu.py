@@ -98,7 +98,7 @@ class Bench:
         from benchmarks.step import FixedCoverage
 
         torch.manual_seed(0)
-        self.config, self.workers = step_config(given), Workers(device=device())
+        self.config, self.workers = step_config(given, train={"compile": compiled}), Workers(device=device())
         images = random_images(given, 5000)
         self.state: TrainState = build_state(self.config, 3, NUM_CLASSES, self.workers, pool_size=len(images))
         self.state.policy.__class__ = type("Fixed", (FixedCoverage,), {"coverage": coverage})
@@ -106,8 +106,6 @@ class Bench:
         self.batch: Batch = self.feed(0).to(self.workers.device)
         if not fixed:
             self.state.fixed = None
-        if compiled:
-            self.state.student.compile(dynamic=False)
         self.captured = Captured(self.state, self.config, self.workers)
 
     def plain(self) -> None:
@@ -162,7 +160,7 @@ def tests(rows: Rows, _given: argparse.Namespace) -> None:
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout[-12000:], done.stderr[-2000:], flush=True)
-    last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+    last = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "no failure")
     rows.add("pytest", last, status=done.returncode, seconds=round(time.perf_counter() - began, 1))
 
 
@@ -236,7 +234,7 @@ def kernels(rows: Rows, given: argparse.Namespace, *, compiled: bool = False) ->
 
 def feed(rows: Rows, given: argparse.Namespace) -> None:
     """What the batches of a thread cost beside one batch that is there."""
-    bench = Bench(given, 1.0)
+    bench = Bench(given, 1.0, compiled=True)
     for _ in range(NUM_PLAIN_STEPS + 2):
         bench.graph()
     images = random_images(given, given.pool)
@@ -245,7 +243,7 @@ def feed(rows: Rows, given: argparse.Namespace) -> None:
     source = DeviceFeed(batches, bench.workers.device, 10**6)
     numbers = iter(range(10**6))
     shares = []
-    for _ in range(4):
+    for _ in range(3):
         fed = statistics.median(milliseconds(lambda: bench.captured(train_step, source(next(numbers))), given.steps, 3))
         alone = statistics.median(milliseconds(bench.graph, given.steps, 3))
         shares.append(100 * (fed - alone) / fed)
@@ -261,15 +259,18 @@ def accuracy(rows: Rows, given: argparse.Namespace) -> None:
 
 
 def all_phases(given: argparse.Namespace) -> None:
-    limits = PHASES | ({"accuracy": int(60 * given.minutes)} if given.images else {})
+    limits = PHASES | ({"accuracy": int(60 * given.minutes + 30)} if given.images else {})
     chosen = given.phases.split(",") if given.phases else list(limits)
     began = time.perf_counter()
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     here = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], "--only"]
-    compiling = None
-    if any(phase.endswith("compiled") for phase in chosen):
-        with (given.folder / "log-warm.txt").open("a") as log:
-            compiling = subprocess.Popen([*here, "warm"], stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    def beside(phase: str) -> subprocess.Popen[bytes]:
+        with (given.folder / f"log-{phase}.txt").open("a") as log:
+            return subprocess.Popen([*here, phase], stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    others = [beside(phase) for phase in given.beside.split(",") if phase]
+    compiling = None if given.images or not any("compiled" in phase for phase in chosen) else beside("warm")
     with (given.folder / "log.txt").open("a") as log:
         for phase in chosen:
             if compiling is not None and phase.endswith("compiled"):
@@ -288,9 +289,10 @@ def all_phases(given: argparse.Namespace) -> None:
                 if line.startswith(phase) or "Error" in line:
                     print(line, end="", flush=True)
             took = time.perf_counter() - at
-            print(
-                f"== {phase}: status {process.returncode}, {took:.0f} s, {at + took - began:.0f} s in all", flush=True
-            )
+            whole = at + took - began
+            print(f"== {phase}: status {process.returncode}, {took:.0f} s, {whole:.0f} s in all", flush=True)
+    for other in others:
+        other.wait()
 
 
 def lines_until(process: subprocess.Popen[str], limit: float) -> Iterator[str]:
@@ -311,10 +313,10 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of CIFAR-10's parquet files: measure the accuracy, too")
     parser.add_argument("--minutes", type=float, default=8.0, help="of the accuracy run")
     parser.add_argument("--phases", help="of these alone, as step,feed")
+    parser.add_argument("--beside", default="", help="phases that run beside the first ones, as tests")
     parser.add_argument("--policy", default="freematch", help="of the accuracy run")
     parser.add_argument("--seeds", type=int, default=1, help="of the accuracy run")
     parser.add_argument("--num-steps", type=int, help="of the accuracy run; default: as many as the time allows")
-    parser.add_argument("--compile", action="store_true", help="of the accuracy run")
     parser.add_argument("--depth", type=int, default=28)
     parser.add_argument("--width", type=int, default=2)
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")

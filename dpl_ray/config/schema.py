@@ -16,6 +16,7 @@ from dpl_ray.config.policies import DplConfig, PolicyConfig
 from dpl_ray.config.section import Section
 
 STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")  # of pyarrow's file systems
+STEPS_TO_COMPILE = 5000  # of train.compile, where nothing else is said: what it takes is gained by then
 CURVE_POINTS = 20  # of train.curve_every, where nothing else is said
 CHECKPOINT_SHARE = 0.02  # of the time: most that checkpoints take which are written for the time since the last one
 #: Of what the unlabelled images are; the other fields of data.pool say how they are read.
@@ -205,7 +206,7 @@ class ModelConfig(Section):
 
 
 class OptimConfig(Section):
-    """Optimizer and learning-rate schedule: lr * cos(7 pi t / 16 T) after the warm-up."""
+    """Optimizer and learning-rate schedule: lr * cos(cosine * pi t / 16 T) after the warm-up."""
 
     name: Literal["sgd", "adamw"] = Field("sgd", description="optimizer; sgd has Nesterov momentum")
     learning_rate: float = Field(0.03, gt=0, description="learning rate at the start")
@@ -215,6 +216,9 @@ class OptimConfig(Section):
         1.0, gt=0, le=1, description="factor on the learning rate from a layer of the backbone to the one before it"
     )
     num_warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    cosine: float = Field(
+        7.0, ge=0, le=8, description="where the cosine of the learning rate ends, in sixteenths of pi; 8: at 0"
+    )
 
 
 class TrainConfig(Section):
@@ -235,6 +239,11 @@ class TrainConfig(Section):
     weak_precision: Literal["float32", "bfloat16"] | None = Field(
         None, description="precision of the weak views' pass, which has no gradient; null: train.precision"
     )
+    compile: bool | None = Field(
+        None,
+        description="GPU: torch.compile of network and views, a minute before the steps are faster; null: from "
+        f"{STEPS_TO_COMPILE:,} steps on",
+    )
     baseline: bool = Field(True, description="also train the supervised baseline on the same labels, for comparison")
     log_every: int = Field(50, ge=1, description="steps between two records of the metrics")
     evaluate_every: int | None = Field(
@@ -252,6 +261,11 @@ class TrainConfig(Section):
         f"{100 * CHECKPOINT_SHARE:g} % of it",
     )
     keep_checkpoints: int = Field(2, ge=1, description="number of newest checkpoints that are kept")
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a GPU's network and views are compiled."""
+        return self.num_steps >= STEPS_TO_COMPILE if self.compile is None else self.compile
 
 
 class ScaleConfig(Section):

@@ -25,24 +25,27 @@ class CountedBatchNorm2d(nn.BatchNorm2d):
         is_shared = self.is_synced and dist.is_initialized() and dist.get_world_size() > 1
         if not self.training or (self.counted is None and not is_shared):
             return super().forward(values)
-        total = _sum_over_workers if is_shared else lambda sums: sums
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
         assert self.num_batches_tracked is not None
-        exact = values.float()
-        counted = exact.new_ones(len(exact)) if self.counted is None else self.counted.float()
-        counted = counted[:, None, None, None]
-        number = total(counted.sum() * values[0, 0].numel())
-        mean = total((exact * counted).sum(dim=(0, 2, 3))) / number
-        centred = exact - mean[:, None, None]
-        variance = total((centred.square() * counted).sum(dim=(0, 2, 3))) / number
+        # Near its mean a variance is a difference of two sums without loss of digits; so the values are read once.
+        near = values.float() - self.running_mean.clone()[:, None, None]
+        counted = near.new_ones(len(near)) if self.counted is None else self.counted.float()
+        weighted = near * counted[:, None, None, None]
+        number = (counted.sum() * values[0, 0].numel())[None]
+        sums = torch.cat([number, weighted.sum(dim=(0, 2, 3)), (weighted * near).sum(dim=(0, 2, 3))])
+        if is_shared:
+            sums = _sum_over_workers(sums)
+        number, mean, square = sums.split([1, len(self.weight), len(self.weight)])
+        mean = mean / number
+        variance = (square / number - mean.square()).clamp(min=0)
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
+            self.running_mean.add_(mean, alpha=self.momentum)
             self.running_var.lerp_(variance * (number / (number - 1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(values.dtype)
+        return ((near - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(values.dtype)
 
 
 class SyncedBatchNorm2d(CountedBatchNorm2d):
@@ -55,7 +58,7 @@ def _sum_over_workers(values: Tensor) -> Tensor:
     """The sum, whose gradient is the sum over all workers of theirs."""
     from torch.distributed.nn.functional import all_reduce
 
-    return all_reduce(values.contiguous())
+    return all_reduce(values)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpl_ray.config.schema import Config
 from dpl_ray.data.batches import Batch
+from dpl_ray.data.rounds import compile_rounds
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState, step_numbers
 
@@ -29,6 +30,11 @@ class Captured:
     def __init__(self, state: TrainState, config: Config, workers: Workers) -> None:
         self.state, self.config, self.workers = state, config, workers
         self.is_used = state.fixed is not None and workers.device.type == "cuda" and workers.world_size == 1
+        if workers.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # the shapes stay
+            if config.train.compiles:
+                state.student.compile()
+                compile_rounds()
         self._plain_steps: Counter[int] = Counter()  # by capacity
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._batch: Batch | None = None  # whose memory the graphs read

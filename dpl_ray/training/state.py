@@ -117,11 +117,11 @@ def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.Optimi
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
-    """lr * cos(7 pi t / 16 T) (FixMatch, Sohn 2020) after a linear warm-up; a function of the step alone."""
+    """lr * cos(c pi t / 16 T), c = 7 in FixMatch (Sohn 2020), after a linear warm-up; a function of the step alone."""
     if step < config.num_warmup_steps:
         return config.learning_rate * (step + 1) / config.num_warmup_steps
     progress = (step - config.num_warmup_steps) / (num_steps - config.num_warmup_steps)
-    return config.learning_rate * math.cos(7 * math.pi * progress / 16)
+    return config.learning_rate * math.cos(config.cosine * math.pi * progress / 16)
 
 
 def step_numbers(state: TrainState, config: Config) -> StepNumbers:

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from dpl_ray.config.schema import ViewsConfig
-from dpl_ray.data import augment
+from dpl_ray.data import rounds
 from dpl_ray.data.augment import (
     GREY,
     OPERATIONS,
@@ -229,7 +229,7 @@ def test_rounds_of_all_operations_on_all_images_give_the_same_bytes(
     views = ViewsConfig(exclude=("rotate",))
     images, uniforms = pictures(200, channels, 12, 10), random_uniforms(200, num_strong_uniforms(views))
     expected = strong(images, uniforms, views)
-    monkeypatch.setattr(augment, "apply_rounds", augment.apply_rounds_to_all)
+    monkeypatch.setattr(rounds, "apply_rounds", rounds.apply_rounds_to_all)
     assert_same(strong(images, uniforms, views), expected)
     assert len(strong(images[:0], uniforms[:0], views)) == 0
 

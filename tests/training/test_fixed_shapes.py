@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import dpl_ray.training.state as state_module
-from dpl_ray.data import augment
+from dpl_ray.data import rounds
 from dpl_ray.data.dataset import Splits
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.capture import Captured
@@ -32,7 +32,7 @@ NUM_CLASSES = 3
 @pytest.fixture
 def views_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strong views as a GPU makes them."""
-    monkeypatch.setattr(augment, "apply_rounds", augment.apply_rounds_to_all)
+    monkeypatch.setattr(rounds, "apply_rounds", rounds.apply_rounds_to_all)
 
 
 @contextmanager
