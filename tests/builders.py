@@ -123,13 +123,15 @@ def write_images(
     pq.write_table(table, path, row_group_size=row_group_size)
 
 
-def save_labeler(folder: Path, config: Config, class_names: tuple[str, ...], channels: int, size: int) -> str:
-    """A checkpoint whose weights nothing has trained; its answers spread over the classes."""
+def save_labeler(
+    folder: Path, config: Config, class_names: tuple[str, ...], channels: int, size: int, scale: float = 3
+) -> str:
+    """A checkpoint whose weights nothing has trained; its answers spread over the classes, the surer with the scale."""
     state = build_state(config, channels, len(class_names), Workers(), pool_size=10)
     generator = torch.Generator().manual_seed(0)
     for module in (state.teacher.classifier, *(head for head in (getattr(state.policy, "heads", None),) if head)):
         for parameter in module.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 3
+            parameter.data = torch.randn(parameter.shape, generator=generator) * scale
     state.step = 1
     info = ModelInfo(class_names, channels, (size, size))
     return str(save_checkpoint(Storage(str(folder)), state, config, info, Workers(), keep=1))

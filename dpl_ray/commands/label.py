@@ -18,6 +18,7 @@ def job(config: LabelConfig, console: Console) -> None:
         "summary": result.summary,
         "figure": result.figure,
         "unreadable": result.bad,
+        "certificate": result.page,
     }
     print_results(console, places, result.run_id, result.tracking_uri)
 

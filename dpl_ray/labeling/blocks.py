@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dpl_ray.algorithm.policy import Policy
 from dpl_ray.inference.label_batch import label_batch
@@ -27,25 +28,32 @@ class BlockLabeler(BlockWriter):
     class_names: tuple[str, ...]
     output: Storage
     batch_size: int
+    thresholds: NDArray[np.float32] | None = None  # (C,) of certified confidence; None: the policy selects
 
     def to(self, device: torch.device) -> BlockLabeler:
         """The same on another device; the layout of the weights is the one that training found faster."""
         model = copy.deepcopy(self.model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return replace(self, model=model.eval(), policy=copy.deepcopy(self.policy).to(device))
 
-    def write(self, block: DecodedBlock) -> tuple[Counts, int]:
-        """Write the part of a block; returns its counts and its bytes."""
+    def score(self, images: NDArray) -> dict[str, NDArray[Any] | None]:
+        """The columns of `label_batch` of images (N, channels, H, W) uint8, or of stored features."""
         device = self.model.classifier.weight.device
         rows: list[dict[str, Any]] = []
-        for start in range(0, max(1, len(block.images)), self.batch_size):
+        for start in range(0, max(1, len(images)), self.batch_size):
             # A copy: arrays from the object store are read-only, which torch warns of.
-            images = torch.from_numpy(block.images[start : start + self.batch_size].copy())
-            found = label_batch(self.model, self.policy, images.to(device))
+            batch = torch.from_numpy(images[start : start + self.batch_size].copy())
+            found = label_batch(self.model, self.policy, batch.to(device))
             rows.append({name: None if values is None else values.cpu().numpy() for name, values in found.items()})
-        columns = {
+        return {
             name: None if first is None else np.concatenate([row[name] for row in rows])
             for name, first in rows[0].items()
         }
+
+    def write(self, block: DecodedBlock) -> tuple[Counts, int]:
+        """Write the part of a block; returns its counts and its bytes."""
+        columns = self.score(block.images)
+        if self.thresholds is not None:
+            columns["selected"] = columns["confidence"] >= self.thresholds[columns["pseudo_label"]]  # type: ignore[operator]
         sample_ids = self.plan.sample_ids(block.number)
         table, counts = make_part(sample_ids, block.kept, block.errors, columns, self.class_names)
         return counts, write_part(self.output / self.plan.part_name(block.number), table)

@@ -60,6 +60,24 @@ class LabelConfig(Section):
     max_bad_fraction: float | None = Field(
         None, ge=0, le=1, description="a larger share of unreadable images stops the job; null: the one of training"
     )
+    max_error: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="select as much as held-out labels certify to have at most this share of wrong labels; null: what "
+        "the policy would train on",
+    )
+    confidence: float = Field(
+        0.95, gt=0, lt=1, description="max_error: probability with which it holds, over the draw of the held-out labels"
+    )
+    by_class: bool = Field(
+        False, description="max_error: a threshold for each class, whose labels are certified by themselves"
+    )
+    audit: str | None = Field(
+        None,
+        description="max_error: CSV of path,label of images of the pool that a person has labelled; null: the images "
+        "that the run has held out (data.validation_fraction)",
+    )
     force: bool = Field(False, description="label also with a model that is no better than guessing, or has collapsed")
     scale: LabelScaleConfig = Field(LabelScaleConfig(), description="workers")
     run: LabelRunConfig = Field(LabelRunConfig(), description="place of MLflow's store")
@@ -82,4 +100,7 @@ def load_labeling(overrides: Sequence[str] = (), start: LabelConfig | None = Non
     Raises:
         ValueError: naming the field, the value and what would be right.
     """
-    return load_section(LabelConfig, overrides, REQUIRED, start, INSTEAD)
+    config = load_section(LabelConfig, overrides, REQUIRED, start, INSTEAD)
+    if config.audit is not None and config.max_error is None:
+        raise ValueError(f"audit={config.audit}: it certifies an error; say which, as max_error=0.02")
+    return config

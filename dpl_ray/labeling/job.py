@@ -11,10 +11,12 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
 from rich.console import Console
 
 from dpl_ray.cluster import connect as cluster
@@ -23,23 +25,30 @@ from dpl_ray.config.schema import Config, RunConfig
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.files import Location, as_text, open_location, would_list
 from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.labeling.certificate import Certificate
+from dpl_ray.labeling.certificate_page import draw_warnings, make_page, summarize, told
 from dpl_ray.labeling.config import LabelConfig, load_labeling
 from dpl_ray.labeling.console import label_table
 from dpl_ray.labeling.figure import draw_summary
 from dpl_ray.labeling.fill import check_bad, count_workers, fill
+from dpl_ray.labeling.held_out import HeldOut, certify_pool, open_held_out
 from dpl_ray.labeling.ledger import SUMMARY_NAME, Ledger
 from dpl_ray.labeling.parts import NUM_BINS, Counts
 from dpl_ray.labeling.plan import rows_per_block
 from dpl_ray.page.console import open_console, show
-from dpl_ray.page.result import Result
+from dpl_ray.page.result import Result, percent
 from dpl_ray.report.usable import known_health, refuse_useless
 from dpl_ray.runs.provenance import describe_code
+from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.server import tracking_uri
 from dpl_ray.tracking.tracker import Tracker, recording, start_tracker
 from dpl_ray.training.checkpoint_folder import MANIFEST, ModelInfo, load_config_and_info, open_checkpoint
+
+if TYPE_CHECKING:
+    from dpl_ray.labeling.blocks import BlockLabeler
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +63,8 @@ class LabelResult(Result):
     summary: str
     figure: str
     bad: str | None  # list of the unreadable
+    certificate: dict[str, Any] | None  # as in the summary, where max_error is given: bound, coverage, num_labels, ...
+    page: str | None  # of the certificate
     run_id: str | None  # of MLflow
     tracking_uri: str | None
 
@@ -64,6 +75,7 @@ class LabelResult(Result):
             "selected": f"{self.num_selected:,}",
             "rejected": f"{self.num_rejected:,}",
             "unreadable": f"{sum(self.unreadable.values()):,}",
+            "wrong at most": percent(self.certificate["bound"]) if self.certificate else None,
         }
 
 
@@ -110,11 +122,16 @@ def label_pool(
     """
     config, console = read_given(config, keywords, load_labeling, LabelConfig), open_console(console)
     source = _open_source(config)
+    held_out, identity = None, source.identity()
+    if config.max_error is not None:
+        held_out = open_held_out(config, source.checkpoint, source.config, source.info.class_names)
+        fields = config.model_dump(include={"max_error", "confidence", "by_class"})
+        identity["certificate"] = fields | {"audit": held_out.digest()}
     uri = tracking_uri(_tracking_config(config, source))
     if config.scale.num_workers != 0:
         for field, path in [*(("pool", path) for path in config.pools), ("output", config.output)]:
             cluster.check_shared(config.scale.with_workers(1), field, path)
-    ledger = Ledger(config.output, source.identity(), len(source.info.class_names))
+    ledger = Ledger(config.output, identity, len(source.info.class_names))
     known = known_health(source.checkpoint)
     refuse_useless(f"checkpoint={config.checkpoint}", known or (), force=config.force)
     same_system = ledger.storage.scheme == source.location.scheme
@@ -131,18 +148,24 @@ def label_pool(
         show(console, _headline(ledger, num_workers, listed))
         if known is None:
             show(console, "nothing is known of how good this model is: its folder has no scores")
+        certificate = _find_certificate(config, source, ledger, held_out, listed) if held_out else None
+        if certificate:
+            show(console, told(certificate, source.info.class_names))
         tracker = _start_tracker(config, source, uri, ledger, listed)
         began, done_before = time.monotonic(), ledger.counts.num_rows
         with recording(tracker, console):
             check_bad(ledger, source.max_bad_fraction)
             if ledger.missing:
-                _label_missing(config, source, ledger, num_workers, console)
+                labeler = _labeler(config, source, ledger, certificate)
+                scale = config.scale.with_workers(num_workers)
+                fill(ledger, labeler, source.settings, scale, source.max_bad_fraction, console)
             counts = ledger.check()
             seconds = time.monotonic() - began
-            result = _report(
-                source, ledger, counts, listed.left_out, tracker, uri, seconds, counts.num_rows - done_before
-            )
+            num_labeled = counts.num_rows - done_before
+            result = _report(source, ledger, counts, listed.left_out, tracker, uri, seconds, num_labeled, certificate)
     console.print(label_table(counts))
+    for warning in draw_warnings(certificate, counts) if certificate else ():
+        warnings.warn(warning, stacklevel=2)
     return replace(result, run_id=tracker.run_id)
 
 
@@ -174,20 +197,45 @@ def _tracking_config(config: LabelConfig, source: _Source) -> Config:
     return source.config.model_copy(update={"run": run, "tracking": config.tracking})
 
 
-def _label_missing(config: LabelConfig, source: _Source, ledger: Ledger, num_workers: int, console: Console) -> None:
-    """Label the blocks that have no part yet."""
+def _labeler(config: LabelConfig, source: _Source, ledger: Ledger, certificate: Certificate | None) -> BlockLabeler:
     from dpl_ray.labeling.blocks import BlockLabeler
     from dpl_ray.training.checkpoint import load_classifier, load_policy
 
-    labeler = BlockLabeler(
+    return BlockLabeler(
         ledger.plan,
         load_classifier(source.checkpoint)[0],
         load_policy(source.checkpoint),
         source.info.class_names,
         ledger.storage,
         config.batch_size,
+        certificate.thresholds if certificate else None,
     )
-    fill(ledger, labeler, source.settings, config.scale.with_workers(num_workers), source.max_bad_fraction, console)
+
+
+def _find_certificate(
+    config: LabelConfig, source: _Source, ledger: Ledger, held_out: HeldOut, listed: PoolFiles
+) -> Certificate:
+    """That of the start of this labelling: what is new in the pool is selected as what was there."""
+    file = ledger.certificate
+    if file.exists():
+        try:
+            return Certificate.from_json(json.loads(file.read()))
+        except (ValueError, LookupError, TypeError) as error:
+            raise ledger.lost(file, f"damaged: {one_line(error)}") from None
+    if ledger.counts.num_rows:
+        raise ledger.lost(file, "missing")
+    import torch
+
+    device = torch.device("cuda" if config.scale.use_gpu and torch.cuda.is_available() else "cpu")
+    labeler = _labeler(config, source, ledger, None).to(device)
+
+    def score(images: NDArray) -> tuple[Any, Any]:
+        found = labeler.score(images)
+        return found["pseudo_label"], found["confidence"]
+
+    found = certify_pool(config, held_out, listed, ledger.plan, source.settings, score)
+    file.write(json.dumps(asdict(found)).encode())
+    return found
 
 
 def _report(
@@ -199,12 +247,13 @@ def _report(
     uri: str | None,
     seconds: float,
     num_labeled: int,
+    certificate: Certificate | None,
 ) -> LabelResult:
-    """Write summary, figure and list of the unreadable, and record them."""
+    """Write summary, figure, list of the unreadable and page of the certificate, and record them."""
     names = source.info.class_names
     rate = num_labeled / seconds
     share = counts.num_selected / max(1, counts.num_rows)
-    summary = {
+    summary: dict[str, Any] = {
         "pool": source.location.names(),
         "checkpoint": str(source.checkpoint),
         "policy": source.config.policy.model_dump(),
@@ -235,9 +284,16 @@ def _report(
         "code": describe_code(),
     }
     places = ledger.report / SUMMARY_NAME, ledger.report / "summary.png"
+    certified = summarize(certificate, counts, names) if certificate else None
+    summary["certificate"] = certified
     title = f"{ledger.name}: {counts.num_rows:,} images, {100 * share:.1f} % selected"
+    if certified and certified["bound"] is not None:
+        title += f", at most {100 * certified['bound']:g} % wrong (confidence {100 * certified['confidence']:g} %)"
     places[1].write(draw_summary(counts, names, title))
     bad = ledger.write_bad()
+    page = ledger.report / "certificate.html" if certificate else None
+    if certificate and page:
+        make_page(certificate, counts, names, ledger.name).write(page)
     places[0].write(json.dumps(summary, indent=1).encode())  # the last: it says that all is done
     metrics = {
         "label/rows": counts.num_rows,
@@ -248,8 +304,11 @@ def _report(
         "label/images_per_second": rate,
     }
     metrics |= {f"label/class/{name}": counts.selected[index] for index, name in enumerate(names)}
+    if certified:
+        metrics |= {"label/certificate_labels": certified["num_labels"]}
+        metrics |= {"label/certified_error": certified["bound"]} if certified["bound"] is not None else {}
     tracker.log({key: float(value) for key, value in metrics.items()}, 0)
-    for file in (*places, *filter(None, [bad])):
+    for file in (*places, *filter(None, [bad, page])):
         tracker.log_file(f"{ledger.report.name}/{file.name}")
     return LabelResult(
         output=str(ledger.storage),
@@ -260,6 +319,8 @@ def _report(
         summary=str(places[0]),
         figure=str(places[1]),
         bad=str(bad) if bad else None,
+        certificate=certified,
+        page=str(page) if page else None,
         run_id=None,
         tracking_uri=uri,
     )

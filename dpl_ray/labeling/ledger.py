@@ -5,7 +5,8 @@
   _ledger/job.json            what the labels depend on
   _ledger/plan.arrow          files and blocks (dpl_ray/labeling/plan.py)
   _ledger/manifests/          000000.json: an input whose parts are all there, with its counts
-  _report/                    summary.json, summary.png, bad.csv
+  _ledger/certificate.json    thresholds of confidence, where an error is certified (dpl_ray/labeling/certificate.py)
+  _report/                    summary.json, summary.png, bad.csv, certificate.html
 """
 
 from __future__ import annotations
@@ -107,10 +108,16 @@ class Ledger:
         return self.books / "job.json"
 
     @property
+    def certificate(self) -> Storage:
+        """What is certified of the labels; written before the first of them."""
+        return self.books / "certificate.json"
+
+    @property
     def report(self) -> Storage:
         return self.storage / "_report"
 
-    def _lost(self, book: Storage, why: str) -> ValueError:
+    def lost(self, book: Storage, why: str) -> ValueError:
+        """That the labelling cannot go on without one of its books."""
         return ValueError(
             f"output={self._output}: cannot go on without {book} ({why}); take another output, or remove this one"
         )
@@ -119,7 +126,7 @@ class Ledger:
         try:
             begun = dict(json.loads(job)["identity"])
         except (ValueError, LookupError, TypeError) as error:
-            raise self._lost(self._job, f"damaged: {one_line(error)}") from None
+            raise self.lost(self._job, f"damaged: {one_line(error)}") from None
         name = begun.get("policy", {}).get("name", "")
         defaults = default_tree(name) | {"decode": asdict(DecodeSettings())}  # of what an older version does not name
         found = sorted(differences(begun, self.identity, (), defaults), key=lambda difference: difference[0])
@@ -147,9 +154,9 @@ class Ledger:
             try:
                 old = Plan.from_bytes(data, listed.location, listed.image_column)
             except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
-                raise self._lost(place, f"damaged: {one_line(error)}") from None
+                raise self.lost(place, f"damaged: {one_line(error)}") from None
         elif any(name.startswith("part-") for name in self._sizes):
-            raise self._lost(place, "missing")  # a plan made anew may give these parts other rows
+            raise self.lost(place, "missing")  # a plan made anew may give these parts other rows
         self.plan = extend_plan(old, listed, max_rows)
         if not self.resumed:
             self._job.write(json.dumps({"identity": self.identity}, indent=1).encode())

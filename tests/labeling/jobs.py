@@ -21,9 +21,9 @@ CLASSES = ("ant", "bee", "cat")
 SIZE = 8
 
 
-def make_checkpoint(folder: Path, policy: str = "dpl", **data: Any) -> str:
+def make_checkpoint(folder: Path, policy: str = "dpl", scale: float = 3, **data: Any) -> str:
     config = tiny_config(policy={"name": policy}, data={"name": "digits", "image_size": SIZE} | data)
-    return save_labeler(folder, config, CLASSES, 3, SIZE)
+    return save_labeler(folder, config, CLASSES, 3, SIZE, scale)
 
 
 def picture(number: int, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:

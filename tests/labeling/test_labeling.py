@@ -25,8 +25,10 @@ from dpl_ray.labeling.console import label_table
 from dpl_ray.labeling.fill import TooManyBadError
 from dpl_ray.labeling.ledger import LedgerError
 from dpl_ray.labeling.parts import SCHEMA, Counts
+from dpl_ray.runs.splits import write_splits
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import load_classifier, load_policy
+from tests.builders import tiny_splits
 from tests.labeling.jobs import CLASSES, label, make_checkpoint, parts, picture, png, rows, summary, write_images
 from tests.labeling.jobs import write_parquet as parquet
 
@@ -455,15 +457,22 @@ def test_help_and_status(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_mlflow_run_has_numbers_and_files(checkpoint: str, pool: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    fields = {"run": {"storage_path": str(tmp_path)}, "tracking": {"enabled": True}}
+    write_splits(Storage(str(Path(checkpoint).parent)), tiny_splits())
+    answers = tmp_path / "answers.csv"
+    answers.write_text("path,label\n" + "".join(f"pool/{number:04d}.png,ant\n" for number in range(10)))
+    fields: dict[str, Any] = {"run": {"storage_path": str(tmp_path)}, "tracking": {"enabled": True}}
+    fields |= {"max_error": 0.999, "audit": str(answers)}
     result = label(checkpoint, pool, tmp_path / "out", **fields)
     client = MlflowClient(tracking_uri=result.tracking_uri)
     run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["label/rows"] == 24
     assert run.data.metrics["label/class/ant"] == summary(tmp_path / "out")["classes"]["ant"]["selected"]
+    assert run.data.metrics["label/certified_error"] == 0.999
+    assert run.data.metrics["label/certificate_labels"] == 10
     assert run.data.params["checkpoint"] == checkpoint
-    assert {file.path for file in client.list_artifacts(result.run_id)} == {"summary.json", "summary.png"}
+    files = {file.path for file in client.list_artifacts(result.run_id)}
+    assert files == {"summary.json", "summary.png", "certificate.html"}
     listed = list_pool(open_location("pool", str(pool)), image_column="image")
     assert run.data.tags["data.fingerprint"] == listed.fingerprint(), "of the pool, not of the parts it is cut into"
     assert label(checkpoint, pool, tmp_path / "out", **fields).run_id == result.run_id

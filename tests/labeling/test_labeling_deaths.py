@@ -16,6 +16,9 @@ import pytest
 from dpl_ray.labeling import on_ray
 from dpl_ray.labeling.on_ray import MAX_DEATHS, WorkersFailedError
 from dpl_ray.labeling.plan import Plan
+from dpl_ray.runs.splits import write_splits
+from dpl_ray.store.storage import Storage
+from tests.builders import tiny_splits
 from tests.labeling.jobs import label, make_checkpoint, parts, rows, summary, write_images, write_parquet
 
 pytestmark = pytest.mark.ray
@@ -114,6 +117,22 @@ def test_every_block_comes_once_over_several_datasets(
     label(checkpoint, pool, tmp_path / "here")
     assert rows(tmp_path / "out") == rows(tmp_path / "here")
     assert len(parts(tmp_path / "out")) == 11
+
+
+@pytest.mark.slow
+def test_two_workers_select_by_the_certified_thresholds_as_one_process_does(
+    ray_cluster: None, checkpoint: str, pool: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    unsure = make_checkpoint(run, scale=0.2)
+    write_splits(Storage(str(run)), tiny_splits())
+    answers = tmp_path / "answers.csv"
+    answers.write_text("path,label\n" + "".join(f"pool/a.parquet:{row},ant\n" for row in range(NUM_ROWS - 20)))
+    given = {"max_error": 0.9, "confidence": 0.6, "audit": str(answers)}
+    here = label(unsure, pool, tmp_path / "here", **given)
+    label(unsure, pool, tmp_path / "out", **given, scale={"num_workers": 2, "cpus_per_worker": 0.3})
+    assert rows(tmp_path / "out") == rows(tmp_path / "here")
+    assert summary(tmp_path / "out")["certificate"] == here.certificate
 
 
 @pytest.mark.slow
