@@ -8,11 +8,15 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# What one process has compiled, those that it starts need not.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Before ray, torch and mlflow are imported, and for the workers too.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -112,13 +116,13 @@ def mlflow_uri(mlflow_template: Path, tmp_path: Path) -> str:
     return f"sqlite:///{path}"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def unrendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are not drawn, which is most of a tiny run's time; not for tests marked rendered.
+    """Figures are not drawn, which is most of a tiny run's time, but for tests marked rendered and those of `figures`.
 
     What is saved in their place is no image, so that a test which looks at one fails without the mark.
     """
-    if request.node.get_closest_marker("rendered") is None:
+    if not (request.node.get_closest_marker("rendered") or "figures" in request.fixturenames):
         monkeypatch.setattr("dpl_ray.page.plots._render", lambda *_, **__: b"not rendered")
 
 

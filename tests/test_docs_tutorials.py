@@ -10,8 +10,6 @@ import pytest
 from tests.documents import Document
 from tests.tutorials import Reader, only_line, shell_lines, tutorials
 
-pytestmark = pytest.mark.usefixtures("unrendered")
-
 
 @pytest.fixture
 def reader(tmp_path: Path, mlflow_template: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:

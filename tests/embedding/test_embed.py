@@ -215,7 +215,6 @@ def test_a_pool_of_images_is_labelled_by_it(trained: str, images: Path, tmp_path
     assert result.num_rows == 40
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_it_is_evaluated_on_features_and_on_images(trained: str, embedded: Path, images: Path, tmp_path: Path) -> None:
     found = [
         evaluate(checkpoint=trained, data=str(place / "test"), output=str(tmp_path / "out"))

@@ -50,7 +50,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_checkpoint(tmp_path_factory.mktemp("run"))
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_the_scores_are_those_of_the_predictions_whatever_form_the_data_have(
     checkpoint: str, data: Path, tmp_path: Path
 ) -> None:
@@ -77,7 +76,6 @@ def test_the_scores_are_those_of_the_predictions_whatever_form_the_data_have(
         assert again.intervals["eval/accuracy"] == result.intervals["eval/accuracy"]
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_images_that_the_model_was_trained_on_are_refused(tmp_path: Path) -> None:
     checkpoint, splits = make_checkpoint(tmp_path / "run"), tiny_splits()
     write_splits(Storage(str(tmp_path / "run")), splits)

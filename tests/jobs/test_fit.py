@@ -35,8 +35,6 @@ from dpl_ray.training.state import TrainState
 from tests.processes import SECONDS, Command
 from tests.training.test_resume import assert_same, contents
 
-pytestmark = pytest.mark.usefixtures("unrendered")
-
 
 def run(folder: Path, *overrides: str) -> tuple[FitResult, str]:
     """A tiny run on digits and what it prints."""
@@ -87,7 +85,7 @@ def test_a_finished_run_that_is_started_again_shows_what_it_had_measured(
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """What a run that nothing interrupts has on the test split."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: file.write(b"not rendered"))
+        patch.setattr("dpl_ray.page.plots._render", lambda *_, **__: b"not rendered")
         result, _ = run(tmp_path_factory.mktemp("undisturbed"), "train.checkpoint_every=3")
     return {key: value for key, value in result.metrics.items() if key.startswith("eval/")}
 
@@ -253,7 +251,7 @@ def nine_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing interrupts."""
     folder = tmp_path_factory.mktemp("nine")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: file.write(b"not rendered"))
+        patch.setattr("dpl_ray.page.plots._render", lambda *_, **__: b"not rendered")
         fit(load_config([*NINE_STEPS, "tracking.enabled=false", f"run.storage_path={folder}", "run.name=whole"]))
     return folder / "whole"
 

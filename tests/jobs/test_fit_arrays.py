@@ -20,7 +20,6 @@ from sklearn.utils.estimator_checks import check_classifiers_train, check_estima
 
 from dpl_ray import FitResult, SelfTrainingClassifier, fit, fit_arrays, load_checkpoint
 
-pytestmark = pytest.mark.usefixtures("unrendered")
 DIGITS = load_digits()
 IMAGES = (DIGITS.images[:200] * (255 / 16)).astype(np.uint8)
 LABELS = np.where(np.arange(200) < 60, DIGITS.target[:200], -1)

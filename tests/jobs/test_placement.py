@@ -89,7 +89,6 @@ def test_a_run_that_goes_on_has_what_it_began_with(monkeypatch: pytest.MonkeyPat
     assert placed({"num_workers": 2, "threads_per_worker": None})[:2] == (2, 4), "as an older version has kept it"
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_after_an_interruption_the_threads_are_those_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = ["train.num_steps=4", "train.log_every=2", "model.width=1", "train.batch_size=4", "train.baseline=false"]
     fixed += [f"run.storage_path={tmp_path}", "run.name=tiny", "tracking.enabled=false"]

@@ -36,6 +36,7 @@ from tests.page.test_html import Outline
 from tests.report.test_report import finished, page_of_run
 from tests.studies.test_comparison_table import cell
 
+pytestmark = pytest.mark.rendered
 LONG = "long" * 60
 NAMES = ["$x$", r"$\frac{$", "[red]", "[/b]", ":cat:", "<b>", "a|b", "{{x}}", "{x}", "%s", "*_`", "שלום", "_", LONG]
 SPACE = parse_space({"policy.cut": {"choice": NAMES}})

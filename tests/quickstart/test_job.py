@@ -27,8 +27,6 @@ from dpl_ray.quickstart import frozen
 from dpl_ray.quickstart.config import load_quickstart, seconds_of
 from dpl_ray.quickstart.job import _with_steps, quickstart
 
-pytestmark = pytest.mark.usefixtures("unrendered")
-
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:

@@ -40,8 +40,6 @@ SMALL = (
     "train.num_steps=3", "train.log_every=1", "scale.num_workers=0", "tracking.enabled=false",
 )  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("unrendered")
-
 
 def fill_arrow(path: Path, here: str) -> None:
     def filled(table: pa.Table) -> pa.Table:

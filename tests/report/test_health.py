@@ -133,7 +133,6 @@ def test_few_steps_are_told_with_how_many_there_should_be() -> None:
     assert names(measured(passes=1.0)) == [TOO_SHORT]
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_a_run_ends_with_what_is_wrong_and_no_pool_is_labelled_by_it(tmp_path: Path) -> None:
     given = ("train.baseline=false", "optim.learning_rate=1")
     result, output = run(tmp_path, *given)

@@ -32,7 +32,6 @@ def begun(folder: Path) -> tuple[RunFolder, LivePage]:
     return run, LivePage(config, splits, run)
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_it_is_written_at_every_record_and_says_how_far_the_run_is(tmp_path: Path) -> None:
     run, page = begun(tmp_path)
     file, texts = tmp_path / "tiny" / "report.html", dict[tuple[str, int], str]()

@@ -38,6 +38,7 @@ from tests.page.test_html import Outline, anchors
 from tests.studies.test_comparison_table import cell
 from tests.studies.test_tuning_page import page_of_a_search
 
+pytestmark = pytest.mark.rendered
 CHROMIUM = shutil.which("chromium")
 SECTIONS = ["verdict", "health", "training", "pseudo-labels", "thresholds", "exploration", "calibration", "confusions"]
 SECTIONS += ["images", "run"]

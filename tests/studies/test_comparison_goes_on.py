@@ -18,8 +18,6 @@ from dpl_ray.studies.comparison.job import Comparison
 from tests.mistakes import png, write, write_folder, write_pool
 from tests.studies.test_comparison import FIXED, SMALL, TWO, config_for, run
 
-pytestmark = pytest.mark.usefixtures("unrendered")
-
 
 def folder_of_images(root: Path) -> tuple[str, ...]:
     """Three classes and a pool of their own, and the fields that read them."""

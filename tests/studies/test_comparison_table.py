@@ -175,6 +175,7 @@ def test_the_console_shows_every_policy_and_number() -> None:
         assert text in shown
 
 
+@pytest.mark.rendered
 @pytest.mark.parametrize("num_policies", [1, 10])
 def test_the_page_is_made_of_any_number_of_policies(num_policies: int) -> None:
     found = [

@@ -28,7 +28,6 @@ from tests.labeling.outputs import write_digits
 from tests.mistakes import images, plain, write
 from tests.processes import Command, hold_after
 
-pytestmark = pytest.mark.usefixtures("unrendered")
 POOL_SIZE, NUM_LABELED = 130, 60
 
 

@@ -30,7 +30,6 @@ from dpl_ray.training import loop
 from tests.page.test_html import Outline
 from tests.processes import Command
 
-pytestmark = pytest.mark.usefixtures("unrendered")
 ROOT = Path(__file__).parents[2]
 FIXED = ("train.num_steps=6", "train.log_every=2", "train.evaluate_every=2", "num_trials=3")
 SMALL = ("model.width=1", "train.batch_size=4", "run.name=first", "tracking.enabled=false", "scale.num_workers=0")

@@ -21,6 +21,7 @@ from dpl_ray.studies.tuning.table import MAX_ROWS
 from dpl_ray.studies.tuning.trials import TrialResult, recorded_seconds
 from tests.page.test_html import Outline, anchors
 
+pytestmark = pytest.mark.rendered
 SECTIONS = ["result", "trials", "fields", "progress", "endings", "search"]
 ALL_FORMS = parse_space(
     {
