@@ -58,8 +58,15 @@ def load_embedding(overrides: Sequence[str] = (), start: EmbedConfig | None = No
         ValueError: naming the field, the value and what would be right.
     """
     texts = [f"model.name={text.removeprefix('model=')}" if text.startswith("model=") else text for text in overrides]
-    config = load_section(EmbedConfig, texts, REQUIRED, start)
-    if config.checkpoint is None and config.model.weights is None:
+    config = load_section(EmbedConfig, texts, REQUIRED, start or EmbedConfig())
+    if config.checkpoint is not None:
+        return config
+    if config.model.name not in ("timm", "torchvision"):
+        raise ValueError(
+            f"model={config.model.name}: there are no pretrained weights of it; give model=timm, model=torchvision, "
+            "or checkpoint=runs/NAME"
+        )
+    if config.model.weights is None:
         raise ValueError(
             "model.weights is missing: features of random weights say nothing; give model.weights=pretrained, a file, "
             "or checkpoint=runs/NAME"

@@ -280,8 +280,13 @@ def test_a_configuration_that_does_not_fit_is_answered(given: list[str], message
 
 
 def test_features_of_random_weights_are_refused() -> None:
+    places = ["pool=photos", "output=features"]
     with pytest.raises(ValueError, match=r"^model\.weights is missing: features of random weights say nothing"):
-        load_embedding(["pool=photos", "output=features"])
+        load_embedding(places)
+    with pytest.raises(ValueError, match=r"^model=wide_resnet: there are no pretrained weights of it; give model=timm"):
+        load_embedding([*places, "model=wide_resnet", "model.weights=w.pth"])
+    named = [*places, "model.architecture=resnet18", "model.weights=w.pth"]
+    assert load_embedding(named).model.name == "timm", "without another name it is the default's"
 
 
 def stored(num_samples: int, num_views: int, num_features: int = 3) -> NDArray[np.float16]:
