@@ -234,7 +234,7 @@ MISTAKES = (
         "transformer",
         images("model=torchvision", "model.architecture=vit_b_16", "data.image_size=16"),
         (
-            "data.image_size: vit_b_16 cannot be trained on images of 16x16",
+            "data.image_size: vit_b_16 does not take images of 16x16",
             "set a size that it takes, as data.image_size=224",
         ),
     ),

@@ -150,7 +150,7 @@ def check_model(config: Config, channels: int, image_size: tuple[int, int], num_
         reason = " ".join(str(error).split())[:200]
         size = next((part.image_size for part in model.modules() if hasattr(part, "image_size")), USUAL_SIZE)
         raise ValueError(
-            f"data.image_size: {name} cannot be trained on images of {pixels} ({reason}); set a size that it "
+            f"data.image_size: {name} does not take images of {pixels} ({reason}); set a size that it "
             f"takes, as data.image_size={size}"
         ) from None
     try:

@@ -64,7 +64,7 @@ class Torchvision(Library):
                 f"known: {', '.join(dict.fromkeys(weights))}{suggest(config.weights, weights)}"
             )
         with torch.device("meta"):
-            network, head = _without_head(models.get_model(config.architecture), config)
+            network, head = _without_head(_torchvision_network(config), config)
         self._fitting(config, network, head)
 
     def preprocessing(self, config: ModelConfig) -> Preprocessing | None:
@@ -75,9 +75,7 @@ class Torchvision(Library):
         return Preprocessing(tuple(preset.mean), tuple(preset.std), _interpolation(interpolation), size)
 
     def build(self, config: ModelConfig) -> tuple[nn.Module, int]:
-        from torchvision import models
-
-        network, head = _without_head(models.get_model(config.architecture), config)
+        network, head = _without_head(_torchvision_network(config), config)
         if config.weights is not None:
             network.load_state_dict(self._fitting(config, network, head))
         return network, next(iter(head.values())).shape[1]
@@ -134,6 +132,18 @@ LIBRARIES: dict[str, Library] = {"torchvision": Torchvision(), "timm": Timm()}
 def library_of(config: ModelConfig) -> Library:
     """The library of model.name; there is one for every name but wide_resnet."""
     return LIBRARIES[config.name]
+
+
+def _torchvision_network(config: ModelConfig) -> nn.Module:
+    """A network of torchvision with random weights, on torch's device of this context."""
+    from torchvision import models
+
+    try:
+        return models.get_model(config.architecture)
+    except NotImplementedError:  # RegNet counts its channels with tensors, which those of the meta device cannot do
+        with torch.device("cpu"):
+            network = models.get_model(config.architecture)
+        return network.to(torch.get_default_device())
 
 
 def _torchvision_weights(config: ModelConfig, name: str | None = None) -> Any:

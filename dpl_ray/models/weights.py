@@ -6,7 +6,9 @@ import io
 import pickle
 import posixpath
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pyarrow as pa
 import safetensors
@@ -90,14 +92,16 @@ def download_weights(given: str, url: str) -> dict[str, Tensor]:
     """The tensors of a file that torch.hub has in its cache, or else downloads.
 
     Raises:
-        ValueError: it is not in the cache and cannot be downloaded.
+        ValueError: it is not in the cache and cannot be downloaded; within seconds.
     """
+    folder, name = torch.hub.get_dir(), posixpath.basename(url)
     try:
+        if not Path(folder, "checkpoints", name).exists():  # torch.hub itself would wait without end
+            urlopen(Request(url, method="HEAD"), timeout=HUB_SECONDS).close()
         return torch.hub.load_state_dict_from_url(
             url, map_location="cpu", progress=False, check_hash=True, weights_only=True
         )
     except (OSError, RuntimeError) as error:
-        folder, name = torch.hub.get_dir(), posixpath.basename(url)
         raise ValueError(
             f"model.weights={given}: cannot be downloaded from {url} ({one_line(error)}); put {name} into "
             f"{folder}/checkpoints, or give its path as model.weights=PATH"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
+import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,9 @@ from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import ModelConfig
 from dpl_ray.data.decode import DecodeSettings, decode
-from dpl_ray.models import Classifier, build_model, library_of
-from dpl_ray.models.weights import fit_weights
-from tests.builders import PRETRAINED
+from dpl_ray.models import Classifier, build_model, check_model, library_of
+from dpl_ray.models.weights import download_weights, fit_weights
+from tests.builders import PRETRAINED, serving, tiny_config
 from tests.labeling.jobs import encode
 
 LITE0 = PRETRAINED["weights"]
@@ -200,11 +203,38 @@ def test_a_hub_that_cannot_be_reached_is_answered_with_the_offline_way(
 def test_weights_of_torchvision_that_cannot_be_downloaded_are_answered_with_the_file_that_is_wanted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("dpl_ray.models.weights.urlopen", lambda *_, **__: io.BytesIO())
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
     with pytest.raises(
         ValueError, match=r"^model\.weights=DEFAULT: cannot be .*put resnet18-\w+\.pth into .*checkpoints"
     ):
         check(name="torchvision", architecture="resnet18", weights="DEFAULT")
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    class Silent(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            ended.wait()
+
+    monkeypatch.setattr("dpl_ray.models.weights.HUB_SECONDS", 0.05)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with serving(Silent) as port:
+        try:
+            with pytest.raises(
+                ValueError, match=r"cannot be downloaded from .*w\.pth \(.*timed out\); put w\.pth into "
+            ):
+                download_weights("DEFAULT", f"http://127.0.0.1:{port}/w.pth")
+        finally:
+            ended.set()
+
+
+def test_a_network_that_computes_its_layers_with_tensors_is_built() -> None:
+    config = tiny_config(model={"name": "torchvision", "architecture": "regnet_y_400mf"})
+    check_model(config, 3, (32, 32), 5)
+    with torch.device("meta"):
+        assert next(build(name="torchvision", architecture="regnet_y_400mf").backbone.parameters()).is_meta
 
 
 @pytest.fixture

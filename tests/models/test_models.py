@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -193,7 +194,7 @@ def test_one_image_a_worker_is_enough_where_nothing_is_normalized_over_the_batch
 
 
 def test_images_that_are_too_small_for_the_network_are_named() -> None:
-    with pytest.raises(ValueError, match=r"^data\.image_size: alexnet cannot be trained on images of 8x8 pixels \("):
+    with pytest.raises(ValueError, match=r"^data\.image_size: alexnet does not take images of 8x8 pixels \("):
         check(8, 4, 0, name="torchvision", architecture="alexnet")
 
 
@@ -204,6 +205,7 @@ def test_pretrained_weights_get_images_scaled_as_in_their_training(
     weights = ResNet18_Weights.DEFAULT
     torch.manual_seed(1)
     theirs = resnet18()
+    monkeypatch.setattr("dpl_ray.models.weights.urlopen", lambda *_, **__: io.BytesIO())
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: theirs.state_dict())
     model = build(channels, **RESNET, weights="DEFAULT").eval()
     theirs.fc = nn.Identity()
