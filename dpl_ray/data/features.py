@@ -142,7 +142,7 @@ def read_labeled_features(
     Raises:
         ValueError: they are of another network, or a sample has no label or another class.
     """
-    read = _read(field, given, replace(spec, num_views=read_spec(field, given).num_views))
+    read = _read(field, given, replace(spec, num_views=read_spec(field, given).num_views), "the model")
     return read.images(find_targets(read.records, class_names, every=True)), read.bad
 
 
@@ -159,13 +159,13 @@ class _Read:
         return ImageSet(self.features, targets, np.array(self.records.ids, np.str_))
 
 
-def _read(field: str, given: str, expected: Spec) -> _Read:
+def _read(field: str, given: str, expected: Spec, owner: str = "data.train") -> _Read:
     location = open_location(field, given)
     spec = read_spec(field, given)
     if spec.digest != expected.digest:
         raise location.error(
             f"its features are of another network ({spec.model['architecture']}, {spec.digest}) than those of "
-            f"data.train ({expected.model['architecture']}, {expected.digest}); embed both with one"
+            f"{owner} ({expected.model['architecture']}, {expected.digest}); embed both with one"
         )
     if spec.num_views != expected.num_views:
         raise location.error(

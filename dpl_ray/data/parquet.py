@@ -249,6 +249,8 @@ def _one_column(whole: str, schema: pa.Schema, column: str, near: str) -> pa.Fie
         return schema.field(column)
     if number:
         raise ValueError(f"{whole} has {number} columns of this name; rename all but one")
+    if {"sample_id", "features"} <= set(schema.names):
+        raise ValueError(f"{whole} has features that dpl-ray embed wrote, and no images; give the images themselves")
     present = ", ".join(f"{field.name}: {_short_type(field.type)}" for field in schema)
     raise ValueError(f"{whole} has no such column but {present}{near}")
 

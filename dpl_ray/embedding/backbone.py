@@ -17,7 +17,7 @@ from dpl_ray.data.features import SPEC_FILE, WEIGHTS_FILE, Spec
 from dpl_ray.embedding.config import EmbedConfig
 from dpl_ray.models import Classifier, build_model, check_model
 from dpl_ray.store.storage import Storage
-from dpl_ray.training.checkpoint import load_classifier
+from dpl_ray.training.checkpoint import load_backbone, load_classifier
 from dpl_ray.training.checkpoint_folder import find_checkpoint
 
 
@@ -28,9 +28,12 @@ def open_backbone(config: EmbedConfig) -> tuple[Classifier, Spec, DecodeSettings
         ValueError: there is no such network, checkpoint or weights, or it does not take images of the size.
     """
     if config.checkpoint is not None:
-        model, trained, info = load_classifier(find_checkpoint(Storage(config.checkpoint)))
+        place = find_checkpoint(Storage(config.checkpoint))
+        model, trained, info = load_classifier(place)
         settings = replace(DecodeSettings.from_config(trained.data), channels=info.channels)  # type: ignore[arg-type]
         settings, section = replace(settings, image_size=info.image_size[0]), trained.model
+        if section.name == "head":
+            model, section = load_backbone(place)
     else:
         images = DataConfig(
             image_size=config.image_size,
@@ -43,7 +46,10 @@ def open_backbone(config: EmbedConfig) -> tuple[Classifier, Spec, DecodeSettings
         settings = DecodeSettings.from_config(settled.data)
         side = settings.image_size
         assert side is not None, "weights have a size"
-        check_model(settled, settings.channels, (side, side), 2)
+        try:
+            check_model(settled, settings.channels, (side, side), 2)
+        except ValueError as error:
+            raise ValueError(str(error).replace("data.image_size", "image_size")) from None
         model = build_model(section, settings.channels, 2).eval()
     assert settings.image_size is not None
     spec = Spec(

@@ -109,18 +109,19 @@ def load_classifier(checkpoint: Storage, which: str = "teacher") -> tuple[Classi
     if config.model.adapter is not None:
         merge_lora(model)
     if config.model.name == "head":
-        model = OnImages(_backbone(checkpoint), model)
+        model = OnImages(load_backbone(checkpoint)[0], model)
     return model.eval(), config, info
 
 
-def _backbone(checkpoint: Storage) -> Classifier:
-    """The network that made the features which a checkpoint's head was trained on."""
+def load_backbone(checkpoint: Storage) -> tuple[Classifier, ModelConfig]:
+    """The network that made the features which a checkpoint's head was trained on, in evaluation mode."""
     spec = parse_spec(read_file(checkpoint, BACKBONE_SPEC))
-    backbone = build_model(validated(ModelConfig, spec.model), spec.channels, 2)
+    section = validated(ModelConfig, spec.model)
+    backbone = build_model(section, spec.channels, 2).eval()
     tensors = safetensors.torch.load(read_file(checkpoint, BACKBONE_WEIGHTS))
     own = {f"classifier.{name}": tensor for name, tensor in backbone.classifier.state_dict().items()}
     backbone.load_state_dict(tensors | own)  # its classifier is none of the features'
-    return backbone
+    return backbone, section
 
 
 def load_policy(checkpoint: Storage) -> Policy:

@@ -22,6 +22,7 @@ from dpl_ray.config.schema import ViewsConfig
 from dpl_ray.data.augment import WEAK_UNIFORMS, num_strong_uniforms
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.decode import DecodeSettings, decode
+from dpl_ray.data.features import read_spec
 from dpl_ray.data.sources import load_splits
 from dpl_ray.data.views import strong, weak
 from dpl_ray.embedding.config import load_embedding
@@ -235,6 +236,13 @@ def test_an_image_of_the_pool_is_explained_as_the_image_that_it_is(
         assert found.sample == str(pool.ids[3])
 
 
+def test_a_run_on_features_makes_features_that_belong_to_its_own(
+    trained: str, embedded: Path, images: Path, tmp_path: Path
+) -> None:
+    again = embed(checkpoint=trained, pool=str(images / "rest"), output=str(tmp_path / "out"), scale={"num_workers": 0})
+    assert again.digest == read_spec("data.train", str(embedded / "train")).digest
+
+
 def test_a_run_on_features_needs_neither_backbone_nor_features_to_be_used(trained: str, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     Path(trained).rename(moved)
@@ -252,10 +260,16 @@ def test_what_does_not_belong_together_is_refused(weights: str, images: Path, em
 
     run(weights, images / "rest", tmp_path / "fewer", "views=1")
     run(weights, images / "rest", tmp_path / "larger", "views=2", "image_size=32")
+    with pytest.raises(ValueError, match=r"^image_size: .* does not take images of 8x8 .*, as image_size=\d"):
+        run(weights, images / "rest", tmp_path / "small", "image_size=8")
     with pytest.raises(ValueError, match=r"^data\.unlabeled=.*views=1, data\.train has views=2"):
         read(unlabeled=tmp_path / "fewer")
     with pytest.raises(ValueError, match=r"^data\.unlabeled=.*of another network .*embed both with one"):
         read(unlabeled=tmp_path / "larger")
+    with pytest.raises(
+        ValueError, match=r"^image_column=image: .*has features that dpl-ray embed wrote, and no images"
+    ):
+        run(weights, embedded / "rest", tmp_path / "again")
     with pytest.raises(ValueError, match=r"^data\.train=.*is no folder of features .*dpl-ray embed writes one"):
         read(train=images / "train")
     with pytest.raises(ValueError, match=r"^data\.train=.*none of its 40 images has a label"):
