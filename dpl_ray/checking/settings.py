@@ -61,6 +61,15 @@ def check_pool_size(config: Config, splits: Splits) -> None:
         )
 
 
+def check_test(splits: Splits) -> None:
+    """Refuse data without a test image where policies are judged by them."""
+    if not len(splits.test):
+        raise ValueError(
+            "data.test=null: there is no test image to compare on, as no class has a labelled one to spare; set "
+            "data.test, or label two images of a class"
+        )
+
+
 def check_network(config: Config, splits: Splits) -> None:
     """Refuse a network that does not take these images."""
     from dpl_ray.models import check_model

@@ -125,7 +125,7 @@ def plan_split(
     if data.validation_fraction and not any(map(len, validation)):
         raise ValueError(
             f"data.validation_fraction={data.validation_fraction}: every class has one label only, which training "
-            "needs; give more labels, or data.validation_fraction=0"
+            "needs; have two labels of a class, or (not in a search) data.validation_fraction=0"
         )
     taken = [np.sort(np.concatenate([np.empty(0, np.int64), *part])) for part in (labeled, validation, test)]
     unlabeled = np.setdiff1d(np.arange(len(targets)), np.concatenate(taken), assume_unique=True)

@@ -35,7 +35,7 @@ def result_tables(
             if baseline is not None:
                 rows[-1].append(f"{100 * baseline[key]:.1f} %" if is_of_both and key in baseline else "")
     columns = ["", phase, *(["supervised"] if baseline is not None else [])]
-    tables = [console_table("Last teacher on the test split", columns, rows)]
+    tables = [console_table("Last teacher" + " on the test split" * ("eval/accuracy" in metrics), columns, rows)]
     if thresholds:
         columns = ["class", *(f"{name}-confident" if name in ("over", "under") else name for name in thresholds)]
         classes = next(iter(thresholds.values()))

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dpl_ray.checking.findings import quick_findings
-from dpl_ray.checking.settings import check_network, check_pool_size
+from dpl_ray.checking.settings import check_network, check_pool_size, check_test
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.given import read_study
 from dpl_ray.config.schema import Config
@@ -168,6 +168,7 @@ class Comparison(Study[CellResult]):
             splits = load_splits(self.config.data, seed=key, uses_unlabeled=uses_unlabeled, reads_unlabeled=True)
             if uses_unlabeled:
                 check_pool_size(self.config, splits)
+            check_test(splits)
             check_network(self.config.changed(scale={"num_workers": 1}), splits)
             self.check_data(key, splits.fingerprint(), splits.seedless_fingerprint())
             self._splits[key] = splits

@@ -351,11 +351,11 @@ def _check_first(config: Config, options: SelfTrainConfig) -> tuple[str, dict[st
             raise ValueError(
                 f"checkpoint={options.checkpoint}: its {what} are {has}, but those of data.train are {needs}"
             )
-    metrics = evaluate_split(model, splits.test)
+    metrics = evaluate_split(model, splits.test) if len(splits.test) else {}
     known = known_health(checkpoint)
-    if known is None:
+    if known is None and metrics:
         number, largest = len(splits.test), largest_class(splits.test.targets)
         found = chance_finding(metrics["eval/accuracy"], number, largest / number, len(splits.class_names), NEXT_STEP)
         known = (found,) if found else ()
-    refuse_useless(f"checkpoint={options.checkpoint}", known, force=options.force)
+    refuse_useless(f"checkpoint={options.checkpoint}", known or (), force=options.force)
     return str(checkpoint), metrics
