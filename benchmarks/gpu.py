@@ -1,11 +1,11 @@
 """What a GPU does with a training step: `benchmarks/gpu.sh FOLDER`, one script for a machine that is lent for minutes.
 
-    benchmarks/gpu.sh FOLDER                              tests, step times, kernels, data wait
-    benchmarks/gpu.sh FOLDER --images cifar10 --minutes 8 and the accuracy on CIFAR-10 with 250 labels
+    benchmarks/gpu.sh FOLDER                                 tests, step times, kernels, data wait
+    benchmarks/gpu.sh FOLDER --images cifar10 --minutes 7    and the accuracy on CIFAR-10 with 250 labels
 
 WRN-28-2, bfloat16, B=64, mu=7. Every phase is a process of its own with a limit, so that one which fails costs no
-other; what is measured is appended to FOLDER/rows.jsonl at once, and output goes to FOLDER/log.txt. The last phase
-writes FOLDER/gpu.json for docs/results/bench.
+other. What is measured is appended to FOLDER/rows.jsonl at once, and output goes to FOLDER/log.txt.
+`python -m benchmarks.gpu_report FOLDER` makes a table of the rows.
 """
 
 from __future__ import annotations

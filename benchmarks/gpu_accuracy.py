@@ -28,7 +28,7 @@ from dpl_ray.training.records import Record
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
 
-SPARE_SECONDS = 12.0  # of the time given: evaluation, captures, what is slower than the probe
+SPARE_SECONDS = 8.0  # of the time given: evaluation, captures, what is slower than the probe
 
 
 def accuracy_config(given: argparse.Namespace, seed: int, num_steps: int) -> Config:

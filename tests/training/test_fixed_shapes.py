@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor
 
 import dpl_ray.training.state as state_module
 from dpl_ray.data import rounds
+from dpl_ray.data.batches import Batch, BatchFeed
 from dpl_ray.data.dataset import Splits
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.capture import Captured
@@ -21,6 +22,7 @@ from dpl_ray.training.faults import NonFiniteLossError
 from dpl_ray.training.fixed_shapes import FixedShapes, choose
 from dpl_ray.training.loop import train
 from dpl_ray.training.metrics import SUMS
+from dpl_ray.training.prefetch import DeviceFeed
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import train_step
 from tests.builders import tiny_config, tiny_feed, tiny_splits
@@ -182,3 +184,32 @@ def test_without_a_gpu_a_step_is_called_as_it_is() -> None:
     captured = Captured(fixed, config, Workers())
     assert captured(train_step, feed(0))[SUMS.index("worker_steps")] == 1
     assert not captured.is_busy()
+
+
+class FakeStream:
+    """Of a GPU that is not there."""
+
+    def wait_event(self, _event: Any) -> None: ...
+
+    def record(self) -> None: ...
+
+
+def test_a_thread_makes_each_batch_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, feed, _, _ = pair({"name": "fixmatch"})
+    for name in ("Stream", "Event", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: FakeStream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+    monkeypatch.setattr(Tensor, "record_stream", lambda *_: None)
+    monkeypatch.setattr(Batch, "to", lambda self, _device: self)
+    asked: list[int] = []
+
+    class Counting(BatchFeed):
+        def __call__(self, step: int) -> Batch:
+            asked.append(step)
+            return super().__call__(step)
+
+    source = DeviceFeed(Counting(config, feed.labeled, feed.unlabeled, 0, 1), torch.device("cuda"), num_steps=6)
+    for step in range(3, 6):
+        assert torch.equal(source(step).ids_unlabeled, feed(step).ids_unlabeled)
+    source.close()
+    assert asked == [3, 4, 5]
