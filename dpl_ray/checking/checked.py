@@ -16,16 +16,13 @@ from dpl_ray.checking.settings import check_network, check_pool_size, settle_mod
 from dpl_ray.checking.timing import Timing, measure_steps
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet, Splits
-from dpl_ray.data.decode_many import decode_many
 from dpl_ray.data.files import as_text
-from dpl_ray.data.labels import label_indices
-from dpl_ray.data.pool.files import Rows
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.data.sources import load_splits
 from dpl_ray.data.split import check_pool
 
 MAX_STREAMED = 4096  # images of a streamed pool that are read
-_ROWS_AT_A_TIME = 512
+_ROWS_AT_A_TIME = 512  # whose encoded images are in memory
 _ORDER = ("error", "warning", "note")
 
 
@@ -98,14 +95,13 @@ def _parts(splits: Splits) -> dict[str, ImageSet]:
 
 def read_sample(pool: StreamedPool, number: int) -> ImageSet:
     """The first images of the order in which a training with seed 0 reads the pool, decoded."""
-    images, ids, targets = [], [], []
-    for start in range(0, min(number, len(pool)), _ROWS_AT_A_TIME):
-        rows: Rows = pool.read(start, min(_ROWS_AT_A_TIME, number - start, len(pool) - start), seed=0)[0]
-        decoded, kept, _ = decode_many([row[:2] for row in rows], pool.settings)
-        images.append(decoded)
-        ids += [rows[place][0] for place in kept]
-        targets.append(label_indices([rows[place][2] for place in kept], pool.class_names))
-    return ImageSet(np.concatenate(images), np.concatenate(targets), np.array(ids, np.str_))
+    number = min(number, len(pool))
+    taken = [
+        pool.take(start, min(_ROWS_AT_A_TIME, number - start), seed=0) for start in range(0, number, _ROWS_AT_A_TIME)
+    ]
+    names = [name for each in taken for name in pool.names(each.ids)]
+    images, targets = (np.concatenate([each[column] for each in taken]) for column in (0, 2))
+    return ImageSet(images, targets, np.array(names, np.str_))
 
 
 def _errors(config: Config, splits: Splits, pool_size: int, *, uses_unlabeled: bool) -> Iterator[Finding]:

@@ -101,10 +101,10 @@ def _check_across(config: Config) -> None:
             )
         )
     own = config.data.name in ("image_folder", "parquet", "features")
-    if config.data.pool.mode == "stream" and (not own or config.data.name == "features"):
+    if config.data.pool.mode == "stream" and not own:
         raise ValueError(
-            f"data.pool.mode=stream: data={config.data.name} is in memory; your own files, data=image_folder or "
-            "data=parquet, can be streamed"
+            f"data.pool.mode=stream: data={config.data.name} is in memory; your own files, data=image_folder, "
+            "data=parquet or data=features, can be streamed"
         )
     pool = config.data.pool
     if pool.cleaned and pool.foreign is None:

@@ -70,8 +70,7 @@ def load_splits(
             )
         return split(without_copies(read(data), data), data, seed=seed, uses_unlabeled=uses_unlabeled)
     if data.name == "features":
-        source = read_features(data, reads_unlabeled=reads_unlabeled)
-        return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
+        return read_features(data, seed=seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=reads_unlabeled)
     if data.name not in ("image_folder", "parquet"):
         source = read_standard(data, reads_unlabeled=reads_unlabeled)
         return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)

@@ -14,33 +14,41 @@ from dpl_ray.data import augment
 FEATURES = torch.float16  # images are uint8
 
 
-def weak(images: Tensor, uniforms: Tensor, settings: ViewsConfig) -> Tensor:
+def weak(images: Tensor, uniforms: Tensor, settings: ViewsConfig, rows: Tensor | None = None) -> Tensor:
     """The weak view of each image.
 
     Args:
         images: uint8 (N, C, H, W); or features float16 (N, 1 + 2 V, 1, D): as they are, V weak views, V strong ones.
         uniforms: float32 (N, K >= WEAK_UNIFORMS) in [0, 1), row i belonging to image i.
+        rows: (M,) int64, the images whose views are wanted; None: all N.
 
     Returns:
-        uint8 (N, C, H, W), or float16 (N, 1, 1, D).
+        uint8 (M, C, H, W), or float16 (M, 1, 1, D).
     """
-    if images.dtype != FEATURES:
-        return augment.weak(images, uniforms, settings)
-    num_views = (images.shape[1] - 1) // 2
-    return _chosen(images, uniforms, 1, num_views)
+    if images.dtype == FEATURES:
+        return _chosen(images, uniforms, rows, is_strong=False)
+    return augment.weak(*_of(images, uniforms, rows), settings)
 
 
-def strong(images: Tensor, uniforms: Tensor, settings: ViewsConfig) -> Tensor:
+def strong(images: Tensor, uniforms: Tensor, settings: ViewsConfig, rows: Tensor | None = None) -> Tensor:
     """The strong view of each image; arguments and result as of `weak`, with num_strong_uniforms columns."""
-    if images.dtype != FEATURES:
-        return augment.strong(images, uniforms, settings)
-    num_views = (images.shape[1] - 1) // 2
-    return _chosen(images, uniforms, 1 + num_views, num_views)
+    if images.dtype == FEATURES:
+        return _chosen(images, uniforms, rows, is_strong=True)
+    return augment.strong(*_of(images, uniforms, rows), settings)
 
 
-def _chosen(features: Tensor, uniforms: Tensor, first: int, num_views: int) -> Tensor:
-    """One of so many views of each row, by its first number; the features as they are where none are stored."""
-    if not num_views:
-        return features[:, :1]
-    at = first + (uniforms[:, 0] * num_views).long()
-    return features[torch.arange(len(features), device=features.device), at][:, None]
+def _of(images: Tensor, uniforms: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    return (images, uniforms) if rows is None else (images[rows], uniforms[rows])
+
+
+def _chosen(features: Tensor, uniforms: Tensor, rows: Tensor | None, *, is_strong: bool) -> Tensor:
+    """One of the stored views of each row, by its first number; the features as they are where none are stored."""
+    if rows is None:
+        rows = torch.arange(len(features), device=features.device)
+    num_stored = features.shape[1]
+    num_views = (num_stored - 1) // 2
+    # Single rows of all views, and at once: several times as fast as by two indices.
+    at = rows * num_stored
+    if num_views:
+        at += 1 + is_strong * num_views + (uniforms[rows, 0] * num_views).long()
+    return features.flatten(0, 1).index_select(0, at)[:, None]

@@ -15,6 +15,7 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.decode import DecodeError, DecodeSettings, decode
 from dpl_ray.data.files import is_parquet, open_location
+from dpl_ray.data.pool.features import StreamedFeatures
 from dpl_ray.data.pool.files import Rows, list_pool
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.data.sources import load_splits
@@ -148,6 +149,8 @@ def _find_in_pool(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray
         return None
     if isinstance(pool, ImageSet):
         return _of_set(pool, ids.index(found[0]), config, info)
+    if isinstance(pool, StreamedFeatures):
+        return _of_features(found[0], None, config, info)
     rows = next(part.read_rows(file, np.array(rows)) for part in pool.parts for file, rows in part.rows(found).items())
     return _decode([*rows], pool.settings, sample), found[0], None
 
@@ -159,6 +162,8 @@ def _read_pool(index: int, config: Config, info: ModelInfo) -> tuple[NDArray[np.
     if isinstance(pool, ImageSet):
         return _of_set(pool, index, config, info)
     assert isinstance(pool, StreamedPool)
+    if isinstance(pool, StreamedFeatures):
+        return _of_features(pool.names(np.array([index]))[0], None, config, info)
     part, file, first, _, first_id = pool.spans[np.searchsorted(pool.spans[:, 4], index, side="right") - 1].tolist()
     rows = pool.parts[part].read(file, first + index - first_id, 1)
     return _decode(rows, pool.settings, str(index)), rows[0][0], None
@@ -167,10 +172,16 @@ def _read_pool(index: int, config: Config, info: ModelInfo) -> tuple[NDArray[np.
 def _of_set(pool: ImageSet, index: int, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint8], str, str | None]:
     target = int(pool.targets[index])
     known = None if target < 0 else str(target)
-    if pool.images.dtype != np.uint8:  # features: the image that they were made of
-        image, sample_id, _ = _read(str(pool.ids[index]), config, info)
-        return image, sample_id, known
+    if pool.images.dtype != np.uint8:
+        return _of_features(str(pool.ids[index]), known, config, info)
     return pool.images[index], str(pool.ids[index]), known
+
+
+def _of_features(
+    sample_id: str, known: str | None, config: Config, info: ModelInfo
+) -> tuple[NDArray[np.uint8], str, str | None]:
+    """The image that they were made of."""
+    return _read(sample_id, config, info)[0], sample_id, known
 
 
 def _decode(rows: Rows, settings: DecodeSettings, sample: str) -> NDArray[np.uint8]:

@@ -147,10 +147,10 @@ def _count(columns: Mapping[str, NDArray[Any] | None], errors: list[str], num_cl
     return counts
 
 
-def write_part(part: Storage, table: pa.Table) -> int:
-    """Write a part whole or not at all; returns its bytes."""
+def write_part(part: Storage, table: pa.Table, **options: Any) -> int:
+    """Write a part whole or not at all, with options of pyarrow's `write_table`; returns its bytes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, **{"compression": "zstd"} | options)
     data = sink.getvalue()
     part.write(data)
     return len(data)

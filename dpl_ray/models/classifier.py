@@ -57,9 +57,11 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, channels, H, W) -> features (N, D), logits (N, C)."""
-        white = 255 if images.dtype == torch.uint8 else 1
-        features = self.backbone(images.float() / (white * self.std) - self.mean / self.std)
+        """(N, channels, H, W), or stored features float16 (N, P, 1, D) -> features (N, D), logits (N, C)."""
+        if images.dtype != torch.float16:
+            white = 255 if images.dtype == torch.uint8 else 1
+            images = images.float() / (white * self.std) - self.mean / self.std
+        features = self.backbone(images)
         return features, self.classifier(features)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:

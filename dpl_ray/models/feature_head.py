@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 LEAST_DEVIATION = 1e-3  # of a feature, which may be the same everywhere
+_ROWS_AT_A_TIME = 8192  # in float64: a pool has many
 
 
 class FeatureHead(nn.Module):
@@ -36,9 +37,12 @@ class FeatureHead(nn.Module):
         Args:
             parts: (N, P, 1, D) float16 each; their means are taken in float64, so that the order does not matter.
         """
-        plain = torch.cat([part[:, 0, 0] for part in parts]).double()
-        self.mean.copy_(plain.mean(dim=0))
-        self.std.copy_(plain.std(dim=0, correction=0).clamp(min=LEAST_DEVIATION))
+        chunks = [chunk[:, 0, 0] for part in parts for chunk in part.split(_ROWS_AT_A_TIME)]
+        number = sum(map(len, chunks))
+        mean = sum(chunk.double().sum(dim=0) for chunk in chunks) / number
+        variance = sum((chunk.double() - mean).square().sum(dim=0) for chunk in chunks) / number
+        self.mean.copy_(mean)
+        self.std.copy_(variance.sqrt().clamp(min=LEAST_DEVIATION))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.layers((features[:, 0, 0] - self.mean) / self.std)
+        return self.layers((features[:, 0, 0].float() - self.mean).div_(self.std))  # one array less to make

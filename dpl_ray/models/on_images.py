@@ -13,14 +13,14 @@ from dpl_ray.models.feature_head import FeatureHead
 
 
 class _Joined(nn.Module):
-    """(N, C, H, W) -> features of the backbone -> what the head makes of them."""
+    """Images (N, C, H, W) -> features of the backbone, or stored ones (N, P, 1, D) -> what the head makes of them."""
 
     def __init__(self, backbone: nn.Module, head: FeatureHead) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images)[:, None, None])
+        return self.head(images if images.dtype == torch.float16 else self.backbone(images)[:, None, None])
 
 
 class OnImages(Classifier):
@@ -30,11 +30,3 @@ class OnImages(Classifier):
         assert isinstance(head.backbone, FeatureHead)
         super().__init__(_Joined(backbone.backbone, head.backbone), head.classifier.in_features, 2)
         self.mean, self.std, self.classifier = backbone.mean, backbone.std, head.classifier
-        self._head = head.backbone
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) or (N, P, 1, D) -> features (N, D'), logits (N, classes)."""
-        if images.dtype != torch.float16:
-            return super().forward(images)
-        features = self._head(images.float())
-        return features, self.classifier(features)

@@ -274,9 +274,10 @@ def _predict_features(config: Config, run: FitResult) -> Predictions:
     from dpl_ray.inference.predictor import load_checkpoint
     from dpl_ray.training.evaluation import predict_probs
 
-    data = config.data.changed(allow_overlap=True)  # copies, which the training left out, are predicted, too
+    # Copies, which the training left out, are predicted, too.
+    data = config.data.changed(allow_overlap=True, pool={"mode": "memory"})
     splits, model = load_splits(data, seed=config.train.seed), load_checkpoint(run.checkpoint)
-    assert isinstance(splits.unlabeled, ImageSet), "features are held in memory"
+    assert isinstance(splits.unlabeled, ImageSet), "in memory"
     probabilities = predict_probs(model.model, splits.unlabeled.images).numpy()
     return Predictions(splits.unlabeled.ids.tolist(), probabilities, splits.class_names, {})
 

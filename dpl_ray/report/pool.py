@@ -15,8 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
-from dpl_ray.data.decode_many import decode_many
-from dpl_ray.data.labels import label_indices
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.inference.label_batch import label_batch
 from dpl_ray.page.html import MISSING, Section, Table
@@ -84,7 +82,7 @@ def label_sample(checkpoint: str, splits: Splits, max_seconds: float = MAX_SECON
     )
 
 
-def _draw(pool: Any, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _draw(pool: Any, size: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Images and targets in random order, so that the first ones are a random sample too."""
     random = np.random.default_rng(0)
     if isinstance(pool, ImageSet):
@@ -94,10 +92,8 @@ def _draw(pool: Any, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     # Pieces, because a file is opened for each; those that overlap are drawn once.
     length = min(ROWS_PER_PIECE, len(pool))
     starts = random.permutation(len(pool) // length)[: max(1, size // length)] * length
-    rows_read = [row for start in starts for row in pool.read(int(start), length, seed=0)[0]]
-    images, kept, _ = decode_many([row[:2] for row in rows_read], pool.settings)
-    targets = label_indices([rows_read[place][2] for place in kept], pool.class_names)
-    return images, targets
+    taken = [pool.take(int(start), length, seed=0) for start in starts]
+    return np.concatenate([each.images for each in taken]), np.concatenate([each.targets for each in taken])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 import torch
 
@@ -27,6 +28,8 @@ from dpl_ray.training.scores import Scores
 from dpl_ray.training.state import TrainState, build_state, standardize
 from dpl_ray.training.step import train_step
 from dpl_ray.training.unreadable import Unreadable
+
+STANDARDIZED_ROWS = 65_536  # of a streamed pool of features, by which these are scaled
 
 
 def train(
@@ -115,8 +118,11 @@ def _start(config: Config, info: ModelInfo, splits: Splits, folder: Storage, wor
         )
     if saved:
         load_state(saved[-1], state, workers)
-    elif isinstance(splits.unlabeled, ImageSet):
-        standardize(state, [splits.labeled.images, splits.unlabeled.images])
+    elif config.model.name == "head":
+        known: Any = splits.unlabeled
+        if isinstance(known, StreamedPool):  # its first rows: spans in random order
+            known = known.take(0, min(len(known), STANDARDIZED_ROWS), config.train.seed)
+        standardize(state, [splits.labeled.images, known.images])
     return state
 
 

@@ -69,9 +69,9 @@ def train_step(state: TrainState, batch: Batch, config: Config, workers: Workers
 
     with record_function("strong view"):
         if policy.trains_on == "strong":
-            images_strong = strong(batch.images_unlabeled[rows], batch.uniforms_strong[rows], views)
+            images_strong = strong(batch.images_unlabeled, batch.uniforms_strong, views, rows)
         else:
-            images_strong = weak(batch.images_unlabeled[rows], batch.uniforms_weak[rows], views)
+            images_strong = weak(batch.images_unlabeled, batch.uniforms_weak, views, rows)
         images = torch.cat([images, images_strong]).contiguous(memory_format=torch.channels_last)
     with record_function("forward and backward"), autocast, counting(student, chosen.counted, len(batch.targets)):
         features, logits = student(images)

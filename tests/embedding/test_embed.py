@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-import safetensors.torch
-import timm
 import torch
 from numpy.typing import NDArray
 
@@ -26,74 +23,14 @@ from dpl_ray.data.features import read_spec
 from dpl_ray.data.sources import load_splits
 from dpl_ray.data.views import strong, weak
 from dpl_ray.embedding.config import load_embedding
-from dpl_ray.embedding.job import EmbedResult, embed
+from dpl_ray.embedding.job import embed
 from dpl_ray.inference.predictor import load_checkpoint
 from dpl_ray.jobs.explain import explain
 from dpl_ray.jobs.fit import fit
 from dpl_ray.models import build_model
 from dpl_ray.training.evaluation import predict_probs
+from tests.embedding.jobs import CLASSES, NETWORK, SIZE, overrides, pool_of, run, splits_of
 from tests.labeling.jobs import label, parts, picture
-
-NETWORK = "test_vit"  # timm's smallest
-SIZE = 16
-CLASSES = ("ant", "bee")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    safetensors.torch.save_file(timm.create_model(NETWORK).state_dict(), path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ant, train/bee, test/..., rest/: pictures darker or lighter, so that there is something to learn."""
-    root = tmp_path_factory.mktemp("images")
-    for place, number, first in (("train", 6, 0), ("test", 5, 100), ("rest", 20, 200)):
-        for index in range(2 * number):
-            folder = root / place if place == "rest" else root / place / CLASSES[index % 2]
-            folder.mkdir(parents=True, exist_ok=True)
-            picture(first + index, (SIZE, SIZE)).point(lambda level, add=90 * (index % 2): level // 2 + add).save(
-                folder / f"{place}{index:02}.png"
-            )
-    return root
-
-
-def run(weights: str, pool: Path, output: Path, *more: str) -> EmbedResult:
-    given = [
-        "model=timm",
-        f"model.architecture={NETWORK}",
-        f"model.weights={weights}",
-        f"image_size={SIZE}",
-        "rows_per_part=8",
-        "scale.num_workers=0",
-        f"pool={pool}",
-        f"output={output}",
-    ]
-    return embed(load_embedding([*given, *more]))
-
-
-@pytest.fixture(scope="module")
-def embedded(weights: str, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders train, test, rest with two views of each kind."""
-    output = tmp_path_factory.mktemp("features")
-    for place in ("train", "test"):
-        run(weights, images / place, output / place, "views=2", "labelled=true")
-    run(weights, images / "rest", output / "rest", "views=2")
-    return output
-
-
-def overrides(embedded: Path, *more: str) -> list[str]:
-    places = {"train": "train", "unlabeled": "rest", "test": "test"}
-    fields = [f"data.{field}={embedded / place}" for field, place in places.items()]
-    small = ["train.batch_size=4", "train.mu=2", "train.num_steps=12", "scale.num_workers=0", "tracking.enabled=false"]
-    return ["data=features", *fields, *small, *more]
-
-
-def splits_of(embedded: Path, *more: str) -> Any:
-    return load_splits(settle_model(load_config(overrides(embedded, *more))).data, seed=0)
 
 
 def test_features_are_those_of_the_network_for_the_decoded_image(embedded: Path, weights: str, images: Path) -> None:
@@ -146,17 +83,20 @@ def test_copies_are_found_by_the_pixels_of_the_images(weights: str, images: Path
     shutil.copy(labelled, folders[2] / "ant" / "copy.png")
     for folder in folders:
         run(weights, folder, tmp_path / folder.name, *([] if folder.name == "rest" else ["labelled=true"]))
-    with pytest.raises(
-        ValueError, match=r"^data\.test=.*/test: 1 of its 11 images are copies of labelled ones, as .*copy"
-    ):
-        splits_of(tmp_path)
-    splits = splits_of(tmp_path, "data.test=null")
-    assert splits.copies.num_pool == 1
-    assert str(folders[1] / "copy.png") not in splits.unlabeled.ids
-    assert len(splits.unlabeled) == 40
+    modes = [f"data.pool.mode={mode}" for mode in ("memory", "stream")]
+    for mode in modes:
+        with pytest.raises(
+            ValueError, match=r"^data\.test=.*/test: 1 of its 11 images are copies of labelled ones, as .*copy"
+        ):
+            splits_of(tmp_path, mode)
+        splits = splits_of(tmp_path, "data.test=null", mode)
+        assert splits.copies.num_pool == 1
+        assert str(folders[1] / "copy.png") not in pool_of(splits)
+        assert len(splits.unlabeled) == 40
     for part in (tmp_path / "rest").glob("*.parquet"):  # of a version that kept no hashes
         pq.write_table(pq.read_table(part).drop(["pixels"]), part)
-    assert len(splits_of(tmp_path, "data.test=null").unlabeled) == 41
+    for mode in modes:
+        assert len(splits_of(tmp_path, "data.test=null", mode).unlabeled) == 41
 
 
 def test_another_network_is_refused_for_an_output_that_was_begun(weights: str, images: Path, tmp_path: Path) -> None:
@@ -165,22 +105,25 @@ def test_another_network_is_refused_for_an_output_that_was_begun(weights: str, i
         run(weights, images / "rest", tmp_path / "out", "views=3")
 
 
-def test_an_image_that_cannot_be_read_is_named_and_left_out(weights: str, images: Path, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_named_and_left_out(
+    weights: str, images: Path, embedded: Path, tmp_path: Path
+) -> None:
     pool = tmp_path / "pool"
     pool.mkdir()
     for index in range(4):
         picture(index).save(pool / f"{index}.png")
     (pool / "broken.png").write_bytes(b"no image")
-    result = run(weights, pool, tmp_path / "out", "max_bad_fraction=0.5")
+    (pool / "notes").write_text("no image")
+    result = run(weights, pool, tmp_path / "out", "max_bad_fraction=0.5", "views=2")
     assert result.bad is not None
     assert "broken.png" in Path(result.bad).read_text()
-    assert (result.num_rows, sum(result.unreadable.values())) == (5, 1)
-    train = run(weights, images / "train", tmp_path / "train", "labelled=true").output
-    splits = load_splits(
-        load_config(["data=features", f"data.train={train}", f"data.unlabeled={tmp_path / 'out'}"]).data, seed=0
-    )
-    assert len(splits.unlabeled) == 4
-    assert [image.id for image in splits.bad] == [str(pool / "broken.png")]
+    assert (result.num_rows, sum(result.unreadable.values())) == (6, 2)
+    pools = f"data.unlabeled=[{embedded / 'train'},{tmp_path / 'out'}]"  # the labelled ones are not of the pool
+    for mode in ("memory", "stream"):
+        splits = splits_of(embedded, pools, f"data.pool.mode={mode}")
+        assert sorted(pool_of(splits)) == [str(pool / f"{index}.png") for index in range(4)]
+        assert [image.id for image in splits.bad] == [str(pool / "broken.png")]
+        assert splits.left_out == {"without extension": 1}
 
 
 def test_features_become_the_splits_of_a_run(embedded: Path) -> None:
@@ -285,7 +228,6 @@ def test_what_does_not_belong_together_is_refused(weights: str, images: Path, em
     [
         (["data=features"], r"^data\.train is missing"),
         (["data=digits", "model=head"], r"^model=head: data=digits has images, which take a network"),
-        (["data=features", "data.train=x", "data.pool.mode=stream"], r"^data\.pool\.mode=stream: data=features"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_answered(given: list[str], message: str) -> None:

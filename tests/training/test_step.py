@@ -15,8 +15,8 @@ import dpl_ray.training.step as step_module
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
 from dpl_ray.config.schema import Config
-from dpl_ray.data.augment import strong, weak
 from dpl_ray.data.batches import Batch, BatchFeed
+from dpl_ray.data.views import strong, weak
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.faults import NonFiniteLossError
 from dpl_ray.training.metrics import HIGH_ENTROPY_CONFIDENCE, SUMS, mean_metrics, step_sums
@@ -193,9 +193,10 @@ def test_pseudo_labels_move_the_main_classifier_from_their_share_of_the_run_on(
 def count_strong_views(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counted: list[int] = []
 
-    def counting(images: Tensor, *arguments: Any) -> Tensor:
-        counted.append(len(images))
-        return strong(images, *arguments)
+    def counting(*arguments: Any) -> Tensor:
+        views = strong(*arguments)
+        counted.append(len(views))
+        return views
 
     monkeypatch.setattr(step_module, "strong", counting)
     return counted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,24 +28,35 @@ def should_stream(data: DataConfig, train: Records, num_images: int) -> bool:
     Raises:
         ValueError: it does, but the images have no size yet.
     """
-    if data.pool.mode == "memory":
-        return False
-    if data.pool.mode == "auto":
-        decoded = num_images * bytes_per_image(data, train)
-        limit = data.pool.memory_share * memory_size()
-        if decoded <= limit:
-            return False
-        why = f"data.pool.memory_share={data.pool.memory_share}: the {num_images} images take {decoded / 1e9:.1f} GB"
-        why += f" decoded, more than {limit / 1e9:.1f} GB, so that they are streamed"
-    else:
-        why = "data.pool.mode=stream"
-    if made := is_shaped(data.pool):
-        raise ValueError(f"{made}: it takes a pool in memory, and {why}; set data.pool.mode=memory")
-    if data.image_size is None:
+    why = reason_to_stream(data, num_images, lambda: bytes_per_image(data, train))
+    if why is not None and data.image_size is None:
         raise ValueError(
             f"{why}, which takes images of one size; set the side to resize them to, as data.image_size=32"
         )
-    return True
+    return why is not None
+
+
+def reason_to_stream(data: DataConfig, num_images: int, bytes_each: Callable[[], int]) -> str | None:
+    """Why so many images or their features are streamed, for messages; None where they are held in memory.
+
+    Args:
+        bytes_each: of an image in memory, which is asked for in the mode `auto` alone.
+
+    Raises:
+        ValueError: the pool is to be made a benchmark of, which takes one in memory.
+    """
+    why = "data.pool.mode=stream"
+    if data.pool.mode == "memory":
+        return None
+    if data.pool.mode == "auto":
+        size, limit = num_images * bytes_each(), data.pool.memory_share * memory_size()
+        if size <= limit:
+            return None
+        why = f"data.pool.memory_share={data.pool.memory_share}: the {num_images} images take {size / 1e9:.1f} GB"
+        why += f" decoded, more than {limit / 1e9:.1f} GB, so that they are streamed"
+    if made := is_shaped(data.pool):
+        raise ValueError(f"{made}: it takes a pool in memory, and {why}; set data.pool.mode=memory")
+    return why
 
 
 def memory_size() -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +70,10 @@ class PoolFiles:
     def sample_id(self, file: int, row: int) -> str:
         """`file:row` of a parquet file, else the file."""
         return f"{self.name(file)}:{row}" if is_parquet(self.paths[file].as_py()) else self.name(file)
+
+    def names(self, file: int, rows: NDArray[np.int64]) -> list[str]:
+        """Sample ids of rows of a file, of those left."""
+        return [self.sample_id(file, row) for row in self._in_file(file, rows).tolist()]
 
     def fingerprint(self) -> str:
         """Hex digest of names, sizes and spans: the pixels of what does not fit into memory are not read for it."""
@@ -127,7 +132,7 @@ class PoolFiles:
         found = _rows_by_file(set(ids), self._files_named({*ids, *(_file_and_row(sample_id)[0] for sample_id in ids)}))
         inside: dict[int, list[int]] = {}
         for file, first, count in self.spans[np.isin(self.spans[:, 0], list(found))].tolist():
-            if rows := sorted(found[file].intersection(self._rows_in_file(file, first, count).tolist())):
+            if rows := sorted(found[file].intersection(self.rows_in_file(file, first, count).tolist())):
                 inside.setdefault(file, []).extend(rows)
         return inside
 
@@ -145,9 +150,12 @@ class PoolFiles:
         at = np.flatnonzero(pc.is_in(self.paths, value_set=paths).to_numpy(zero_copy_only=False)).tolist()
         return {self.name(file): file for file in at}
 
-    def without(self, ids: Collection[str]) -> PoolFiles:
+    def without(self, ids: Collection[str]) -> Self:
         """The pool less the samples of these ids; ids of others are passed over."""
-        excluded = {file: np.array(rows) for file, rows in self.rows(ids).items()}
+        return self.without_rows({file: np.array(rows) for file, rows in self.rows(ids).items()})
+
+    def without_rows(self, excluded: Mapping[int, NDArray[np.int64]]) -> Self:
+        """The pool less these rows of files, ascending, which are in it."""
         if not excluded:
             return self
         nothing = np.empty(0, np.int64)
@@ -155,14 +163,17 @@ class PoolFiles:
         spans = self.spans.copy()
         for span in np.flatnonzero(np.isin(spans[:, 0], list(excluded))).tolist():
             file, first, count = spans[span].tolist()
-            rows = self._rows_in_file(file, first, count)
+            rows = self.rows_in_file(file, first, count)
             first = rows[0] - np.searchsorted(gone[file], rows[0])
             spans[span, 1:] = first, count - np.isin(rows, excluded[file]).sum()
         return replace(self, spans=spans[spans[:, 2] > 0], gone=gone)
 
-    def _rows_in_file(self, file: int, first: int, count: int) -> NDArray[np.int64]:
+    def rows_in_file(self, file: int, first: int, count: int) -> NDArray[np.int64]:
         """(count,) which rows of the file these are, of those left."""
-        rows = np.arange(first, first + count)
+        return self._in_file(file, np.arange(first, first + count))
+
+    def _in_file(self, file: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which rows of the file these are, of those left."""
         gone = self.gone.get(file)
         if gone is None:
             return rows
@@ -175,12 +186,12 @@ class PoolFiles:
         Image files are opened by their payloads, parquet files here, one row group after the other: a broken one
         costs its own rows, from the break on.
         """
-        return list(self.read_rows(file, self._rows_in_file(file, first, count)))
+        return list(self.read_rows(file, self.rows_in_file(file, first, count)))
 
     def read_all(self) -> Iterator[Row]:
         """Every row of the pool, in order. A file is opened once, and a batch of its rows is held at a time."""
         for file, spans in groupby((span.tolist() for span in self.spans), itemgetter(0)):
-            yield from self.read_rows(file, np.concatenate([self._rows_in_file(*span) for span in spans]))
+            yield from self.read_rows(file, np.concatenate([self.rows_in_file(*span) for span in spans]))
 
     def read_rows(self, file: int, rows: NDArray[np.int64]) -> Iterator[Row]:
         """These rows of the file, which ascend."""

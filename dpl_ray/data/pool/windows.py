@@ -21,7 +21,9 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TypedDict
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +41,16 @@ MAX_WINDOWS_WITHOUT_AN_IMAGE = 8
 
 class UnreadablePoolError(RuntimeError):
     """A worker finds no image to go on with."""
+
+
+class Taken(NamedTuple):
+    """Rows of the sequence of passes, decoded, without those that cannot be read: K of the rows that were asked for."""
+
+    images: NDArray[Any]  # (K, C, S, S) uint8, or (K, 1 + 2 V, 1, D) float16 of features
+    ids: NDArray[np.int64]  # (K,)
+    targets: NDArray[np.int64]  # (K,) UNLABELED where unknown
+    kept: NDArray[np.int64]  # (K,) their places among the rows that were asked for
+    bad: list[BadImage]  # the others, in order
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +83,30 @@ class StreamedPool:
         """Decoded."""
         assert self.settings.image_size is not None, "checked where the pool is made"
         return self.settings.channels * self.settings.image_size**2
+
+    def names(self, ids: NDArray[np.int64]) -> list[str]:
+        """The sample ids of the files, of these ids."""
+        names = []
+        spans = np.searchsorted(self.spans[:, 4], ids, side="right") - 1
+        for span, run in groupby(zip(spans.tolist(), ids.tolist(), strict=True), itemgetter(0)):
+            part, file, first, _, first_id = self.spans[span].tolist()
+            names += self.parts[part].names(file, np.array([first + number - first_id for _, number in run]))
+        return names
+
+    def take(self, start: int, count: int, seed: int, *, num_threads: int | None = None) -> Taken:
+        """Rows start .. start + count - 1 of the sequence of passes, decoded.
+
+        Args:
+            num_threads: that decode what is read already (of parquet files); files are always read by several.
+        """
+        rows, ids = self.read(start, count, seed)
+        waits = any(callable(payload) for _, payload, _ in rows)
+        images, places, bad = decode_many(
+            [row[:2] for row in rows], self.settings, num_threads=None if waits else num_threads
+        )
+        kept = np.array(places, np.int64)
+        targets = label_indices([rows[place][2] for place in places], self.class_names)
+        return Taken(images, ids[kept], targets, kept, bad)
 
     def read(self, start: int, count: int, seed: int) -> tuple[Rows, NDArray[np.int64]]:
         """Rows start .. start + count - 1 of the sequence of passes, encoded, and their ids (count,)."""
@@ -144,7 +180,7 @@ class WindowRows(TypedDict):
     The place of an image that cannot be read is taken by another one of the share, so that batches stay whole.
     """
 
-    images: NDArray[np.uint8]  # (R, C, S, S)
+    images: NDArray[Any]  # (R, C, S, S) uint8, or (R, 1 + 2 V, 1, D) float16 of features
     ids: NDArray[np.int64]  # (R,)
     targets: NDArray[np.int64]  # (R,) UNLABELED where unknown: for the records alone
     bad: NDArray[np.str_]  # (R,) sample id of the image that cannot be read at this place, else ""
@@ -157,39 +193,34 @@ def read_window(
     """Read and decode a worker's share of a window.
 
     Args:
-        num_threads: that decode what is read already (of parquet files); files are always read by several.
+        num_threads: as of `StreamedPool.take`.
 
     Raises:
         UnreadablePoolError: there is no readable image in it, nor in the windows that follow.
     """
     size = windows.rows // world_size
-    rows, ids = pool.read(number * windows.rows + rank * size, size, windows.seed)
-    waits = any(callable(payload) for _, payload, _ in rows)
-    images, kept, bad = decode_many(
-        [row[:2] for row in rows], pool.settings, num_threads=None if waits else num_threads
-    )
-    targets = label_indices([row[2] for row in rows], pool.class_names)
+    start = number * windows.rows + rank * size
+    taken = pool.take(start, size, windows.seed, num_threads=num_threads)
     reasons = np.full(size, "", dtype=object)
     names = reasons.copy()
+    bad = taken.bad
     if not bad:
-        return WindowRows(images=images, ids=ids, targets=targets, bad=names, reasons=reasons)
-    unreadable = np.setdiff1d(np.arange(size), kept)
+        return WindowRows(images=taken.images, ids=taken.ids, targets=taken.targets, bad=names, reasons=reasons)
+    unreadable = np.setdiff1d(np.arange(size), taken.kept)
     names[unreadable] = [image.id for image in bad]
     reasons[unreadable] = [image.reason for image in bad]
-    ids, targets = ids[kept], targets[kept]
-    for following in range(number + 1, number + MAX_WINDOWS_WITHOUT_AN_IMAGE + 1):
-        if len(ids):
+    for following in range(1, MAX_WINDOWS_WITHOUT_AN_IMAGE + 1):
+        if len(taken.ids):
             break
-        rows, ids = pool.read(following * windows.rows + rank * size, size, windows.seed)
-        images, kept, _ = decode_many([row[:2] for row in rows], pool.settings)
-        ids, targets = ids[kept], label_indices([rows[position][2] for position in kept], pool.class_names)
-    if not len(ids):
+        taken = pool.take(start + following * windows.rows, size, windows.seed)
+    if not len(taken.ids):
         listed = ", ".join(f"{image.id} ({image.reason})" for image in bad[:3])
         raise UnreadablePoolError(f"none of {size} images of the pool that follow each other can be read, as {listed}")
     filled = np.cumsum(reasons == "") - 1
     filled[unreadable] = np.arange(len(unreadable))
-    filled %= len(ids)
-    return WindowRows(images=images[filled], ids=ids[filled], targets=targets[filled], bad=names, reasons=reasons)
+    filled %= len(taken.ids)
+    images, ids, targets = (values[filled] for values in taken[:3])
+    return WindowRows(images=images, ids=ids, targets=targets, bad=names, reasons=reasons)
 
 
 WindowReader = Callable[[StreamedPool, Windows, range, int, int], Generator[WindowRows, None, None]]
@@ -237,8 +268,8 @@ class PoolFeed:
         self._rows: WindowRows | None = None
         self._order = np.empty((0, 0), np.int64)
 
-    def __call__(self, step: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-        """Images (U, C, S, S), ids (U,) and targets (U,) of this worker's share of the step."""
+    def __call__(self, step: int) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
+        """Images (U, C, S, S) or features (U, 1 + 2 V, 1, D), ids (U,), targets (U,): this worker's share of a step."""
         number, index = divmod(step, self.windows.steps)
         while self._next <= number:
             self._advance()
