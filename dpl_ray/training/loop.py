@@ -21,6 +21,7 @@ from dpl_ray.training.checkpoint import ModelInfo, list_checkpoints, load_state,
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.faults import raise_fault
 from dpl_ray.training.interruption import Interrupted
+from dpl_ray.training.memory import keep_freed_memory
 from dpl_ray.training.prefetch import DeviceFeed
 from dpl_ray.training.records import Outcome, Record, Window
 from dpl_ray.training.schedule import CheckpointClock, Wish, due_after
@@ -49,6 +50,8 @@ def train(
         Interrupted: `workers.stop` was set; a checkpoint is saved.
     """
     began = time.perf_counter()
+    if workers.device.type == "cpu":
+        keep_freed_memory()
     phase, num_steps, seed = config.policy.name, config.train.num_steps, config.train.seed
     info = ModelInfo.of(splits)
     state = _start(config, info, splits, folder, workers)
