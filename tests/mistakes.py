@@ -358,8 +358,8 @@ MISTAKES = (
     Mistake("pool_is_train", images("data.unlabeled={tmp}/train"), ("data.unlabeled={tmp}/train: there is no unlab",)),
     Mistake(
         "bad_images",
-        images(spoil={"train/ant/1.png": b"no image"}),
-        ("data.max_bad_fraction=0.01: 1 of 22 images", "{tmp}/train/ant/1.png (not an image)"),
+        images(spoil={"train/ant/1.png": b"no image", "train/bee/1.png": b""}),
+        ("data.max_bad_fraction=0.01: 2 of 22 images", "{tmp}/train/ant/1.png (not an image)"),
     ),
     Mistake(
         "sizes",

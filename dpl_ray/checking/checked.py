@@ -15,6 +15,7 @@ from dpl_ray.checking.findings import OWN, Finding, data_findings, test_findings
 from dpl_ray.checking.settings import check_network, check_pool_size, settle_model
 from dpl_ray.checking.timing import Timing, measure_steps
 from dpl_ray.config.schema import Config
+from dpl_ray.data.bad_images import most_bad
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.files import as_text
 from dpl_ray.data.pool.windows import StreamedPool
@@ -123,9 +124,8 @@ def _unread(config: Config, splits: Splits, pool_size: int) -> Iterator[Finding]
     if splits.bad:
         first, limit = splits.bad[0], config.data.max_bad_fraction
         number = sum(map(len, (splits.labeled, splits.validation, splits.test))) + pool_size + len(splits.bad)
-        share = len(splits.bad) / number
         yield Finding(
-            "error" if share > limit else "warning",
+            "error" if len(splits.bad) > most_bad(limit, number) else "warning",
             f"{len(splits.bad):,} of {number:,} images cannot be read, as {first.id} ({first.reason})",
             f"repair or remove them; the limit is data.max_bad_fraction={limit:g}",
         )

@@ -152,7 +152,12 @@ class DataConfig(Section):
     allow_overlap: bool = Field(
         False, description="own images: train although test images are labelled ones too, and keep copies in the pool"
     )
-    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="a larger share of unreadable images stops the run")
+    max_bad_fraction: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="a larger share of unreadable images stops the run; 1 is allowed, unless it is 0",
+    )
     pool: PoolConfig = Field(PoolConfig(), description="the unlabelled images")
     views: ViewsConfig = Field(ViewsConfig(), description="weak and strong views")
 

@@ -1,4 +1,4 @@
-"""The list of the images of a run that cannot be read, in its folder."""
+"""Images of a run that cannot be read: how many there may be, and the list of them in its folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from dpl_ray.store.storage import Storage
 
 BAD_IMAGES_FILE = "bad_images.csv"
 MAX_LISTED = 100_000  # the list is in memory
+
+
+def most_bad(fraction: float, num_images: int) -> float:
+    """How many of so many images may be unreadable: the share of them, and at least one, but for a share of 0."""
+    return max(1.0, fraction * num_images) if fraction else 0.0
 
 
 def read_bad(folder: Storage) -> dict[str, str]:

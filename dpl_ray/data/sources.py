@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
+from dpl_ray.data.bad_images import most_bad
 from dpl_ray.data.classes import check_class_names, find_class_names, find_targets
 from dpl_ray.data.copies import without_copies
 from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
@@ -311,8 +312,8 @@ class Reader:
         self.bad += [image for image in bad if image.reason != FOREIGN]
         self.left_out.update(foreign)
         self.num_images -= len(foreign)
-        share = len(self.bad) / max(1, self.num_images)
-        if share > self.data.max_bad_fraction:
+        if len(self.bad) > most_bad(self.data.max_bad_fraction, self.num_images):
+            share = len(self.bad) / max(1, self.num_images)
             raise ValueError(
                 f"data.max_bad_fraction={self.data.max_bad_fraction}: {len(self.bad)} of {self.num_images} images "
                 f"cannot be read ({share:.1%}), as {_reasons(self.bad)}; repair or remove them, or raise the limit"

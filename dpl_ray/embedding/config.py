@@ -44,7 +44,12 @@ class EmbedConfig(Section):
     label_column: str = Field("label", description="parquet column of labels, where labelled=true")
     batch_size: int = Field(128, ge=1, description="images that pass through the network at once")
     rows_per_part: int = Field(8192, ge=1, description="most rows of an output file; a kill loses those in progress")
-    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="a larger share of unreadable images stops the job")
+    max_bad_fraction: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="a larger share of unreadable images stops the job; 1 is allowed, unless it is 0",
+    )
     scale: LabelScaleConfig = Field(LabelScaleConfig(), description="workers")
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.schema import ScaleConfig
+from dpl_ray.data.bad_images import most_bad
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.labeling.config import LabelScaleConfig
 from dpl_ray.labeling.ledger import Ledger
@@ -93,7 +94,7 @@ def check_bad(ledger: Ledger, max_bad_fraction: float) -> None:
     """Stop as soon as too much is known to be bad; what is no image, and not called one, is not of the pool."""
     counts = ledger.counts
     pool_size = len(ledger.plan) - counts.num_foreign
-    if counts.num_bad <= max_bad_fraction * pool_size:
+    if counts.num_bad <= most_bad(max_bad_fraction, pool_size):
         return
     bad = ledger.write_bad()
     first = "; ".join(f"{sample_id} ({reason})" for sample_id, reason in ledger.first_bad(3))

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from dpl_ray.config.parse import to_yaml
 from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config
-from dpl_ray.data.bad_images import MAX_LISTED, read_bad, write_bad
+from dpl_ray.data.bad_images import MAX_LISTED, most_bad, read_bad, write_bad
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.runs.splits import SPLITS_FILE, write_splits
 from dpl_ray.store.file_systems import one_line
@@ -245,7 +245,7 @@ class RunFolder:
     def _check_bad(self, limit: float, splits: Splits) -> None:
         """Refuse a run that has stopped for its unreadable images already: it would meet them again later."""
         number, pool_size = len(self._bad.keys() - {image.id for image in splits.bad}), len(splits.unlabeled)
-        if number > limit * pool_size and not self.finished:
+        if number > most_bad(limit, pool_size) and not self.finished:
             raise ValueError(
                 f"data.max_bad_fraction={limit}: run.name={self.name} has found {number} images that cannot be "
                 f"read, of a pool of {pool_size} (bad_images.csv); raise the limit to go on, or repair or remove them "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from dpl_ray.config.schema import Config
-from dpl_ray.data.bad_images import read_bad
+from dpl_ray.data.bad_images import most_bad, read_bad
 from dpl_ray.data.dataset import BadImage, ImageSet
 from dpl_ray.data.files import FOREIGN
 from dpl_ray.data.pool.windows import PoolFeed
@@ -43,7 +43,7 @@ class Unreadable:
                 self.known.pop(image.id, None)
 
     def check(self, step: int) -> None:
-        """`ValueError`, on every worker, where they are more than data.max_bad_fraction of the pool."""
+        """`ValueError`, on every worker, where they are more than data.max_bad_fraction allows of the pool."""
         if self.stream is None:
             return
         found = [image for images in self.workers.gather(self.stream.take_bad()) for image in images]
@@ -56,7 +56,7 @@ class Unreadable:
         if new:
             bad = tuple(BadImage(*item) for item in new.items())
             self.window.tell(step, {"data/unreadable": float(len(self.known))}, bad)
-        if len(self.known) > self.limit * self.stream.pool_size:
+        if len(self.known) > most_bad(self.limit, self.stream.pool_size):
             listed = ", ".join(f"{name} ({reason})" for name, reason in islice((new or self.known).items(), 3))
             raise ValueError(
                 f"data.max_bad_fraction={self.limit}: {len(self.known)} of {self.stream.pool_size} images of the pool "

@@ -125,8 +125,9 @@ def test_paths_are_read_as_files_are(tmp_path: Path) -> None:
         str(tmp_path / "gone.png"): "file is missing",
     }
     assert read(np.array(list(map(str, paths[:5]))), LABELS[:5]).train.targets.tolist() == LABELS[:5]
-    with pytest.raises(ValueError, match=r"^data\.max_bad_fraction=0\.01: 1 of 6 images cannot be read"):
-        read(paths, LABELS)
+    assert len(read(paths, LABELS).bad) == 1, "one is always allowed"
+    with pytest.raises(ValueError, match=r"^data\.max_bad_fraction=0\.01: 2 of 7 images cannot be read"):
+        read([*paths, tmp_path / "gone.png"], [*LABELS, 1])
 
 
 @pytest.mark.parametrize(

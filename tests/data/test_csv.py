@@ -67,7 +67,7 @@ def test_csv_naming_a_missing_file_counts_as_bad(tmp_path: Path) -> None:
     splits = load(train=path, max_bad_fraction=0.1)
     assert [bad.reason for bad in splits.bad] == ["file is missing"]
     assert all_labels(splits) == {50 * c + n: c for c in range(3) for n in range(10)}
-    fails(r"data.max_bad_fraction=0.01: 1 of 31 images .*ant/99.png \(file is missing\)", train=path)
+    fails(r"data.max_bad_fraction=0.0: 1 of 31 images .*ant/99.png \(file is missing\)", train=path, max_bad_fraction=0)
 
 
 def test_csv_that_is_wrong(tmp_path: Path) -> None:
