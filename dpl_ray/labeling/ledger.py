@@ -128,7 +128,8 @@ class Ledger:
         except (ValueError, LookupError, TypeError) as error:
             raise self.lost(self._job, f"damaged: {one_line(error)}") from None
         name = begun.get("policy", {}).get("name", "")
-        defaults = default_tree(name) | {"decode": asdict(DecodeSettings())}  # of what an older version does not name
+        tree = default_tree(name)  # of what an older version does not name
+        defaults = tree | {"decode": asdict(DecodeSettings()), "features": {"model": tree["model"]}}
         found = sorted(differences(begun, self.identity, (), defaults), key=lambda difference: difference[0])
         if found:
             field, before, now = found[0]
