@@ -25,7 +25,7 @@ from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 
-from benchmarks import frozen, tables
+from benchmarks import frozen, pools, tables
 from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.data.dataset import Splits
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = [name for name in names if name not in skipped]
     with sole_use(f"--folder={given.folder}", Storage(str(given.folder))):
         if any("{features}" in SETTINGS[name] for name in names):
-            frozen.write_features(given.cifar10, given.folder / "features")
+            frozen.write_features(pools.cifar10(given.cifar10), given.folder / "features")
         plans = {name: plan(name, given) for name in names}
         jobs = [
             Job(name, config, cell)

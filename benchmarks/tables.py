@@ -1,10 +1,13 @@
-"""The tables of results that are made from the CSV files of docs/results: `TABLES`, name -> function."""
+"""The tables of results that are made from the CSV files of docs/results: `TABLES`, name -> function.
+
+Those of pretrained backbones are in benchmarks/backbones.py.
+"""
 
 from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import paper
@@ -45,6 +48,20 @@ CsvRows = Sequence[dict[str, str]]
 def read(name: str) -> list[dict[str, str]]:
     with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def write(name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], replaces: Mapping[str, str]) -> None:
+    """Add rows to a file of docs/results, in place of those of these values."""
+    path = FOLDER / f"{name}.csv"
+    before = read(name) if path.is_file() else []
+    kept = [list(row.values()) for row in before if any(row[column] != value for column, value in replaces.items())]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *kept, *rows])
+
+
+def rounded(cell: CellResult) -> list[str]:
+    """The columns of METRICS."""
+    return [f"{cell.metrics[name]:.4f}" if name in cell.metrics else "" for name in METRICS.values()]
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -204,21 +221,6 @@ def _distance(points: float) -> str:
     return f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
 
 
-def frozen(setting: str) -> str:
-    """A row for each policy on stored features, the most accurate first."""
-    rows = make_rows(cells(setting, read("frozen"), ()), SUPERVISED)
-    parts = tables(SUPERVISED).values()
-    columns = {heading: show for part in parts for heading, show in part.items()}
-    shown = ("subsets x repeats", "accuracy", f"minus {SUPERVISED} [95 %]", "coverage", "precision", "ECE")
-    return table(
-        ["policy", *shown], [[shown_label(row), *(columns[heading](row) for heading in shown)] for row in rows]
-    )
-
-
-def _frozen(setting: str) -> Callable[[], str]:
-    return lambda: frozen(setting)
-
-
 def _setting(name: str) -> Callable[[], str]:
     return lambda: comparison(make_rows(cells(name, read("policies"), read("policies_curves")), REFERENCE))
 
@@ -241,7 +243,6 @@ def demo(printed: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     **{f"policies/{name}": _setting(name) for name in settings(read("policies"))},
-    **{f"frozen/{name}": _frozen(name) for name in settings(read("frozen"))},
     "policies-dpl": lambda: ours(read("policies"), read("policies_curves")),
     "policies-means": lambda: means(read("policies")),
     "dpl-ablation": lambda: ablation(read("dpl_ablation")),

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import paper, results, tables
+from benchmarks import backbones, paper, results, tables
 from benchmarks.figures import Figure, Measurement, command_line, mean_deviation, median, quartiles
+from dpl_ray.config.describe import list_groups
+from dpl_ray.config.schema import Config
 from dpl_ray.studies.comparison.table import make_rows
 
 MEASUREMENT = Measurement(
@@ -212,3 +214,36 @@ def test_numbers_that_were_measured_stand_in_tables_alone(name: str) -> None:
     text = results.BLOCK.sub("", (results.ROOT / "docs" / name).read_text())
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
     assert not re.findall(r".*(?:(?<![\d.])\d+\.\d+(?!\.?\d)|\d %|\d images/s|\d points?\b|\d times\b).*", prose)
+
+
+def test_a_policy_that_ends_below_supervised_in_one_setting_is_not_recommended() -> None:
+    accuracies = {"supervised": ("0.50", "0.60"), "good": ("0.51", "0.61"), "bad": ("0.90", "0.59")}
+    rows = [
+        result(policy, 0, accuracy, setting=setting)
+        for policy, pair in accuracies.items()
+        for setting, accuracy in zip(("one", "two"), pair, strict=True)
+    ]
+    assert backbones.choice(rows).splitlines()[2:4] == [
+        "| bad | +40.00 | -1.00 | below supervised |",
+        "| good | +1.00 | +1.00 | recommended |",
+    ]
+    assert backbones.sentence(rows).endswith(": `good`. Not recommended: `bad` ends below it in two.")
+
+
+def test_the_command_line_recommends_on_features_what_the_results_do_and_the_default_is_among_it() -> None:
+    below = backbones.below(tables.read("frozen"))
+    assert f"Recommended policies: all but {', '.join(sorted(below))}." in list_groups()["data"]["features"]
+    assert Config().policy.name not in below
+
+
+def test_every_way_has_a_row_with_its_pixels_and_minutes() -> None:
+    policies = dict(zip(backbones.POLICIES, ("0.2", "0.3", "0.4", "0.5"), strict=True))
+    frozen, tuned = (
+        [result(policy, 0, accuracy, setting="cifar10-4") for policy, accuracy in policies.items()] for _ in range(2)
+    )
+    tuned = [row | {"way": "fine-tuned", "pixels": "64", "pool": "9000", "core_seconds": "90"} for row in tuned]
+    features = {backbones.EMBEDDING: {"one core": Figure(50)}, backbones.TRAINING: {"one core": Figure(9)}}
+    assert backbones.ways(frozen, tuned, [], features).splitlines()[2:] == [
+        "| cifar10-4 | frozen | 96 | 10,000 | 1 | 20 | 0.1, and 3 for all features once | 20.0 | 30.0 | 40.0 | 50.0 |",
+        "| cifar10-4 | fine-tuned | 64 | 9,000 | 1 | 20 | 1.5 | 20.0 | 30.0 | 40.0 | 50.0 |",
+    ]
