@@ -43,12 +43,15 @@ SMALL = {
     "check": (),
     "predict": (),
     "explain": (),
+    "embed": ("image_size=16", "views=1", IN_PROCESS),
     "label": (IN_PROCESS, "force=true"),  # of a model that two steps have trained
     "compare": ("train.num_steps=2", IN_PROCESS),
     "tune": ("train.num_steps=2", IN_PROCESS),
     # With fewer steps, nothing is selected and there is no round 1.
     "self_train": ("train.num_steps=40", IN_PROCESS, "force=true"),
 }
+#: A training with one of these records nothing: torch.export takes seconds to trace a network of a library for MLflow.
+PRETRAINED = {"data=features", "model=timm"}
 
 
 @dataclass
@@ -109,7 +112,8 @@ def run(words: Sequence[str], *, small: bool = True) -> int:
     name = module.removeprefix("pipelines.").replace("_", "-")
     assert (python, option) == ("python", "-m"), words
     if small:
-        arguments = with_overrides(arguments, SMALL[name.replace("-", "_")])
+        untracked = ("tracking.enabled=false",) if name == "train" and PRETRAINED & set(arguments) else ()
+        arguments = with_overrides(arguments, (*SMALL[name.replace("-", "_")], *untracked))
     with mock.patch.object(sys, "argv", [module, *arguments]), warnings.catch_warnings():
         return cli.run(COMMANDS[name], arguments)
 
