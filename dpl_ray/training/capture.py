@@ -78,7 +78,13 @@ class Captured:
                 group["capturable"] = True
         number, graph = self.state.step, torch.cuda.CUDAGraph()
         pool = next((other.pool() for other, _ in self._graphs.values()), None)  # graphs never run at the same time
-        with GPU_LOCK, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            sums = step(self.state, self._batch, self.config, self.workers)
+        try:
+            with GPU_LOCK, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                sums = step(self.state, self._batch, self.config, self.workers)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"the step cannot be captured as a CUDA graph: {error}. A policy or a network of your own must not "
+                "read tensors on the host (item, tolist, nonzero, bool)"
+            ) from error
         self.state.step = number
         return graph, sums
