@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from dpl_ray.algorithm.policies import POLICIES
+from dpl_ray.data import rounds
 from dpl_ray.data.augment import strong, weak
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.capture import Captured
@@ -160,6 +161,25 @@ def test_a_captured_step_is_the_step(policy: str, optimizer: str, monkeypatch: p
     assert captured._graphs
     for name, value in plain.student.state_dict().items():
         torch.testing.assert_close(state.student.state_dict()[name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+def test_a_compiled_step_trains_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "_on_gpu", rounds.apply_rounds_to_all)  # which compiling replaces
+    splits, workers = tiny_splits(NUM_CLASSES), Workers(device=GPU)
+    losses = []
+    for compiled in (False, True):
+        config = tiny_config(
+            policy={"name": "fixmatch", "threshold": 0.4},
+            model={"normalization": "batch"},
+            train={"compile": compiled},
+            optim={"learning_rate": 0.01},
+        )
+        state = build_state(config, 3, NUM_CLASSES, workers, pool_size=len(splits.unlabeled))
+        captured, feed = Captured(state, config, workers), tiny_feed(config, splits)
+        sums = [captured(train_step, feed(step).to(GPU)).tolist() for step in range(6)]
+        losses.append([row[SUMS.index("loss_labeled")] for row in sums])
+        assert state.step == 6
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
 
 
 def test_training_on_the_gpu_records_what_training_on_the_cpu_does(tmp_path: Path) -> None:

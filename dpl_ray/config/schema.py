@@ -16,7 +16,6 @@ from dpl_ray.config.policies import DplConfig, PolicyConfig
 from dpl_ray.config.section import Section
 
 STORAGE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")  # of pyarrow's file systems
-STEPS_TO_COMPILE = 5000  # of train.compile, where nothing else is said: what it takes is gained by then
 CURVE_POINTS = 20  # of train.curve_every, where nothing else is said
 CHECKPOINT_SHARE = 0.02  # of the time: most that checkpoints take which are written for the time since the last one
 #: Of what the unlabelled images are; the other fields of data.pool say how they are read.
@@ -244,10 +243,8 @@ class TrainConfig(Section):
     weak_precision: Literal["float32", "bfloat16"] | None = Field(
         None, description="precision of the weak views' pass, which has no gradient; null: train.precision"
     )
-    compile: bool | None = Field(
-        None,
-        description="GPU: torch.compile of network and views, a minute before the steps are faster; null: from "
-        f"{STEPS_TO_COMPILE:,} steps on",
+    compile: bool = Field(
+        False, description="one GPU: torch.compile of network and views; faster steps after a minute or more"
     )
     baseline: bool = Field(True, description="also train the supervised baseline on the same labels, for comparison")
     log_every: int = Field(50, ge=1, description="steps between two records of the metrics")
@@ -266,11 +263,6 @@ class TrainConfig(Section):
         f"{100 * CHECKPOINT_SHARE:g} % of it",
     )
     keep_checkpoints: int = Field(2, ge=1, description="number of newest checkpoints that are kept")
-
-    @property
-    def compiles(self) -> bool:
-        """Whether a GPU's network and views are compiled."""
-        return self.num_steps >= STEPS_TO_COMPILE if self.compile is None else self.compile
 
 
 class ScaleConfig(Section):

@@ -46,7 +46,7 @@ def rounds_on(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, list[Op
 def compile_rounds() -> None:
     """Let torch.compile make a few kernels of the hundreds of a GPU's rounds; some pixels are rounded otherwise."""
     global _on_gpu
-    _on_gpu = torch.compile(apply_rounds_to_all)
+    _on_gpu = torch.compile(apply_rounds_to_all, dynamic=False)
 
 
 def apply_rounds(views: Tensor, choices: Tensor, magnitudes: Tensor, operations: list[Operation]) -> Tensor:

@@ -30,10 +30,10 @@ class Captured:
     def __init__(self, state: TrainState, config: Config, workers: Workers) -> None:
         self.state, self.config, self.workers = state, config, workers
         self.is_used = state.fixed is not None and workers.device.type == "cuda" and workers.world_size == 1
-        if workers.device.type == "cuda":
+        if self.is_used:
             torch.backends.cudnn.benchmark = True  # the shapes stay
-            if config.train.compiles:
-                state.student.compile()
+            if config.train.compile:
+                state.student.compile(dynamic=False)
                 compile_rounds()
         self._plain_steps: Counter[int] = Counter()  # by capacity
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
