@@ -18,8 +18,8 @@ from tests.mistakes import MISTAKES, Mistake, command
 
 ROOT = Path(__file__).parent.parent
 IN_A_PROCESS = ("field", "near_path", "bad_images")  # one each: before Hydra, before and after an image is read
-#: What the slowest answers cost: those that need no library, Ray, torch, both with a decoded image, and torchvision.
-TIMED = ("field", "no_cluster", "gpus", "one_value", "architecture")
+#: What the slowest answers cost: those that need no library, Ray, torch with a decoded image, and torchvision.
+TIMED = ("field", "no_cluster", "one_value", "architecture")
 LIBRARIES = "import torch, torchvision, ray, hydra, pydantic, pyarrow, rich"
 MARGIN = 1.3  # of the processes' own noise
 

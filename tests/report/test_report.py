@@ -72,8 +72,14 @@ def page(folder: Path, splits: Splits, **groups: dict[str, Any]) -> tuple[str, O
     return built.html, Outline(built.html), anchors(built)
 
 
-def test_the_page_has_every_section_and_its_numbers(tmp_path: Path) -> None:
-    text, found, sections = page(tmp_path, tiny_splits())
+@pytest.fixture(scope="module")
+def tiny_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Outline, list[str]]:
+    """Of a run that has something for every section."""
+    return page(tmp_path_factory.mktemp("tiny"), tiny_splits())
+
+
+def test_the_page_has_every_section_and_its_numbers(tiny_page: tuple[str, Outline, list[str]]) -> None:
+    text, found, sections = tiny_page
     assert sections == SECTIONS
     assert set(SECTIONS) <= set(found.ids)
     assert re.search(r"95 % interval [+-]\d+\.\d to [+-]\d+\.\d, on the same 20 test images", found.text)
@@ -238,10 +244,10 @@ def console_messages(folder: Path, text: str) -> tuple[str, str]:
 BROWSER = pytest.mark.skipif(CHROMIUM is None or "CI" in os.environ, reason="needs a browser, and is not for CI")
 
 
-def page_of(kind: str, folder: Path) -> tuple[str, list[str], int]:
+def page_of(kind: str, tiny_page: tuple[str, Outline, list[str]]) -> tuple[str, list[str], int]:
     """The file, the anchors of its sections, and how many pictures it has at least."""
     if kind == "run":
-        text, _, sections = page(folder, tiny_splits())
+        text, _, sections = tiny_page
         return text, sections, 21
     if kind == "search":
         built = page_of_a_search()
@@ -253,8 +259,10 @@ def page_of(kind: str, folder: Path) -> tuple[str, list[str], int]:
 
 @BROWSER
 @pytest.mark.parametrize("kind", ["run", "comparison", "search"])
-def test_a_browser_shows_every_section_and_has_nothing_to_complain_of(tmp_path: Path, kind: str) -> None:
-    text, sections, num_pictures = page_of(kind, tmp_path / "runs")
+def test_a_browser_shows_every_section_and_has_nothing_to_complain_of(
+    tmp_path: Path, tiny_page: tuple[str, Outline, list[str]], kind: str
+) -> None:
+    text, sections, num_pictures = page_of(kind, tiny_page)
     shown, complaints = console_messages(tmp_path, text)
     assert complaints == ""
     assert set(sections) <= set(Outline(shown).ids)

@@ -60,6 +60,15 @@ def run(data: Path, storage: Path, *more: str) -> tuple[SelfTrainResult, str]:
     return self_train(config, options, console=Console(file=output, width=140)), output.getvalue()
 
 
+@pytest.fixture(scope="module")
+def one_round(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SelfTrainResult]:
+    """The storage of a loop of one round, for tests that leave it as it is, and its result."""
+    storage = tmp_path_factory.mktemp("one-round")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dpl_ray.page.plots._render", lambda *_, **__: b"not rendered")
+        return storage, run(data, storage, "rounds=1")[0]
+
+
 def table(labels: str) -> dict[str, tuple[int, bool]]:
     rows = ds.dataset(labels).to_table(["sample_id", "pseudo_label", "selected"]).to_pylist()
     assert len(rows) == POOL_SIZE
@@ -199,7 +208,9 @@ def test_a_student_without_a_pool_learns_from_labels_and_pseudo_labels_alone(dat
     assert run(data, tmp_path, *given)[0] == result
 
 
-def test_a_labelling_that_fails_is_gone_on_with(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_labelling_that_fails_is_gone_on_with(
+    data: Path, one_round: tuple[Path, SelfTrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     label = dpl_ray.studies.self_training.job.label_pool
 
     def failing(config: Any, **keywords: Any) -> Any:
@@ -216,8 +227,7 @@ def test_a_labelling_that_fails_is_gone_on_with(data: Path, tmp_path: Path, monk
     result, output = run(data, tmp_path, "rounds=1")
     assert "loop goes on, 1 round(s) finished before" in output
     assert checkpoint.stat().st_mtime_ns == written, "the training is not done again"
-    whole, _ = run(data, tmp_path / "whole", "rounds=1")
-    assert [each.metrics for each in whole.rounds] == [each.metrics for each in result.rounds]
+    assert [each.metrics for each in one_round[1].rounds] == [each.metrics for each in result.rounds]
 
 
 @pytest.mark.slow
@@ -237,8 +247,10 @@ def test_killed_in_the_middle_it_goes_on(data: Path, tmp_path: Path) -> None:
     assert [each.metrics for each in whole.rounds] == [each.metrics for each in result.rounds]
 
 
-def test_round_0_with_a_checkpoint_that_is_given(data: Path, tmp_path: Path) -> None:
-    first, _ = run(data, tmp_path, "rounds=1")
+def test_round_0_with_a_checkpoint_that_is_given(
+    data: Path, one_round: tuple[Path, SelfTrainResult], tmp_path: Path
+) -> None:
+    first = one_round[1]
     given = first.rounds[0]
     result, _ = run(data, tmp_path / "other", "rounds=1", f"checkpoint={Path(given.checkpoint).parent}")
     assert not (tmp_path / "other" / "loop" / "round-0" / "training").exists()
@@ -317,10 +329,9 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], prepare: A
 
 
 def test_a_loop_of_another_configuration_is_refused(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, one_round: tuple[Path, SelfTrainResult], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(data, tmp_path, "rounds=1")
-    given = arguments(data, tmp_path)
+    given = arguments(data, one_round[0])
     for change, message in (
         ("optim.learning_rate=0.5", "this self-training exists with optim.learning_rate=0.03, now it is 0.5"),
         ("checkpoint=/x", "this self-training exists with checkpoint=None, now it is /x"),
@@ -341,8 +352,10 @@ def test_names_that_are_taken(data: Path, tmp_path: Path, capsys: pytest.Capture
     assert "run.name=loop: a self-training has this name; take another run.name" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_other_classes_is_refused(data: Path, tmp_path: Path) -> None:
-    first, _ = run(data, tmp_path, "rounds=1")
+def test_a_checkpoint_of_other_classes_is_refused(
+    data: Path, one_round: tuple[Path, SelfTrainResult], tmp_path: Path
+) -> None:
+    first = one_round[1]
     names = ",".join("abcdefghij")
     with pytest.raises(ValueError, match=r"checkpoint=.*: its classes are 0, 1, .*, but those of data.train are a, b"):
         run(data, tmp_path / "other", f"checkpoint={first.checkpoint}", f"data.class_names=[{names}]")

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from dpl_ray import SearchResult, fit, load_config, search
-from dpl_ray.commands import cli, train
+from dpl_ray.commands import cli, train, tune
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.store.lock import LOCK_FILE
@@ -30,7 +29,6 @@ from dpl_ray.training import loop
 from tests.page.test_html import Outline
 from tests.processes import Command
 
-ROOT = Path(__file__).parents[2]
 FIXED = ("train.num_steps=6", "train.log_every=2", "train.evaluate_every=2", "num_trials=3")
 SMALL = ("model.width=1", "train.batch_size=4", "run.name=first", "tracking.enabled=false", "scale.num_workers=0")
 SPACE = ("space=optimizer", "space.train.mu={choice:[1,2]}")
@@ -140,12 +138,14 @@ def test_the_best_is_a_configuration_that_training_takes_unchanged(tmp_path: Pat
     assert "eval/accuracy" in again.metrics
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [sys.executable, "-m", "pipelines.tune", *overrides_for(tmp_path, "num_trials=2")]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"train it: dpl-ray train config={tmp_path}/first/best.yaml" in found.stdout
-    assert f"report      {tmp_path}/first/search.html" in found.stdout
-    assert "    python -m pipelines.tune train.num_steps=6" in (tmp_path / "first" / "search.md").read_text()
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = overrides_for(tmp_path, "num_trials=2")
+    monkeypatch.setattr(sys, "argv", ["dpl-ray", *given])
+    assert cli.run(tune.COMMAND, given) == 0
+    output = capsys.readouterr().out
+    assert f"train it: dpl-ray train config={tmp_path}/first/best.yaml" in output
+    assert f"report      {tmp_path}/first/search.html" in output
+    assert "    dpl-ray tune train.num_steps=6" in (tmp_path / "first" / "search.md").read_text()
     best = f"config={tmp_path}/first/best.yaml"
     assert cli.run(train.COMMAND, [best, "scale.num_workers=0"]) == 0
     assert "digits-dpl-" in capsys.readouterr().out
