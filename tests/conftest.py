@@ -1,4 +1,7 @@
-"""What all tests share: quiet, single-threaded torch, and for the session one Ray cluster and one MLflow database."""
+"""What all tests share: quiet, single-threaded torch, and for the session one Ray cluster and one MLflow database.
+
+The libraries are imported where they are needed: `pytest -n 2` loads this file in a third process, too, and first.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_JITTER"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"  # how soon an end or a death is seen, of 2 s
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process more for each group of workers
 # Ray's actors take the last `ray start` of its folder for their own cluster, and wait for it if it is gone. A short
 # path, as sockets lie below it.
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
@@ -29,12 +34,7 @@ for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
-
-from tests.figures import check_names  # noqa: E402
-
-torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,9 +50,15 @@ def group(file: str) -> str:
     return "ray" if "mark.ray" in (ROOT / file).read_text() else file
 
 
+@functools.cache
+def place(file: str) -> int:
+    """Where a file stands among the others: Ray's take longest, and at the end both processes should have something."""
+    return 0 if group(file) == "ray" else 1 if "mark.slow" in (ROOT / file).read_text() else 2
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ray's tests come first: they take longest."""
-    items.sort(key=lambda item: group(item.nodeid.partition("::")[0]) != "ray")
+    """The longest come first."""
+    items.sort(key=lambda item: place(item.nodeid.partition("::")[0]))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -77,7 +83,14 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
-        "local", num_cpus=4, include_dashboard=True, dashboard_port=0, log_to_driver=False, logging_level=logging.ERROR
+        "local",
+        num_cpus=4,
+        include_dashboard=True,
+        dashboard_port=0,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        # A process that has nothing to do is kept for the next test: a new one imports for seconds.
+        _system_config={"idle_worker_killing_time_threshold_ms": 600_000},
     )
     yield
     ray.shutdown()
@@ -130,6 +143,8 @@ def unrendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The figures that are drawn, in order, not rendered where they would be saved; every axis has to have a name."""
     from matplotlib.figure import Figure
+
+    from tests.figures import check_names
 
     drawn: list[Any] = []
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from ray.exceptions import RayError
 from safetensors.torch import load_file
@@ -63,7 +64,13 @@ def config_for(folder: Path, num_workers: int) -> Config:
         optim={"learning_rate": 0.003},
         train={"batch_size": 4, "mu": 4, "num_steps": 60, "checkpoint_every": 5, "baseline": False, "log_every": 5},
         run={"storage_path": str(folder / "runs"), "name": f"workers-{num_workers}"},
-        scale={"num_workers": num_workers, "max_failures": 1},
+        # Of 4 CPUs one is left: for two tasks that read, which take longer to start than to read.
+        scale={
+            "num_workers": num_workers,
+            "max_failures": 1,
+            "cpus_per_worker": 1.5,
+            "address": ray.get_runtime_context().gcs_address if num_workers else None,
+        },
         tracking={"enabled": False},
     )
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from dpl_ray.labeling import on_ray
 from dpl_ray.labeling.on_ray import MAX_DEATHS, WorkersFailedError
@@ -22,7 +23,6 @@ from tests.builders import tiny_splits
 from tests.labeling.jobs import label, make_checkpoint, parts, rows, summary, write_images, write_parquet
 
 pytestmark = pytest.mark.ray
-ON_RAY = {"scale": {"num_workers": 1, "cpus_per_worker": 1}}
 NUM_ROWS = 42  # in 11 blocks
 DEADLY = 8
 
@@ -37,6 +37,15 @@ def pool(tmp_path: Path) -> Path:
     write_images(tmp_path / "pool", range(20))
     write_parquet(tmp_path / "pool" / "a.parquet", range(20, NUM_ROWS), row_group_size=4)
     return tmp_path / "pool"
+
+
+def on_one_actor() -> dict[str, Any]:
+    """Of the 4 CPUs, so that few tasks read at once, which take longer to start than to read.
+
+    Not more of them: the actor of a labelling that has failed may still be there when the next one starts its own.
+    """
+    address = ray.get_runtime_context().gcs_address
+    return {"scale": {"num_workers": 1, "cpus_per_worker": 1.75, "address": address}}
 
 
 def dying(block: int, deaths: Path, times: int) -> Callable[[int], None]:
@@ -111,9 +120,9 @@ def test_every_block_comes_once_over_several_datasets(
         return whole(shared, blocks, *others)
 
     monkeypatch.setattr(on_ray, "_dataset", dataset)
-    monkeypatch.setattr(on_ray, "BLOCKS_PER_DATASET", 5)
-    label(checkpoint, pool, tmp_path / "out", **ON_RAY)
-    assert datasets == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10]]
+    monkeypatch.setattr(on_ray, "BLOCKS_PER_DATASET", 6)
+    label(checkpoint, pool, tmp_path / "out", **on_one_actor())
+    assert datasets == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
     label(checkpoint, pool, tmp_path / "here")
     assert rows(tmp_path / "out") == rows(tmp_path / "here")
     assert len(parts(tmp_path / "out")) == 11
@@ -160,13 +169,13 @@ def test_a_block_over_which_every_process_dies_ends_the_job_and_costs_no_other(
     with monkeypatch.context() as patched:
         die_in(patched, dying(DEADLY, deaths, 1000))
         with pytest.raises(WorkersFailedError, match=rf"3 processes died over {over}: {advice}"):
-            label(checkpoint, pool, output, **ON_RAY)
+            label(checkpoint, pool, output, **on_one_actor())
     assert deaths.stat().st_size == MAX_DEATHS
     before = parts(output)
     assert len(before) >= (0 if die_in is die_in_starts else 6)
     with monkeypatch.context() as patched:
         die_in(patched, dying(DEADLY, tmp_path / "again", MAX_DEATHS - 1))
-        label(checkpoint, pool, output, **ON_RAY)
+        label(checkpoint, pool, output, **on_one_actor())
     assert (tmp_path / "again").stat().st_size == MAX_DEATHS - 1
     assert {name: part for name, part in parts(output).items() if name in before} == before
     assert len(rows(output)) == summary(output)["num_rows"] == NUM_ROWS

@@ -87,7 +87,7 @@ def test_the_job_is_killed_at_random_moments_and_goes_on(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.ray
-def test_an_actor_is_killed_then_the_job_and_both_are_made_up_for(
+def test_an_actor_is_killed_then_a_task_then_the_job_and_all_are_made_up_for(
     checkpoint: str, pool: Path, whole: Path, tmp_path: Path
 ) -> None:
     seed = random.SystemRandom().randrange(10**6)
@@ -98,27 +98,26 @@ def test_an_actor_is_killed_then_the_job_and_both_are_made_up_for(
     arguments = ("scale.num_workers=1", f"scale.cpus_per_worker={(os.cpu_count() or 1) - 0.5}")
     first, second, third = sorted(moments.sample(range(1, total), 3))
 
-    let_through(output, second)
+    def let_through_to(number: int) -> None:
+        let_through(output, number)
+        process.wait_for(lambda: num_parts(output) >= number)
+
+    let_through(output, first)
     process = start(checkpoint, pool, output, *arguments, prepare=hold)
-    process.wait_for(lambda: num_parts(output) >= first)
+    let_through_to(first)
     actors = [pid for pid, title in descendants(process.pid).items() if "ray::MapWorker" in title]
     assert actors, "the actor is not found"
     for pid in actors:
         os.kill(pid, signal.SIGKILL)
-    process.wait_for(lambda: num_parts(output) >= second)
-    process.kill()
-    before = parts(output)
-    assert len(before) == second, seed
-
-    let_through(output, third)
-    process = start(checkpoint, pool, output, *arguments, prepare=hold)
-    process.wait_for(lambda: num_parts(output) >= third)
+    let_through_to(second)
     tasks = [pid for pid, title in descendants(process.pid).items() if "ray::" in title and "Map" in title]
     assert tasks, "neither the actor nor a task is found"
     os.kill(moments.choice(tasks), signal.SIGKILL)
-    let_through(output, total + 1)  # a part that is written may be asked for once more
-    told = process.end()
-    assert process.status == 0, told
-    assert "logging.cc" not in told, "nothing of Ray's core"
+    let_through_to(third)
+    process.kill()
+    assert "logging.cc" not in process.end(), "nothing of Ray's core"
+    before = parts(output)
+    assert len(before) == third, seed
+    label(checkpoint, pool, output, rows_per_part=5)
     assert {name: part for name, part in parts(output).items() if name in before} == before, "not computed again"
     check_same(output, whole)

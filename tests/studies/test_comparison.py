@@ -1,4 +1,4 @@
-"""Whole comparisons in this process and as Ray tasks: what is run, resumed, kept and recorded."""
+"""Whole comparisons in this process: what is run, resumed, kept and recorded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import torch
 from rich.console import Console
 
 from dpl_ray import CompareConfig, CompareResult, compare, load_config
-from dpl_ray.cluster.connect import connected_nodes
 from dpl_ray.commands import cli
 from dpl_ray.commands import compare as command
 from dpl_ray.config.schema import Config
@@ -26,13 +25,12 @@ from dpl_ray.studies.comparison.cells import Cell, CellResult, cell_config, read
 from dpl_ray.studies.comparison.config import make_plan
 from dpl_ray.studies.comparison.console import CellsProgress
 from dpl_ray.studies.comparison.folder import write_comparison
-from dpl_ray.studies.comparison.job import CellsFailedError, Comparison
+from dpl_ray.studies.comparison.job import CellsFailedError
 from dpl_ray.training import loop
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
 from tests.builders import tiny_config, tiny_feed, tiny_splits
 
-pytestmark = pytest.mark.usefixtures("unrendered")
 TWO = CompareConfig(policies=("dpl", "fixmatch"), subsets=2)
 NAMES = {f"{policy}-seed-{seed}" for policy in ("dpl", "fixmatch") for seed in (0, 1)}
 FIXED = ("train.num_steps=6", "train.log_every=2", "train.checkpoint_every=2", "train.curve_every=2")
@@ -371,33 +369,3 @@ def test_what_a_server_that_is_down_was_not_sent_goes_to_the_one_that_is_there_n
     assert known["run_id"] == up.run_id
     assert set(known["children"]) == {"supervised-seed-0"}
     assert not list((tmp_path / "first").glob("tracking-*"))
-
-
-# On Ray
-
-
-@pytest.mark.ray
-def test_cells_are_ray_tasks_with_the_same_results(ray_cluster: None, tmp_path: Path) -> None:
-    here, _ = run(tmp_path / "here", "scale.threads_per_worker=1")
-    damaged = tmp_path / "there" / "first" / "dpl-seed-1" / "step-00000002"
-    damaged.mkdir(parents=True)
-    (damaged / "manifest.json").write_text("{}")
-    overrides = ("scale.num_workers=1", "scale.threads_per_worker=1")
-    two_at_once = TWO.model_copy(update={"cpus_per_cell": 2})
-    broken, output = run(tmp_path / "there", *overrides, options=two_at_once)
-    assert list(broken.failed) == ["dpl-seed-1"]
-    assert broken.failed["dpl-seed-1"].startswith("ValueError: checkpoint=")
-    assert "manifest.json is damaged" in broken.failed["dpl-seed-1"]
-    assert "3 of 4 cells done" in output
-    (damaged / "manifest.json").unlink()
-    there, output = run(tmp_path / "there", *overrides, options=two_at_once)
-    assert "goes on, 3 of them finished before" in output
-    assert there.failed == {}
-    assert measured(there) == measured(here)
-
-
-@pytest.mark.ray
-def test_a_cell_that_no_node_of_the_cluster_carries_is_refused(ray_cluster: None, tmp_path: Path) -> None:
-    study = Comparison(config_for(tmp_path), CompareConfig(cpus_per_cell=5))
-    with pytest.raises(ValueError, match=r"cpus_per_cell=5: no node of the cluster has that many CPUs; at most 4"):
-        study.count_places(connected_nodes(), "the cluster")
