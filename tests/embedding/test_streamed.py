@@ -119,7 +119,7 @@ def test_a_run_that_is_broken_off_ends_as_one_that_is_not(embedded: Path, tmp_pa
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster", "unrendered")
+@pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_that_ray_data_reads_for_end_as_one(embedded: Path, tmp_path: Path) -> None:
     config = config_of(embedded, *STREAM, f"run.storage_path={tmp_path}", "run.name=two", "scale.num_workers=2")
     alone = trained(config, tmp_path / "alone")

@@ -20,8 +20,6 @@ from dpl_ray.training.distributed import Workers
 from dpl_ray.training.loop import train
 from tests.builders import tiny_config, tiny_splits
 
-pytestmark = pytest.mark.usefixtures("unrendered")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

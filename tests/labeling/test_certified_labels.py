@@ -23,7 +23,6 @@ from tests.labeling.jobs import CLASSES, label, make_checkpoint, parts, picture,
 from tests.labeling.jobs import write_parquet as parquet
 from tests.labeling.outputs import write_digits
 
-pytestmark = pytest.mark.usefixtures("unrendered")
 NUM_FILES, NUM_ROWS = 40, 40
 
 
