@@ -44,6 +44,8 @@ bench: install
 	$(BIN)/python -m benchmarks.views --save
 	$(BIN)/python -m benchmarks.views --batch 112 --save views_112
 	$(BIN)/python -m benchmarks.step --save
+	$(BIN)/python -m benchmarks.step --features 384 --workers 1 --batch-size 448 --save step_features
+	$(BIN)/python -m benchmarks.feature_rates --save
 	$(BIN)/python -m benchmarks.step --compare --save step_compare
 	$(BIN)/python -m benchmarks.step --compare --weak-precision bfloat16 --save step_compare_bfloat16
 	$(BIN)/python -m benchmarks.threads --save

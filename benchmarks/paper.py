@@ -1,8 +1,12 @@
-"""A pool of 10⁹ photographs on paper: arithmetic from the rates of one core in docs/results/bench/pool_rates.json."""
+"""A pool of 10⁹ photographs on paper, as images and as stored features.
+
+Arithmetic from the rates of one core in docs/results/bench/pool_rates.json and feature_rates.json.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from benchmarks.figures import Figures, Measurement, shown
 from dpl_ray.page.markdown import markdown_row
@@ -13,6 +17,9 @@ DECODE = "decode it to 224x224"
 INDEX = "index of a parquet file with one span"
 LISTING = "peak memory of listing and planning {:,} image files"
 MEASURED = "measured"
+# Rows of feature_rates.json that it reads.
+ROW_BYTES, ROW_RATE = "bytes of a row, views={}", "read rows, views={}"
+TRAINED = "dpl, B = 448, in memory"
 
 NUM_IMAGES = 10**9
 FILE_BYTES = 10**9  # of a parquet file
@@ -24,13 +31,52 @@ SHUFFLE_ROWS, AHEAD = 65_536, 8  # data.pool.shuffle_rows and windows_ahead, on 
 COUNTED = 2  # times that Ray Data counts a share (dpl_ray/cluster/windows.py)
 FOOTER_SECONDS, FOOTER_THREADS = 0.05, 32  # of one request to a bucket, and requests at once
 PART_BYTES, PARTS_PER_DATASET = 64 * 2**20, 32_768  # of labelling
+VIEWS, NUM_FEATURES, ROWS_PER_PART, NUM_CORES = (0, 1), 384, 8192, 64  # of stored features
+MU = 7  # unlabelled images for each labelled one
 FEW_FILES, MANY_FILES, IMAGE_FILES = 100_000, 400_000, 10**7
 
 
 def plan() -> str:
     """The table of docs/scale.md."""
-    rows = plan_rows(Measurement.load("pool_rates").figures)
-    return "\n".join(markdown_row(row) for row in [("what", "how much"), ("---", "---"), *rows])
+    return _table(("what", "how much"), plan_rows(Measurement.load("pool_rates").figures))
+
+
+def features_plan() -> str:
+    """The table of docs/scale.md on features."""
+    heading = ("what", "images", *(f"{NUM_FEATURES} features, `views={views}`" for views in VIEWS))
+    return _table(
+        heading, features_rows(Measurement.load("pool_rates").figures, Measurement.load("feature_rates").figures)
+    )
+
+
+def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    return "\n".join(markdown_row(row) for row in [heading, ("---",) * len(heading), *rows])
+
+
+def features_rows(images: Figures, features: Figures) -> list[tuple[str, ...]]:
+    """What is planned of the images, and of their features with so many views."""
+    image_bytes, decode = 1000 * images[PHOTOGRAPH][MEASURED].value, images[DECODE][MEASURED].value
+    sizes = [features[ROW_BYTES.format(views)][MEASURED].value for views in VIEWS]
+    rates = [features[ROW_RATE.format(views)][MEASURED].value for views in VIEWS]
+    reading = [NUM_IMAGES / rate for rate in (decode, *rates)]
+    gpus, trained = NUM_GPUS * GPU_RATE, features[TRAINED][MEASURED].value
+    writing = [NUM_IMAGES * (1 + 2 * views) / gpus for views in VIEWS]
+    parts = [f"{shown(NUM_IMAGES / ROWS_PER_PART)} of {_bytes(ROWS_PER_PART * size)}" for size in sizes]
+    training = _duration(NUM_IMAGES * (1 + 1 / MU) / trained)
+    return [
+        ("bytes in the bucket", *(_bytes(NUM_IMAGES * size) for size in (image_bytes, *sizes))),
+        (f"parts of {ROWS_PER_PART:,} rows", "", *parts),
+        (f"written once, by {NUM_GPUS} GPUs that take {GPU_RATE:,} images/s", "", *map(_duration, writing)),
+        ("reading a pass on one core", *map(_duration, reading)),
+        (f"reading a pass on {NUM_CORES} cores", *(_duration(seconds / NUM_CORES) for seconds in reading)),
+        ("the steps of a pass on one core, `dpl`, B = 448", "", *[training] * len(VIEWS)),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    units = {"days": 86_400, "hours": 3600, "minutes": 60}
+    name = next((name for name, size in units.items() if seconds >= size), "s")
+    return f"{shown(seconds / units.get(name, 1))} {name}"
 
 
 def plan_rows(rates: Figures) -> list[tuple[str, str]]:

@@ -248,6 +248,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "dpl-ablation": lambda: ablation(read("dpl_ablation")),
     "first-runs": lambda: first_runs(read("first_runs")),
     "paper": paper.plan,
+    "paper-features": paper.features_plan,
     "health": lambda: table(["finding", "when"], [[name, when] for name, (_, when) in KINDS.items()]),
     "demo": lambda: demo((FOLDER / "demo.txt").read_text()),
 }

@@ -162,6 +162,20 @@ def test_the_plan_follows_the_measured_rates() -> None:
     assert rows["instead 10,000,000 single image files: peak memory of listing"] == "2.08 GB"
 
 
+def test_the_plan_of_features_follows_the_measured_rates() -> None:
+    images = {paper.PHOTOGRAPH: 100.0, paper.DECODE: 500.0}
+    features = {paper.TRAINED: 200_000.0}
+    for views, (size, rate) in zip(paper.VIEWS, [(1000.0, 400_000.0), (3000.0, 100_000.0)], strict=True):
+        features |= {paper.ROW_BYTES.format(views): size, paper.ROW_RATE.format(views): rate}
+    rates = [{name: {paper.MEASURED: Figure(value)} for name, value in given.items()} for given in (images, features)]
+    rows = {row[0]: row[1:] for row in paper.features_rows(*rates)}
+    assert rows["bytes in the bucket"] == ("100 TB", "1.00 TB", "3.00 TB")
+    assert rows["parts of 8,192 rows"] == ("", "122,070 of 8.19 MB", "122,070 of 24.6 MB")
+    assert rows["written once, by 64 GPUs that take 1,000 images/s"] == ("", "4.34 hours", "13.0 hours")
+    assert rows["reading a pass on one core"] == ("23.1 days", "41.7 minutes", "2.78 hours")
+    assert rows["the steps of a pass on one core, `dpl`, B = 448"] == ("", "1.59 hours", "1.59 hours")
+
+
 def test_text_around_tables_stays_and_a_table_is_replaced_once() -> None:
     text = "a\n<!-- results: one -->\nold\n<!-- /results -->\nb\n"
     new, differ = results.update(text, lambda name: f"| {name} |")
