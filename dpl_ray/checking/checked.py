@@ -17,6 +17,7 @@ from dpl_ray.checking.timing import Timing, measure_steps
 from dpl_ray.config.schema import Config
 from dpl_ray.data.bad_images import most_bad
 from dpl_ray.data.dataset import ImageSet, Splits
+from dpl_ray.data.features import stored_hashes
 from dpl_ray.data.files import as_text
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.data.sources import load_splits
@@ -59,8 +60,6 @@ def run_checks(config: Config) -> Checked:
     Raises:
         ValueError: a field, path, column or label is wrong, so that there is nothing to look at.
     """
-    if config.data.name == "features":
-        raise ValueError("data=features: they have no images to look at; check the data that they were made of")
     config = settle_model(config)
     # As it is, with what a training would refuse or leave out.
     data = config.data.changed(allow_overlap=True, max_bad_fraction=1.0)
@@ -68,20 +67,21 @@ def run_checks(config: Config) -> Checked:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         splits = load_splits(data, seed=config.train.seed, uses_unlabeled=False, reads_unlabeled=uses_unlabeled)
-        headers = read_headers(config.data) if config.data.name in OWN else {}
+        of_features = config.data.name == "features"
+        headers = read_headers(config.data) if config.data.name in OWN and not of_features else {}
     pool_size, pool = len(splits.unlabeled), splits.unlabeled
     is_streamed = isinstance(pool, StreamedPool)
     if isinstance(pool, StreamedPool):
         splits = replace(splits, unlabeled=read_sample(pool, MAX_STREAMED))
     parts = _parts(splits)
-    found = find_copies(parts)
+    found = _copies_of_features(config, parts, is_streamed=is_streamed) if of_features else find_copies(parts)
     findings = [*_errors(config, splits, pool_size, uses_unlabeled=uses_unlabeled)]
     stops = bool(findings)
     findings += copy_findings(found, parts, splits.class_names, config.data, is_streamed=is_streamed)
     told = dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning)
     findings += [Finding("warning", text) for text in told]
     findings += [*data_findings(splits), *test_findings(config, splits)]
-    findings += [*_unread(config, splits, pool_size), *flat_finding(parts)]
+    findings += [*_unread(config, splits, pool_size), *(() if of_features else flat_finding(parts))]
     findings += file_findings([header for some in headers.values() for header in some], config.data)
     findings.sort(key=lambda finding: _ORDER.index(finding.level))
     timing = None if stops else measure_steps(config, splits)
@@ -92,6 +92,13 @@ def _parts(splits: Splits) -> dict[str, ImageSet]:
     assert isinstance(splits.unlabeled, ImageSet), "or a sample of it"
     parts = {"labelled": splits.labeled, "validation": splits.validation, "test": splits.test}
     return parts | {"pool": splits.unlabeled}
+
+
+def _copies_of_features(config: Config, parts: dict[str, ImageSet], *, is_streamed: bool) -> list[Pairs]:
+    """By what is stored of the images; a training leaves those of a streamed pool out, and they are not looked for."""
+    stored = stored_hashes(config.data, with_pool=not is_streamed)
+    compared = {name: part for name, part in parts.items() if name != "pool" or not is_streamed}
+    return [] if stored is None else find_copies(compared, stored)
 
 
 def read_sample(pool: StreamedPool, number: int) -> ImageSet:

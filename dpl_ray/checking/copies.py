@@ -29,6 +29,8 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 _IMAGES_AT_A_TIME = 1024
 _PAIRS_AT_A_TIME = 2**22
 
+_NOTHING = np.empty((0, 2), np.int64)
+
 Rows = NDArray[np.int64]
 
 
@@ -42,19 +44,26 @@ class Pairs:
     near: Rows  # (P, 2)
 
 
-def find_copies(parts: Mapping[str, ImageSet]) -> list[Pairs]:
+def find_copies(parts: Mapping[str, ImageSet], stored: Mapping[str, int] | None = None) -> list[Pairs]:
     """Copies between any two sets, of the last set within itself exact ones alone: it may be large.
 
     Args:
-        parts: name -> images, all of one size.
+        parts: name -> images, all of one size, or features of images.
+        stored: id -> hash of the pixels, of the images in place of which there are features; of these, exact copies.
     """
+    if stored is not None:
+        hashes = {name: np.array([stored[each] for each in part.ids], np.uint64) for name, part in parts.items()}
+        return [
+            Pairs(first, second, exact_pairs(hashes[first], None if first == second else hashes[second]), _NOTHING)
+            for first, second in combinations_with_replacement(parts, 2)
+        ]
     hashes = {name: pixel_hashes(part.images) for name, part in parts.items()}
     seen = {name: perceptual_hashes(part.images[:MAX_COMPARED]) for name, part in parts.items()}
     last = list(parts)[-1]
     found = []
     for first, second in combinations_with_replacement(parts, 2):
         exact = exact_pairs(hashes[first], None if first == second else hashes[second])
-        near = np.empty((0, 2), np.int64)
+        near = _NOTHING
         if not first == second == last and min(parts[first].images.shape[2:]) >= LEAST_SIDE:
             near = near_pairs(seen[first], None if first == second else seen[second])
             differ = hashes[first][near[:, 0]] != hashes[second][near[:, 1]]

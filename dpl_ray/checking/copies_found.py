@@ -55,7 +55,7 @@ def _meaning(pairs: Pairs, data: DataConfig, *, is_streamed: bool) -> tuple[Leve
     if second == "pool":
         if first == "pool":
             return "note", "they count as often as they are there"
-        if is_streamed:
+        if is_streamed and data.name != "features":
             return "warning", "a streamed pool keeps them: take them out"
         return "note", "a training keeps them" if data.allow_overlap else "a training leaves them out"
     if second == "test" and data.test is not None:

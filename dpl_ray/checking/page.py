@@ -14,6 +14,7 @@ from dpl_ray.checking.files import MAX_FILES, kinds, sizes
 from dpl_ray.checking.findings import UNEQUAL, Finding
 from dpl_ray.checking.sheets import MAX_CLASSES, class_sheets, view_rows
 from dpl_ray.data.dataset import BadImage, ImageSet
+from dpl_ray.data.pictures import read_pictures
 from dpl_ray.page.html import MISSING, Page, Section, Table, render_page
 from dpl_ray.page.pictures import MAX_PIXELS, encode_sheet
 
@@ -28,13 +29,15 @@ def make_page(checked: Checked) -> Page:
     if checked.headers or splits.left_out or splits.bad:
         sections["files"] = _files_section(checked)
     sections["copies"] = _copies_section(checked)
-    sections["views"] = Section(
-        title="What training does to the images",
-        rows=[
-            (splits.class_names[index], pictures) for index, pictures in view_rows(splits.labeled, config.data.views)
-        ],
-        flips=config.data.views.horizontal_flip,
-    )
+    if config.data.name != "features":  # views of which are stored, not made
+        sections["views"] = Section(
+            title="What training does to the images",
+            rows=[
+                (splits.class_names[index], pictures)
+                for index, pictures in view_rows(splits.labeled, config.data.views)
+            ],
+            flips=config.data.views.horizontal_flip,
+        )
     if checked.timing:
         sections["time"] = _time_section(checked)
     subtitle = (
@@ -46,12 +49,11 @@ def make_page(checked: Checked) -> Page:
 
 def _findings_section(checked: Checked) -> Section:
     splits, timing = checked.splits, checked.timing
-    height, width = splits.labeled.images.shape[2:]
     numbers = [
         ("labelled", f"{len(splits.labeled):,}", f"{len(splits.class_names):,} classes"),
         ("pool", f"{checked.pool_size:,}", "unlabelled images"),
         ("test", f"{len(splits.test):,}", f"{len(splits.validation):,} for validation"),
-        ("image size", f"{width} x {height}", f"pixels, {'grey' if len(splits.labeled.images[0]) == 1 else 'RGB'}"),
+        _shape(checked),
     ]
     if timing:
         numbers += [("training", described_time(timing.seconds), f"{timing.num_steps:,} steps")]
@@ -64,6 +66,14 @@ def _findings_section(checked: Checked) -> Section:
         findings=checked.findings,
         numbers=numbers,
     )
+
+
+def _shape(checked: Checked) -> tuple[str, str, str]:
+    """Of an image, or of its features."""
+    channels, height, width = checked.splits.labeled.images.shape[1:]
+    if checked.config.data.name == "features":
+        return "features", f"{width:,}", f"{channels // 2} weak and as many strong views"
+    return "image size", f"{width} x {height}", f"pixels, {'grey' if channels == 1 else 'RGB'}"
 
 
 def headline(findings: tuple[Finding, ...]) -> str:
@@ -83,7 +93,8 @@ def _classes_section(checked: Checked) -> Section:
         [name, *(f"{number:,}" for number in numbers), f"{100 * numbers[0] / total:.1f} %"] for name, *numbers in counts
     ]
     sheets = [
-        (splits.class_names[index], number, png) for index, number, png in class_sheets(splits.labeled, len(counts))
+        (splits.class_names[index], number, png)
+        for index, number, png in class_sheets(splits.labeled, len(counts), checked.config.data)
     ]
     return Section(
         title="Classes",
@@ -133,6 +144,7 @@ def _copies_section(checked: Checked) -> Section:
         title="Copies",
         table=Table("Images that are there more than once", ["", "exact copies", "near copies"], rows),
         examples=[*_examples(checked, found)],
+        of_features=checked.config.data.name == "features",
         is_small=min(checked.splits.labeled.images.shape[2:]) < LEAST_SIDE,
         least_side=LEAST_SIDE,
         most=MAX_COMPARED,
@@ -150,8 +162,12 @@ def _examples(checked: Checked, found: list[Pairs]) -> Iterator[tuple[str, bytes
         first, second = checked.parts[pairs.first], checked.parts[pairs.second]
         for kind, rows in (("Exact", pairs.exact), ("Near", pairs.near)):
             for one, other in rows[:MAX_EXAMPLES].tolist():
-                images = np.stack([first.images[one], second.images[other]])
-                sheet = encode_sheet(images, num_columns=2, max_pixels=MAX_PIXELS)
+                data = checked.config.data
+                both = [read_pictures(part, np.array([row]), data) for part, row in ((first, one), (second, other))]
+                images = [each for each in both if each is not None]
+                if len(images) < len(both):
+                    continue
+                sheet = encode_sheet(np.concatenate(images), num_columns=2, max_pixels=MAX_PIXELS)
                 names = [_class_and_id(checked, first, one), _class_and_id(checked, second, other)]
                 yield f"{kind}: {_names(pairs)}", sheet, names
 

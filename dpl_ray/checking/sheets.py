@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dpl_ray.config.schema import ViewsConfig
+from dpl_ray.config.schema import DataConfig, ViewsConfig
 from dpl_ray.data.augment import num_strong_uniforms, strong, weak
 from dpl_ray.data.dataset import ImageSet
+from dpl_ray.data.pictures import read_pictures
 from dpl_ray.page.pictures import encode_png, encode_sheet
 
 MAX_CLASSES = 30  # that have a sheet
@@ -22,13 +23,16 @@ NUM_WEAK, NUM_STRONG = 2, 3
 _FLIP = 2  # column of the uniforms
 
 
-def class_sheets(labeled: ImageSet, num_classes: int) -> list[tuple[int, int, bytes]]:
-    """Class, its labelled images, and a PNG of some of them, evenly spread; of the first MAX_CLASSES classes."""
+def class_sheets(labeled: ImageSet, num_classes: int, data: DataConfig) -> list[tuple[int, int, bytes]]:
+    """Class, its labelled images, and a PNG of some of them, evenly spread; of the first MAX_CLASSES classes.
+
+    Of features, no class whose images cannot be read any more.
+    """
     found = []
     for index in range(min(num_classes, MAX_CLASSES)):
         rows = np.flatnonzero(labeled.targets == index)
-        if len(rows):
-            images = labeled.images[_spread(rows, IMAGES_A_CLASS)]
+        images = read_pictures(labeled, _spread(rows, IMAGES_A_CLASS), data) if len(rows) else None
+        if images is not None:
             found.append((index, len(rows), encode_sheet(images, num_columns=NUM_COLUMNS, max_pixels=64)))
     return found
 

@@ -132,6 +132,25 @@ def read_features(data: DataConfig, *, seed: int, uses_unlabeled: bool, reads_un
     return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
 
 
+def stored_hashes(data: DataConfig, *, with_pool: bool) -> dict[str, int] | None:
+    """Id -> hash of the pixels, of the images of data.train, data.test and, if asked for, data.unlabeled.
+
+    None where a folder is of a version that kept none.
+    """
+    unlabeled = data.unlabeled if with_pool else None
+    places = {"data.train": data.train, "data.test": data.test, "data.unlabeled": unlabeled}
+    given = [(name, (place,) if isinstance(place, str) else place or ()) for name, place in places.items()]
+    spec = read_spec("data.train", data.train or "")
+    hashes: dict[str, int] = {}
+    for name, folders in given:
+        for folder in folders:
+            found = _list(_open(name, folder, spec)).hashes
+            if found is None:
+                return None
+            hashes |= found
+    return hashes
+
+
 def has_features(location: Location) -> bool:
     """Whether a place is a folder of features."""
     return (backbone_storage(location) / SPEC_FILE).exists()

@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from dpl_ray.config.given import read_given
+from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.files import as_text
 from dpl_ray.inference.labeled_images import STANDARD, LabeledImages, read_labeled_images
 from dpl_ray.jobs.evaluate_config import EvaluateConfig, load_evaluating
@@ -160,8 +161,8 @@ def _evaluate(
         "calibration": calibration_section(images, found, metrics["eval/ece"], None),
         "confusions": confusion_section(images, found, None, names),
     }
-    if images.images.dtype == np.uint8:
-        sections["images"] = pictures_section(images, found, names)
+    if images.images.dtype == np.uint8 and (pictures := pictures_section(images, found, names, DataConfig())):
+        sections["images"] = pictures
     (output / IMAGES_FILE).write(csv_text([header, *table]).encode(errors="surrogateescape"))
     (output / SCORES_FILE).write(json.dumps(scores, indent=1).encode())
     _page(config, checkpoint, len(images), sections).write(output / PAGE_FILE)

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.dataset import ImageSet
+from dpl_ray.data.pictures import read_pictures
 from dpl_ray.page.html import MISSING, Section, Table
 from dpl_ray.page.pictures import encode_png
 from dpl_ray.page.plots import cut, draw
@@ -145,8 +147,13 @@ def _matrix(axes: Any, matrix: NDArray[np.int64], class_names: Sequence[str]) ->
             axes.text(label, target, f"{number}", ha="center", va="center", color=shade, fontsize=size)
 
 
-def pictures_section(test: ImageSet, found: Predictions, class_names: Sequence[str]) -> Section:
-    """The most confident wrong images and the least confident right ones."""
+def pictures_section(
+    test: ImageSet, found: Predictions, class_names: Sequence[str], data: DataConfig
+) -> Section | None:
+    """The most confident wrong images and the least confident right ones.
+
+    None where there are features of images that cannot be read any more.
+    """
     right = found.labels == test.targets
     sheets = []
     for title, mask, sign in (
@@ -155,14 +162,21 @@ def pictures_section(test: ImageSet, found: Predictions, class_names: Sequence[s
     ):
         rows = np.flatnonzero(mask)
         rows = rows[np.argsort(sign * found.confidence[rows], kind="stable")][:NUM_PICTURES]
-        samples = [_sample(test, found, int(row), class_names) for row in rows]
+        pictures = read_pictures(test, rows, data)
+        if pictures is None:
+            return None
+        samples = [
+            _sample(picture, test, found, int(row), class_names) for picture, row in zip(pictures, rows, strict=True)
+        ]
         sheets.append((f"{title}: {len(rows)} of {int(mask.sum()):,} images", samples))
     return Section(title="Images to look at", sheets=sheets)
 
 
-def _sample(test: ImageSet, found: Predictions, row: int, class_names: Sequence[str]) -> tuple[bytes, str, str]:
+def _sample(
+    picture: NDArray[np.uint8], test: ImageSet, found: Predictions, row: int, class_names: Sequence[str]
+) -> tuple[bytes, str, str]:
     """The image as PNG, what is said of it, and its id."""
     said, true = class_names[found.labels[row]], class_names[test.targets[row]]
     confidence = f"{100 * found.confidence[row]:.1f} %"
     text = f"{said}, {confidence}" if said == true else f"said {said}, {confidence}; is {true}"
-    return encode_png(test.images[row]), text, str(test.ids[row])
+    return encode_png(picture), text, str(test.ids[row])

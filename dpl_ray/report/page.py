@@ -90,8 +90,8 @@ def make_page(
         sections["calibration"] = calibration_section(splits.test, main.test, main.metrics["eval/ece"], ece)
         before = baseline.test if baseline else None
         sections["confusions"] = confusion_section(splits.test, main.test, before, splits.class_names)
-        if config.data.name != "features":
-            sections["images"] = pictures_section(splits.test, main.test, splits.class_names)
+        pictures = pictures_section(splits.test, main.test, splits.class_names, config.data)
+        sections["images"] = pictures or Section(title="Images to look at", sheets=[])
     sections["run"] = _run_section(config, splits, folder, main)
     return render_page("report/run.html", folder.name, subtitle(config, splits), sections)
 

@@ -24,7 +24,7 @@ from dpl_ray.checking.sheets import class_sheets, view_rows
 from dpl_ray.checking.timing import measure_steps
 from dpl_ray.commands import cli
 from dpl_ray.config.parse import parse_config
-from dpl_ray.config.schema import Config, ViewsConfig
+from dpl_ray.config.schema import Config, DataConfig, ViewsConfig
 from dpl_ray.data.sources import load_splits
 from tests.builders import tiny_config, tiny_set, tiny_splits
 from tests.page.test_html import Outline, anchors
@@ -262,7 +262,7 @@ def test_names_that_only_a_computer_tells_apart(names: tuple[str, ...], found: l
 
 def test_the_sheets() -> None:
     labeled = tiny_set("x", 40, 3, 3, 8, seed=0)
-    sheets = class_sheets(labeled, 3)
+    sheets = class_sheets(labeled, 3, DataConfig())
     assert [sheet[:2] for sheet in sheets] == [(0, 14), (1, 13), (2, 13)]
     assert Image.open(io.BytesIO(sheets[0][2])).size == (4 * 8 + 3, 4 * 8 + 3)
     rows = view_rows(labeled, ViewsConfig(crop_padding=0, num_operations=0, cutout=0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,16 @@ import torch
 from numpy.typing import NDArray
 
 from dpl_ray import evaluate
+from dpl_ray.checking.checked import run_checks
 from dpl_ray.checking.settings import settle_model
+from dpl_ray.checking.sheets import class_sheets
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import ViewsConfig
 from dpl_ray.data.augment import WEAK_UNIFORMS, num_strong_uniforms
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.decode import DecodeSettings, decode
 from dpl_ray.data.features import read_spec
+from dpl_ray.data.pictures import read_pictures
 from dpl_ray.data.sources import load_splits
 from dpl_ray.data.views import strong, weak
 from dpl_ray.embedding.config import load_embedding
@@ -29,7 +33,9 @@ from dpl_ray.inference.predictor import load_checkpoint
 from dpl_ray.jobs.explain import explain
 from dpl_ray.jobs.fit import fit
 from dpl_ray.models import build_model
+from dpl_ray.report.accuracy import pictures_section
 from dpl_ray.training.evaluation import predict_probs
+from dpl_ray.training.predictions import Predictions
 from tests.embedding.jobs import CLASSES, NETWORK, SIZE, overrides, pool_of, run, splits_of
 from tests.labeling.jobs import label, parts, picture
 
@@ -98,10 +104,31 @@ def test_copies_are_found_by_the_pixels_of_the_images(weights: str, images: Path
         assert splits.copies.num_pool == 1
         assert str(folders[1] / "copy.png") not in pool_of(splits)
         assert len(splits.unlabeled) == 40
+        checked = run_checks(load_config(overrides(tmp_path, "data.test=null", mode)))
+        copy = f"1 image of the pool is a copy of a labelled image, as {folders[1]}/copy.png of {folders[0]}/ant/"
+        assert [copy in str(finding) for finding in checked.findings if "copy" in str(finding)] == [True] * (
+            mode == modes[0]
+        )
+        assert checked.timing is not None
     for part in (tmp_path / "rest").glob("*.parquet"):  # of a version that kept no hashes
         pq.write_table(pq.read_table(part).drop(["pixels"]), part)
     for mode in modes:
         assert len(splits_of(tmp_path, "data.test=null", mode).unlabeled) == 41
+
+
+def test_pages_show_the_images_that_features_were_made_of(embedded: Path, images: Path) -> None:
+    config = settle_model(load_config(overrides(embedded)))
+    labeled, rows = splits_of(embedded).labeled, np.array([1, 7])
+    pictures = read_pictures(labeled, rows, config.data)
+    assert pictures is not None
+    for picture_, sample in zip(pictures, labeled.ids[rows], strict=True):
+        assert np.array_equal(picture_, decode(Path(sample).read_bytes(), DecodeSettings(SIZE, 3, "crop", "bicubic")))
+    gone = replace(labeled, ids=np.char.add(labeled.ids, ".gone"))
+    assert read_pictures(gone, rows, config.data) is None
+    assert class_sheets(gone, 2, config.data) == []
+    answers = Predictions(labeled.targets, np.full(len(labeled), 0.5, np.float32))
+    assert pictures_section(labeled, answers, CLASSES, config.data) is not None
+    assert pictures_section(gone, answers, CLASSES, config.data) is None
 
 
 def test_another_network_is_refused_for_an_output_that_was_begun(weights: str, images: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpl_ray.config.schema import Config
+from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.files import open_location
@@ -157,7 +157,8 @@ def test_the_sheets_have_the_images_that_they_say() -> None:
     test = tiny_set("test", 60, 2, 1, 8, seed=0)
     labels = np.where(np.arange(60) < 20, 1 - test.targets, test.targets)
     confidence = np.linspace(0.5, 0.99, 60).astype(np.float32)
-    section = pictures_section(test, Predictions(labels, confidence), ["a", "b"])
+    section = pictures_section(test, Predictions(labels, confidence), ["a", "b"], DataConfig())
+    assert section is not None
     text = Outline(page_of_section("images", section).html).text
     shown = re.findall(r"test/(\d+)", text)
     assert [int(index) for index in shown[:NUM_PICTURES]] == list(range(19, 7, -1)), "wrong, the most confident first"
