@@ -64,9 +64,12 @@ def _sum_over_workers(values: Tensor) -> Tensor:
 @contextmanager
 def counting(network: nn.Module, counted: Tensor | None, num_before: int) -> Iterator[None]:
     """In this block the network's BatchNorm counts `num_before` images and of those that follow these; None: all."""
+    if counted is None:
+        yield
+        return
     norms = [module for module in network.modules() if isinstance(module, CountedBatchNorm2d)]
     for norm in norms:
-        norm.counted = None if counted is None else torch.cat([counted.new_ones(num_before), counted])
+        norm.counted = torch.cat([counted.new_ones(num_before), counted])
     try:
         yield
     finally:
