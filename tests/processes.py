@@ -28,6 +28,7 @@ SERVER.set_forkserver_preload(
         "pytest",
         "ray.data",
         "ray.tune",
+        "peft",
         "dpl_ray.labeling.job",
         "dpl_ray.studies.self_training.job",
         "dpl_ray.studies.tuning.job",

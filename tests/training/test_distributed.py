@@ -30,7 +30,7 @@ from tests.processes import SERVER
 NUM_STEPS = 20
 NUM_CLASSES = 4
 PEERS = ("adamatch", "flexmatch", "freematch")
-FROZEN = "dpl on frozen layers"
+FROZEN = "dpl on frozen layers with adapters"
 
 
 def setup(
@@ -40,7 +40,7 @@ def setup(
     # At a rate of 0.03 this small network itself turns float32's rounding into 6e-4 within 20 steps (in float64 it
     # would not); at 0.01 what is left is rounding.
     config = tiny_config(
-        model=PRETRAINED | {"train": "head"} if frozen else {"normalization": normalization},
+        model=PRETRAINED | {"adapter": "lora"} if frozen else {"normalization": normalization},
         train={"batch_size": 6, "mu": 3, "num_steps": NUM_STEPS},
         optim={"learning_rate": 0.01},
         # Thresholds that move fast enough to leave some samples out within 20 steps.
