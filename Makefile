@@ -49,6 +49,7 @@ bench: install
 	$(BIN)/python -m benchmarks.step --compare --save step_compare
 	$(BIN)/python -m benchmarks.step --compare --weak-precision bfloat16 --save step_compare_bfloat16
 	$(BIN)/python -m benchmarks.threads --save
+	$(BIN)/python -m benchmarks.finetune --save
 	$(BIN)/python -m benchmarks.label $(if $(IMAGES),--images '$(IMAGES)') --save
 	$(BIN)/python -m benchmarks.mistakes --save
 	$(BIN)/python -m benchmarks.pool_rates --save
