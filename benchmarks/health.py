@@ -29,6 +29,7 @@ from dpl_ray.jobs.phases import train_phases
 from dpl_ray.report import health
 from dpl_ray.report.health import Measured, find_health
 from dpl_ray.report.measure import measure
+from dpl_ray.report.page import find_verdict
 from dpl_ray.report.pool import label_sample
 from dpl_ray.runs.folder import RunFolder, run_storage
 from dpl_ray.training.distributed import Workers
@@ -78,6 +79,10 @@ def is_zero(splits: Splits) -> Splits:
     )
 
 
+def few_test_images(splits: Splits) -> Splits:
+    return dataclasses.replace(splits, test=splits.test.subset(np.arange(20)))
+
+
 CASES = {
     "dpl-0": Case(f"{DIGITS} policy=dpl"),
     "dpl-1": Case(f"{DIGITS} policy=dpl train.seed=1 data.num_labels_per_class=10"),
@@ -112,6 +117,21 @@ CASES = {
         health.FALLING,
     ),
     "too-short": Case(f"{DIGITS} policy=dpl train.num_steps=60 train.log_every=5", health.TOO_SHORT),
+    "behind": Case(
+        f"{DIGITS} policy=fixmatch policy.threshold=0 data.num_labels_per_class=4 train.lambda_u=10 "
+        "train.num_steps=200 train.baseline=true",
+        health.BEHIND,
+    ),
+    "few-test-images": Case(
+        f"{DIGITS} policy=supervised data.num_labels_per_class=10 train.num_steps=200",
+        health.FEW_HELD_OUT,
+        change=few_test_images,
+    ),
+    "badly-calibrated": Case(
+        f"{DIGITS} policy=fixmatch policy.threshold=0 data.num_labels_per_class=2 train.lambda_u=10 "
+        "train.num_steps=200",
+        health.MISCALIBRATED,
+    ),
     "starved": Case(
         "data=image_folder data.train={folder}/photos/labelled data.unlabeled={folder}/photos/pool "
         "data.pool.mode=stream data.image_size=8 data.channels=1 model.width=1 train.batch_size=8 train.mu=7 "
@@ -150,9 +170,10 @@ def run(case: Case, name: str, folder: Path, cifar10: str) -> Measured:
         if record.metrics:
             made.add(record)
 
-    (outcome,) = train_phases(config, splits, made.storage, Workers(), tell)
+    outcomes = train_phases(config, splits, made.storage, Workers(), tell)
+    outcome = outcomes[-1]
     sample = None if outcome.phase == "supervised" else label_sample(outcome.checkpoint, splits)
-    return measure(config, splits, made.history, outcome, sample)
+    return measure(config, splits, made.history, outcome, sample, find_verdict(splits, outcomes))
 
 
 def main() -> None:

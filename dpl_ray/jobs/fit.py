@@ -174,7 +174,7 @@ def _train(
         found = find_verdict(splits, outcomes)
         verdict = verdict_sentence(found) if found else None
         sample = _sample(splits, outcomes[-1]) if has_page else None
-        health = find_health(measure(config, splits, folder.history, outcomes[-1], sample))
+        health = find_health(measure(config, splits, folder.history, outcomes[-1], sample, found))
         if has_page:
             page = make_page(config, splits, folder, outcomes, sample, health)
             _record(config, folder, outcomes[-1], page, [verdict or "No baseline", *health_lines(health)], tracker)

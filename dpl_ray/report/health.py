@@ -25,6 +25,8 @@ MIN_LOSS = 0.05  # of such a loss, as a share of log C
 MIN_COVERAGE = 0.01
 MAX_CROSSED = 0.25
 MAX_WAIT = 0.3
+MAX_WIDTH = 0.2  # of the interval of an accuracy
+MAX_ECE = 0.2
 SHOWN = 3  # findings on a console
 
 
@@ -71,6 +73,8 @@ class Measured:
     pool: list[int] | None = None  # (C,) pseudo-labels of a sample of the pool
     crossed: float | None = None  # dpl: share of steps and classes with the two states in the wrong order
     wait: float | None = None  # share of a step's time
+    ece: float | None = None  # expected calibration error on the test images
+    lead: list[float] | None = None  # accuracy minus that of the supervised baseline, and its 95 % interval
 
 
 def find_health(measured: Measured) -> tuple[Finding, ...]:
@@ -171,6 +175,19 @@ def _collapsed(it: Measured) -> Finding | None:
                 bound,
             )
     return None
+
+
+def _behind(it: Measured) -> Finding | None:
+    if it.lead is None or it.lead[2] >= 0:
+        return None
+    lead, low, high = (100 * value for value in it.lead)
+    return Finding(
+        BEHIND,
+        f"Behind its supervised baseline by {-lead:.1f} points [95 %: {-high:.1f}, {-low:.1f}] on the test images",
+        "take the model in the folder `baseline` of the run (checkpoint=RUN/baseline), train longer, or change policy",
+        it.lead[0],
+        0.0,
+    )
 
 
 def _crossed(it: Measured) -> Finding | None:
@@ -278,6 +295,37 @@ def _starved(it: Measured) -> Finding | None:
     )
 
 
+def _few_held_out(it: Measured) -> Finding | None:
+    number = sum(it.targets)
+    if not number:
+        return None
+    low, high = wilson_interval(it.accuracy * number, number)
+    if high - low <= MAX_WIDTH:
+        return None
+    return Finding(
+        FEW_HELD_OUT,
+        f"Few {it.split} images: {_percent(it.accuracy)} of {number:,} are right, which can mean anything from "
+        f"{_percent(low)} to {_percent(high)}",
+        f"hold out more of them, as with a larger data.{it.split}_fraction",
+        high - low,
+        MAX_WIDTH,
+    )
+
+
+def _miscalibrated(it: Measured) -> Finding | None:
+    bound = MAX_ECE + 1 / math.sqrt(max(1, sum(it.targets)))
+    if it.ece is None or it.ece <= bound:
+        return None
+    return Finding(
+        MISCALIBRATED,
+        f"Badly calibrated: its confidence is off by {_percent(it.ece)} on average (ECE)",
+        "do not read a confidence as a probability: see the calibration on the page, and train longer or label more "
+        "images",
+        it.ece,
+        bound,
+    )
+
+
 def _quarters(points: Points) -> tuple[list[float], list[float]]:
     """The values of the quarter before the last, and of the last."""
     values, number = [value for _, value in points], len(points) // 4
@@ -303,6 +351,7 @@ def _percent(share: float) -> str:
 
 AT_CHANCE, COLLAPSED, CROSSED, IGNORED = "at chance", "collapsed", "thresholds crossed", "pool ignored"
 OVER_FITTED, FALLING, TOO_SHORT, STARVED = "over-fitted", "loss still falling", "too short", "data starved"
+BEHIND, FEW_HELD_OUT, MISCALIBRATED = "behind its baseline", "few held-out images", "badly calibrated"
 #: Name -> its check, and when it is found; the order is that of what a console shows.
 KINDS: dict[str, tuple[Callable[[Measured], Finding | None], str]] = {
     AT_CHANCE: (
@@ -314,6 +363,11 @@ KINDS: dict[str, tuple[Callable[[Measured], Finding | None], str]] = {
         _collapsed,
         "with its 95 % interval, the share of one class among the pseudo-labels (or among the predictions) is above "
         "(1 + its share of the labels) / 2, which is more than a half",
+    ),
+    BEHIND: (
+        _behind,
+        "the 95 % interval of the accuracy minus that of the supervised baseline, on the same test images, is below "
+        "zero",
     ),
     CROSSED: (
         _crossed,
@@ -336,4 +390,9 @@ KINDS: dict[str, tuple[Callable[[Measured], Finding | None], str]] = {
         f"the last quarter is more than {100 * MIN_RISE:g} points and 2 standard errors above the best before",
     ),
     STARVED: (_starved, f"more than {_percent(MAX_WAIT)} of the time of the steps is waiting for images"),
+    FEW_HELD_OUT: (_few_held_out, f"the 95 % interval of the accuracy is wider than {100 * MAX_WIDTH:g} points"),
+    MISCALIBRATED: (
+        _miscalibrated,
+        f"the expected calibration error (ECE) on N test images is above {_percent(MAX_ECE)} + 1/sqrt(N)",
+    ),
 }

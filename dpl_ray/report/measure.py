@@ -15,17 +15,24 @@ from dpl_ray.report.health import Measured
 
 if TYPE_CHECKING:
     from dpl_ray.report.pool import PoolSample
+    from dpl_ray.report.verdict import Verdict
     from dpl_ray.training.records import Outcome
 
 
 def measure(
-    config: Config, splits: Splits, rows: Iterable[dict[str, Any]], outcome: Outcome, sample: PoolSample | None
+    config: Config,
+    splits: Splits,
+    rows: Iterable[dict[str, Any]],
+    outcome: Outcome,
+    sample: PoolSample | None,
+    verdict: Verdict | None = None,
 ) -> Measured:
     """
     Args:
         rows: of the history.
         outcome: of the policy, not of the baseline.
         sample: of the pool, where there is one.
+        verdict: on the policy and the baseline, where there is one.
     """
     num_classes, history = len(splits.class_names), History(rows, outcome.phase)
     split = "test" if len(splits.test) else "validation" if len(splits.validation) else ""
@@ -54,6 +61,8 @@ def measure(
         pool=_count(sample.labels, num_classes) if sample else None,
         crossed=sample.num_crossed / (config.train.num_steps * num_classes) if sample else None,
         wait=_wait(history),
+        ece=outcome.metrics.get("eval/ece"),
+        lead=[verdict.difference, verdict.low, verdict.high] if verdict else None,
     )
 
 
