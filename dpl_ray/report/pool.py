@@ -131,7 +131,9 @@ def part(sample: PoolSample, mask: NDArray[np.bool_], *, fixmatch: bool) -> Part
 
 def pool_section(sample: PoolSample, policy: str) -> Section:
     """The histogram of entropies, and its sums."""
-    drawing = draw(lambda *axes: _histogram(axes, sample, policy), height=4.2, width=4.6, heights=(3, 2))
+    is_known = bool((sample.targets >= 0).any())
+    heights, height = ((3, 2), 4.2) if is_known else ((1,), 3.0)
+    drawing = draw(lambda *axes: _histogram(axes, sample, policy), height=height, width=4.6, heights=heights)
     return Section(
         title="What high-entropy exploration brings",
         drawings={"entropy": drawing},
@@ -153,7 +155,8 @@ def _sums(sample: PoolSample, policy: str) -> Table:
     for name, fixmatch in (("FixMatch", True), (policy, False)):
         parts = [part(sample, mask, fixmatch=fixmatch) for mask in masks.values()]
         rows.append([f"{name} counts", *(f"{found.counts:,.0f}" for found in parts)])
-        rows.append(["their precision", *map(_precision, parts)])
+        if (sample.targets >= 0).any():
+            rows.append(["their precision", *map(_precision, parts)])
     return Table("What is counted of the sample, by confidence", ["", *masks], rows)
 
 
@@ -165,7 +168,8 @@ def _precision(found: Part) -> str:
 
 
 def _histogram(axes: Any, sample: PoolSample, policy: str) -> None:
-    bars, below = axes
+    """Bars of entropy, and in a second drawing below, where there is one, the precision of each."""
+    bars, *others = axes
     edges = np.linspace(0, math.log(sample.num_classes), NUM_BINS + 1)
     centres, width = (edges[:-1] + edges[1:]) / 2, edges[1]
     places = np.clip(np.digitize(sample.entropy, edges) - 1, 0, NUM_BINS - 1)
@@ -183,6 +187,14 @@ def _histogram(axes: Any, sample: PoolSample, policy: str) -> None:
     _clip(bars, centres, bottom)
     bars.set_ylabel("images (by weight)")
     legend_above(bars)
+    axes[-1].set_xlim(0, edges[-1])
+    axes[-1].set_xlabel(f"entropy (nats; {edges[-1]:.2f} is that of {sample.num_classes} equal probabilities)")
+    for below in others:
+        _precisions(below, sample, policy, centres, places)
+
+
+def _precisions(below: Any, sample: PoolSample, policy: str, centres: NDArray, places: NDArray) -> None:
+    above = sample.confidence >= HIGH_ENTROPY_CONFIDENCE
     for mask, fixmatch, marker, face, name in (
         (above, True, "o", "0.25", "FixMatch's"),
         (~above, False, "^", "white", f"{policy}'s in addition"),
@@ -193,9 +205,7 @@ def _histogram(axes: Any, sample: PoolSample, policy: str) -> None:
         if drawn:
             below.plot(*zip(*drawn, strict=True), marker, color="0.1", markerfacecolor=face, markersize=5, label=name)
     below.set_ylim(-4, 104)
-    below.set_xlim(0, edges[-1])
     below.set_ylabel("precision (%)")
-    below.set_xlabel(f"entropy (nats; {edges[-1]:.2f} is that of {sample.num_classes} equal probabilities)")
     if below.lines:
         legend_above(below)
 

@@ -123,6 +123,7 @@ def test_a_pool_whose_labels_are_unknown_has_no_precision(tmp_path: Path) -> Non
     assert "pool made for a benchmark made of another" in found.text
     assert sections == SECTIONS
     assert found.text.count("labels are not known") == 2
+    assert "their precision" not in found.text
 
 
 def test_a_policy_of_one_threshold_for_all_classes_has_one_panel(tmp_path: Path) -> None:
