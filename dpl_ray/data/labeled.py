@@ -92,7 +92,7 @@ def list_records(data: DataConfig, field: str, given: str, class_names: tuple[st
             raise location.error("holds no parquet file (.parquet, .pq); image files take data=image_folder")
         return _read_parquet(location, listing.keep(parquet), data, class_names)
     if listing.paths.to_pylist() == [location.path]:
-        if location.path.lower().endswith((".csv", ".tsv")):
+        if is_table(location.path):
             return _read_csv(location, data, class_names)
         raise location.error("is one file; it takes a folder with a subfolder per class, or a CSV of path,label")
     return _read_folder(location, listing.keep(~parquet), data)
@@ -251,6 +251,11 @@ def _in_order(
     return moved
 
 
+def is_table(path: str) -> bool:
+    """Whether the file is called a table of paths and labels, by its extension."""
+    return path.lower().endswith((".csv", ".tsv"))
+
+
 def _read_csv(location: Location, data: DataConfig, class_names: tuple[str, ...] | None) -> Records:
     """A CSV with the columns path and label; paths are relative to its folder, or absolute, or URIs."""
     names = _read_class_names(location, location.path)
@@ -277,8 +282,7 @@ def _csv_rows(location: Location) -> list[tuple[str, str]]:
     """(path, label) of each row."""
     try:
         content = read_file(location.filesystem, location.path)
-        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+        text = content.decode(_encoding(content))
         # Spreadsheets write what their language has for a comma.
         delimiter = max(",;\t", key=text.partition("\n")[0].count)
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
@@ -295,6 +299,13 @@ def _csv_rows(location: Location) -> list[tuple[str, str]]:
     # A row that ends before the label has none.
     padded = [row + [""] * (len(header) - len(row)) for row in rows[1:] if row]
     return [(row[at[0]].strip(), row[at[1]]) for row in padded]
+
+
+def _encoding(content: bytes) -> str:
+    """UTF-8, or UTF-16 as its mark says, or without one as the zero bytes of its Latin header do."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return {b"\0": "utf-16-be"}.get(content[:1]) or {b"\0": "utf-16-le"}.get(content[1:2], "utf-8-sig")
 
 
 def _with_slashes(location: Location, path: str, number: int) -> str:

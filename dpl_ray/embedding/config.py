@@ -17,7 +17,9 @@ class EmbedConfig(Section):
     """All fields of `dpl-ray embed`."""
 
     pool: str | tuple[str, ...] = Field(
-        "", description="images: folder, glob, image or parquet files, s3:// too, or a list of them; required"
+        "",
+        description="images: folder, glob, image or parquet files, a CSV of path,label, s3:// too, or a list of "
+        "them; required",
     )
     output: str = Field("", description="folder or s3:// for the features; one begun before goes on; required")
     model: ModelConfig = Field(
@@ -27,7 +29,7 @@ class EmbedConfig(Section):
     labelled: bool = Field(
         False,
         description="store labels: the subfolders of a folder are the classes, or the folders of a list; "
-        "parquet files have label_column",
+        "parquet files have label_column, a CSV has label",
     )
     views: int = Field(0, ge=0, le=64, description="weak views stored of each image, and as many strong ones")
     seed: int = Field(0, ge=0, description="seed of the views")

@@ -17,8 +17,9 @@ from dpl_ray.config.section import shown
 from dpl_ray.data.classes import check_class_names, find_class_names
 from dpl_ray.data.features import BACKBONE_FOLDER
 from dpl_ray.data.files import are_parquet, as_text, list_files, open_location, would_list
-from dpl_ray.data.labeled import list_records
+from dpl_ray.data.labeled import is_table, list_records
 from dpl_ray.data.labels import clean_name, label_indices
+from dpl_ray.data.pool.choice import files_named
 from dpl_ray.data.pool.files import list_pool
 from dpl_ray.embedding.config import EmbedConfig, load_embedding
 from dpl_ray.labeling.fill import check_bad, count_workers, fill
@@ -89,10 +90,14 @@ def embed(
         raise ValueError(
             f"output={config.output}: lies in the pool, which would grow by its own features; take another"
         )
-    num_workers = count_workers(config.scale)
-    listed = list_pool(location, image_column=config.image_column)
+    if isinstance(config.pool, str) and is_table(location.path):
+        table = list_records(DataConfig(name="image_folder", train=config.pool), "pool", config.pool)
+        listed = files_named(table, sorted(table.ids))
+    else:
+        listed = list_pool(location, image_column=config.image_column)
     listed.check_image_column("image_column")
     listed.check_unopened("max_bad_fraction", config.max_bad_fraction)
+    num_workers = count_workers(config.scale, len(listed))
     side = spec.image_size
     with sole_use(f"output={config.output}", ledger.books):
         ledger.begin(listed, rows_per_block(config.rows_per_part, (spec.channels, side, side)))

@@ -10,6 +10,8 @@ from dpl_ray.config.overrides import load_section
 from dpl_ray.config.schema import ScaleConfig, TrackingConfig
 from dpl_ray.config.section import Section
 
+SMALL_POOL = 5000  # images
+
 
 class LabelScaleConfig(Section):
     """Where the pool is labelled, and with how many copies of the model."""
@@ -18,7 +20,8 @@ class LabelScaleConfig(Section):
         None,
         ge=0,
         le=4096,
-        description="actors with the model; null: as many as the cluster carries; 0: in this process, without Ray",
+        description="actors with the model; 0: in this process, without Ray; null: as many as the cluster carries, on "
+        f"this machine alone 0 for up to {SMALL_POOL:,} images",
     )
     cpus_per_worker: float = Field(
         0.75, gt=0, description="CPUs that an actor reserves, rounded its threads; the other CPUs read and decode"

@@ -10,7 +10,7 @@ from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.schema import ScaleConfig
 from dpl_ray.data.bad_images import most_bad
 from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.labeling.config import LabelScaleConfig
+from dpl_ray.labeling.config import SMALL_POOL, LabelScaleConfig
 from dpl_ray.labeling.ledger import Ledger
 from dpl_ray.labeling.on_ray import count_actors, label_on_ray
 from dpl_ray.labeling.parts import Counts
@@ -22,13 +22,19 @@ class TooManyBadError(RuntimeError):
     """More of the pool cannot be read than was allowed; what is labelled stays."""
 
 
-def count_workers(config: LabelScaleConfig) -> int:
+def count_workers(config: LabelScaleConfig, num_images: int) -> int:
     """Actors; 0 for none, in this process.
+
+    Args:
+        num_images: of the pool.
 
     Raises:
         ValueError: this machine or the cluster cannot carry them.
     """
     wanted = config.num_workers
+    is_here = not config.use_gpu and not cluster.cluster_address(config.with_workers(0))
+    if wanted is None and is_here and num_images <= SMALL_POOL:  # Ray would take longer to start than it saves
+        wanted = 0
     with cluster.checked_resources(config.with_workers(1 if wanted is None else wanted)):
         if wanted == 0:
             return 0

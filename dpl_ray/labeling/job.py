@@ -137,10 +137,10 @@ def label_pool(
     same_system = ledger.storage.scheme == source.location.scheme
     if same_system and would_list(source.location, (ledger.storage / "part.parquet").path):
         raise ValueError(f"output={config.output}: lies in the pool, which would grow by its own labels; take another")
-    num_workers = count_workers(config.scale)
     listed = list_pool(source.location, image_column=source.image_column)
     listed.check_image_column("image_column")
     listed.check_unopened("max_bad_fraction", source.max_bad_fraction)
+    num_workers = count_workers(config.scale, len(listed))
     side = source.settings.image_size
     assert side is not None
     with sole_use(f"output={config.output}", ledger.books):

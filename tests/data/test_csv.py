@@ -42,8 +42,9 @@ def test_csv_with_class_names_beside_it_and_columns_in_any_order(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("name", "delimiter", "encoding"),
-    [("a.tsv", "\t", "utf-8"), ("a.csv", ";", "utf-8"), ("a.csv", "\t", "utf-16"), ("a.csv", ",", "utf-16-be")],
-)
+    [("a.tsv", "\t", "utf-8"), ("a.csv", ";", "utf-8"), ("a.csv", "\t", "utf-16"), ("a.csv", ",", "utf-16-be"),
+     ("a.csv", ",", "utf-16-le")],
+)  # fmt: skip
 def test_csv_as_spreadsheets_write_it(tmp_path: Path, name: str, delimiter: str, encoding: str) -> None:
     write_folder(tmp_path / "train")
     text = "\n".join(csv_lines(lambda c: f"é {CLASSES[c]}")).replace(",", delimiter)

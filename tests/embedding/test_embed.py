@@ -158,6 +158,24 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(
         assert splits.left_out == {"without extension": 1}
 
 
+def test_a_table_names_images_and_labels(weights: str, images: Path, tmp_path: Path) -> None:
+    labelled = sorted((images / "train").glob("*/*.png"))
+    rows = [f"{path},{path.parent.name}" for path in labelled] + [
+        f"{next((images / 'rest').iterdir())},",
+        "gone.png,ant",
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    fields = ("labelled=true", "max_bad_fraction=0.5")
+    result = run(weights, tmp_path / "labels.csv", tmp_path / "out", *fields)
+    assert (result.num_rows, sum(result.unreadable.values())) == (14, 1)
+    assert run(weights, tmp_path / "labels.csv", tmp_path / "out", *fields).num_rows == 14, "begun, it goes on"
+    splits = load_splits(load_config(["data=features", f"data.train={tmp_path / 'out'}"]).data, seed=0)
+    assert splits.class_names == CLASSES
+    assert len(splits.unlabeled) == 1
+    names = {path: CLASSES[target] for path, target in zip(splits.labeled.ids, splits.labeled.targets, strict=True)}
+    assert names.items() <= {str(path): path.parent.name for path in labelled}.items()
+
+
 def test_features_become_the_splits_of_a_run(embedded: Path) -> None:
     splits = splits_of(embedded)
     assert splits.class_names == CLASSES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.data.pseudo_labels import read_pseudo_labels
-from dpl_ray.labeling.config import load_labeling
+from dpl_ray.labeling.config import SMALL_POOL, LabelScaleConfig, load_labeling
 from dpl_ray.labeling.console import label_table
-from dpl_ray.labeling.fill import TooManyBadError
+from dpl_ray.labeling.fill import TooManyBadError, count_workers
 from dpl_ray.labeling.ledger import LedgerError
 from dpl_ray.labeling.parts import SCHEMA, Counts
 from dpl_ray.runs.splits import write_splits
@@ -386,6 +387,19 @@ def test_outputs_that_are_refused(checkpoint: str, pool: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"^output=.*/more: holds b\.parquet already, which no labelling has begun"):
         label(checkpoint, pool, pool / "more")
     assert sorted(path.name for path in pool.iterdir())[-1] == "more", "nothing was written"
+
+
+@pytest.mark.parametrize(
+    ("number", "scale", "is_here"),
+    [(SMALL_POOL, {}, True), (SMALL_POOL + 1, {}, False), (SMALL_POOL, {"address": "10.0.0.1:6379"}, False),
+     (SMALL_POOL, {"num_workers": 1}, False), (SMALL_POOL + 1, {"num_workers": 0}, True)],
+)  # fmt: skip
+def test_a_small_pool_on_this_machine_needs_no_ray(
+    number: int, scale: dict[str, Any], is_here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpl_ray.cluster.connect.checked_resources", lambda _: nullcontext())
+    monkeypatch.setattr("dpl_ray.cluster.connect.nodes_for", lambda _: ([{"CPU": 8.0}], "this machine"))
+    assert (count_workers(LabelScaleConfig(**scale), number) == 0) == is_here
 
 
 def test_other_refusals(checkpoint: str, pool: Path, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def list_unlabeled(data: DataConfig, class_names: tuple[str, ...] | None = None)
 
 
 def _rest_of(train: Records, rest: set[str], class_names: tuple[str, ...]) -> PoolFiles:
-    files = train.files or _files_named(train, sorted(rest))
+    files = train.files or files_named(train, sorted(rest))
     if are_parquet(files.paths).any():
         return files.without([sample_id for sample_id in train.ids if sample_id not in rest])
     known = dict(zip(train.ids, label_indices(train.labels, class_names).tolist(), strict=True))
@@ -116,12 +116,12 @@ def _rest_of(train: Records, rest: set[str], class_names: tuple[str, ...]) -> Po
     return replace(files, labels=np.array([known.get(files.name(file), -1) for file in range(len(files.paths))]))
 
 
-def _files_named(train: Records, ids: list[str]) -> PoolFiles:
-    """The images that a CSV names."""
+def files_named(train: Records, ids: list[str]) -> PoolFiles:
+    """The images of these ids that a CSV names; `ValueError` where one lies on another file system than the CSV."""
     scheme = train.location.scheme
     if elsewhere := [sample_id for sample_id in ids if ("://" in sample_id) != bool(scheme)]:
         raise train.location.error(
-            f"a streamed pool lies on one file system, and {elsewhere[0]} does not lie beside it"
+            f"all images of a pool lie on one file system, and {elsewhere[0]} does not lie beside it"
         )
     paths = [sample_id.removeprefix(scheme) for sample_id in ids]
     sizes = [info.size or 0 for info in train.location.filesystem.get_file_info(paths)]
