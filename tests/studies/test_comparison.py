@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dpl_ray.commands import compare as command
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
+from dpl_ray.runs.folder import RunFolder
 from dpl_ray.studies.comparison.cells import Cell, CellResult, cell_config, read_cells, run_cell
 from dpl_ray.studies.comparison.config import make_plan
 from dpl_ray.studies.comparison.console import CellsProgress
@@ -28,6 +30,8 @@ from dpl_ray.studies.comparison.folder import write_comparison
 from dpl_ray.studies.comparison.job import CellsFailedError
 from dpl_ray.training import loop
 from dpl_ray.training.distributed import Workers
+from dpl_ray.training.interruption import Interrupted
+from dpl_ray.training.records import Record
 from dpl_ray.training.state import build_state
 from tests.builders import tiny_config, tiny_feed, tiny_splits
 
@@ -116,6 +120,22 @@ def test_only_the_cell_that_is_missing_is_run(tmp_path: Path, ran: list[str]) ->
     again, _ = run(tmp_path)
     assert ran == ["dpl-seed-1"]
     assert measured(again) == measured(first), "its training had ended: what it measured then is in its folder"
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_saves_the_cell_that_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = RunFolder.add
+
+    def interrupted(folder: RunFolder, record: Record) -> Any:
+        if (folder.name, record.step) == ("fixmatch-seed-0", 2) and "train/loss_labeled" in record.metrics:
+            signal.raise_signal(signal.SIGINT)
+        return real(folder, record)
+
+    monkeypatch.setattr(RunFolder, "add", interrupted)
+    with pytest.raises(Interrupted, match=r"^step 3 of 6 of fixmatch is saved$"):
+        run(tmp_path, options=TWO.model_copy(update={"seeds": 1}))
+    assert [cell.label for cell in read_cells(str(tmp_path / "first"))] == ["dpl"]
+    assert (tmp_path / "first" / "fixmatch-seed-0" / "step-00000003" / "manifest.json").exists()
 
 
 def test_policies_and_seeds_can_be_added(tmp_path: Path, ran: list[str]) -> None:

@@ -19,6 +19,7 @@ from dpl_ray import SearchResult, fit, load_config, search
 from dpl_ray.commands import cli, train, tune
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
+from dpl_ray.runs.folder import RunFolder
 from dpl_ray.store.lock import LOCK_FILE
 from dpl_ray.store.records import read_lines, write_json
 from dpl_ray.store.storage import Storage
@@ -26,6 +27,8 @@ from dpl_ray.studies.tuning.config import load_search
 from dpl_ray.studies.tuning.job import SearchFailedError
 from dpl_ray.studies.tuning.trials import RESULT_FILE, Trial, TrialResult, recorded_seconds, run_trial
 from dpl_ray.training import loop
+from dpl_ray.training.interruption import Interrupted
+from dpl_ray.training.records import Record
 from tests.page.test_html import Outline
 from tests.processes import Command
 
@@ -62,7 +65,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trial], list[fl
     def install(accuracies: Callable[[Trial], list[float]]) -> list[Trial]:
         ran: list[Trial] = []
 
-        def running(config: Config, trial: Trial, splits: Splits, folder: str, report: Report) -> TrialResult:
+        def running(config: Config, trial: Trial, splits: Splits, folder: str, report: Report, _: Any) -> TrialResult:
             ran.append(trial)
             reports = [
                 (number * (config.train.evaluate_every or 1), accuracy)
@@ -85,6 +88,22 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trial], list[fl
 
 
 # What is run
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_saves_the_trial_that_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = RunFolder.add
+
+    def interrupted(folder: RunFolder, record: Record) -> Any:
+        if (folder.name, record.step) == ("trial-0001", 2) and "train/loss_labeled" in record.metrics:
+            signal.raise_signal(signal.SIGINT)
+        return real(folder, record)
+
+    monkeypatch.setattr(RunFolder, "add", interrupted)
+    with pytest.raises(Interrupted, match=r"^step 3 of 6 of dpl is saved$"):
+        run(tmp_path)
+    assert [path.parent.name for path in (tmp_path / "first").glob("trial-*/result.json")] == ["trial-0000"]
+    assert (tmp_path / "first" / "trial-0001" / "step-00000003" / "manifest.json").exists()
 
 
 @pytest.mark.rendered
@@ -195,7 +214,7 @@ def test_optuna_proposes_from_what_was_found(tmp_path: Path, told: Any, option: 
 def test_a_search_goes_on_to_what_it_would_have_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = run(tmp_path / "whole")
 
-    def broken(config: Config, trial: Trial, splits: Splits, folder: str, report: Report) -> TrialResult:
+    def broken(config: Config, trial: Trial, splits: Splits, folder: str, report: Report, _: Any) -> TrialResult:
         def reporting(step: int, accuracy: float) -> None:
             report(step, accuracy)
             if (trial.number, step) == (1, 4):
@@ -264,7 +283,7 @@ def test_a_trial_that_diverges_is_a_bad_one_and_is_not_run_again(tmp_path: Path)
 
 
 def test_a_trial_that_fails_leaves_the_others_and_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(config: Config, trial: Trial, splits: Splits, folder: str, report: Report) -> TrialResult:
+    def failing(config: Config, trial: Trial, splits: Splits, folder: str, report: Report, _: Any) -> TrialResult:
         if trial.number == 1:
             raise OSError("no space left")
         return run_trial(config, trial, splits, folder, report)

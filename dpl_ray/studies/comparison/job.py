@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import yaml
@@ -41,6 +42,7 @@ from dpl_ray.studies.comparison.folder import check_policies, write_comparison
 from dpl_ray.studies.comparison.table import Row, chance_line, describe_design
 from dpl_ray.studies.frame import End, Nodes, Study, cause_of, check_room, count_cells, on_cluster, run_study
 from dpl_ray.tracking.tracker import Tracker
+from dpl_ray.training.interruption import Stop, interruptible
 
 OnEnd = Callable[[Cell, "CellResult | Exception"], None]
 
@@ -90,6 +92,7 @@ def compare(
     Raises:
         ValueError: a field, the data or the resources do not fit; before any cell starts.
         CellsFailedError: not one cell has finished.
+        Interrupted: by Ctrl-C in this process, with a checkpoint of the cell; the same call goes on from there.
     """
     study = Comparison(*read_study(config, keywords, load_comparison, options))
     console = open_console(console)
@@ -228,14 +231,17 @@ class Comparison(Study[CellResult]):
                     progress.finish(cell, None, cause)
                     end(cell.name, None, cause)
 
-            run = self._run_on_ray if self.config.scale.num_workers else self._run_here
-            run(progress.show, on_end)
+            if self.config.scale.num_workers:
+                self._run_on_ray(progress.show, on_end)
+            else:
+                with interruptible(self.config.run.grace_seconds, partial(show, console)) as stop:
+                    self._run_here(progress.show, on_end, stop)
 
-    def _run_here(self, on_step: Callable[[str, int], None], on_end: OnEnd) -> None:
+    def _run_here(self, on_step: Callable[[str, int], None], on_end: OnEnd, stop: Stop) -> None:
         """One cell after another, in this process."""
         for cell in self.missing:
             try:
-                result = run_cell(self.config, cell, self.load(cell), str(self.storage), on_step)
+                result = run_cell(self.config, cell, self.load(cell), str(self.storage), on_step, stop)
             except Exception as error:  # whatever stops a cell must not stop the others
                 on_end(cell, error)
             else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -44,6 +45,7 @@ from dpl_ray.studies.tuning.table import chance_line, describe, to_csv, to_markd
 from dpl_ray.studies.tuning.trials import Trial, TrialResult, read_results, trial_config, without_test
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.tracker import Tracker
+from dpl_ray.training.interruption import interruptible
 
 FILES = "best.yaml", "trials.csv", "search.md", "search.html"
 
@@ -99,6 +101,7 @@ def search(
     Raises:
         ValueError: a field, the space, the data or the resources do not fit; before any trial starts.
         SearchFailedError: not one trial has ended with an accuracy.
+        Interrupted: by Ctrl-C in this process, with a checkpoint of the trial; the same call goes on from there.
     """
     study = Search(*read_study(config, keywords, load_search, options))
     console = open_console(console)
@@ -197,7 +200,8 @@ class Search(Study[TrialResult]):
             if searcher.num_left and config.scale.num_workers:
                 run_on_ray(config, self.splits, folder, options, searcher, scheduler, self.count_places)
             else:
-                run_here(config, self.splits, folder, searcher, scheduler)
+                with interruptible(config.run.grace_seconds, partial(show, console)) as stop:
+                    run_here(config, self.splits, folder, searcher, scheduler, stop)
 
     def child(self, result: TrialResult) -> str:
         return result.name

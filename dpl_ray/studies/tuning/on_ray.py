@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import count
+from threading import Event
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -198,8 +199,15 @@ def make_scheduler(config: Config, options: SearchConfig, ended: list[TrialResul
     return scheduler
 
 
-def run_here(config: Config, splits: Splits, folder: str, searcher: LedgerSearcher, scheduler: TrialScheduler) -> None:
-    """One trial after another, in this process."""
+def run_here(
+    config: Config,
+    splits: Splits,
+    folder: str,
+    searcher: LedgerSearcher,
+    scheduler: TrialScheduler,
+    stop: Event,
+) -> None:
+    """One trial after another, in this process, until `stop` is set."""
     for number in count():
         stub = SimpleNamespace(trial_id=f"here-{number}")  # what Tune's scheduler needs of a trial
         if (proposal := searcher.suggest(stub.trial_id)) == Searcher.FINISHED:
@@ -214,7 +222,7 @@ def run_here(config: Config, splits: Splits, folder: str, searcher: LedgerSearch
                 raise TrialStoppedError
 
         with contextlib.suppress(TrialStoppedError):
-            _run_noting_errors(config, Trial(**proposal), splits, folder, report)
+            _run_noting_errors(config, Trial(**proposal), splits, folder, report, stop)
         with contextlib.suppress(KeyError):
             scheduler.on_trial_remove(None, stub)
         searcher.on_trial_complete(stub.trial_id, last)
@@ -282,11 +290,16 @@ def _trainable(proposal: dict[str, Any], config: Config, splits: Splits, folder:
 
 
 def _run_noting_errors(
-    config: Config, trial: Trial, splits: Splits, folder: str, report: Callable[[int, float], None]
+    config: Config,
+    trial: Trial,
+    splits: Splits,
+    folder: str,
+    report: Callable[[int, float], None],
+    stop: Event | None = None,
 ) -> None:
     """Run the trial; what ends it must not end the others, nor this process, and is left in its folder."""
     try:
-        run_trial(config, trial, splits, folder, report)
+        run_trial(config, trial, splits, folder, report, stop)
     except TrialStoppedError:
         raise
     except Exception as error:

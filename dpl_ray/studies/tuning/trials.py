@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import fmean
+from threading import Event
 from typing import Any, Literal
 
 from dpl_ray.config.schema import Config
@@ -89,7 +90,12 @@ def without_test(splits: Splits) -> Splits:
 
 
 def run_trial(
-    config: Config, trial: Trial, splits: Splits, folder: str, report: Callable[[int, float], None]
+    config: Config,
+    trial: Trial,
+    splits: Splits,
+    folder: str,
+    report: Callable[[int, float], None],
+    stop: Event | None = None,
 ) -> TrialResult:
     """Train a trial in this process, from its newest checkpoint where it has one; nothing if it has ended.
 
@@ -99,9 +105,11 @@ def run_trial(
         folder: of the search.
         report: called with step and accuracy on the held-out labelled images, in the order of the steps: a trial that
             goes on tells first what it had told before its checkpoint. What it raises ends the trial, unfinished.
+        stop: set where the trial is to end after its step.
 
     Raises:
         ValueError: the trial was begun with another configuration or other data.
+        Interrupted: by `stop`; a checkpoint is saved.
     """
     assert not len(splits.test)
     config = trial_config(config, trial, folder)
@@ -138,7 +146,7 @@ def run_trial(
         return found
 
     try:
-        outcome = train(config, splits, one_worker(config), run.storage, receive)
+        outcome = train(config, splits, one_worker(config, stop), run.storage, receive)
     except NonFiniteLossError as error:
         return result("diverged", cause=str(error))
     metrics = run.last_metrics(outcome.phase) | outcome.metrics
