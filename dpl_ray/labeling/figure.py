@@ -12,6 +12,7 @@ from dpl_ray.labeling.parts import NUM_BINS, Counts
 from dpl_ray.page.plots import cut, draw_png
 
 MAX_CLASSES = 40
+MIN_REASONS = 5  # for which there is room: a single bar would fill the panel
 STYLES = {"selected": {"color": "0.35"}, "rejected": {"color": "white", "hatch": "///"}}
 
 
@@ -74,6 +75,6 @@ def _reasons(axes: Any, counts: Counts) -> None:
     bars = axes.barh(range(len(counts.unreadable)), list(counts.unreadable.values()), color="0.7", edgecolor="black")
     axes.bar_label(bars, fmt="{:,.0f}", fontsize=8, padding=3)
     axes.set_yticks(range(len(counts.unreadable)), [cut(reason, 60) for reason in counts.unreadable], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(max(MIN_REASONS, len(counts.unreadable)) - 0.5, -0.5)
     axes.margins(x=0.15)
     axes.set_xlabel("files or rows")

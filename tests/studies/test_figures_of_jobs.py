@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dpl_ray.labeling.figure import draw_summary
+from dpl_ray.labeling.figure import MIN_REASONS, draw_summary
 from dpl_ray.labeling.parts import NUM_BINS as NUM_LABELING_BINS
 from dpl_ray.labeling.parts import Counts
 from dpl_ray.studies.comparison.figure import draw_comparison
@@ -147,6 +147,8 @@ def test_the_figure_of_a_labelled_pool_has_its_counts(figures: list[Figure]) -> 
     assert [bar.get_width() for bar in selected] == [5, 0, 7]
     assert [(bar.get_x(), bar.get_width()) for bar in rejected] == [(5, 1), (0, 2), (7, 0)]
     assert [label.get_text() for label in classes.get_yticklabels()] == ["ant", "bee", "cat"]
+    low, high = sorted(reasons.get_ylim())
+    assert high - low == MIN_REASONS, "two bars do not fill the panel"
     for axes, first, second, highest in ((confidence, 1, 2, 1.0), (entropy, 3, 4, math.log(3))):
         width = highest / NUM_LABELING_BINS
         below, above = (bars(container, width) for container in axes.containers)
