@@ -112,6 +112,11 @@ def parse_override(text: str, groups: dict[str, dict[str, str]], known: list[str
             return OverridesParser.create().parse_overrides([form])[0]
         except HydraException as error:
             reason = reason or str(error.__cause__ or error).splitlines()[0]
+    if value.startswith("["):
+        raise ValueError(
+            f"{text}: not understood ({reason}); quote values with special characters, as in "
+            f"'{key}=[\"a, b.png\",c.png]'"
+        )
     raise ValueError(f"{text}: not understood ({reason}); quote special characters, as in '{key}=\"{value}\"'")
 
 
@@ -161,7 +166,7 @@ def load_section(
         place = tree
         for section in sections:
             place = place.setdefault(section, {})
-        place[name] = _value(value, kinds[key].split("|"))
+        place[name] = _value(key, value, kinds[key].split("|"))
     made = validated(model, tree)
     for field, example in required.items():
         if not (value := getattr(made, field)) or (isinstance(value, str) and not value.strip()):
@@ -169,10 +174,10 @@ def load_section(
     return made
 
 
-def _value(text: str, kinds: Sequence[str]) -> Any:
+def _value(key: str, text: str, kinds: Sequence[str]) -> Any:
     """Paths and names as they are typed, lists as on the command line of a training, everything else as YAML has it."""
     if "list" in kinds and text.startswith("[") and text.endswith("]"):
-        return parse_override(f"list={text}", {}, []).value()
+        return parse_override(f"{key}={text}", {}, []).value()
     if "str" in kinds:
         return None if text == "null" and "null" in kinds else text
     return as_yaml(text)

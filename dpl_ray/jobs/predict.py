@@ -5,6 +5,7 @@ What is kept of an image is its line of the CSV: millions are labelled by `dpl-r
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter, defaultdict
 
 from rich.console import Console
@@ -58,7 +59,10 @@ def predict_files(config: PredictConfig, console: Console) -> None:
     if output:
         output.write("".join(lines).encode())
     if len(first) <= MAX_IMAGES:
-        console.print(console_table("Predictions", ["image", "label", "confidence", "runner-up", ""], first))
+        # Without the folder of all, which the line above names: a long path would be broken.
+        folder = posixpath.commonpath([posixpath.dirname(row[0]) for row in first])
+        rows = [(posixpath.relpath(row[0], folder) if folder else row[0], *row[1:]) for row in first]
+        console.print(console_table("Predictions", ["image", "label", "confidence", "runner-up", ""], rows))
     else:
         console.print(_class_table(counts, confidences, len(files)))
     if bad:

@@ -317,6 +317,9 @@ def test_the_command_shows_photos_and_writes_a_table(checkpoint: str, photos: Pa
     assert [row["label"] for row in rows] == [quoted[name] for name in found.names]
     for name in filter(None, found.names):
         assert name in text
+    assert {line.split()[1] for line in text.splitlines() if ".png " in line and "│" in line} == {
+        Path(name).name for name in found.ids
+    }, "no path is broken"
 
 
 def test_the_command_counts_classes_where_there_are_many(checkpoint: str, tmp_path: Path) -> None:
@@ -347,6 +350,7 @@ def test_an_output_that_holds_something_else_stays(checkpoint: str, photos: Path
         (load_predicting, ["images=a"], "checkpoint is missing"),
         (load_predicting, ["checkpoint=a"], "images is missing"),
         (load_predicting, ["checkpoint=a", "pool=b"], "there is no field pool; give images=b"),
+        (load_predicting, ["checkpoint=a", "images=[it's.png]"], r"^images=\[it's.png\]: .*, as in 'images=\[\"a, b"),
         (load_predicting, ["checkpoint=a", "images=b", "output=c.txt"], r"output=c\.txt: must end in \.csv"),
         (load_exporting, ["checkpoint=a"], "output is missing"),
         (load_exporting, ["checkpoint=a", "output=model"], r"output=model: must end in \.onnx"),
@@ -367,6 +371,7 @@ def test_onnx_answers_as_the_model_does(checkpoint: str, tmp_path: Path, capsys:
     assert "takes images (N, 3, 8, 8) uint8" in capsys.readouterr().out
     session, model = onnxruntime.InferenceSession(str(path)), load_checkpoint(checkpoint)
     images = noise(7, 3, 8, 8)
+    assert session.get_inputs()[0].shape == ["batch", 3, 8, 8]
     found = session.run(["probabilities"], {"images": images})[0]
     np.testing.assert_allclose(found, model.predict(images).probabilities, atol=1e-5)
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(model.class_names)
