@@ -113,7 +113,12 @@ def _read(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint
     settings = info.decode_settings(config.data)
     path, _, number = sample.rpartition(":")
     row = int(number) if is_parquet(path) and number.isdecimal() else None
-    location = open_location("sample", path if row is not None else sample)
+    try:
+        location = open_location("sample", path if row is not None else sample)
+    except ValueError:  # a $ in the name of an image of the pool is no variable
+        if found := _find_in_pool(sample, config, info):
+            return found
+        raise
     if row is None and is_parquet(sample):
         raise ValueError(f"sample={sample}: a parquet file has many images; name a row, as sample={sample}:0")
     if not location.filesystem.get_file_info(location.path).is_file and (found := _find_in_pool(sample, config, info)):

@@ -26,7 +26,7 @@ class Storage:
             OSError: the file system does not answer.
         """
         if "://" not in path:
-            self.filesystem, self.path = fs.LocalFileSystem(), str(Path(expand_path(path)).absolute())
+            self.filesystem, self.path = fs.LocalFileSystem(), posixpath.normpath(Path(expand_path(path)).absolute())
         else:
             path = expand_variables(path, path)
             try:

@@ -107,11 +107,15 @@ def test_an_index_of_a_streamed_pool_is_the_row_of_that_number(
 def test_the_name_of_an_image_of_the_pool_is_enough(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = tiny_splits(10, channels=1)
     ids = np.array([f"/photos/{index % 39}.png" if index % 39 else f"/photos/{index}/0.png" for index in range(40)])
+    ids[5] = "/photos/a$b.png"
     splits = dataclasses.replace(splits, unlabeled=dataclasses.replace(splits.unlabeled, ids=ids))
     monkeypatch.setattr("dpl_ray.jobs.explain.load_splits", lambda *_, **__: splits)
     by_index, by_name = (explain(run, sample, output=tmp_path / "page.html") for sample in (7, "7.png"))
     assert (by_name.sample, by_name.weight) == ("/photos/7.png", by_index.weight)
     assert explain(run, "39/0.png", output=tmp_path / "page.html").sample == "/photos/39/0.png"
+    assert explain(run, "a$b.png", output=tmp_path / "page.html").sample == "/photos/a$b.png"
+    with pytest.raises(ValueError, match=r"sample=a\$c.png: the environment variable c is not set"):
+        explain(run, "a$c.png")
     with pytest.raises(
         ValueError, match=r"sample=0.png: 2 images of the pool end so, as .*0/0.png and .*39/0.png; give"
     ):

@@ -335,6 +335,10 @@ def test_a_folder_that_only_this_machine_knows_is_refused_on_a_cluster(monkeypat
     ("overrides", "message"),
     [
         (("train.num_steps=5",), "run.name=tiny: this run exists with train.num_steps=4, now it is 5"),
+        (
+            ("run.storage_path=/missing/../proc/sys",),
+            "run.storage_path=/missing/../proc/sys: cannot be written .*; give",
+        ),
         (("run.storage_path={folder}/tiny/config.yaml",), "run.storage_path=.*/config.yaml: cannot be written"),
     ],
 )
