@@ -99,13 +99,19 @@ def fit(config: Config | Sequence[str] = (), *, console: Console | bool | None =
 
 
 def run_training(
-    config: Config, console: Console, read: Callable[[DataConfig], Source] | None = None, *, has_page: bool = True
+    config: Config,
+    console: Console,
+    read: Callable[[DataConfig], Source] | None = None,
+    *,
+    has_page: bool = True,
+    ends_at: float | None = None,
 ) -> FitResult:
-    """`fit`, also of images in memory.
+    """`fit`, also of images in memory, and within a time.
 
     Args:
         read: reads these, with data=arrays.
         has_page: whether report.html is written, which takes seconds.
+        ends_at: when the training is interrupted, by `time.monotonic()`; None: never.
     """
     with checked_resources(config.scale):
         config, uri, splits, why = _check(settle_model(config), read)
@@ -121,7 +127,7 @@ def run_training(
             else:
                 show_findings(console, quick_findings(config, splits))
                 with _named(config, folder), threads_of(config.scale):
-                    result = _train(config, splits, folder, uri, console, has_page)
+                    result = _train(config, splits, folder, uri, console, has_page, ends_at)
     for table in result_tables(config.policy.name, result.metrics, result.baseline, result.thresholds):
         console.print(table)
     for line in filter(None, [result.verdict, *health_lines(result.health)]):
@@ -157,7 +163,13 @@ def _warn_if_unregistered(config: Config, result: FitResult) -> None:
 
 
 def _train(
-    config: Config, splits: Splits, folder: RunFolder, uri: str | None, console: Console, has_page: bool
+    config: Config,
+    splits: Splits,
+    folder: RunFolder,
+    uri: str | None,
+    console: Console,
+    has_page: bool,
+    ends_at: float | None,
 ) -> FitResult:
     """Train what is missing, with its records in the folder, on the console and in MLflow."""
     params, tags = describe_config(config), describe_run(splits)
@@ -168,7 +180,7 @@ def _train(
             with Progress(console, "steps") as progress:
                 live = LivePage(config, splits, folder) if has_page else None
                 receive = _receiver(progress, folder, tracker, live)
-                outcomes = run_phases(config, splits, folder, receive, partial(show, console))
+                outcomes = run_phases(config, splits, folder, receive, partial(show, console), ends_at)
         finally:
             folder.save_history()
         found = find_verdict(splits, outcomes)
@@ -193,6 +205,7 @@ def _named(config: Config, folder: RunFolder) -> Iterator[None]:
     except KeyboardInterrupt as error:
         interrupted = Interrupted(*error.args)
         interrupted.run_name = None if config.run.name else folder.name
+        interrupted.by_time = getattr(error, "by_time", False)
         raise interrupted from error
 
 

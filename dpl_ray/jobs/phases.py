@@ -50,22 +50,33 @@ def train_phases(
 
 
 def run_phases(
-    config: Config, splits: Splits, folder: RunFolder, receive: Callable[[Record], None], say: Callable[[str], None]
+    config: Config,
+    splits: Splits,
+    folder: RunFolder,
+    receive: Callable[[Record], None],
+    say: Callable[[str], None],
+    ends_at: float | None = None,
 ) -> list[Outcome]:
     """The outcomes of all phases, from Ray's workers or from this process.
 
     Args:
         say: is told what Ctrl-C has asked for.
+        ends_at: when the training is interrupted, by `time.monotonic()`; None: never.
 
     Raises:
-        Interrupted: it has, or SIGTERM; a checkpoint is saved.
+        Interrupted: by Ctrl-C, SIGTERM or the time; a checkpoint is saved.
     """
     train = _train_on_ray if config.scale.num_workers else _train_here
-    with interruptible(config.run.grace_seconds, say) as stop:
-        found = train(config, splits, folder, receive, stop)
+    with interruptible(config.run.grace_seconds, say, ends_at) as stop:
+        try:
+            found = train(config, splits, folder, receive, stop)
+        except Interrupted as error:
+            found = error
+    if isinstance(found, Interrupted):
+        found.by_time = stop.by_time
     if isinstance(found, BaseException):
         raise found
-    if stop.is_set():
+    if stop.is_set() and not stop.by_time:
         raise Interrupted("all steps are trained and saved")
     return found
 

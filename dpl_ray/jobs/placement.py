@@ -63,18 +63,19 @@ def _choose_workers(config: Config, splits: Splits) -> tuple[int, str]:
 
 
 def count_operations(config: Config, splits: Splits) -> float:
-    """Floating-point operations of the networks in all steps, if every strong view counts.
-
-    A pass with gradient takes three times as many as one without.
-    """
+    """Floating-point operations of the networks in all steps, if every strong view counts."""
     from dpl_ray.models import count_forward_operations
 
     channels, *size = splits.labeled.images.shape[1:]
     forward = count_forward_operations(config.model, channels, size, len(splits.class_names))
+    return float(config.train.num_steps * passes_per_step(config) * forward)
+
+
+def passes_per_step(config: Config) -> int:
+    """Passes of one image through the network in a step of all phases; one with gradient is three."""
     train, is_supervised = config.train, config.policy.name == "supervised"
-    images = 3 * train.batch_size * (1 + (train.baseline and not is_supervised))
-    images += 0 if is_supervised else (1 + 3) * train.mu * train.batch_size
-    return float(train.num_steps * images * forward)
+    labeled = 3 * train.batch_size * (1 + (train.baseline and not is_supervised))
+    return labeled + (0 if is_supervised else (1 + 3) * train.mu * train.batch_size)
 
 
 def _choose_threads(scale: ScaleConfig) -> int | None:

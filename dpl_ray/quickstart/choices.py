@@ -6,32 +6,42 @@ Legend: T steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-TRAINING_SHARE = 0.75  # of the budget is trained in; the rest is for reading, measuring, the report and the predictions
+TRAINING_SHARE = 0.75  # of what is left of the budget is planned; the rest is for scores, checkpoints and the report
+STOP_SHARE = 0.95  # of the budget, after which a training that is slower than it was measured is interrupted
 MIN_STEPS = 600  # below these, a smaller network or smaller images are taken where there are any
 MAX_STEPS = 10_000  # more have brought nothing to small data sets
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image size and a network."""
+    """An image size, a network, and the unlabelled images for each labelled one in a step."""
 
     size: int  # pixels
     depth: int  # of a WideResNet of width 2
+    mu: int
 
 
 DEPTHS = (28, 16, 10)  # of a WideResNet of width 2
-#: The best first: what is tried until one has MIN_STEPS within the budget.
-CANDIDATES = tuple(Candidate(size, depth) for size in (96, 64, 48, 32) for depth in DEPTHS)
+SIZES = (96, 64, 48, 32)
+MUS = (7, 4, 2, 1)
 
 
-def candidates_for(side: int) -> list[Candidate]:
+def sizes_for(side: int) -> list[int]:
     """Those that make images of this side no larger; of smaller images than all, their own size."""
-    smallest = min(candidate.size for candidate in CANDIDATES)
-    if side < smallest:
-        return [Candidate(side, depth) for depth in DEPTHS]
-    return [candidate for candidate in CANDIDATES if candidate.size <= side]
+    return [size for size in SIZES if size <= side] or [side]
+
+
+def mus_for(num_pool: int, batch_size: int) -> list[int]:
+    """Those for which a step takes no image of the pool twice."""
+    return [mu for mu in MUS if mu * batch_size <= num_pool] or [MUS[-1]]
+
+
+def candidates_for(sizes: Sequence[int], depths: Sequence[int], mus: Sequence[int]) -> list[Candidate]:
+    """The best first: what is tried until one has MIN_STEPS within the budget. Small batches are the last resort."""
+    whole = [Candidate(size, depth, mus[0]) for size in sizes for depth in depths]
+    return [*whole, *(replace(whole[-1], mu=mu) for mu in mus[1:])]
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ def choose(
     cost: Callable[[Candidate], float],
     measure: Callable[[Candidate], float],
     budget: float,
+    beside: Callable[[Candidate], float] = lambda _: 0.0,
 ) -> Choice:
     """The first candidate with MIN_STEPS within the budget, or else the cheapest; one or two are measured.
 
@@ -60,21 +71,22 @@ def choose(
         candidates: the best first, at least one.
         cost: operations of a step, in any unit; asked of every candidate.
         measure: seconds of a step, that of the baseline with it, by steps that are taken.
-        budget: seconds of the whole command.
+        budget: seconds of the whole command that are left.
+        beside: what takes as long as so many steps, and comes on top of them.
     """
     cheapest = min(candidates, key=cost)
     seconds = measure(cheapest)
     per_unit = seconds / cost(cheapest)
     for candidate in candidates:
-        if steps_within(budget, per_unit * cost(candidate)) >= MIN_STEPS:
+        if steps_within(budget, per_unit * cost(candidate), beside(candidate)) >= MIN_STEPS:
             measured = seconds if candidate == cheapest else measure(candidate)
-            if (num_steps := steps_within(budget, measured)) >= MIN_STEPS:
+            if (num_steps := steps_within(budget, measured, beside(candidate))) >= MIN_STEPS:
                 return Choice(candidate, num_steps, measured)
-    return Choice(cheapest, max(1, steps_within(budget, seconds)), seconds)
+    return Choice(cheapest, max(1, steps_within(budget, seconds, beside(cheapest))), seconds)
 
 
-def steps_within(budget: float, seconds_per_step: float) -> int:
-    """Steps for a budget in seconds, rounded down to two digits."""
-    steps = min(MAX_STEPS, int(TRAINING_SHARE * budget / seconds_per_step))
+def steps_within(budget: float, seconds_per_step: float, beside: float = 0.0) -> int:
+    """Steps for a budget in seconds, beside what takes as long as so many more, rounded down to two digits."""
+    steps = min(MAX_STEPS, max(0, int(TRAINING_SHARE * budget / seconds_per_step - beside)))
     unit = 10 ** max(0, len(str(steps)) - 2)
     return steps // unit * unit

@@ -31,7 +31,7 @@ def seconds_of(budget: str) -> float:
     """Of a time with its unit; `ValueError` where it is none, or none to train in."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", budget.strip().lower())
     if not found or found[2] not in _UNITS:
-        raise ValueError("must be a number and a unit, as 90s, 10min or 2h")
+        raise ValueError("must be a number and a unit")
     seconds = float(found[1]) * _UNITS[found[2]]
     if seconds < 30:
         raise ValueError("must be at least 30s: below that nothing is trained")

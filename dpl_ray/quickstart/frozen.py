@@ -16,16 +16,15 @@ from rich.console import Console
 
 from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.given import quoted
-from dpl_ray.config.schema import Config, ModelConfig, ViewsConfig
-from dpl_ray.config.section import shown
+from dpl_ray.config.schema import Config, DataConfig, ModelConfig, ViewsConfig
 from dpl_ray.data.augment import num_strong_uniforms, strong
 from dpl_ray.data.features import read_spec
-from dpl_ray.data.files import list_files, open_location
+from dpl_ray.data.sources import load_splits
 from dpl_ray.embedding.config import load_embedding
 from dpl_ray.embedding.job import embed
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.page.console import show
-from dpl_ray.quickstart.layout import Layout, Places, has_table
+from dpl_ray.quickstart.work import Work
 from dpl_ray.store.storage import Storage
 
 SIZE = 96  # pixels, where the weights were trained with no fewer: a fifth of the work of 224
@@ -119,47 +118,51 @@ def seconds_per_pass(weights: Weights, channels: int, size: int) -> float:
     return (time.perf_counter() - began) / _SAMPLE
 
 
-def num_views(num_images: int, seconds: float, budget: float) -> int | None:
+def num_views(num_images: int, seconds: float, seconds_to_read: float, budget: float) -> int | None:
     """The most views of each image that fit the budget; None where not even one of each kind does.
 
     Args:
         seconds: of a pass of an image.
-        budget: seconds of the whole command.
+        seconds_to_read: of reading an image.
+        budget: seconds of the whole command that are left.
     """
-    fitting = (views for views in VIEWS if num_images * (1 + 2 * views) * seconds <= EMBEDDING_SHARE * budget)
+    fitting = (
+        views
+        for views in VIEWS
+        if num_images * (seconds_to_read + (1 + 2 * views) * seconds) <= EMBEDDING_SHARE * budget
+    )
     return next(fitting, None)
 
 
-def embed_layout(
-    layout: Layout, storage: Storage, channels: int, budget: float, given: Sequence[str], console: Console
+def embed_images(
+    data: DataConfig, work: Work, storage: Storage, budget: float, given: Sequence[str], console: Console
 ) -> list[str] | None:
     """Write the features of all images into the folder of the run; overrides of a training on them.
 
-    None where there are no weights at hand, the time does not suffice, or a table has the labels.
+    None where there are no weights at hand, or the time does not suffice.
 
     Args:
+        data: the places of the images.
         given: overrides of the training, for the views.
+
+    Raises:
+        ValueError: test images are labelled ones, too; before anything is written.
     """
-    if layout.name != "image_folder" or has_table(layout.fields["train"]):
-        return None
     if (weights := weights_at_hand()) is None:
         return None
-    places: dict[str, Places] = dict(layout.fields)
-    if layout.classes:
-        places["train"] = tuple(map(str, layout.classes))
+    places = {role: place for role in ("train", "unlabeled", "test") if (place := getattr(data, role)) is not None}
     folders = {role: str(storage / "features" / role) for role in places}
     try:  # what was begun goes on as it was
         spec = read_spec("data.train", folders["train"])
         size, views = spec.image_size, spec.num_views
     except ValueError:
-        number = sum(len(list_files(open_location(role, place)).paths) for role, place in places.items())
-        own = image_size(weights)
+        number, own = work.num_images, image_size(weights)
         seconds = {
-            each: seconds_per_pass(weights, channels, each) for each in sorted({min(own, each) for each in SIZES})
+            each: seconds_per_pass(weights, data.channels, each) for each in sorted({min(own, each) for each in SIZES})
         }
-        found = {each: num_views(number, time_of_one, budget) for each, time_of_one in seconds.items()}
+        found = {each: num_views(number, one, work.seconds_per_image, budget) for each, one in seconds.items()}
         if not any(found.values()):
-            needed = number * (1 + 2 * VIEWS[-1]) * min(seconds.values()) / EMBEDDING_SHARE
+            needed = number * (work.seconds_per_image + (1 + 2 * VIEWS[-1]) * min(seconds.values())) / EMBEDDING_SHARE
             show(
                 console,
                 f"weights     {weights.where}: {number:,} images are too many for them in this time; budget="
@@ -173,10 +176,15 @@ def embed_layout(
         console,
         f"size        {size} pixels; {views} weak and {views} strong views of each image, as many as fit the time",
     )
+    if data.test is not None:
+        alone = data.changed(unlabeled=None, image_size=size)
+        load_splits(alone, seed=0, uses_unlabeled=False)  # finds test images among the labelled ones
     augment = [text.replace("data.views.", "augment.") for text in given if text.startswith("data.views.")]
+    columns = [f"image_column={data.image_column}", f"label_column={data.label_column}"]
     for role, place in places.items():
         labelled = [] if role == "unlabeled" else ["labelled=true"]
-        fields = [f"pool={shown(place)}", f"output={folders[role]}", f"image_size={size}", f"channels={channels}"]
+        pool = place if isinstance(place, str) else quoted(place)
+        fields = [f"pool={pool}", f"output={folders[role]}", f"image_size={size}", f"channels={data.channels}"]
         options = [*weights.overrides, *fields, f"views={views}", "scale.num_workers=0", "max_bad_fraction=1", *augment]
-        embed(load_embedding([*options, *labelled]), console=console)
+        embed(load_embedding([*options, *labelled, *columns]), console=console)
     return ["data=features", *(f"data.{role}={quoted(folder)}" for role, folder in folders.items())]

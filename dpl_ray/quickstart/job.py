@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,29 +18,46 @@ from dpl_ray.checking.settings import settle_model
 from dpl_ray.checking.timing import measure_steps
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.given import quoted
-from dpl_ray.config.schema import Config
+from dpl_ray.config.schema import CURVE_POINTS, Config
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.files import list_files, open_location
 from dpl_ray.data.labeled import list_records
-from dpl_ray.data.pool.choice import list_unlabeled
 from dpl_ray.data.sources import load_splits
-from dpl_ray.inference.predictions import Predictions
-from dpl_ray.jobs.fit import FitResult, fit
-from dpl_ray.models.cost import operations
+from dpl_ray.jobs.fit import FitResult, run_training
+from dpl_ray.jobs.placement import passes_per_step
+from dpl_ray.models import count_forward_operations
 from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result
 from dpl_ray.quickstart import frozen
-from dpl_ray.quickstart.choices import DEPTHS, MIN_STEPS, Candidate, Choice, candidates_for, choose, steps_within
+from dpl_ray.quickstart.choices import (
+    DEPTHS,
+    MIN_STEPS,
+    MUS,
+    STOP_SHARE,
+    TRAINING_SHARE,
+    Candidate,
+    Choice,
+    candidates_for,
+    choose,
+    mus_for,
+    sizes_for,
+    steps_within,
+)
 from dpl_ray.quickstart.config import load_quickstart, seconds_of
 from dpl_ray.quickstart.layout import Layout, find_layout
+from dpl_ray.quickstart.results import next_commands, predict
+from dpl_ray.quickstart.work import measure_work
 from dpl_ray.runs.folder import CONFIG_FILE
 from dpl_ray.store.records import csv_text
 from dpl_ray.store.storage import Storage
+from dpl_ray.training.checkpoint_folder import list_checkpoints
+from dpl_ray.training.interruption import Interrupted
 
 LABELS_FILE = "labelled.csv"  # in the folder of the run, where the folders of the classes lie beside others
+CURVE_SHARE = 0.05  # of the passes of the steps: most that the scores on the way take
+MIN_CURVE_IMAGES = 50  # of such a score
 NETWORK = {"model", "model.depth", "model.architecture"}  # fields that choose one
-PREDICTIONS_FILE = "predictions.csv"
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,9 +92,11 @@ def quickstart(
 
     Raises:
         ValueError: no labels are found, or a setting is wrong; before anything is trained.
+        Interrupted: by Ctrl-C, or as the budget is over; with a checkpoint, from which the same call goes on.
     """
     began, console = time.monotonic(), open_console(console)
     options, given = load_quickstart([f"folder={fspath(folder)}", f"budget={budget}", *overrides])
+    seconds = seconds_of(options.budget)
     place = Path(options.folder).expanduser()
     layout = find_layout(place.absolute())
     named = [text for text in given if text.startswith("run.name=")]
@@ -87,6 +105,8 @@ def quickstart(
     for role in ("train", "unlabeled", "test"):
         if role in layout.fields:
             show(console, f"{role:<12}{shown(layout.fields[role])}  ({layout.reasons[role]})")
+    if layout.classes:
+        start = start.changed(data={"train": str(_write_labels(layout, storage))})
     if (storage / CONFIG_FILE).exists():
         show(
             console,
@@ -95,10 +115,21 @@ def quickstart(
         )
         config = load_config([f"config={storage / CONFIG_FILE}", *given])
     else:
-        config = _chosen(start, given, layout, storage, seconds_of(options.budget), began, console)
-    run = fit(config, console=console)
-    predictions = _predict(config, run, storage, console) if layout.has_pool else None
-    commands = _next_commands(config, run, storage, layout)
+        config = _chosen(start, given, layout, storage, seconds, began, console)
+    try:
+        run = run_training(config, console, ends_at=began + STOP_SHARE * seconds)
+    except Interrupted as error:
+        if error.by_time:
+            said = f"budget={options.budget} is over on this machine, and {error}"
+            if layout.has_pool:
+                newest = storage if list_checkpoints(storage) else storage / "baseline"
+                said += f", its predictions in {predict(config, start.data, newest, storage, console)}"
+            error.args = (said,)
+        raise
+    predictions = None
+    if layout.has_pool:
+        predictions = predict(config, start.data, Storage(run.checkpoint), storage, console)
+    commands = next_commands(config, run, storage, layout)
     return QuickstartResult(run, str(storage / CONFIG_FILE), predictions, commands)
 
 
@@ -117,44 +148,52 @@ def _chosen(
     start: Config, given: Sequence[str], layout: Layout, storage: Storage, budget: float, began: float, console: Console
 ) -> Config:
     """The configuration for the budget, with a line for each choice."""
-    if layout.classes:
-        start = start.changed(data={"train": str(_write_labels(layout, storage))})
     headers = [header for found in read_headers(start.data).values() for header in found]
     if not headers:
         raise ValueError(f"folder={layout.fields['train']}: none of the first images in it can be read")
-    fixed = {text.partition("=")[0] for text in given}
-    if not fixed & (NETWORK | {"data.image_size"}):
-        left = budget - (time.monotonic() - began)
-        if overrides := frozen.embed_layout(layout, storage, start.data.channels, left, given, console):
-            policy = [] if layout.has_pool else ["policy=supervised"]
-            config = load_config([*overrides, *policy, f"run.name={start.run.name}", *given])
-            config = _with_steps(config, budget - (time.monotonic() - began), console)
-            _tell_rest(config, layout, console)
-            return config
+    fixed, work = {text.partition("=")[0] for text in given}, measure_work(start.data)
+
+    def left() -> float:
+        return budget - (time.monotonic() - began)
+
+    if not fixed & (NETWORK | {"data.image_size"}) and (
+        overrides := frozen.embed_images(start.data, work, storage, left(), given, console)
+    ):
+        policy = [] if layout.has_pool else ["policy=supervised"]
+        config = load_config([*overrides, *policy, f"run.name={start.run.name}", *given])
+        config = _with_steps(config, left(), console)
+        _tell_rest(config, layout, console)
+        return config
+    sizes, depths, mus = [start.data.image_size or 0], list(DEPTHS), [start.train.mu]
     if "data.image_size" not in fixed:
         side = _side(headers)
-        candidates = candidates_for(side)
+        sizes = sizes_for(side)
         show(console, f"images      {len(headers):,} looked at: the shorter side has {side} pixels in the middle")
-    else:
-        assert start.data.image_size is not None
-        candidates = [Candidate(start.data.image_size, depth) for depth in DEPTHS]
     if fixed & NETWORK:  # it is given: the sizes alone are tried
-        candidates = list({each.size: each for each in candidates}.values())
-    splits = {each.size: _noise(start, each.size) for each in candidates}
+        depths = depths[:1]
+    if layout.has_pool and "train.mu" not in fixed:
+        mus = mus_for(work.num_pool, start.train.batch_size)
+    splits = {size: _noise(start, size) for size in sizes}
 
     def with_candidate(candidate: Candidate) -> Config:
         model = {} if fixed & NETWORK else {"depth": candidate.depth}
-        return start.changed(data={"image_size": candidate.size}, model=model)
+        return start.changed(data={"image_size": candidate.size}, model=model, train={"mu": candidate.mu})
 
     def measure(candidate: Candidate) -> float:
         timing = measure_steps(with_candidate(candidate), splits[candidate.size])
         return timing.seconds_per_step + (timing.seconds_per_baseline_step or 0.0)
 
     def cost(candidate: Candidate) -> float:
-        return operations(with_candidate(candidate).model, start.data.channels, candidate.size)
+        size, config = (candidate.size, candidate.size), with_candidate(candidate)
+        return passes_per_step(config) * count_forward_operations(config.model, start.data.channels, size, 2)
 
-    choice = choose(candidates, cost, measure, budget - (time.monotonic() - began))
-    return _told(with_candidate(choice.candidate), choice, layout, console)
+    def beside(candidate: Candidate) -> float:
+        return work.num_passes / passes_per_step(with_candidate(candidate))
+
+    candidates = candidates_for(sizes, depths, mus)
+    choice = choose(candidates, cost, measure, left() - work.seconds_to_read, beside)
+    needed = (MIN_STEPS + beside(choice.candidate)) * choice.seconds_per_step / TRAINING_SHARE + work.seconds_to_read
+    return _told(with_candidate(choice.candidate), choice, needed, layout, console)
 
 
 def _with_steps(config: Config, left: float, console: Console) -> Config:
@@ -171,11 +210,21 @@ def _with_steps(config: Config, left: float, console: Console) -> Config:
     return config.changed(train={"num_steps": steps})
 
 
-def _told(config: Config, choice: Choice, layout: Layout, console: Console) -> Config:
-    """The configuration with the steps that fit, told line by line."""
+def _told(config: Config, choice: Choice, needed: float, layout: Layout, console: Console) -> Config:
+    """The configuration with the steps that fit, told line by line.
+
+    Args:
+        needed: seconds in which there would be MIN_STEPS.
+    """
     steps = choice.num_steps
-    config = config.changed(train={"num_steps": steps, "log_every": max(1, min(50, steps // 20))})
-    seconds = choice.seconds_per_step
+    most = CURVE_SHARE * steps * passes_per_step(config) / (2 * CURVE_POINTS)
+    config = config.changed(
+        train={
+            "num_steps": steps,
+            "log_every": max(1, min(50, steps // 20)),
+            "curve_images": max(MIN_CURVE_IMAGES, min(config.train.curve_images, int(most))),
+        }
+    )
     model = config.model
     network = (
         f"WRN-{model.depth}-{model.width}" if model.name == "wide_resnet" else f"{model.architecture} of {model.name}"
@@ -188,13 +237,11 @@ def _told(config: Config, choice: Choice, layout: Layout, console: Console) -> C
     show(console, f"network     {network}: {depth}")
     show(
         console,
-        f"steps       {steps:,} of {seconds:.2g} s each, policy and baseline together, measured on this machine",
+        f"steps       {steps:,} of {choice.seconds_per_step:.2g} s each, policy and baseline together, measured on "
+        "this machine",
     )
     if choice.is_short:
-        show(
-            console,
-            f"            that is few: {MIN_STEPS * seconds / 60 / 0.75:.0f} min or a GPU would give {MIN_STEPS}",
-        )
+        show(console, f"            that is few: budget={-(-needed // 60):.0f}min or a GPU would give {MIN_STEPS}")
     _tell_rest(config, layout, console)
     return config
 
@@ -203,7 +250,8 @@ def _tell_rest(config: Config, layout: Layout, console: Console) -> None:
     """A line for batch, policy, test images and views."""
     size, mu = config.train.batch_size, config.train.mu
     pool = f" and {mu * size} unlabelled" if layout.has_pool else ""
-    show(console, f"batch       {size} labelled{pool} images a step, as train.batch_size and train.mu say")
+    fewer = "; more would be too many for the time or the pool" if layout.has_pool and mu < MUS[0] else ""
+    show(console, f"batch       {size} labelled{pool} images a step{fewer}")
     if layout.has_pool:
         baseline = " beside the supervised baseline" if config.train.baseline else ""
         show(
@@ -237,63 +285,12 @@ def _noise(config: Config, size: int) -> Splits:
 
 
 def _write_labels(layout: Layout, storage: Storage) -> Storage:
-    """A table of path,label of the folders that are the classes."""
+    """A table of path,label of the folders that are the classes; one that is there stays."""
+    if (storage / LABELS_FILE).exists():
+        return storage / LABELS_FILE
     rows: list[tuple[str, str]] = [("path", "label")]
     for folder in layout.classes:
         listing = list_files(open_location("folder", str(folder)))
         rows += [(path, folder.name) for path in listing.paths.to_pylist()]
     (storage / LABELS_FILE).write(csv_text(rows).encode())
     return storage / LABELS_FILE
-
-
-def _predict(config: Config, run: FitResult, storage: Storage, console: Console) -> str:
-    """The CSV of predictions of the images that have no label."""
-    from dpl_ray.inference.predictor import load_checkpoint
-
-    target = storage / PREDICTIONS_FILE
-    if config.data.name == "features":
-        predictions = _predict_features(config, run)
-        predictions.write(str(target))
-        show(console, repr(predictions))
-        return str(target)
-    labelled = {
-        sample_id
-        for field, given in (("data.train", config.data.train), ("data.test", config.data.test))
-        if given
-        for sample_id in list_records(config.data, field, given).ids
-    }
-    paths = [row[0] for row in list_unlabeled(config.data).without(labelled).read_all()]
-    predictions = load_checkpoint(run.checkpoint).predict(paths)
-    predictions.write(str(target))
-    show(console, repr(predictions))
-    return str(target)
-
-
-def _predict_features(config: Config, run: FitResult) -> Predictions:
-    """Of the unlabelled images whose features are stored."""
-    from dpl_ray.inference.predictor import load_checkpoint
-    from dpl_ray.training.evaluation import predict_probs
-
-    # Copies, which the training left out, are predicted, too.
-    data = config.data.changed(allow_overlap=True, pool={"mode": "memory"})
-    splits, model = load_splits(data, seed=config.train.seed), load_checkpoint(run.checkpoint)
-    assert isinstance(splits.unlabeled, ImageSet), "in memory"
-    probabilities = predict_probs(model.model, splits.unlabeled.images).numpy()
-    return Predictions(splits.unlabeled.ids.tolist(), probabilities, splits.class_names, {})
-
-
-def _next_commands(config: Config, run: FitResult, storage: Storage, layout: Layout) -> tuple[str, ...]:
-    """The three that a user is most likely to want."""
-    chosen = shlex.quote(f"config={storage / CONFIG_FILE}")
-    longer = f"dpl-ray train {chosen} train.num_steps={4 * config.train.num_steps} run.name={run.name}-longer"
-    policies = f"'policies=[supervised,{config.policy.name},fixmatch]'"
-    compare = f"dpl-ray compare {chosen} {policies} seeds=3 run.name={run.name}-compared"
-    pool = layout.fields.get("unlabeled")
-    predict = shlex.join(["dpl-ray", "predict", f"checkpoint={run.checkpoint}", "images=photo.jpg"])
-    if pool is None:
-        return (f"dpl-ray check {chosen}", longer, predict)
-    label = shlex.join(
-        ["dpl-ray", "label", f"checkpoint={run.checkpoint}", f"pool={shown(pool)}", f"output={run.name}-labels"]
-    )
-    # On features the steps suffice: more of them bring nothing.
-    return (label, compare, predict if config.data.name == "features" else longer)

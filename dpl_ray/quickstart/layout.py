@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpl_ray.data.files import is_image, is_parquet
+from dpl_ray.data.labeled import is_table
 from dpl_ray.data.labels import some
 
 #: First word of a name, in small letters -> what lies there.
@@ -23,7 +24,6 @@ ROLES: Mapping[str, str] = {
     ),
 }
 Places = str | tuple[str, ...]
-TABLES = (".csv", ".tsv")
 ACCEPTED = (
     "a folder for each class, images without a class loose or in unlabelled/; or train/, unlabelled/ and test/; "
     "or a CSV of path,label beside the images; or train*.parquet, unlabelled*.parquet and test*.parquet"
@@ -93,7 +93,7 @@ def _of_files(folder: Path, entries: list[Path]) -> Layout:
     fields: dict[str, Places] = {}
     reasons: dict[str, str] = {}
     for path in entries:
-        if path.suffix.lower() in TABLES:  # a table without a role has the labels
+        if is_table(path.name):  # a table without a role has the labels
             _put(fields, reasons, "test" if role_of(path) == "test" else "train", path, "a table of path,label")
     folders = [path for path in entries if path.is_dir()]
     named = [path for path in folders if role_of(path)]
@@ -107,13 +107,18 @@ def _of_files(folder: Path, entries: list[Path]) -> Layout:
         elif _has_images(path) and role == "test":
             _put(fields, reasons, "unlabeled", path, "images without classes")
     chosen: tuple[Path, ...] = ()
+    loose = sorted({path.suffix for path in entries if path.is_file() and is_image(path.name)})
+    if "train" not in fields and len(classes) == 1 and any(_has_images(inner) for inner in _subfolders(classes[0])):
+        if not fields and not loose:
+            return find_layout(classes[0])  # it is all that there is
+        _put(fields, reasons, "train", classes[0], "a folder for each class in it")
     if "train" not in fields and classes:
         _put(fields, reasons, "train", folder, f"its folders are the classes: {some([path.name for path in classes])}")
         chosen = tuple(classes) if named else ()
     if "train" in fields and "unlabeled" not in fields:
         if has_table(fields["train"]):
             _put(fields, reasons, "unlabeled", folder, "every image that the table gives no label")
-        elif loose := sorted({path.suffix for path in entries if path.is_file() and is_image(path.name)}):
+        elif loose:
             globs = tuple(str(folder / f"*{suffix}") for suffix in loose)
             _put(fields, reasons, "unlabeled", globs if len(globs) > 1 else globs[0], "the loose images")
     return Layout("image_folder", fields, reasons, chosen)
@@ -127,7 +132,7 @@ def _put(fields: dict[str, Places], reasons: dict[str, str], role: str, path: Pa
 
 def has_table(train: Places) -> bool:
     """Whether the labels are in a table."""
-    return isinstance(train, str) and train.lower().endswith(TABLES)
+    return isinstance(train, str) and is_table(train)
 
 
 def _subfolders(folder: Path) -> Iterable[Path]:

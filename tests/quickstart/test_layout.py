@@ -34,6 +34,12 @@ LAYOUTS: Mapping[str, tuple[tuple[str, ...], dict[str, str | tuple[str, ...]]]] 
     "test before val": (
         ("labelled/a/1.jpg", "val/a/2.jpg", "test/a/3.jpg"), {"train": "labelled", "test": "test"}
     ),
+    "a folder for all": (("photos/cat/1.jpg", "photos/dog/1.jpg", "photos/9.jpg", "read.txt"),
+                         {"train": "photos", "unlabeled": "photos/*.jpg"}),
+    "a folder for all that is labelled": (
+        ("photos/cat/1.jpg", "photos/dog/1.jpg", "pool/9.jpg"), {"train": "photos", "unlabeled": "pool"}
+    ),
+    "a class alone": (("cat/1.jpg", "pool/9.jpg"), {"train": ".", "unlabeled": "pool"}),
     "a table beside images": (("labels.csv", "images/1.jpg"), {"train": "labels.csv", "unlabeled": "."}),
     "a table before folders": (
         ("train.csv", "test.csv", "train/1.jpg"), {"train": "train.csv", "test": "test.csv", "unlabeled": "."}

@@ -47,6 +47,24 @@ def test_where_there_is_nothing_to_save_yet_the_first_one_ends() -> None:
     assert not stop.is_set()
 
 
+def test_the_end_of_the_time_asks_once_there_is_something_to_save() -> None:
+    asked = []
+
+    def pass_on() -> None:
+        asked.append(stop.is_set())
+        if len(asked) == 1:
+            raise KeyboardInterrupt  # there is nothing yet
+
+    with interruptible(SECONDS, lambda _: None, time.monotonic() + 0.05) as stop:
+        stop.pass_on = pass_on
+        assert stop.wait(SECONDS)
+    assert asked == [False, False]
+    assert stop.by_time
+    with interruptible(SECONDS, lambda _: None, time.monotonic() + SECONDS) as stop:
+        pass
+    assert not stop.is_set()
+
+
 def test_in_the_background_of_a_shell_ctrl_c_means_nothing_and_sigterm_asks() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with interruptible(SECONDS, lambda _: None) as stop:
