@@ -84,4 +84,6 @@ def _place(output: str) -> Storage:
         raise ValueError(f"output={output}: cannot be written ({one_line(error)}); give another file") from None
     if place.is_local and Path(place.path).is_dir():
         raise ValueError(f"output={output}: is a folder; give a file in it, as output={output.rstrip('/')}/check.html")
+    if not place.name.endswith(".html"):
+        raise ValueError(f"output={output}: must end in .html, so that a browser shows it")
     return place

@@ -12,6 +12,7 @@ from dpl_ray.labeling.parts import NUM_BINS, Counts
 from dpl_ray.page.plots import cut, draw_png
 
 MAX_CLASSES = 40
+ROOM = 1.05  # of an axis, in its largest bars
 MIN_REASONS = 5  # for which there is room: a single bar would fill the panel
 STYLES = {"selected": {"color": "0.35"}, "rejected": {"color": "white", "hatch": "///"}}
 
@@ -45,6 +46,7 @@ def _classes(axes: Any, counts: Counts, class_names: Sequence[str], shown: list[
         left += widths
     axes.set_yticks(range(len(shown)), [cut(class_names[index], 24) for index in shown], fontsize=8)
     axes.invert_yaxis()
+    axes.set_xlim(0, ROOM * max(1.0, *left))
     axes.set_xlabel("images by pseudo-label")
     if len(shown) < len(class_names):
         axes.set_title(f"the largest {len(shown)} of {len(class_names)} classes", fontsize=9)
@@ -61,6 +63,7 @@ def _histogram(axes: Any, counts: Counts, column: str, highest: float, label: st
         )
         bottom += heights
     axes.set_xlim(0, highest)
+    axes.set_ylim(0, ROOM * max(1.0, *bottom))
     axes.set_xlabel(label)
     axes.set_ylabel("images")
     axes.legend(fontsize=8)

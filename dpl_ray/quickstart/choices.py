@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 TRAINING_SHARE = 0.75  # of what is left of the budget is planned; the rest is for scores, checkpoints and the report
-STOP_SHARE = 0.95  # of the budget, after which a training that is slower than it was measured is interrupted
+STOP_SHARE = 0.9  # of the budget, after which a training that is slower than it was measured is interrupted
 MIN_STEPS = 600  # below these, a smaller network or smaller images are taken where there are any
 MAX_STEPS = 10_000  # more have brought nothing to small data sets
 

@@ -161,6 +161,9 @@ def _chosen(
     ):
         policy = [] if layout.has_pool else ["policy=supervised"]
         config = load_config([*overrides, *policy, f"run.name={start.run.name}", *given])
+        if layout.has_pool and "train.mu" not in fixed:
+            fitting = mus_for(work.num_pool, config.train.batch_size)
+            config = config.changed(train={"mu": min(config.train.mu, fitting[0])})
         config = _with_steps(config, left(), console)
         _tell_rest(config, layout, console)
         return config

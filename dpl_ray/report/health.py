@@ -25,7 +25,7 @@ MIN_LOSS = 0.05  # of such a loss, as a share of log C
 MIN_COVERAGE = 0.01
 MAX_CROSSED = 0.25
 MAX_WAIT = 0.3
-MAX_WIDTH = 0.2  # of the interval of an accuracy
+MAX_WIDTH = 0.15  # of the interval of an accuracy
 MAX_ECE = 0.2
 SHOWN = 3  # findings on a console
 
@@ -300,7 +300,7 @@ def _few_held_out(it: Measured) -> Finding | None:
     if not number:
         return None
     low, high = wilson_interval(it.accuracy * number, number)
-    if high - low <= MAX_WIDTH:
+    if high - low <= MAX_WIDTH or _at_chance(it):  # which says the interval, too
         return None
     return Finding(
         FEW_HELD_OUT,
@@ -364,11 +364,7 @@ KINDS: dict[str, tuple[Callable[[Measured], Finding | None], str]] = {
         "with its 95 % interval, the share of one class among the pseudo-labels (or among the predictions) is above "
         "(1 + its share of the labels) / 2, which is more than a half",
     ),
-    BEHIND: (
-        _behind,
-        "the 95 % interval of the accuracy minus that of the supervised baseline, on the same test images, is below "
-        "zero",
-    ),
+    BEHIND: (_behind, "the 95 % interval of the accuracy minus that of the supervised baseline is below zero"),
     CROSSED: (
         _crossed,
         f"the under-confident threshold is the higher one in more than {_percent(MAX_CROSSED)} of steps and classes",
@@ -390,7 +386,10 @@ KINDS: dict[str, tuple[Callable[[Measured], Finding | None], str]] = {
         f"the last quarter is more than {100 * MIN_RISE:g} points and 2 standard errors above the best before",
     ),
     STARVED: (_starved, f"more than {_percent(MAX_WAIT)} of the time of the steps is waiting for images"),
-    FEW_HELD_OUT: (_few_held_out, f"the 95 % interval of the accuracy is wider than {100 * MAX_WIDTH:g} points"),
+    FEW_HELD_OUT: (
+        _few_held_out,
+        f"the 95 % interval of the accuracy is wider than {100 * MAX_WIDTH:g} points; the run is not at chance",
+    ),
     MISCALIBRATED: (
         _miscalibrated,
         f"the expected calibration error (ECE) on N test images is above {_percent(MAX_ECE)} + 1/sqrt(N)",

@@ -225,7 +225,8 @@ def test_the_command_ends_as_a_mistake_where_a_training_would(bad: Path, good: P
     assert run(bad) == cli.WRONG_USE
     assert (tmp_path / "page.html").exists()
     assert run(good) == 0
-    assert run(good, f"output={tmp_path}") == cli.WRONG_USE
+    for output in (tmp_path, tmp_path / "page"):
+        assert run(good, f"output={output}") == cli.WRONG_USE
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,7 @@ def test_weights_at_hand_give_frozen_features(photos: Path, tmp_path: Path) -> N
         assert f"\n{word}" in said, word
     config = load_config([f"config={result.config}"])
     assert (config.data.name, config.model.name, config.train.num_steps) == ("features", "head", 4)
+    assert config.train.mu == 1, "the pool has 42 images, and a step 32 labelled ones"
     assert result.predictions is not None
     with Path(result.predictions).open(newline="") as file:
         rows = list(csv.DictReader(file))
