@@ -16,7 +16,7 @@ from dpl_ray.inference.predictions import Predictions
 from dpl_ray.jobs.fit import FitResult
 from dpl_ray.page.console import show
 from dpl_ray.quickstart.layout import Layout
-from dpl_ray.quickstart.work import unlabelled_ids
+from dpl_ray.quickstart.work import unlabelled
 from dpl_ray.runs.folder import CONFIG_FILE
 from dpl_ray.store.storage import Storage
 
@@ -36,9 +36,17 @@ def predict(config: Config, images: DataConfig, checkpoint: Storage, storage: St
     """
     from dpl_ray.inference.predictor import load_checkpoint
 
-    ids, target = unlabelled_ids(images), storage / PREDICTIONS_FILE
-    model = load_checkpoint(str(checkpoint))
-    predictions = _of_features(config, ids, model) if config.data.name == "features" else model.predict(ids)
+    parts, target, model = unlabelled(images), storage / PREDICTIONS_FILE, load_checkpoint(str(checkpoint))
+    if config.data.name == "features":
+        predictions = _of_features(config, [row[0] for part in parts for row in part.read_all()], model)
+    else:
+        found = [model.predict(part) for part in parts]
+        predictions = Predictions(
+            [sample_id for part in found for sample_id in part.ids],
+            np.concatenate([part.probabilities for part in found]),
+            model.class_names,
+            {sample_id: reason for part in found for sample_id, reason in part.bad.items()},
+        )
     predictions.write(str(target))
     show(console, repr(predictions))
     return str(target)
@@ -51,7 +59,8 @@ def _of_features(config: Config, ids: list[str], model: Predictor) -> Prediction
     data = config.data.changed(allow_overlap=True, pool={"mode": "memory"})
     splits = load_splits(data, seed=config.train.seed)
     assert isinstance(splits.unlabeled, ImageSet), "in memory"
-    found = dict(zip(splits.unlabeled.ids, predict_probs(model.model, splits.unlabeled.images).numpy(), strict=True))
+    probabilities = predict_probs(model.model, splits.unlabeled.images).numpy()
+    found = dict(zip(splits.unlabeled.ids.tolist(), probabilities, strict=True))
     bad = {image.id: image.reason for image in splits.bad}
     nothing = np.full(len(splits.class_names), np.nan, np.float32)
     rows = [found.get(each, nothing) for each in ids]

@@ -11,7 +11,7 @@ from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.decode import DecodeSettings, Payload
 from dpl_ray.data.decode_many import decode_many
 from dpl_ray.data.labeled import Records, list_records
-from dpl_ray.data.pool.choice import list_unlabeled
+from dpl_ray.data.pool.choice import files_named, list_unlabeled
 from dpl_ray.data.pool.files import PoolFiles
 from dpl_ray.report.pool import MAX_IMAGES
 
@@ -45,21 +45,28 @@ class Work:
 
 def measure_work(data: DataConfig) -> Work:
     """Count the images, and read some of them."""
-    (train, test), (pool, named) = _labelled(data), _unlabelled(data)
-    some = [*_spread(train), *_spread(test)]
-    if pool is not None:
-        some += [(name, payload) for name, payload, _ in islice(pool.read_all(), _SAMPLE)]
+    train, test = _labelled(data)
+    parts = unlabelled(data)
+    rows = [islice(part.read_all(), _SAMPLE) for part in parts]
+    some = [*_spread(train), *_spread(test), *((name, payload) for part in rows for name, payload, _ in part)]
     began = time.perf_counter()
     decode_many(some, DecodeSettings.from_config(data.changed(image_size=_SIDE)))
     seconds = (time.perf_counter() - began) / max(1, len(some))
-    num_pool = len(named) + (0 if pool is None else len(pool))
-    return Work(len(train.ids) - len(named), len(test.ids) if test else 0, num_pool, seconds)
+    num_labelled = sum(label is not None for label in train.labels)
+    return Work(num_labelled, len(test.ids) if test else 0, sum(map(len, parts)), seconds)
 
 
-def unlabelled_ids(data: DataConfig) -> list[str]:
-    """Of the pool, and of what data.train names without a label."""
-    pool, named = _unlabelled(data)
-    return [*named, *([] if pool is None else [row[0] for row in pool.read_all()])]
+def unlabelled(data: DataConfig) -> list[PoolFiles]:
+    """What data.train names without a label, and the pool without what data.train and data.test name."""
+    train, test = _labelled(data)
+    labelled = {sample_id for sample_id, label in zip(train.ids, train.labels, strict=True) if label is not None}
+    named = sorted(set(train.ids) - labelled)
+    parts = []
+    if named:
+        parts.append(train.files.without(labelled) if train.files else files_named(train, named))
+    if data.unlabeled is not None:
+        parts.append(list_unlabeled(data).without({*train.ids, *(test.ids if test else ())}))
+    return [part for part in parts if len(part)]
 
 
 def _labelled(data: DataConfig) -> tuple[Records, Records | None]:
@@ -67,14 +74,6 @@ def _labelled(data: DataConfig) -> tuple[Records, Records | None]:
     assert data.train is not None, "a layout has it"
     test = None if data.test is None else list_records(data, "data.test", data.test)
     return list_records(data, "data.train", data.train), test
-
-
-def _unlabelled(data: DataConfig) -> tuple[PoolFiles | None, list[str]]:
-    """The pool without what data.train and data.test name, and the ids of data.train without a label."""
-    train, test = _labelled(data)
-    named = [sample_id for sample_id, label in zip(train.ids, train.labels, strict=True) if label is None]
-    taken = {*train.ids, *(test.ids if test else ())}
-    return None if data.unlabeled is None else list_unlabeled(data).without(taken), named
 
 
 def _spread(records: Records | None) -> Iterator[tuple[str, Payload]]:
