@@ -280,6 +280,25 @@ def _read_csv(location: Location, data: DataConfig, class_names: tuple[str, ...]
 
 def _csv_rows(location: Location) -> list[tuple[str, str]]:
     """(path, label) of each row."""
+    header, rows = _csv_table(location)
+    for column in ("path", "label"):
+        if column not in header:
+            raise location.error(
+                f"the header is {','.join(header) or 'missing'}; it needs the columns path and label"
+                f"{suggest(column, header)}"
+            )
+    at = header.index("path"), header.index("label")
+    return [(row[at[0]].strip(), row[at[1]]) for row in rows]
+
+
+def csv_column(location: Location, name: str) -> list[str] | None:
+    """Another column of a CSV that `list_records` reads, in the order of its records; None where it has no such one."""
+    header, rows = _csv_table(location)
+    return [row[header.index(name)] for row in rows] if name in header else None
+
+
+def _csv_table(location: Location) -> tuple[list[str], list[list[str]]]:
+    """The header, and the rows that are not empty, as long as it: a row that ends before has nothing there."""
     try:
         content = read_file(location.filesystem, location.path)
         text = content.decode(_encoding(content))
@@ -289,16 +308,7 @@ def _csv_rows(location: Location) -> list[tuple[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise location.error(f"cannot be read as CSV in UTF-8 ({one_line(error)}); save it as CSV in UTF-8") from None
     header = [name.strip() for name in rows[0]] if rows else []
-    for column in ("path", "label"):
-        if column not in header:
-            raise location.error(
-                f"the header is {','.join(header) or 'missing'}; it needs the columns path and label"
-                f"{suggest(column, header)}"
-            )
-    at = header.index("path"), header.index("label")
-    # A row that ends before the label has none.
-    padded = [row + [""] * (len(header) - len(row)) for row in rows[1:] if row]
-    return [(row[at[0]].strip(), row[at[1]]) for row in padded]
+    return header, [row + [""] * (len(header) - len(row)) for row in rows[1:] if row]
 
 
 def _encoding(content: bytes) -> str:

@@ -19,20 +19,18 @@ LEVEL = 0.01  # of the tests between held-out images and pool
 
 def told(certificate: Certificate, class_names: Sequence[str]) -> str:
     """What is certified, in a line for the console."""
-    names = class_names if certificate.by_class else ["all"]
-    named = dict(zip(names, certificate.found, strict=True))
-    without = {name: found for name, found in named.items() if found.threshold is None}
-    lack = "; ".join(f"for {name}, {found.needed}" for name, found in list(without.items())[:1])
+    without = _lacks(certificate, class_names)
+    lack = "; ".join(f"{name}, {needed}" for name, needed in list(without.items())[:1])
     if not certificate.certifies:
-        return f"nothing is certified, so nothing is selected: {lack.removeprefix('for all, ')}"
+        return f"nothing is certified, so nothing is selected: for {lack}"
     text = (
         f"{sum(certificate.held_out):,} held-out labels certify that at most {100 * certificate.max_error:g} % of the "
         f"selected labels are wrong (confidence {100 * certificate.confidence:g} %)"
     )
     if certificate.by_class:
-        return f"{text}, of each class; nothing is selected of {some(list(without))}: {lack}" if without else text
+        return f"{text}, of each class; nothing is selected of {some(list(without))}: for {lack}" if without else text
     (found,) = certificate.found
-    return f"{text}; the confidence of a label has to be {found.threshold:.4f} or more"
+    return f"{text}, of confidence {found.threshold:.4f} or more" if found.threshold else f"{text}, of any confidence"
 
 
 def summarize(certificate: Certificate, counts: Counts, class_names: Sequence[str]) -> dict[str, Any]:
@@ -87,13 +85,14 @@ def make_page(certificate: Certificate, counts: Counts, class_names: Sequence[st
             certificate=certificate,
             share=counts.num_selected / max(1, counts.num_rows),
             num_selected=counts.num_selected,
-            found=certificate.found[0],
+            warnings=draw_warnings(certificate, counts),
+            lacks=list(_lacks(certificate, class_names).items()),
             drawings=drawings,
             table=_thresholds(certificate, class_names),
         ),
         "classes": Section(
             title="Held-out images and pool",
-            warnings=draw_warnings(certificate, counts),
+            differ=bool(draw_warnings(certificate, counts)),
             table=_shares(certificate, counts, class_names),
             level=LEVEL,
         ),
@@ -102,6 +101,12 @@ def make_page(certificate: Certificate, counts: Counts, class_names: Sequence[st
         f"Labels of {counts.num_rows:,} images of a pool, certified by {sum(certificate.held_out):,} held-out ones"
     )
     return render_page("labeling/certificate.html", title, subtitle, sections)
+
+
+def _lacks(certificate: Certificate, class_names: Sequence[str]) -> dict[str, str]:
+    """Class, or that it is all of them, -> what is needed, where nothing is certified."""
+    names = class_names if certificate.by_class else ["all classes"]
+    return {name: found.needed for name, found in zip(names, certificate.found, strict=True) if found.needed}
 
 
 def _pool_counts(counts: Counts) -> list[int]:
@@ -119,13 +124,13 @@ def _thresholds(certificate: Certificate, class_names: Sequence[str]) -> Table:
         [
             name,
             f"{found.num_labels:,}",
-            f"{found.threshold:.4f}" if found.threshold is not None else MISSING,
+            MISSING if found.threshold is None else f"{found.threshold:.4f}" if found.threshold else "any",
             f"{found.num_selected:,}",
             f"{found.num_wrong:,}",
         ]
         for name, found in zip(names, certificate.found, strict=True)
     ]
-    columns = ["class", "held-out labels", "from a confidence of", "of these labels", "wrong"]
+    columns = ["class", "held-out labels", "least confidence", "of these labels", "wrong"]
     return Table("Thresholds, and the held-out labels that they select", columns, rows)
 
 

@@ -19,7 +19,7 @@ from dpl_ray.data.classes import find_targets
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.decode_many import decode_many
-from dpl_ray.data.labeled import Records, list_records
+from dpl_ray.data.labeled import Records, csv_column, list_records
 from dpl_ray.data.pool.files import PoolFiles
 from dpl_ray.data.sources import load_splits
 from dpl_ray.labeling.certificate import Certificate, Scored, make_certificate
@@ -46,10 +46,7 @@ class HeldOut:
     class_names: tuple[str, ...]
     known: dict[str, KnownSplit]
     audit: Records | None
-
-    @property
-    def source(self) -> str:
-        return self.audit.location.given if self.audit else VALIDATION
+    source: str
 
     def digest(self) -> str:
         """Of an audit, the same for the same rows; of the run's own images their name: the checkpoint says which."""
@@ -113,7 +110,10 @@ def open_held_out(config: LabelConfig, checkpoint: Storage, trained: Config, cla
     if config.audit is not None:
         audit = list_records(trained.data.changed(name="image_folder"), "audit", config.audit, class_names)
         find_targets(audit, class_names)
-        return HeldOut(f"audit={config.audit}", checkpoint, trained, class_names, known, audit)
+        drawn = _equally_likely(audit)
+        told = "" if drawn is audit else f" ({len(drawn.ids):,} of {len(audit.ids):,}, each as likely to be drawn)"
+        source = f"{config.audit}{told}"
+        return HeldOut(f"audit={config.audit}", checkpoint, trained, class_names, known, drawn, source)
     instead = "; give audit=answers.csv"
     if not len(known["validation"].ids):
         raise ValueError(
@@ -123,7 +123,34 @@ def open_held_out(config: LabelConfig, checkpoint: Storage, trained: Config, cla
         raise ValueError(f"{what}: a search has chosen this model by the images that it held out{instead}")
     if trained.data.labels is not None and trained.data.train is None:
         raise ValueError(f"{what}: the images that the run has held out have pseudo-labels, not true ones{instead}")
-    return HeldOut(what, checkpoint, trained, class_names, known, None)
+    return HeldOut(what, checkpoint, trained, class_names, known, None, VALIDATION)
+
+
+def _equally_likely(audit: Records) -> Records:
+    """An audit whose images were drawn with the probabilities of its column `probability`, thinned.
+
+    An image of probability p is kept with probability min(p) / p, so that each image of the pool was as likely to be
+    drawn and kept as any other. What is kept is a function of the audit.
+
+    Raises:
+        ValueError: a probability is no number above 0 and at most 1.
+    """
+    import pandas as pd
+
+    is_csv = audit.files is None
+    if not is_csv or (column := csv_column(audit.location, "probability")) is None:
+        return audit
+    probability = pd.to_numeric(pd.Series(column), errors="coerce").to_numpy(float)
+    if len(wrong := np.flatnonzero(~((probability > 0) & (probability <= 1)))):
+        raise audit.location.error(
+            f"row {wrong[0] + 1} has the probability {column[wrong[0]] or '(none)'}; write that with which its "
+            "image was drawn, as 0.01"
+        )
+    order = np.argsort(audit.ids)
+    uniforms = np.empty(len(order))
+    uniforms[order] = np.random.default_rng(0).random(len(order))
+    gone = uniforms * probability >= probability.min()
+    return audit.without({sample_id for sample_id, is_gone in zip(audit.ids, gone.tolist(), strict=True) if is_gone})
 
 
 def certify_pool(

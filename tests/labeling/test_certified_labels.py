@@ -15,9 +15,11 @@ from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.sources import load_splits
 from dpl_ray.labeling import job
 from dpl_ray.labeling.config import load_labeling
+from dpl_ray.labeling.held_out import HeldOut, open_held_out
 from dpl_ray.labeling.job import LabelResult
 from dpl_ray.runs.splits import write_splits
 from dpl_ray.store.storage import Storage
+from dpl_ray.training.checkpoint_folder import load_config_and_info
 from tests.builders import save_labeler, tiny_config, tiny_splits
 from tests.labeling.jobs import CLASSES, label, make_checkpoint, parts, picture, rows, summary, write_images
 from tests.labeling.jobs import write_parquet as parquet
@@ -172,6 +174,38 @@ def test_an_audit_of_other_images_is_warned_of(
     with pytest.warns(UserWarning, match=r"the held-out images differ from the pool in their classes \(\d+ % of them"):
         result = label_whole(checkpoint, pool, tmp_path / "out", max_error=0.2, audit=str(answers))
     assert "differ from the pool" in Path(result.page or "").read_text()
+
+
+def test_an_audit_of_unequal_probabilities_is_thinned_to_equal_ones(
+    checkpoint: str, pool: Path, said: dict[str, Any], tmp_path: Path
+) -> None:
+    answers = write_answers(said, tmp_path)
+    header, *lines = answers.read_text().splitlines()
+    likely = [f"{line},{'0.8' if place < 40 else '0.2'}" for place, line in enumerate(lines)]
+    answers.write_text("\n".join([f"{header},probability", *likely]))
+    kept = open_audit(checkpoint, answers).audit
+    assert kept is not None
+    ids = [line.split(",")[0] for line in lines]
+    assert set(ids[40:]) < set(kept.ids)
+    assert 2 <= len(kept.ids) - 40 <= 18, "a quarter of 40"
+    answers.write_text("\n".join([f"{header},probability", *reversed(likely)]))
+    again = open_audit(checkpoint, answers)
+    assert again.audit is not None
+    assert sorted(again.audit.ids) == sorted(kept.ids), "whatever their order"
+    assert again.source.endswith(f"({len(kept.ids)} of 80, each as likely to be drawn)")
+    answers.write_text("\n".join([f"{header},probability", *(f"{line},0.5" for line in lines)]))
+    assert len(open_audit(checkpoint, answers).audit.ids) == 80  # type: ignore[union-attr]
+    for wrong in ("0", "2", "often", ""):
+        answers.write_text(f"{header},probability\n{lines[0]},{wrong}\n")
+        with pytest.raises(ValueError, match=rf"^audit=.*: row 1 has the probability ({wrong}|.none.); write"):
+            open_audit(checkpoint, answers)
+
+
+def open_audit(checkpoint: str, answers: Path) -> HeldOut:
+    given = [f"checkpoint={checkpoint}", "pool=a", "output=b", "max_error=0.1", f"audit={answers}"]
+    place = Storage(checkpoint)
+    config, info = load_config_and_info(place)
+    return open_held_out(load_labeling(given), place, config, info.class_names)
 
 
 @pytest.mark.parametrize(
