@@ -18,7 +18,8 @@ EMBEDDING = "features of EfficientNet-Lite0 at 96 px, of the image and two views
 TRAINING = "1,000 steps of dpl on them"
 POLICIES = (SUPERVISED, "fixmatch", "freematch", "dpl")  # of all ways
 #: Setting -> setting of policies.csv, pixels and images of the pool: trained from scratch for longer, elsewhere.
-LONGER = {"cifar10-25": ("cifar10-25", 32, 49_750), "fashion_mnist-4": ("fashion14-4", 14, 59_960)}
+LONGER = {"cifar10-25": ("cifar10-25", "32", "49750"), "fashion_mnist-4": ("fashion14-4", "14", "59960")}
+Ways = dict[tuple[str, str], list[dict[str, str]]]  # (setting, way) -> trainings of the four policies
 
 
 def policies(setting: str, results: CsvRows) -> str:
@@ -68,7 +69,7 @@ def sentence(results: CsvRows) -> str:
     )
 
 
-def ways(frozen: CsvRows, tuned: CsvRows, longer: CsvRows, features: Figures) -> str:
+def ways(found: Ways, features: Figures) -> str:
     """A row for each setting and way: what a run of dpl costs, and the accuracy of four policies.
 
     Args:
@@ -76,38 +77,74 @@ def ways(frozen: CsvRows, tuned: CsvRows, longer: CsvRows, features: Figures) ->
     """
     rate, training = (features[row]["one core"].value for row in (EMBEDDING, TRAINING))
     once = f"{training / 60:.1f}, and {10_000 / rate / 60:.0f} for all features once"
-    body = []
+    body = [
+        [*key, *_cost(rows, once if key[1] == "frozen" else None), *(f"{value:.1f}" for value in _means(rows).values())]
+        for key, rows in found.items()
+    ]
+    heading = ["labels", "way", "pixels", "pool", "subsets", "steps", "minutes of a run", *POLICIES]
+    return f"{table(heading, body)}\n\n{best(found)}"
+
+
+def best(found: Ways) -> str:
+    """The most accurate way of every setting."""
+    of_setting: dict[str, list[tuple[float, str, str]]] = {}
+    for (setting, way), rows in found.items():
+        of_setting.setdefault(setting, []).extend((value, way, policy) for policy, value in _means(rows).items())
+    tops = {setting: max(of) for setting, of in of_setting.items()}
+    listed = "; ".join(
+        f"{setting}: {way}, by `{policy}` ({value:.1f})" for setting, (value, way, policy) in tops.items()
+    )
+    return f"The most accurate way of each: {listed}."
+
+
+def collect(frozen: CsvRows, tuned: CsvRows, longer: CsvRows) -> Ways:
+    """The trainings on those labelled subsets that all four policies have been trained on."""
+    found: Ways = {}
     for setting in settings(frozen):
-        groups = {"scratch": (_of(longer, LONGER[setting][0]), *LONGER[setting][1:])} if setting in LONGER else {}
-        groups["frozen"] = (_of(frozen, setting), 96, 10_000)
+        groups: dict[str, list[dict[str, str]]] = {"scratch": [], "frozen": [], "fine-tuned": []}
+        if setting in LONGER:
+            name, pixels, images = LONGER[setting]
+            groups["scratch"] = [row | {"pixels": pixels, "pool": images} for row in _of(longer, name)]
+        pool = str(10_000 - 10 * int(setting.rpartition("-")[2]))
+        groups["frozen"] = [row | {"pixels": "96", "pool": pool} for row in _of(frozen, setting)]
         for row in _of(tuned, setting):
-            group = groups.setdefault(row["way"], ([], int(row["pixels"]), int(row["pool"])))
-            group[0].append(row)
-        for way in ("scratch", "frozen", "fine-tuned"):
-            if way in groups:
-                body.append([setting, way, *_way(*groups[way], once if way == "frozen" else None)])
-    return table(["labels", "way", "pixels", "pool", "subsets", "steps", "minutes of a run", *POLICIES], body)
+            groups[row["way"]].append(row)
+        for way, rows in groups.items():
+            seeds = [{row["seed"] for row in rows if row["policy"] == policy} for policy in POLICIES]
+            if common := set.intersection(*seeds):
+                found[setting, way] = [row for row in rows if row["policy"] in POLICIES and row["seed"] in common]
+    return found
 
 
 def _of(rows: CsvRows, setting: str) -> list[dict[str, str]]:
     return [row for row in rows if row["setting"] == setting]
 
 
-def _way(rows: CsvRows, pixels: int, pool: int, minutes: str | None) -> list[str]:
-    found = {policy: [row for row in rows if row["policy"] == policy] for policy in POLICIES}
-    ours = found["dpl"]
+def _cost(rows: CsvRows, minutes: str | None) -> list[str]:
+    ours = [row for row in rows if row["policy"] == "dpl"]
     device = min(row.get("device", "CPU") for row in ours)
     seconds = [
         float(row.get("core_seconds") or row["training_seconds"]) for row in ours if row.get("device", "CPU") == device
     ]
     return [
-        str(pixels),
-        f"{pool:,}",
+        ours[0]["pixels"],
+        f"{int(ours[0]['pool']):,}",
         str(len(ours)),
         f"{int(ours[0]['steps']):,}",
         minutes or f"{statistics.median(seconds) / 60:.1f}{'' if device == 'CPU' else ' (H100)'}",
-        *(f"{100 * statistics.fmean(float(row['accuracy']) for row in of):.1f}" for of in found.values()),
     ]
+
+
+def _means(rows: CsvRows) -> dict[str, float]:
+    """Policy -> accuracy in %."""
+    return {
+        policy: 100 * statistics.fmean(float(row["accuracy"]) for row in rows if row["policy"] == policy)
+        for policy in POLICIES
+    }
+
+
+def _measured_ways() -> Ways:
+    return collect(read("frozen"), read("ways"), read("policies"))
 
 
 def _policies(name: str, setting: str, way: str | None = None) -> Callable[[], str]:
@@ -119,5 +156,6 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"frozen/{name}": _policies("frozen", name) for name in settings(read("frozen"))},
     "frozen-choice": lambda: choice(read("frozen")),
     "frozen-policies": lambda: sentence(read("frozen")),
-    "ways": lambda: ways(read("frozen"), read("ways"), read("policies"), Measurement.load("features").figures),
+    "ways": lambda: ways(_measured_ways(), Measurement.load("features").figures),
+    "ways-best": lambda: best(_measured_ways()),
 }
