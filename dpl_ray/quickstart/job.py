@@ -201,7 +201,8 @@ def _chosen(
 
 def _with_steps(config: Config, left: float, console: Console) -> Config:
     """The configuration of a training on features, with the steps that fit into what is left of the time."""
-    splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=config.policy.name != "supervised")
+    data = config.data.changed(pool={"mode": "memory"})
+    splits = load_splits(data, seed=config.train.seed, uses_unlabeled=config.policy.name != "supervised")
     timing = measure_steps(settle_model(config), splits)
     seconds = timing.seconds_per_step + (timing.seconds_per_baseline_step or 0.0)
     steps = min(frozen.NUM_STEPS, max(MIN_STEPS, steps_within(max(0.0, left), seconds)))
