@@ -49,7 +49,7 @@ def merge_lora(network: nn.Module) -> None:
 
 
 def targets(network: nn.Module) -> list[str]:
-    """The names of the layers that get adapters: the linear layers of attention, as in the paper.
+    """The names of the layers that get adapters: the layers of attention, as in the paper.
 
     Where a network has none: all its linear layers, and its convolutions without groups. Layers whose weights are read
     by another module and that are not called themselves are left out, since their adapter would have no effect; so
