@@ -79,7 +79,7 @@ def test_a_layer_that_another_module_reads_has_no_adapter() -> None:
     assert targets(Network()) == ["embed", "out"]
 
 
-@pytest.mark.parametrize(("fields", "channels"), zip(NETWORKS, (3, 1, 3), strict=True), ids=str)
+@pytest.mark.parametrize(("fields", "channels"), [*zip(NETWORKS, (3, 1, 3), strict=True)], ids=str)
 def test_adapters_add_nothing_at_first_and_leave_a_plain_network_with_what_they_learned(
     fields: dict[str, Any], channels: int
 ) -> None:
