@@ -92,9 +92,14 @@ def best(found: Ways) -> str:
         of_setting.setdefault(setting, []).extend((value, way, policy) for policy, value in _means(rows).items())
     tops = {setting: max(of) for setting, of in of_setting.items()}
     listed = "; ".join(
-        f"{setting}: {way}, by `{policy}` ({value:.1f})" for setting, (value, way, policy) in tops.items()
+        f"{setting}: {way}, by `{policy}` ({value:.1f}, labelled subsets: {_num_subsets(found[setting, way])})"
+        for setting, (value, way, policy) in tops.items()
     )
     return f"The most accurate way of each: {listed}."
+
+
+def _num_subsets(rows: CsvRows) -> int:
+    return len({row["seed"] for row in rows})
 
 
 def collect(frozen: CsvRows, tuned: CsvRows, longer: CsvRows) -> Ways:
@@ -129,7 +134,7 @@ def _cost(rows: CsvRows, minutes: str | None) -> list[str]:
     return [
         ours[0]["pixels"],
         f"{int(ours[0]['pool']):,}",
-        str(len(ours)),
+        str(_num_subsets(rows)),
         f"{int(ours[0]['steps']):,}",
         minutes or f"{statistics.median(seconds) / 60:.1f}{'' if device == 'CPU' else ' (H100)'}",
     ]

@@ -260,5 +260,5 @@ def test_every_way_has_a_row_with_its_pixels_and_minutes_over_the_subsets_of_all
         "| cifar10-4 | frozen | 96 | 9,960 | 1 | 20 | 0.1, and 3 for all features once | 20.0 | 30.0 | 40.0 | 50.0 |",
         "| cifar10-4 | fine-tuned | 64 | 9,000 | 1 | 20 | 1.5 | 60.0 | 60.0 | 60.0 | 60.0 |",
         "",
-        "The most accurate way of each: cifar10-4: fine-tuned, by `supervised` (60.0).",
+        "The most accurate way of each: cifar10-4: fine-tuned, by `supervised` (60.0, labelled subsets: 1).",
     ]
