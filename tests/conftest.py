@@ -70,6 +70,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return group(nodeid.partition("::")[0])
 
+    config.option.loadscopereorder = False  # which would put the files of most tests first, not the longest
     return ByGroup(config, log)
 
 
