@@ -33,11 +33,14 @@ def policies(setting: str, results: CsvRows) -> str:
 
 
 def differences(results: CsvRows) -> dict[str, dict[str, float]]:
-    """Policy -> setting -> points above supervised, mean over the labelled subsets; the best in the mean first."""
+    """Policy -> setting -> points above supervised, mean over the labelled subsets; the best in the mean first.
+
+    Policies with parameters that are not their defaults are left out: they are parts of an ablation.
+    """
     found: dict[str, dict[str, float]] = {}
     for setting in settings(results):
         for row in make_rows(cells(setting, results, ()), SUPERVISED):
-            if row.difference is not None:
+            if row.difference is not None and "(" not in row.label:
                 found.setdefault(row.label, {})[setting] = 100 * row.difference
     return dict(sorted(found.items(), key=lambda item: -statistics.fmean(item[1].values())))
 

@@ -41,7 +41,7 @@ class MedianBoundary(DynamicPseudoLabels):
 
     @torch.no_grad()
     def update(self, statistics: Tensor) -> None:
-        rest, below = statistics.split([8 * self.num_classes, 2 * self.num_classes])
+        rest, below = statistics.split([9 * self.num_classes, 2 * self.num_classes])
         before, count = self.boundary.clone(), rest[: self.num_classes]
         super().update(rest)
         move = self.RATE * (0.5 - below.view(2, -1) / count.clamp(min=1))
@@ -55,7 +55,6 @@ class WarmedStates(DynamicPseudoLabels):
 
     def __init__(self, num_features: int, num_classes: int, **parameters: Any) -> None:
         super().__init__(num_features, num_classes, **parameters)
-        self.full_decay = self.ema_decay
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
     def update(self, statistics: Tensor) -> None:

@@ -29,7 +29,11 @@ from dpl_ray.studies.comparison.job import compare
 
 EMBED = (*LITE0, "image_size=96", "views=1", "labelled=true", "image_column=img", "scale.num_workers=0")
 LABELS = (4, 25)  # a class
-POLICIES = "supervised,pseudolabel,uda,fixmatch,flexmatch,adamatch,dash,softmatch,freematch,dpl"
+POLICIES = (
+    "supervised,pseudolabel,uda,fixmatch,flexmatch,adamatch,dash,softmatch,freematch,dpl,"
+    # What the parts of dpl are worth there; the last is dpl as it is on images.
+    "dpl(heads_weight=1),dpl(heads_weight=30),dpl(pace=1,heads_weight=1,balance=0)"
+)
 COLUMNS = ("data", "setting", "policy", "seed", "steps", *METRICS, "training_seconds")
 
 

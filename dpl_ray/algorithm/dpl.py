@@ -10,8 +10,10 @@ Legend: U unlabelled, B labelled images, C classes, D features; rows of (2, C) a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpl_ray.algorithm.ema import ema_
@@ -24,7 +26,7 @@ from dpl_ray.algorithm.gradient_cut import (
     gradient_size,
     passes,
 )
-from dpl_ray.algorithm.policy import Policy
+from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 
 
@@ -39,6 +41,11 @@ def band_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float)
     width = (over - under).clamp(min=epsilon)
     return (1 + (confidence - over) / width).clamp(0, 1)
 
+
+#: pace, heads_weight and balance if not given. On frozen features a wrong label cannot be outgrown
+#: by better features, and the run is short: thresholds that follow at once, and give way to rare classes, end higher.
+TRAINED, FROZEN = (1.0, 1.0, 0.0), (10.0, 10.0, 0.5)
+LEAST_MASS = 0.02  # of a class, as a share of an equal one: one that nothing is said of does not silence all others
 
 RULES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor] | None] = {
     "gaussian": gaussian_weight,
@@ -56,6 +63,7 @@ class DynamicPseudoLabels(Policy):
     cut: Tensor  # (2, C) the boundary that this step's gradients are cut at: the one the step before left
     states: Tensor  # (2, C) s_L and s_H: mean confidence of each head over the samples that passed its cut
     mean_probs: Tensor  # (C,) moving average of the unaligned probabilities
+    mass: Tensor  # (C,) moving average of each class's share of the pseudo-labels' weight
     num_crossed: Tensor  # () how often a class's two states stood in the wrong order after an update
 
     def __init__(
@@ -69,10 +77,16 @@ class DynamicPseudoLabels(Policy):
         epsilon: float,
         alignment: bool,
         classifier_from: float,
+        pace: float | None,
+        heads_weight: float | None,
+        balance: float | None,
+        balanced_softmax: bool,
     ) -> None:
         super().__init__(num_features, num_classes)
-        self.classifier_from = classifier_from
-        self.ema_decay, self.rule, self.cut_by, self.epsilon, self.aligned = ema_decay, rule, cut, epsilon, alignment
+        self.classifier_from, self.balanced_softmax = classifier_from, balanced_softmax
+        self.rule, self.cut_by, self.epsilon, self.aligned = rule, cut, epsilon, alignment
+        self.full_decay, self.given = ema_decay, (pace, heads_weight, balance)
+        self._take(TRAINED)
         self.heads = GradientCutHeads(num_features, num_classes)
         uniform = 1 / num_classes
         zeros = torch.zeros(2, num_classes, dtype=torch.float64)
@@ -80,13 +94,34 @@ class DynamicPseudoLabels(Policy):
         self.register_buffer("cut", zeros + (1 - uniform))
         self.register_buffer("states", zeros + uniform)
         self.register_buffer("mean_probs", zeros[0] + uniform)
+        self.register_buffer("mass", zeros[0] + uniform)
+        self.log_shares: Tensor | None = None
         self.register_buffer("num_crossed", torch.zeros((), dtype=torch.int64))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        state_dict.setdefault(f"{prefix}mass", self.mass)  # checkpoints of before 2026-11-27 have none
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
     def trains_classifier(self, progress: float | Tensor) -> bool | Tensor:
         return progress >= self.classifier_from
 
     def start_as(self, classifier: nn.Linear) -> None:
         self.heads.start_as(classifier)
+
+    def _take(self, usual: tuple[float, float, float]) -> None:
+        chosen = [default if value is None else value for value, default in zip(self.given, usual, strict=True)]
+        pace, self.heads_weight, self.balance = chosen
+        self.ema_decay = self.full_decay**pace
+
+    def join(self, run: RunFacts) -> None:
+        self._take(FROZEN if run.frozen else TRAINED)
+        counts = run.labeled_counts
+        if self.balanced_softmax and counts is not None and counts.amin() < counts.amax():
+            self.log_shares = (counts / counts.sum()).clamp(min=1e-6).log().to(self.mass.device)
+
+    def labeled_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """CE(logits + log of the classes' shares, targets): balanced softmax (Ren 2020), CE for equal shares."""
+        return F.cross_entropy(logits if self.log_shares is None else logits + self.log_shares, targets)
 
     def alignment(self) -> Tensor | None:
         # A class that the student never predicts must not make the factors infinite.
@@ -104,20 +139,22 @@ class DynamicPseudoLabels(Policy):
 
     @torch.no_grad()
     def statistics(self, pseudo: PseudoLabels) -> Tensor:
-        """(8 C,) sums by pseudo-label: count, sizes (2), passed (2), confidence of the passed (2); and of the probs."""
+        """(9 C,) sums by pseudo-label: count, sizes (2), passed (2), confidence of the passed (2), weight by the
+        thresholds that the step before left; and of the probs."""
         heads_logits = self.heads(pseudo.features)
         sizes = self._sizes(pseudo.logits, heads_logits, pseudo.labels)
         passed = self._passes(sizes, pseudo.labels, self.boundary).double()
         confidences = torch.stack([head.softmax(dim=1).amax(dim=1) for head in heads_logits])
-        rows = torch.cat([torch.ones_like(passed[:1]), sizes.double(), passed, passed * confidences])
+        weights = self._rule_weights(pseudo)[None].double()
+        rows = torch.cat([torch.ones_like(passed[:1]), sizes.double(), passed, passed * confidences, weights])
         by_class = torch.stack([class_sums(row, pseudo.labels, self.num_classes) for row in rows])
         unaligned = pseudo.logits.softmax(dim=1).double().sum(dim=0)
         return torch.cat([by_class, unaligned[None]]).flatten()
 
     @torch.no_grad()
     def update(self, statistics: Tensor) -> None:
-        sums = statistics.view(8, self.num_classes)
-        count, sizes, passed, confidences, unaligned = sums[0], sums[1:3], sums[3:5], sums[5:7], sums[7]
+        sums = statistics.view(9, self.num_classes)
+        count, sizes, passed, confidences, weights, unaligned = sums[0], sums[1:3], sums[3:5], sums[5:7], *sums[7:]
         self.cut.copy_(self.boundary)
         ema_(self.boundary, sizes / count.clamp(min=1), self.ema_decay, where=(count > 0).expand(2, -1))
         ema_(self.states, confidences / passed.clamp(min=1), self.ema_decay, where=passed > 0)
@@ -127,6 +164,12 @@ class DynamicPseudoLabels(Policy):
             self.ema_decay,
             where=(count.sum() > 0).expand_as(unaligned),
         )
+        ema_(
+            self.mass,
+            weights / weights.sum().clamp(min=1e-6),
+            self.ema_decay,
+            where=(weights.sum() > 0).expand_as(weights),
+        )
         self.num_crossed += (self.states[LOW] < self.states[HIGH]).sum()
 
     def thresholds(self) -> dict[str, Tensor]:
@@ -135,6 +178,13 @@ class DynamicPseudoLabels(Policy):
 
     @torch.no_grad()
     def weights(self, pseudo: PseudoLabels) -> Tensor:
+        mass = self.mass.clamp(min=LEAST_MASS / self.num_classes)
+        factors = (mass.amin() / mass) ** self.balance
+        return self._rule_weights(pseudo) * factors[pseudo.labels].to(pseudo.confidence.dtype)
+
+    @torch.no_grad()
+    def _rule_weights(self, pseudo: PseudoLabels) -> Tensor:
+        """(U,) weights by the rule alone."""
         combine = RULES[self.rule]
         if combine is None:
             low, high = self.heads(pseudo.features)
@@ -158,4 +208,4 @@ class DynamicPseudoLabels(Policy):
         sizes = self._sizes(torch.cat([logits.float(), pseudo.logits]), heads_logits, all_labels)
         passed = self._passes(sizes, all_labels, self.cut)
         losses = [cut_cross_entropy(head, all_labels, row) for head, row in zip(heads_logits, passed, strict=True)]
-        return torch.stack(losses).sum() / len(all_labels)
+        return self.heads_weight * torch.stack(losses).sum() / len(all_labels)

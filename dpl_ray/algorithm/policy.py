@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
@@ -36,6 +37,8 @@ class RunFacts:
     world_size: int = 1
     #: Sums a tensor over all workers in place. All of them have to call it in the same place.
     sum_over_workers: Callable[[Tensor], Tensor] = _alone
+    labeled_counts: Tensor | None = None  # (C,) int64: labelled images of each class; None where nobody trains
+    frozen: bool = False  # the data are stored features, which nothing moves
 
 
 class Policy(nn.Module, ABC):
@@ -83,6 +86,10 @@ class Policy(nn.Module, ABC):
     def targets(self, pseudo: PseudoLabels) -> Tensor:
         """(U,) int64 pseudo-labels, or (U, C) soft targets."""
         return pseudo.labels
+
+    def labeled_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Of this worker's labelled images, (): the mean cross-entropy of (B, C) logits and (B,) classes."""
+        return F.cross_entropy(logits, targets)
 
     def auxiliary_loss(
         self,

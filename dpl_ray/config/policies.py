@@ -53,6 +53,22 @@ class DplConfig(Section):
         le=1,
         description="share of the run from which pseudo-labels move the main classifier too, not the features alone",
     )
+    pace: float | None = Field(
+        None, gt=0, description="the decay is ema_decay ** pace; null: 1, on stored features 10, whose runs are short"
+    )
+    heads_weight: float | None = Field(
+        None, gt=0, description="weight of the gradient-cut classifiers' loss; null: 1, on stored features 10"
+    )
+    balance: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="how far classes with many pseudo-labels give weight away, 1 is wholly; null: 0, on stored "
+        "features 0.5",
+    )
+    balanced_softmax: bool = Field(
+        True, description="whether the labelled loss corrects for classes that have more labelled images than others"
+    )
 
 
 class FixMatchConfig(Section):

@@ -132,7 +132,7 @@ def load_policy(checkpoint: Storage) -> Policy:
     policy = build_policy(config.policy.model_dump(), teacher["classifier.weight"].shape[1], len(info.class_names))
     # What has a row for every sample says how many there were.
     pool_size = max((len(tensors[name]) for name in policy.sharded), default=0)
-    policy.join(RunFacts(pool_size, config.train.batch_size * config.train.mu))
+    policy.join(RunFacts(pool_size, config.train.batch_size * config.train.mu, frozen=config.model.name == "head"))
     policy.load_state_dict(tensors)
     return policy.requires_grad_(False).eval()
 

@@ -110,8 +110,14 @@ def _start(config: Config, info: ModelInfo, splits: Splits, folder: Storage, wor
     """The state of the newest checkpoint, or that of step 0."""
     saved = list_checkpoints(folder)
     model = config.model.changed(weights=None) if saved else config.model  # those of a checkpoint are in it
+    num_classes = len(info.class_names)
     state = build_state(
-        config.changed(model=model), info.channels, len(info.class_names), workers, pool_size=len(splits.unlabeled)
+        config.changed(model=model),
+        info.channels,
+        num_classes,
+        workers,
+        pool_size=len(splits.unlabeled),
+        labeled_counts=torch.from_numpy(splits.labeled.targets).bincount(minlength=num_classes),
     )
     newest = workers.gather(saved[-1].name if saved else "none")
     if len(set(newest)) > 1:

@@ -62,8 +62,20 @@ class TrainState:
             self.wish = Wish(int(wish))
 
 
-def build_state(config: Config, channels: int, num_classes: int, workers: Workers, *, pool_size: int = 0) -> TrainState:
-    """The state at step 0: a function of train.seed, the same on every worker."""
+def build_state(
+    config: Config,
+    channels: int,
+    num_classes: int,
+    workers: Workers,
+    *,
+    pool_size: int = 0,
+    labeled_counts: Tensor | None = None,
+) -> TrainState:
+    """The state at step 0: a function of train.seed, the same on every worker.
+
+    Args:
+        labeled_counts: (C,) int64, labelled images of each class; None counts as equally many.
+    """
     torch.manual_seed(config.train.seed)
     student = build_model(config.model, channels, num_classes)
     num_features = student.classifier.in_features
@@ -73,7 +85,16 @@ def build_state(config: Config, channels: int, num_classes: int, workers: Worker
     student = student.to(memory_format=torch.channels_last)
     learner = Learner(student, policy).to(workers.device)
     num_unlabeled = config.train.batch_size * config.train.mu
-    policy.join(RunFacts(pool_size, num_unlabeled, workers.rank, workers.world_size, workers.all_reduce_sum))
+    run = RunFacts(
+        pool_size,
+        num_unlabeled,
+        workers.rank,
+        workers.world_size,
+        workers.all_reduce_sum,
+        labeled_counts,
+        frozen=config.model.name == "head",
+    )
+    policy.join(run)
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
     share_frozen(teacher, student)
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=workers.device)

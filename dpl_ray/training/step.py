@@ -8,7 +8,6 @@ makes them means over the global batch, because every worker has the same B and 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
@@ -78,7 +77,7 @@ def train_step(state: TrainState, batch: Batch, config: Config, workers: Workers
     with record_function("forward and backward"):
         num_labeled = len(batch.targets)
         logits = logits.float()
-        loss_labeled = F.cross_entropy(logits[:num_labeled], batch.targets)
+        loss_labeled = policy.labeled_loss(logits[:num_labeled], batch.targets)
         features_strong, logits_strong = features[num_labeled:], logits[num_labeled:]
         trained = policy.trains_classifier(facts.progress)
         logits_strong = student.unless_frozen(features_strong, logits_strong, trained)

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dpl_ray.algorithm.dpl import RULES, DynamicPseudoLabels, band_weight, gaussian_weight
+from dpl_ray.algorithm.policy import RunFacts
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, pseudo_labels
 from tests.builders import make_policy
 
@@ -37,13 +39,26 @@ def argmax(row: Row) -> int:
 class Reference:
     """The method on lists. Its heads are trained by gradients worked out here."""
 
-    def __init__(self, classifier: nn.Linear, *, decay: float, rule: str, cut: str, epsilon: float, alignment: bool):
+    def __init__(
+        self,
+        classifier: nn.Linear,
+        *,
+        decay: float,
+        rule: str,
+        cut: str,
+        epsilon: float,
+        alignment: bool,
+        heads_weight: float = 1.0,
+        balance: float = 0.0,
+    ):
         self.decay, self.rule, self.cut, self.epsilon, self.alignment = decay, rule, cut, epsilon, alignment
+        self.heads_weight, self.balance = heads_weight, balance
         self.heads = [(classifier.weight.tolist(), classifier.bias.tolist()) for _ in range(2)]
         self.num_classes = len(self.heads[0][1])
         self.boundary = [[1 - 1 / self.num_classes] * self.num_classes for _ in range(2)]
         self.states = [[1 / self.num_classes] * self.num_classes for _ in range(2)]
         self.mean_probs = [1 / self.num_classes] * self.num_classes
+        self.mass = [1 / self.num_classes] * self.num_classes
         self.num_crossed = 0
         #: Distance of the nearest gradient size to its boundary: a test that has to tell them apart reads it.
         self.margin = math.inf
@@ -80,6 +95,14 @@ class Reference:
             self.labels.append(argmax(probs))
             confidences.append(max(probs))
 
+        samples = list(zip(features, self.labels, confidences, strict=True))
+        # By the thresholds that the step before left.
+        weights_before = [self.weight(*sample) for sample in samples]
+        if total := sum(weights_before):
+            for k in range(self.num_classes):
+                of_class = sum(w for w, label in zip(weights_before, self.labels, strict=True) if label == k)
+                self.average(self.mass, k, [of_class / total])
+
         self.cut_boundary = [list(row) for row in self.boundary]
         for head in range(2):
             for k in range(self.num_classes):
@@ -97,7 +120,8 @@ class Reference:
             self.average(self.mean_probs, k, [softmax(row)[k] for row in logits])
         self.num_crossed += sum(low < high for low, high in zip(*self.states, strict=True))
 
-        return [self.weight(*sample) for sample in zip(features, self.labels, confidences, strict=True)]
+        mass = [max(share, 0.02 / self.num_classes) for share in self.mass]
+        return [self.weight(*sample) * (min(mass) / mass[sample[1]]) ** self.balance for sample in samples]
 
     def weight(self, features: Row, label: int, confidence: float) -> float:
         if self.rule == "agreement":
@@ -127,9 +151,9 @@ class Reference:
                 if not self.passed(head, self.size(head, x, row, label), self.cut_boundary[head][label]):
                     continue
                 probs = softmax(self.head_logits(head, x))
-                loss -= math.log(probs[label]) / len(labels)
+                loss -= self.heads_weight * math.log(probs[label]) / len(labels)
                 for k, p in enumerate(probs):
-                    slope = (p - (k == label)) / len(labels)
+                    slope = self.heads_weight * (p - (k == label)) / len(labels)
                     moved_bias[k] -= learning_rate * slope
                     for d, value in enumerate(x):
                         moved[k][d] -= learning_rate * slope * value
@@ -172,17 +196,35 @@ SIZES = {
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("cut", CUTS)
 def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: bool, size: str) -> None:
-    num_features, learning_rate, decay, epsilon = 5, 0.5, 0.7, 0.05
+    num_features, learning_rate, decay, epsilon, heads_weight, balance = 5, 0.2, 0.7, 0.05, 3.0, 0.5
     n = SIZES[size]
     torch.manual_seed(0)
     classifier = nn.Linear(num_features, n.num_classes)
     with torch.no_grad():
         classifier.weight.mul_(4)
     policy = make_policy(
-        "dpl", num_features, n.num_classes, ema_decay=decay, rule=rule, cut=cut, epsilon=epsilon, alignment=alignment
+        "dpl",
+        num_features,
+        n.num_classes,
+        ema_decay=decay,
+        rule=rule,
+        cut=cut,
+        epsilon=epsilon,
+        alignment=alignment,
+        heads_weight=heads_weight,
+        balance=balance,
     )
     policy.start_as(classifier)
-    reference = Reference(classifier, decay=decay, rule=rule, cut=cut, epsilon=epsilon, alignment=alignment)
+    reference = Reference(
+        classifier,
+        decay=decay,
+        rule=rule,
+        cut=cut,
+        epsilon=epsilon,
+        alignment=alignment,
+        heads_weight=heads_weight,
+        balance=balance,
+    )
     for step in range(5):
         features = randn(n.num_unlabeled, num_features, seed=4 * step)
         # The main classifier drifts away from the heads' start.
@@ -211,6 +253,7 @@ def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: bo
             ("cut", reference.cut_boundary),
             ("states", reference.states),
             ("mean_probs", reference.mean_probs),
+            ("mass", reference.mass),
         ):
             buffer = getattr(policy, name)
             assert buffer.dtype == torch.float64
@@ -220,7 +263,7 @@ def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: bo
         assert thresholds["under"].tolist() == pytest.approx(reference.under(), abs=2e-6)
         assert policy.num_crossed == reference.num_crossed
         assert weights.tolist() == pytest.approx(expected_weights, abs=1e-4)
-        assert loss.item() == pytest.approx(expected_loss, abs=1e-5)
+        assert loss.item() == pytest.approx(expected_loss, abs=3e-5)
         for head, (weight, bias) in zip((policy.heads.low, policy.heads.high), reference.heads, strict=True):
             torch.testing.assert_close(head.weight.detach(), torch.tensor(weight), rtol=0, atol=1e-5)
             torch.testing.assert_close(head.bias.detach(), torch.tensor(bias), rtol=0, atol=1e-5)
@@ -417,3 +460,38 @@ def test_weights_read_the_thresholds_of_each_samples_class(rule: str) -> None:
     assert pseudo.confidence[0] == pseudo.confidence[1]
     assert strict < 0.5
     assert lenient == 1
+
+
+def test_what_is_not_given_depends_on_whether_the_data_are_stored_features() -> None:
+    policy = make_policy("dpl", 3, 2)
+    for frozen, expected in ((True, (0.99**10, 10.0, 0.5)), (False, (0.99, 1.0, 0.0))):
+        policy.join(RunFacts(10, 4, frozen=frozen))
+        assert (policy.ema_decay, policy.heads_weight, policy.balance) == expected
+    policy = make_policy("dpl", 3, 2, ema_decay=0.5, pace=2.0, balance=0.0)
+    policy.join(RunFacts(10, 4, frozen=True))
+    assert (policy.ema_decay, policy.heads_weight, policy.balance) == (0.25, 10.0, 0.0)
+
+
+def test_the_labelled_loss_is_the_balanced_softmax_of_unequal_labels_and_plain_of_equal_ones() -> None:
+    logits, targets, counts = randn(6, 3, seed=0), torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([6, 3, 1])
+    policy = make_policy("dpl", 3, 3)
+    policy.join(RunFacts(10, 4, labeled_counts=counts))
+    # -log (n_y e^z_y / sum n_k e^z_k), Ren et al. (2020), equation 4.
+    scaled = counts * logits.exp()
+    expected = -(scaled[torch.arange(6), targets] / scaled.sum(dim=1)).log().mean()
+    torch.testing.assert_close(policy.labeled_loss(logits, targets), expected)
+    for plain in (make_policy("dpl", 3, 3, balanced_softmax=False), make_policy("dpl", 3, 3)):
+        plain.join(RunFacts(10, 4, labeled_counts=counts if not plain.balanced_softmax else torch.tensor([2, 2, 2])))
+        assert torch.equal(plain.labeled_loss(logits, targets), F.cross_entropy(logits, targets))
+
+
+def test_a_class_with_much_weight_gives_it_away() -> None:
+    policy = make_policy("dpl", 4, 2, balance=1.0, alignment=False, ema_decay=0.0)
+    logits = torch.tensor([[9.0, 0.0]] * 3 + [[0.0, 9.0]])
+    pseudo = observe(policy, randn(4, 4, seed=0), logits)
+    assert policy.mass.tolist() == pytest.approx([0.75, 0.25])
+    weights = policy.weights(pseudo)
+    assert weights[:3].sum().item() == pytest.approx(weights[3].item())
+    # A class that no sample has still counts as something, or it would silence the other.
+    policy.mass.copy_(torch.tensor([1.0, 0.0]))
+    assert policy.weights(pseudo)[0].item() == pytest.approx(weights[3].item() * 0.02 / 2)
