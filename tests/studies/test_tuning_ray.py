@@ -32,12 +32,15 @@ def test_tune_runs_what_this_process_would_run(tmp_path: Path, monkeypatch: pyte
     finish, stored, actors = TrialsProgress.finish, list[int](), dict[str, Any]()
     here = {"address": ray.get_runtime_context().gcs_address, "limit": 10_000, "raise_on_missing_output": False}
     before = {found.actor_id for found in list_actors(**here)}
+    # What the tests before this one left in the cluster that they share.
+    objects_before = {found.object_id for found in list_objects(**here)}
 
     def looking(self: TrialsProgress, *given: Any) -> None:
         """How many objects in Ray's store are as large as the pool, and which actors there are."""
         finish(self, *given)
         objects = {found.object_id: found.object_size for found in list_objects(**here)}
-        stored.append(sum(size >= pool.images.nbytes for size in objects.values()))
+        new = [size for object_id, size in objects.items() if object_id not in objects_before]
+        stored.append(sum(size >= pool.images.nbytes for size in new))
         actors.update({found.actor_id: found for found in list_actors(**here, detail=True)})
 
     monkeypatch.setattr(TrialsProgress, "finish", looking)
