@@ -42,8 +42,8 @@ def band_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float)
     return (1 + (confidence - over) / width).clamp(0, 1)
 
 
-#: pace, heads_weight and balance if not given. On frozen features a wrong label cannot be outgrown
-#: by better features, and the run is short: thresholds that follow at once, and give way to rare classes, end higher.
+#: pace, heads_weight and balance if not given. Where features are frozen, no better ones outgrow a wrong label, and a
+#: run is short: thresholds that follow faster, and classes that share their weight, end higher (docs/RESULTS.md).
 TRAINED, FROZEN = (1.0, 1.0, 0.0), (10.0, 10.0, 0.5)
 LEAST_MASS = 0.02  # of a class, as a share of an equal one: one that nothing is said of does not silence all others
 
@@ -55,7 +55,7 @@ RULES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor] | None] = {
 
 
 class DynamicPseudoLabels(Policy):
-    """Steps 2 to 6 of docs/method.md."""
+    """Steps 2 to 8 of docs/method.md."""
 
     min_weight = 1e-3
 
@@ -139,8 +139,10 @@ class DynamicPseudoLabels(Policy):
 
     @torch.no_grad()
     def statistics(self, pseudo: PseudoLabels) -> Tensor:
-        """(9 C,) sums by pseudo-label: count, sizes (2), passed (2), confidence of the passed (2), weight by the
-        thresholds that the step before left; and of the probs."""
+        """(9 C,) sums by pseudo-label: count, sizes (2), passed (2), their confidence (2), weight; and of the probs.
+
+        The weight is by the thresholds that the step before left, so that one collective is enough.
+        """
         heads_logits = self.heads(pseudo.features)
         sizes = self._sizes(pseudo.logits, heads_logits, pseudo.labels)
         passed = self._passes(sizes, pseudo.labels, self.boundary).double()

@@ -11,7 +11,7 @@ import numpy as np
 from dpl_ray.checking.copies import Pairs, find_copies
 from dpl_ray.checking.copies_found import copy_findings, flat_finding
 from dpl_ray.checking.files import Header, file_findings, read_headers
-from dpl_ray.checking.findings import OWN, Finding, data_findings, test_findings
+from dpl_ray.checking.findings import OWN, Finding, data_findings, scoring_findings
 from dpl_ray.checking.settings import check_network, check_pool_size, settle_model
 from dpl_ray.checking.timing import Timing, measure_steps
 from dpl_ray.config.schema import Config
@@ -80,7 +80,7 @@ def run_checks(config: Config) -> Checked:
     findings += copy_findings(found, parts, splits.class_names, config.data, is_streamed=is_streamed)
     told = dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning)
     findings += [Finding("warning", text) for text in told]
-    findings += [*data_findings(splits), *test_findings(config, splits)]
+    findings += [*data_findings(splits), *scoring_findings(config, splits)]
     findings += [*_unread(config, splits, pool_size), *(() if of_features else flat_finding(parts))]
     findings += file_findings([header for some in headers.values() for header in some], config.data)
     findings.sort(key=lambda finding: _ORDER.index(finding.level))

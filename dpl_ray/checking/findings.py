@@ -41,7 +41,7 @@ def quick_findings(config: Config, splits: Splits) -> list[Finding]:
     """What a training says of its data before it begins; of published data sets nothing."""
     if config.data.name not in OWN:
         return []
-    found = [*conflict_findings(splits.copies.conflicts), *data_findings(splits), *test_findings(config, splits)]
+    found = [*conflict_findings(splits.copies.conflicts), *data_findings(splits), *scoring_findings(config, splits)]
     if told := describe_copies(splits.copies, config.data):
         found.append(Finding("warning" if config.data.allow_overlap else "note", told))
     return found
@@ -70,7 +70,7 @@ def conflict_findings(conflicts: Sequence[Conflict]) -> Iterator[Finding]:
         )
 
 
-def test_findings(config: Config, splits: Splits) -> Iterator[Finding]:
+def scoring_findings(config: Config, splits: Splits) -> Iterator[Finding]:
     """That nothing tells how good the model will be; where arrays are given, the program that gives them knows."""
     if not len(splits.test) and config.data.name != "arrays":
         remedy = "set data.test, or label two images of a class"

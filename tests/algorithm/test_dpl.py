@@ -196,35 +196,17 @@ SIZES = {
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("cut", CUTS)
 def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: bool, size: str) -> None:
-    num_features, learning_rate, decay, epsilon, heads_weight, balance = 5, 0.2, 0.7, 0.05, 3.0, 0.5
+    num_features, learning_rate, decay = 5, 0.2, 0.7
+    parameters: dict[str, Any] = {"rule": rule, "cut": cut, "epsilon": 0.05, "alignment": alignment}
+    parameters |= {"heads_weight": 3.0, "balance": 0.5}
     n = SIZES[size]
     torch.manual_seed(0)
     classifier = nn.Linear(num_features, n.num_classes)
     with torch.no_grad():
         classifier.weight.mul_(4)
-    policy = make_policy(
-        "dpl",
-        num_features,
-        n.num_classes,
-        ema_decay=decay,
-        rule=rule,
-        cut=cut,
-        epsilon=epsilon,
-        alignment=alignment,
-        heads_weight=heads_weight,
-        balance=balance,
-    )
+    policy = make_policy("dpl", num_features, n.num_classes, ema_decay=decay, **parameters)
     policy.start_as(classifier)
-    reference = Reference(
-        classifier,
-        decay=decay,
-        rule=rule,
-        cut=cut,
-        epsilon=epsilon,
-        alignment=alignment,
-        heads_weight=heads_weight,
-        balance=balance,
-    )
+    reference = Reference(classifier, decay=decay, **parameters)
     for step in range(5):
         features = randn(n.num_unlabeled, num_features, seed=4 * step)
         # The main classifier drifts away from the heads' start.
