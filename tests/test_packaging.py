@@ -63,7 +63,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    files = {path for path in (ROOT / "dpl_ray").rglob("*.*") if path.suffix in (".py", ".html", ".css", ".typed")}
+    files = {
+        path for path in (ROOT / "dpl_ray").rglob("*.*") if path.suffix in (".py", ".html", ".css", ".js", ".typed")
+    }
     inside = {str(path.relative_to(ROOT)) for path in files}
     assert names == inside | {f"dpl_ray/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
 
