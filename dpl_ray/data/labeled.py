@@ -38,6 +38,7 @@ from dpl_ray.data.labels import Label, as_label, clean_name, in_order_of, some
 from dpl_ray.data.layout import check_layout
 from dpl_ray.data.parquet import read_labels
 from dpl_ray.data.pool.files import PoolFiles, Row, pool_of
+from dpl_ray.data.samples import file_and_row, read_samples
 from dpl_ray.data.spelling import Spelling
 from dpl_ray.store.file_systems import one_line
 
@@ -257,25 +258,33 @@ def is_table(path: str) -> bool:
 
 
 def _read_csv(location: Location, data: DataConfig, class_names: tuple[str, ...] | None) -> Records:
-    """A CSV with the columns path and label; paths are relative to its folder, or absolute, or URIs."""
+    """A CSV with the columns path and label; paths are relative to its folder, or absolute, or URIs.
+
+    `file.parquet:12` is row 12 of a parquet file.
+    """
     names = _read_class_names(location, location.path)
     known = {*(names or ()), *(data.class_names or ())}
     spelled = Spelling(location.filesystem)
-    images: dict[str, tuple[Label, Payload]] = {}
+    images: dict[str, Label] = {}
+    places: dict[str, Location] = {}  # of the files
     for number, (path, label) in enumerate(_csv_rows(location), start=1):
         if not path:
             raise location.error(f"row {number} has no path")
-        sample_id, reader = _csv_image(location, _with_slashes(location, path, number), spelled)
+        file, row = file_and_row(_with_slashes(location, path, number))
+        place = _csv_place(location, file, spelled)
+        name = place.name(place.path)
+        sample_id = name if row is None else f"{name}:{row}"
         if sample_id in images:
             raise location.error(f"row {number} names {sample_id} again; one row an image")
-        images[sample_id] = (as_label(label, known), reader)
+        images[sample_id], places[name] = as_label(label, known), place
     if not images:
         raise location.error("no row below the header; write one for each image, as ant/1.jpg,ant")
-    ids, labels = list(images), [label for label, _ in images.values()]
+    ids, labels = list(images), list(images.values())
     if names:
         class_names = class_names or _listed(data, names)
         labels = _in_order(location, ids, labels, names, class_names, (location.name(location.path), "data.train"))
-    return Records(location, ids, labels, lambda: (reader for _, reader in images.values()), names and class_names)
+    read = partial(read_samples, ids, data.image_column, places.__getitem__)
+    return Records(location, ids, labels, read, names and class_names)
 
 
 def _csv_rows(location: Location) -> list[tuple[str, str]]:
@@ -332,12 +341,11 @@ def _with_slashes(location: Location, path: str, number: int) -> str:
     return path
 
 
-def _csv_image(location: Location, path: str, spelled: Spelling) -> tuple[str, Payload]:
-    if "://" in path:
-        other = open_location(location.field, path)
-        return other.name(other.path), partial(read_file, other.filesystem, other.path)
-    full = spelled(posixpath.normpath(posixpath.join(posixpath.dirname(location.path), path)))
-    return location.name(full), partial(read_file, location.filesystem, full)
+def _csv_place(location: Location, file: str, spelled: Spelling) -> Location:
+    if "://" in file:
+        return open_location(location.field, file)
+    full = posixpath.normpath(posixpath.join(posixpath.dirname(location.path), file))
+    return replace(location, path=spelled(full))
 
 
 def _read_class_names(location: Location, beside: str) -> tuple[str, ...] | None:

@@ -10,7 +10,7 @@ import pytest
 
 from dpl_ray.data.labels import NOTHING, as_label
 from tests.data.test_class_names import NFC, NFD, write_class
-from tests.data.test_sources import CLASSES, all_labels, csv_lines, fails, load, write_csv, write_folder
+from tests.data.test_sources import CLASSES, all_labels, csv_lines, fails, load, write_csv, write_folder, write_parquet
 
 
 @pytest.mark.parametrize(
@@ -145,3 +145,24 @@ def test_a_class_that_is_really_called_na(tmp_path: Path) -> None:
     table = write_csv(tmp_path, ["path,label", *lines])
     fails("EU is not enough; there must be at least 2 classes", train=table)
     assert set(load(train=table, class_names=("EU", "NA")).test.targets) == {0, 1}
+
+
+def test_rows_of_parquet_files_in_a_csv(tmp_path: Path) -> None:
+    """In any order, beside image files; each row is the image of its number, and is no image of the pool as well."""
+    write_folder(tmp_path / "train", per_class=2)
+    pool = write_parquet(tmp_path / "pool" / "rows.parquet", [*range(60, 80), *range(110, 130)], column="img")
+    rows = [("ant", "train/ant/0.png"), ("ant", "train/ant/1.png")]
+    rows += [("bee", f"pool/rows.parquet:{row}") for row in (19, 3, 12, 0)]
+    rows += [("cat", f"{pool}:{row}") for row in (39, 20, 31)]
+    lines = [f"{path},{label}" for label, path in (rows[place] for place in (8, 2, 0, 6, 1, 4, 3, 7, 5))]
+    table = write_csv(tmp_path, ["path,label", *lines])
+    splits = load(train=table, unlabeled=pool.parent, image_column="img", test_fraction=0.3, uses_unlabeled=True)
+    found = all_labels(splits)
+    labels = {0: 0, 1: 0, **dict.fromkeys((79, 63, 72, 60), 1), **dict.fromkeys((129, 110, 121), 2)}
+    assert {value: target for value, target in found.items() if target >= 0} == labels
+    assert len(splits.unlabeled) == 40 - 7
+    again = write_csv(tmp_path, ["path,label", *lines, f"{pool}:019,bee"])
+    fails(r"row 10 names .*/rows.parquet:19 again", train=again, image_column="img")
+    gone = write_csv(tmp_path, ["path,label", *lines, f"{pool}:40,bee"])
+    bad = load(train=gone, image_column="img", max_bad_fraction=0.2).bad
+    assert [(image.id, image.reason) for image in bad] == [(f"{pool}:40", "file is missing")]
