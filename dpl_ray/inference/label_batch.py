@@ -32,6 +32,8 @@ def label_batch(model: Classifier, policy: Policy, images: Tensor) -> dict[str, 
 
         pseudo_label: int64, of `policy.targets`; of soft targets the most likely class.
         confidence: float32, max of the probabilities, aligned as the policy aligns them.
+        second_label, third_label: int64, the likeliest classes besides the pseudo-label; of two classes, no third one.
+        second_confidence, third_confidence: float32, their probabilities.
         entropy: float32, of the same probabilities, in nats.
         confidence_lgp, confidence_hgp: float32, max of each head's softmax (dpl).
         threshold_over, threshold_under: float32, of the class of the pseudo-label (dpl).
@@ -55,6 +57,7 @@ def label_batch(model: Classifier, policy: Policy, images: Tensor) -> dict[str, 
     return {
         "pseudo_label": labels,
         "confidence": pseudo.confidence,
+        **_runners_up(pseudo.probs, labels),
         "entropy": entropy(pseudo.probs),
         "confidence_lgp": low,
         "confidence_hgp": high,
@@ -63,6 +66,14 @@ def label_batch(model: Classifier, policy: Policy, images: Tensor) -> dict[str, 
         "weight": weights,
         "selected": weights > policy.min_weight,
     }
+
+
+def _runners_up(probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    others = probs.scatter(1, labels[:, None], -1).topk(min(2, probs.shape[1] - 1))
+    found = {}
+    for column, name in enumerate(("second", "third")[: others.indices.shape[1]]):
+        found |= {f"{name}_label": others.indices[:, column], f"{name}_confidence": others.values[:, column].float()}
+    return found
 
 
 def _weights(policy: Policy, pseudo: PseudoLabels) -> Tensor:

@@ -1,6 +1,6 @@
 """The parts that labels are written in: their columns, and the counts that each carries in its metadata.
 
-Legend: C classes, H bins.
+Legend: C classes, H bins of the histograms, K bins of confidence between CONFIDENCE_EDGES.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dpl_ray.data.files import FOREIGN
 from dpl_ray.store.storage import Storage
 
 NUM_BINS = 20  # of the histograms
+CONFIDENCE_EDGES = (0.5, 0.8, 0.95, 0.99)  # of the cells by which images are drawn for a review
 COUNTS_KEY = b"dpl_ray.counts"
 SCHEMA = pa.schema(
     {
@@ -27,6 +28,10 @@ SCHEMA = pa.schema(
         "pseudo_label": pa.int64(),
         "class_name": pa.string(),
         "confidence": pa.float32(),
+        "second_label": pa.int64(),
+        "second_confidence": pa.float32(),
+        "third_label": pa.int64(),
+        "third_confidence": pa.float32(),
         "entropy": pa.float32(),
         "confidence_lgp": pa.float32(),
         "confidence_hgp": pa.float32(),
@@ -50,10 +55,13 @@ class Counts:
     confidence_rejected: list[int] = field(default_factory=lambda: [0] * NUM_BINS)
     entropy_selected: list[int] = field(default_factory=lambda: [0] * NUM_BINS)  # (H,) of [0, log C] nats
     entropy_rejected: list[int] = field(default_factory=lambda: [0] * NUM_BINS)
+    cells_selected: list[int] = field(default_factory=list)  # (C * K,) by pseudo-label, then by confidence; or
+    cells_rejected: list[int] = field(default_factory=list)  # empty, where an older version has written a part
 
     @classmethod
     def none(cls, num_classes: int) -> Counts:
-        return cls([0] * num_classes, [0] * num_classes)
+        nothing = [0] * (num_classes * (len(CONFIDENCE_EDGES) + 1))
+        return cls([0] * num_classes, [0] * num_classes, cells_selected=nothing, cells_rejected=nothing)
 
     def __add__(self, other: Counts) -> Counts:
         mine, others = asdict(self), asdict(other)
@@ -62,7 +70,7 @@ class Counts:
             reason: self.unreadable.get(reason, 0) + other.unreadable.get(reason, 0) for reason in sorted(reasons)
         }
         sums = {
-            name: [a + b for a, b in zip(mine[name], others[name], strict=True)]
+            name: [a + b for a, b in zip(mine[name], others[name], strict=not name.startswith("cells"))]
             for name in mine
             if name != "unreadable"
         }
@@ -121,7 +129,7 @@ def make_part(
         mask[kept] = False
         return pa.array(whole, type_, mask=mask)
 
-    arrays = {name: spread(columns.get(name), SCHEMA.field(name).type) for name in SCHEMA.names if name in columns}
+    arrays = {field.name: spread(columns.get(field.name), field.type) for field in SCHEMA}
     arrays["sample_id"] = pa.array(sample_ids, pa.string())
     arrays["class_name"] = pa.array(class_names, pa.string()).take(arrays["pseudo_label"])
     # An unreadable image counts nothing: what filters by these two needs no look at the nulls.
@@ -144,7 +152,15 @@ def _count(columns: Mapping[str, NDArray[Any] | None], errors: list[str], num_cl
             values = columns[column][rows].clip(0, highest)  # type: ignore[index]
             histogram, _ = np.histogram(values, NUM_BINS, (0, highest))
             setattr(counts, f"{column}_{name}", histogram.tolist())
+        cells = cell_of(labels[rows], columns["confidence"][rows])  # type: ignore[index]
+        setattr(counts, f"cells_{name}", np.bincount(cells, minlength=len(counts.cells_selected)).tolist())
     return counts
+
+
+def cell_of(labels: NDArray[np.int64], confidence: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(N,) place in `Counts.cells_selected` of rows with these pseudo-labels (N,) and confidences (N,)."""
+    edges = np.array(CONFIDENCE_EDGES, np.float32)
+    return labels * (len(edges) + 1) + np.searchsorted(edges, confidence, side="right")
 
 
 def write_part(part: Storage, table: pa.Table, **options: Any) -> int:

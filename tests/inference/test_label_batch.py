@@ -50,6 +50,10 @@ def test_every_policy_against_loops(policy_name: str, tmp_path: Path) -> None:
             label = raw.index(max(raw))
         assert found["pseudo_label"][row] == label
         assert float(found["confidence"][row]) == pytest.approx(confidence, abs=1e-5)
+        others = sorted(({0, 1, 2} - {label}), key=lambda index: -probs[index])
+        for name, index in zip(("second", "third"), others, strict=True):
+            assert found[f"{name}_label"][row] == index
+            assert float(found[f"{name}_confidence"][row]) == pytest.approx(probs[index], abs=1e-5)
         expected = -sum(share * math.log(share) for share in probs if share)
         assert float(found["entropy"][row]) == pytest.approx(expected, abs=1e-4)
         if isinstance(policy, DynamicPseudoLabels):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +27,7 @@ from dpl_ray.labeling.config import SMALL_POOL, LabelScaleConfig, load_labeling
 from dpl_ray.labeling.console import label_table
 from dpl_ray.labeling.fill import TooManyBadError, count_workers
 from dpl_ray.labeling.ledger import LedgerError
+from dpl_ray.labeling.parts import CONFIDENCE_EDGES as EDGES
 from dpl_ray.labeling.parts import SCHEMA, Counts
 from dpl_ray.runs.splits import write_splits
 from dpl_ray.store.storage import Storage
@@ -119,6 +122,11 @@ def test_the_summary_counts_what_the_parts_hold(checkpoint: str, pool: Path, tmp
             for row in group:
                 expected[min(19, int(row[column] / highest * 20))] += 1
             assert histogram[name] == expected
+    manifests = [json.loads(path.read_text()) for path in (tmp_path / "out" / "_ledger" / "manifests").iterdir()]
+    for name, group in (("selected", selected), ("rejected", rejected)):
+        cells = Counter((row["pseudo_label"], sum(row["confidence"] >= edge for edge in EDGES)) for row in group)
+        counted = np.sum([manifest["counts"][f"cells_{name}"] for manifest in manifests], axis=0)
+        assert counted.tolist() == [cells[index, place] for index in range(3) for place in range(5)]
     assert Path(result.figure).read_bytes().startswith(b"\x89PNG")
     assert result.bad is not None
     assert sorted(Path(result.bad).read_text().splitlines()[1:]) == [
