@@ -14,7 +14,7 @@ from unicodedata import normalize
 import numpy as np
 from rich.console import Console
 
-from dpl_ray.config.schema import Config
+from dpl_ray.config.schema import FILE_FORMS, Config
 from dpl_ray.data.copies import describe_copies
 from dpl_ray.data.dataset import Conflict, Splits
 from dpl_ray.page.console import show
@@ -22,7 +22,7 @@ from dpl_ray.page.console import show
 Level = Literal["error", "warning", "note"]
 UNEQUAL = 10  # times as many labelled images as of another class
 MIN_SINGULAR = 3  # letters of a name that may have a plural
-OWN = ("image_folder", "parquet", "arrays", "features")
+OWN = (*FILE_FORMS, "arrays", "features")
 
 
 @dataclass(frozen=True)

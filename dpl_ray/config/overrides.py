@@ -19,7 +19,8 @@ from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import S, suggest, validated
 
-_HOME = r"(?<=[=\[,])~[^\[\],'\"]*"  # a path that begins with ~, which Hydra's grammar does not know
+#: A path that begins with ~ or has a range of numbers, which Hydra's grammar does not know.
+_PATH = r"(?<=[=\[,])(?:~|[^\[\],'\"]*\{\d+\.\.\d+\})[^\[\],'\"]*"
 
 
 def read_overrides(overrides: Sequence[str], given: Config | None) -> tuple[dict[str, str], list[Override]]:
@@ -107,7 +108,7 @@ def parse_override(text: str, groups: dict[str, dict[str, str]], known: list[str
         near = near or ("" if key in known else suggest(key, known))
         raise ValueError(f"{text or repr(text)}: says no field=value (write it without spaces around the =){near}")
     reason = ""
-    for form in (text, re.sub(_HOME, r'"\g<0>"', text)):
+    for form in (text, re.sub(_PATH, r'"\g<0>"', text)):
         try:
             return OverridesParser.create().parse_overrides([form])[0]
         except HydraException as error:

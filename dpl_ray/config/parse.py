@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from dpl_ray.config.policies import PolicyConfig
-from dpl_ray.config.schema import BESIDE_RUNS, STORAGE_SCHEMES, Config, OperationName
+from dpl_ray.config.schema import BESIDE_RUNS, FILE_FORMS, STORAGE_SCHEMES, Config, OperationName
 from dpl_ray.config.section import shown, suggest, validated
 
 
@@ -100,11 +100,11 @@ def _check_across(config: Config) -> None:
                 else "has images, which take a network; model=head takes data=features"
             )
         )
-    own = config.data.name in ("image_folder", "parquet", "features")
+    own = config.data.name in (*FILE_FORMS, "features")
     if config.data.pool.mode == "stream" and not own:
         raise ValueError(
             f"data.pool.mode=stream: data={config.data.name} is in memory; your own files, data=image_folder, "
-            "data=parquet or data=features, can be streamed"
+            "data=parquet, data=webdataset or data=features, can be streamed"
         )
     pool = config.data.pool
     if pool.cleaned and pool.foreign is None:
@@ -119,7 +119,7 @@ def _check_across(config: Config) -> None:
         if not own and getattr(config.data, field) is not None:
             raise ValueError(
                 f"data.{field}={shown(getattr(config.data, field))}: data={config.data.name} brings its own images; "
-                "your own files take data=image_folder or data=parquet"
+                "your own files take data=image_folder, data=parquet or data=webdataset"
             )
     if own and config.data.train is None and config.data.labels is None:
         raise ValueError(
@@ -127,6 +127,8 @@ def _check_across(config: Config) -> None:
             + (
                 "a folder with a subfolder per class, or a CSV of path,label"
                 if config.data.name == "image_folder"
+                else "tars"
+                if config.data.name == "webdataset"
                 else "parquet files"
             )
         )

@@ -20,10 +20,12 @@ CURVE_POINTS = 20  # of train.curve_every, where nothing else is said
 CHECKPOINT_SHARE = 0.02  # of the time: most that checkpoints take which are written for the time since the last one
 #: Of what the unlabelled images are; the other fields of data.pool say how they are read.
 BENCHMARK_FIELDS = ("data.pool.imbalance", "data.pool.foreign", "data.pool.cleaned")
+FILE_FORMS = ("image_folder", "parquet", "webdataset")  # of data.name: your own files of images
 BESIDE_RUNS = ("ray", "mlflow.db", "mlflow-artifacts")  # in run.storage_path, and no runs
 DataName = Literal[
-    "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10", "image_folder", "parquet", "arrays", "features"
-]
+    "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10",
+    "image_folder", "parquet", "webdataset", "arrays", "features",
+]  # fmt: skip
 OperationName = Literal[
     "identity", "color", "sharpness", "autocontrast", "equalize", "brightness", "contrast",
     "posterize", "solarize", "rotate", "shear_x", "shear_y", "translate_x", "translate_y",
@@ -87,8 +89,8 @@ class DataConfig(Section):
 
     name: DataName = Field(
         "digits",
-        description="data set; image_folder and parquet read your own files, features reads what dpl-ray embed wrote "
-        "of them, arrays are given in Python",
+        description="data set; image_folder, parquet and webdataset read your own files, features reads what dpl-ray "
+        "embed wrote of them, arrays are given in Python",
     )
     root: str | None = Field(
         None, description="folder of a standard data set's files; null: the usual places, then download"
@@ -96,11 +98,11 @@ class DataConfig(Section):
     download: bool = Field(True, description="download a standard data set that is not on this machine")
     train: str | None = Field(
         None,
-        description="own images to train on: folder with a subfolder per class, CSV of path,label, or parquet; "
+        description="own images to train on: folder with a subfolder per class, CSV of path,label, parquet or tars; "
         "glob or s3://, gs:// too",
     )
     unlabeled: str | tuple[str, ...] | None = Field(
-        None, description="own unlabelled images: folder, glob or parquet, or a list of them"
+        None, description="own unlabelled images: folder, glob, parquet or tars, or a list of them"
     )
     test: str | None = Field(
         None, description="own labelled test images, same form as data.train; null: a share of data.train"
@@ -118,7 +120,9 @@ class DataConfig(Section):
     )
     image_column: str = Field("image", description="parquet column of encoded bytes, or of the struct {bytes, path}")
     label_column: str | None = Field(
-        "label", description="parquet column of labels (class index or name; null or -1: unlabelled)"
+        "label",
+        description="parquet column, or field of the .json in tars, of labels (class index or name; null or -1: "
+        "unlabelled)",
     )
     class_names: tuple[str, ...] | None = Field(
         None, description="classes in the order of their indices; null: from the data"

@@ -20,7 +20,7 @@ def find_class_names(data: DataConfig, train: Records) -> tuple[str, ...]:
     if not present:
         why = (
             "data.label_column=null reads none"
-            if data.name == "parquet" and data.label_column is None
+            if data.name != "image_folder" and data.label_column is None
             else "all are null or -1"
         )
         raise train.location.error(f"none of its {len(train.ids)} images has a label ({why})")

@@ -9,14 +9,13 @@ from __future__ import annotations
 import mimetypes
 import os
 import posixpath
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
-from unicodedata import normalize
 from urllib.parse import unquote
 
 import numpy as np
@@ -27,31 +26,33 @@ from pyarrow import fs
 
 from dpl_ray.config.section import shown, suggest
 from dpl_ray.data.decode import DecodeError, has_image_header
+from dpl_ray.data.globs import WILDCARD, Glob, is_glob, parse_glob
+from dpl_ray.data.shards import TAR_EXTENSIONS, by_extension, extension_of, extensions_of
 from dpl_ray.data.spelling import Spelling
 from dpl_ray.store.file_systems import one_line, open_uri
 from dpl_ray.store.paths import expand_path, expand_variables
+from dpl_ray.store.storage import Storage
 
 #: What Pillow calls the formats that are decoded. A file that is called so and is no image is broken.
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".ico", ".webp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".avif", ".avifs",
 )  # fmt: skip
-PARQUET_EXTENSIONS = (".parquet", ".pq")
 #: Reason of a file that is no image and is not called one: counted apart from those that cannot be read.
 FOREIGN = "neither an image nor called one"
 MAX_UNNAMED_BYTES = 64 * 2**20  # a larger file that is not called an image is not read: it may be an archive
-_WILDCARD = r"[*?[]"
 _ANYTHING = "application/octet-stream"
 _NAMELESS = "without extension"
 _BROKEN_LINK = "broken link"
 _ARCHIVE = "an archive is not read; unpack it, and give the folder"
 _ARRAYS = "arrays are not read from files; load them, and train with dpl_ray.fit_arrays"
 #: Extension -> what to do with such a file.
-_ADVICE = dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"), _ARCHIVE)
+_ADVICE = dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"), _ARCHIVE)
 _ADVICE |= dict.fromkeys((".npz", ".npy", ".mat", ".h5", ".hdf5", ".pt", ".pkl"), _ARRAYS)
 _MAX_KINDS = 8  # that a line names
 _TYPES = mimetypes.MimeTypes()  # Python's own table, the same on every machine
 _INFOS_AT_A_TIME = 4096  # that become rows of an array
+_indexes: ContextVar[str | None] = ContextVar("indexes", default=None)
 _Folder = tuple[str, frozenset[str]]  # path, and where the folders above it really are
 
 
@@ -65,6 +66,7 @@ class Location:
     path: str  # in the file system
     scheme: str  # s3:// and so on, "" for local files
     listed: tuple[Location, ...] = ()  # every place of the list, in the same file system
+    indexes: str | None = None  # folder that keeps the indexes of its tars (data/tar.py); None: they are not kept
 
     def error(self, message: str) -> ValueError:
         return ValueError(f"{self.field}={self.given}: {message}")
@@ -87,12 +89,12 @@ class Location:
             return next(place for place in self.listed if would_list(place, file)).root_of(file)
         if self.contains(file):
             return self.path
-        return posixpath.dirname(self.path if file == self.path else re.split(_WILDCARD, self.path, maxsplit=1)[0])
+        return posixpath.dirname(self.path if file == self.path else WILDCARD.split(self.path, maxsplit=1)[0])
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Files in the order of their paths: parquet files, and what may be images."""
+    """Files in the order of their paths: shards, and what may be images."""
 
     paths: pa.LargeStringArray  # (F,)
     sizes: NDArray[np.int64]  # (F,) bytes
@@ -102,9 +104,22 @@ class Listing:
         """The files where `wanted` (F,) is true; the others are left out."""
         if wanted.all():
             return self
-        found = pc.value_counts(_extensions(self.paths.filter(pa.array(~wanted)))).to_pylist()
+        found = pc.value_counts(extensions_of(self.paths.filter(pa.array(~wanted)))).to_pylist()
         left_out = self.left_out + Counter({item["values"] or _NAMELESS: item["counts"] for item in found})
         return Listing(self.paths.filter(pa.array(wanted)), self.sizes[wanted], left_out)
+
+
+@contextmanager
+def indexes_in(folder: str) -> Iterator[None]:
+    """Of places that are opened within, the indexes of their tars are kept below this folder of a run or an output."""
+    token = None
+    try:
+        with suppress(ValueError):  # who writes the run or the output says what is wrong with its folder
+            token = _indexes.set(folder if "://" in folder else str(Storage(folder)))
+        yield
+    finally:
+        if token:
+            _indexes.reset(token)
 
 
 def open_location(field: str, given: str | Sequence[str]) -> Location:
@@ -118,7 +133,14 @@ def open_location(field: str, given: str | Sequence[str]) -> Location:
         local = expand_path(unquote(given[len("file://") :]) if given.startswith("file://") else given, whole)
         path = posixpath.normpath(Path(local).absolute())
         filesystem = fs.LocalFileSystem()
-        return Location(field, given, filesystem, path if Path(path).exists() else Spelling(filesystem)(path), "")
+        return Location(
+            field,
+            given,
+            filesystem,
+            path if Path(path).exists() else Spelling(filesystem)(path),
+            "",
+            indexes=_indexes.get(),
+        )
     expanded = expand_variables(given, whole)
     try:
         filesystem, path = open_uri(expanded)
@@ -127,7 +149,9 @@ def open_location(field: str, given: str | Sequence[str]) -> Location:
             f"{whole}: the file system does not answer ({one_line(error)}); "
             "it takes a local path, s3://bucket/path or gs://bucket/path, credentials and a network"
         ) from None
-    return Location(field, given, filesystem, path.rstrip("/"), expanded.partition("://")[0] + "://")
+    return Location(
+        field, given, filesystem, path.rstrip("/"), expanded.partition("://")[0] + "://", indexes=_indexes.get()
+    )
 
 
 def _open_list(field: str, given: Sequence[str]) -> Location:
@@ -157,15 +181,15 @@ def list_files(location: Location) -> Listing:
         return _merged(location, {place.path: list_files(place) for place in location.listed})
     info = _file_info(location, location.path)
     if info.type == fs.FileType.File:
-        if advice := _ADVICE.get(_extension(info.path)):
+        if advice := _ADVICE.get(extension_of(info.path)):
             raise location.error(advice)
         return Listing(pa.array([info.path], pa.large_string()), np.array([info.size], np.int64))
     base, pattern = location.path, None
     if info.type != fs.FileType.Directory:
-        if not _is_glob(location.path):
+        if not is_glob(location.path):
             windows = "; the folders of a path are separated by /" if "\\" in location.path else ""
             raise location.error(f"there is no such file or folder{windows or _near_path(location)}")
-        base, pattern = location.root_of(""), _glob_pattern(location)
+        base, pattern = location.root_of(""), _glob(location)
         if _file_info(location, base).type != fs.FileType.Directory:
             raise location.error(f"no file matches; the folder {location.name(base)} does not exist")
     paths, sizes, left_out = [pa.array([], pa.large_string())], [np.empty(0, np.int64)], Counter[str]()
@@ -182,7 +206,7 @@ def list_files(location: Location) -> Listing:
     order = pc.array_sort_indices(whole)
     listing = Listing(whole.take(order), np.concatenate(sizes)[order.to_numpy()], left_out)
     del whole
-    listing = listing.keep(_by_extension(listing.paths, lambda extension: not _is_foreign(extension)))
+    listing = listing.keep(by_extension(listing.paths, lambda extension: not _is_foreign(extension)))
     if not len(listing.paths):
         if listing.left_out:
             advice = next(filter(None, map(_ADVICE.get, listing.left_out)), "copy images there, or name another folder")
@@ -192,6 +216,8 @@ def list_files(location: Location) -> Listing:
             if pattern
             else "the folder is empty; copy images there, or name another folder"
         )
+    if pattern and (missing := pattern.missing(listing.paths.to_pylist() if pattern.parts else [])):
+        raise location.error(f"{location.name(missing)} is missing; * stands for those that are there")
     return listing
 
 
@@ -215,9 +241,7 @@ def _real_paths(paths: pa.LargeStringArray) -> pa.LargeStringArray:
     return pc.binary_join_element_wise(real, names, pa.scalar("/", pa.large_string()))
 
 
-def _walk(
-    location: Location, base: str, pattern: re.Pattern[str] | None, left_out: Counter[str]
-) -> Iterator[list[fs.FileInfo]]:
+def _walk(location: Location, base: str, pattern: Glob | None, left_out: Counter[str]) -> Iterator[list[fs.FileInfo]]:
     """The files below a folder, some at a time, in no order; what is left out by its name is counted.
 
     What the file system gives takes some 250 bytes a file: of a local folder and of each below it in turn; of a bucket,
@@ -241,8 +265,8 @@ def _walk(
         while infos:
             found = []
             for info in infos[-_INFOS_AT_A_TIME:]:
-                matches = pattern is None or pattern.fullmatch(normalize("NFC", info.path))
-                kind = _passed_over(info.path[begin:], info.type == fs.FileType.Directory)
+                matches = pattern is None or pattern.matches(info.path)
+                kind = passed_over(info.path[begin:], info.type == fs.FileType.Directory)
                 if kind is not None:
                     left_out.update([kind] if kind and matches else [])
                 elif info.type == fs.FileType.Directory and is_local:
@@ -256,16 +280,16 @@ def _walk(
                 yield found
 
 
-def _broken_links(folder: str, pattern: re.Pattern[str] | None) -> Iterator[str]:
+def _broken_links(folder: str, pattern: Glob | None) -> Iterator[str]:
     """What each link in a local folder that leads nowhere is counted as: file systems of pyarrow do not list them."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             leads_nowhere = entry.name[0] != "." and entry.is_symlink() and not Path(entry.path).exists()
-            if leads_nowhere and (pattern is None or pattern.fullmatch(normalize("NFC", entry.path))):
+            if leads_nowhere and (pattern is None or pattern.matches(entry.path)):
                 yield _BROKEN_LINK
 
 
-def _passed_over(name: str, is_folder: bool) -> str | None:
+def passed_over(name: str, is_folder: bool) -> str | None:
     """As what a file or folder of this name below the root is left out; "" where it is not counted either."""
     *folders, last = name.split("/")
     if last.startswith(".") or any(part.startswith((".", "_")) for part in folders):
@@ -281,7 +305,7 @@ def would_list(location: Location, path: str) -> bool:
         return any(would_list(place, path) for place in location.listed)
     if path == location.path or location.contains(path):
         return True
-    return bool(_is_glob(location.path) and _glob_pattern(location).fullmatch(normalize("NFC", path)))
+    return is_glob(location.path) and _glob(location).matches(path)
 
 
 def _file_info(location: Location, path: str) -> fs.FileInfo:
@@ -292,21 +316,10 @@ def _file_info(location: Location, path: str) -> fs.FileInfo:
         raise location.error(f"cannot be read ({one_line(error)}){advice}") from None
 
 
-def _is_glob(path: str) -> bool:
-    return re.search(_WILDCARD, path) is not None
-
-
-def _glob_pattern(location: Location) -> re.Pattern[str]:
-    """Matches what the glob matches, and all that lies below; of paths in NFC."""
-    tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^]/]+\])", normalize("NFC", location.path))
-    regex = "".join(
-        tokens.get(part) or (part.replace("[!", "[^") if index % 2 else re.escape(part))
-        for index, part in enumerate(parts)
-    )
+def _glob(location: Location) -> Glob:
     try:
-        return re.compile(regex + "(?:/.*)?")
-    except re.error as error:
+        return parse_glob(location.path)
+    except ValueError as error:
         raise location.error(f"is neither a path nor a glob ({error})") from None
 
 
@@ -320,50 +333,27 @@ def _near_path(location: Location) -> str:
     return suggest(path.name, [sibling.name for sibling in path.parent.iterdir()])
 
 
-def is_parquet(path: str) -> bool:
-    """By its extension."""
-    return _extension(path) in PARQUET_EXTENSIONS
-
-
 def is_image(path: str) -> bool:
     """Whether the file is called an image, by its extension."""
-    return _extension(path) in IMAGE_EXTENSIONS
+    return extension_of(path) in IMAGE_EXTENSIONS
 
 
 def are_images(paths: pa.LargeStringArray) -> NDArray[np.bool_]:
     """(F,) `is_image` of each."""
-    return _by_extension(paths, is_image)
-
-
-def are_parquet(paths: pa.LargeStringArray) -> NDArray[np.bool_]:
-    """(F,) `is_parquet` of each."""
-    return _by_extension(paths, is_parquet)
-
-
-def _extension(path: str) -> str:
-    return re.search(r"(\.[^./]*)?\Z", path)[0].lower()  # type: ignore[index]
-
-
-def _by_extension(paths: pa.LargeStringArray, holds: Callable[[str], bool]) -> NDArray[np.bool_]:
-    """(F,) what holds of a file by its extension: asked once for each, not for each file."""
-    found = _extensions(paths).dictionary_encode()
-    return np.array([holds(extension) for extension in found.dictionary.to_pylist()], bool)[found.indices.to_numpy()]
-
-
-def _extensions(paths: pa.LargeStringArray) -> pa.LargeStringArray:
-    """(F,) `_extension` of each."""
-    return pc.utf8_lower(pc.struct_field(pc.extract_regex(paths, r"(?P<extension>\.[^./]*)$"), 0).fill_null(""))
+    return by_extension(paths, is_image)
 
 
 def _is_foreign(extension: str) -> bool:
     """Whether it is known to be that of something else than images."""
     kind, encoding = _TYPES.guess_type(f"x{extension}")
+    if extension in TAR_EXTENSIONS:
+        return False
     return encoding is not None or (kind not in (None, _ANYTHING) and not kind.startswith("image/"))
 
 
 def kind_of(path: str) -> str:
     """As what a file that is no image is counted."""
-    return _extension(path) or _NAMELESS
+    return extension_of(path) or _NAMELESS
 
 
 def as_text(left_out: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""The images of data.train and data.test with their labels: a folder, a glob, a CSV, or parquet files.
+"""The images of data.train and data.test with their labels: a folder, a glob, a CSV, parquet files or tars.
 
 Everything that can be told without decoding an image is checked: paths, columns, label types, the order of class names.
 """
@@ -24,12 +24,12 @@ from pyarrow import fs
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import suggest
+from dpl_ray.data import tar
 from dpl_ray.data.decode import Payload
 from dpl_ray.data.files import (
     Listing,
     Location,
     are_images,
-    are_parquet,
     list_files,
     open_location,
     read_file,
@@ -37,8 +37,9 @@ from dpl_ray.data.files import (
 from dpl_ray.data.labels import Label, as_label, clean_name, in_order_of, some
 from dpl_ray.data.layout import check_layout
 from dpl_ray.data.parquet import read_labels
-from dpl_ray.data.pool.files import PoolFiles, Row, pool_of
-from dpl_ray.data.samples import file_and_row, read_samples
+from dpl_ray.data.pool.files import PoolFiles, Row, ShardRows, pool_of, rows_of_tar
+from dpl_ray.data.samples import read_samples
+from dpl_ray.data.shards import are_parquet, are_shards, are_tars, is_tar, split_id
 from dpl_ray.data.spelling import Spelling
 from dpl_ray.store.file_systems import one_line
 
@@ -85,18 +86,27 @@ def list_records(data: DataConfig, field: str, given: str, class_names: tuple[st
     """
     location = open_location(field, given)
     listing = list_files(location)
-    parquet = are_parquet(listing.paths)
-    if data.name == "image_folder" and parquet.any() and not are_images(listing.paths).any():
-        raise location.error("holds parquet files, which data=parquet reads")
-    if data.name == "parquet":
-        if not parquet.any():
-            raise location.error("holds no parquet file (.parquet, .pq); image files take data=image_folder")
-        return _read_parquet(location, listing.keep(parquet), data, class_names)
+    form = form_of(listing)
+    if data.name == "image_folder" and form != "image_folder":
+        kind = "parquet files, which data=parquet" if form == "parquet" else "tars, which data=webdataset"
+        raise location.error(f"holds {kind} reads")
+    if data.name != "image_folder":
+        is_one, found = (are_parquet, "parquet file (.parquet, .pq)") if data.name == "parquet" else (are_tars, "tar")
+        if not is_one(listing.paths).any():
+            raise location.error(f"holds no {found}; image files take data=image_folder")
+        return _read_shards(location, listing.keep(is_one(listing.paths)), data, class_names)
     if listing.paths.to_pylist() == [location.path]:
         if is_table(location.path):
             return _read_csv(location, data, class_names)
         raise location.error("is one file; it takes a folder with a subfolder per class, or a CSV of path,label")
-    return _read_folder(location, listing.keep(~parquet), data)
+    return _read_folder(location, listing.keep(~are_shards(listing.paths)), data)
+
+
+def form_of(listing: Listing) -> str:
+    """The data.name that reads these files as labelled images."""
+    if are_images(listing.paths).any() or not are_shards(listing.paths).any():
+        return "image_folder"
+    return "parquet" if are_parquet(listing.paths).any() else "webdataset"
 
 
 def _read_folder(location: Location, listing: Listing, data: DataConfig) -> Records:
@@ -182,33 +192,37 @@ def _payloads(files: PoolFiles) -> Iterator[Payload]:
     return (payload for _, payload, _ in files.read_all())
 
 
-def _read_parquet(
+def _read_shards(
     location: Location, listing: Listing, data: DataConfig, class_names: tuple[str, ...] | None
 ) -> Records:
-    """Parquet files of images and labels; those without names of their classes take class_names.txt beside them."""
+    """Shards of images and labels; those without names of their classes take class_names.txt beside them."""
     paths: list[str] = listing.paths.to_pylist()
     beside = _read_class_names(location, paths[0])
     known = {*(beside or ()), *(data.class_names or ())}
     origin = "data.train"  # of class_names
     ids: list[str] = []
     labels: list[Label] = []
-    groups: list[list[int] | None] = []
+    shard_rows: list[ShardRows] = []
     named_by: dict[tuple[str, ...] | None, str] = {}  # the names of the indices -> the first file that has them
     for path in paths:
         file = location.name(path)
-        rows, found, names = read_labels(
-            location, path, image_column=data.image_column, label_column=data.label_column, class_names=known
-        )
-        names = names or beside
+        if is_tar(path):
+            members, found, left_out = tar.read_labels(location, path, data.label_column, known)
+            groups, names = rows_of_tar(len(members)), beside
+        else:
+            groups, found, names = read_labels(
+                location, path, image_column=data.image_column, label_column=data.label_column, class_names=known
+            )
+            members, names, left_out = list(map(str, range(len(found)))), names or beside, Counter()
         if names or any(isinstance(label, int) for label in found):
             named_by.setdefault(names, file)
-        new_ids = [f"{file}:{row}" for row in range(len(found))]
+        new_ids = [f"{file}:{member}" for member in members]
         if names:
             if class_names is None:
                 class_names = _listed(data, names)
                 origin = "data.class_names" if class_names == data.class_names else file
             found = _in_order(location, new_ids, found, names, class_names, (file, origin))
-        groups.append(rows)
+        shard_rows.append(ShardRows(groups, left_out=left_out))
         ids += new_ids
         labels += found
     if None in named_by and len(named_by) > 2:
@@ -217,10 +231,9 @@ def _read_parquet(
             f"{first} and {second} have their classes in another order, and {named_by[None]} does not say what its "
             "class indices mean; write names into all of them, or labels that are names"
         )
-    files = pool_of(location, listing, data.image_column, data.label_column, class_names=class_names, groups=groups)
-    return Records(
-        location, ids, labels, partial(_payloads, files), class_names, files=files, left_out=listing.left_out
-    )
+    columns = data.image_column, data.label_column
+    files = pool_of(location, listing, *columns, class_names=class_names, shard_rows=shard_rows)
+    return Records(location, ids, labels, partial(_payloads, files), class_names, files=files, left_out=files.left_out)
 
 
 def _listed(data: DataConfig, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -260,7 +273,7 @@ def is_table(path: str) -> bool:
 def _read_csv(location: Location, data: DataConfig, class_names: tuple[str, ...] | None) -> Records:
     """A CSV with the columns path and label; paths are relative to its folder, or absolute, or URIs.
 
-    `file.parquet:12` is row 12 of a parquet file.
+    `file.parquet:12` is row 12 of a parquet file, `file.tar:7.jpg` a member of a tar.
     """
     names = _read_class_names(location, location.path)
     known = {*(names or ()), *(data.class_names or ())}
@@ -270,7 +283,7 @@ def _read_csv(location: Location, data: DataConfig, class_names: tuple[str, ...]
     for number, (path, label) in enumerate(_csv_rows(location), start=1):
         if not path:
             raise location.error(f"row {number} has no path")
-        file, row = file_and_row(_with_slashes(location, path, number))
+        file, row = split_id(_with_slashes(location, path, number))
         place = _csv_place(location, file, spelled)
         name = place.name(place.path)
         sample_id = name if row is None else f"{name}:{row}"

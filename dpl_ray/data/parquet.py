@@ -38,7 +38,8 @@ def _fail(reason: str) -> bytes:
     raise DecodeError(reason)
 
 
-def _failing(reason: str) -> Payload:
+def failing(reason: str) -> Payload:
+    """Of what cannot be read."""
     return partial(_fail, reason)
 
 
@@ -160,7 +161,7 @@ def read_rows(
         with pq.ParquetFile(path, filesystem=location.filesystem) as opened:
             schema = opened.schema_arrow
             if (problem := image_column_error(schema, image_column)) is not None:
-                yield from repeat((_failing(problem), None), num_left)
+                yield from repeat((failing(problem), None), num_left)
                 return
             rows_of = partial(
                 _rows_of,
@@ -180,7 +181,7 @@ def read_rows(
     except (pa.ArrowException, OSError):
         reason = NOT_PARQUET
     # Also the end of a file that has become shorter since it was listed.
-    yield from repeat((_failing(reason), None), num_left)
+    yield from repeat((failing(reason), None), num_left)
 
 
 def _wanted(
@@ -202,7 +203,7 @@ def _wanted(
                 if done == len(wanted):
                     break
                 begin += len(batch)
-        yield from repeat((_failing(UNREADABLE), None), len(wanted) - done)
+        yield from repeat((failing(UNREADABLE), None), len(wanted) - done)
 
 
 def _rows_of(
@@ -239,7 +240,7 @@ def _beside(location: Location, parquet: str, spelled: Spelling, path: str) -> P
     """The image file of this path, which is relative to the parquet file's folder."""
     full = posixpath.normpath(posixpath.join(posixpath.dirname(parquet), path))
     if not full.startswith(location.root_of(parquet).rstrip("/") + "/"):
-        return _failing(OUTSIDE)
+        return failing(OUTSIDE)
     return partial(read_image_file, location.filesystem, spelled(full))
 
 

@@ -21,11 +21,12 @@ from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import UNLABELED
 from dpl_ray.data.decode import Payload
-from dpl_ray.data.files import Location, is_parquet, list_files, open_location, read_file
+from dpl_ray.data.files import Location, list_files, open_location, read_file
 from dpl_ray.data.labeled import Records
 from dpl_ray.data.labels import clean_name, some
 from dpl_ray.data.pool.choice import bytes_per_image, memory_size
 from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.shards import is_parquet
 from dpl_ray.store.file_systems import one_line
 
 JOB_FILE = "_ledger/job.json"

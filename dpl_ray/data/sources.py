@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.config.schema import DataConfig
+from dpl_ray.config.schema import FILE_FORMS, DataConfig
 from dpl_ray.data.bad_images import most_bad
 from dpl_ray.data.classes import check_class_names, find_class_names, find_targets
 from dpl_ray.data.copies import without_copies
@@ -67,12 +67,12 @@ def load_splits(
         if read is None:
             raise ValueError(
                 "data=arrays: those images were in memory; fit_arrays of Python takes them, and files take "
-                "data=image_folder or data=parquet"
+                "data=image_folder, data=parquet or data=webdataset"
             )
         return split(without_copies(read(data), data), data, seed=seed, uses_unlabeled=uses_unlabeled)
     if data.name == "features":
         return read_features(data, seed=seed, uses_unlabeled=uses_unlabeled, reads_unlabeled=reads_unlabeled)
-    if data.name not in ("image_folder", "parquet"):
+    if data.name not in FILE_FORMS:
         source = read_standard(data, reads_unlabeled=reads_unlabeled)
         return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
     labels = read_pseudo_labels(data) if data.labels is not None else None

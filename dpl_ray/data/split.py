@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.config.schema import DataConfig
+from dpl_ray.config.schema import FILE_FORMS, DataConfig
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Source, Splits, concatenate, empty_like
 from dpl_ray.data.pool.benchmark import shape_pool
@@ -151,7 +151,7 @@ def check_pool(num_unlabeled: int, data: DataConfig, name: str, *, num_copies: i
             f"unlabeled=None: there is no unlabelled image to learn from{gone}; give some, label images -1, or set "
             "data.num_labels_per_class to a few labels a class"
         )
-    if data.name in ("image_folder", "parquet"):
+    if data.name in FILE_FORMS:
         raise ValueError(
             f"data.unlabeled={shown(data.unlabeled)}: there is no unlabelled image to learn from{gone}; set "
             "data.unlabeled to a folder, glob or parquet of them, or data.num_labels_per_class to a few labels a "

@@ -16,8 +16,8 @@ from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import shown
 from dpl_ray.data.classes import check_class_names, find_class_names
 from dpl_ray.data.features import BACKBONE_FOLDER
-from dpl_ray.data.files import are_parquet, as_text, list_files, open_location, would_list
-from dpl_ray.data.labeled import is_table, list_records
+from dpl_ray.data.files import as_text, indexes_in, list_files, open_location, would_list
+from dpl_ray.data.labeled import form_of, is_table, list_records
 from dpl_ray.data.labels import clean_name, label_indices
 from dpl_ray.data.pool.choice import files_named
 from dpl_ray.data.pool.files import list_pool
@@ -67,7 +67,8 @@ def embed(
         WorkersFailedError: a process of Ray failed, or several died over the same images.
     """
     config, console = read_given(config, keywords, load_embedding, EmbedConfig), open_console(console)
-    location = open_location("pool", config.pool)
+    with indexes_in(config.output):
+        location = open_location("pool", config.pool)
     if config.scale.num_workers != 0:
         for field in ("pool", "output"):
             cluster.check_shared(config.scale.with_workers(1), field, getattr(config, field))
@@ -136,9 +137,8 @@ def _labels(config: EmbedConfig) -> tuple[dict[str, str], tuple[str, ...]]:
     if not isinstance(config.pool, str):
         return _folder_labels(config.pool)
     location = open_location("pool", config.pool)
-    parquet = bool(are_parquet(list_files(location).paths).any())
     data = DataConfig(
-        name="parquet" if parquet else "image_folder",
+        name=form_of(list_files(location)),
         train=config.pool,
         image_column=config.image_column,
         label_column=config.label_column,

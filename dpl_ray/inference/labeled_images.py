@@ -11,10 +11,11 @@ from typing import Any, get_args
 
 import numpy as np
 
-from dpl_ray.config.schema import DataConfig, DataName
+from dpl_ray.config.schema import FILE_FORMS, DataConfig, DataName
 from dpl_ray.data.dataset import BadImage, ImageSet
 from dpl_ray.data.features import BACKBONE_SPEC, has_features, parse_spec, read_labeled_features
-from dpl_ray.data.files import are_images, are_parquet, list_files, open_location
+from dpl_ray.data.files import list_files, open_location
+from dpl_ray.data.labeled import form_of
 from dpl_ray.data.labels import some
 from dpl_ray.data.sources import load_splits, read_labeled
 from dpl_ray.runs.folder import run_of
@@ -22,7 +23,7 @@ from dpl_ray.runs.splits import read_splits
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import load_config_and_info, read_file
 
-STANDARD = tuple(name for name in get_args(DataName) if name not in ("image_folder", "parquet", "arrays", "features"))
+STANDARD = tuple(name for name in get_args(DataName) if name not in (*FILE_FORMS, "arrays", "features"))
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def read_labeled_images(
     label_column: str | None = None,
     allow_overlap: bool = False,
 ) -> LabeledImages:
-    """Read a folder with a subfolder a class, a CSV of path,label, parquet files, a folder of features, or a name of
+    """Read a folder with a subfolder a class, a CSV of path,label, shards, a folder of features, or a name of
     STANDARD, of which the test split is taken.
 
     Args:
@@ -82,9 +83,7 @@ def read_labeled_images(
         images, bad = read_labeled_features(field, given, spec, names)
         found = LabeledImages(images, tuple(bad))
     else:
-        paths = list_files(location).paths
-        is_parquet = are_parquet(paths).any() and not are_images(paths).any()
-        data = data.changed(name="parquet" if is_parquet else "image_folder", **fields)
+        data = data.changed(name=form_of(list_files(location)), **fields)
         images, reader = read_labeled(data, field, given, names)
         shape = (info.channels, *info.image_size)
         if images.images.shape[1:] != shape:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.decode import DecodeError, DecodeSettings, decode
-from dpl_ray.data.files import is_parquet, open_location
+from dpl_ray.data.files import open_location
 from dpl_ray.data.pool.features import StreamedFeatures
 from dpl_ray.data.pool.files import Rows, list_pool
 from dpl_ray.data.pool.windows import StreamedPool
+from dpl_ray.data.shards import is_shard, is_tar, split_id
 from dpl_ray.data.sources import load_splits
 from dpl_ray.page.html import Page, Section, Table, render_page
 from dpl_ray.page.pictures import encode_png
@@ -74,8 +75,8 @@ def explain(
 
     Args:
         checkpoint: folder step-N, or of a run, whose newest checkpoint is taken.
-        sample: an image file, `file.parquet:row`, or an image of the pool of the run: its index, or the end of its
-            path. The latter two need the data where they were.
+        sample: an image file, `file.parquet:row`, `file.tar:member`, or an image of the pool of the run: its
+            index, or the end of its path. The latter two need the data where they were.
         image_column: of a parquet file; None: the one of training.
         output: file of the page; None: `explanation-SAMPLE.html` in the folder that holds the checkpoint.
 
@@ -111,24 +112,26 @@ def _read(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint
     if sample.isdecimal():
         return _read_pool(int(sample), config, info)
     settings = info.decode_settings(config.data)
-    path, _, number = sample.rpartition(":")
-    row = int(number) if is_parquet(path) and number.isdecimal() else None
+    path, row = split_id(sample)
     try:
-        location = open_location("sample", path if row is not None else sample)
+        location = open_location("sample", path)
     except ValueError:  # a $ in the name of an image of the pool is no variable
         if found := _find_in_pool(sample, config, info):
             return found
         raise
-    if row is None and is_parquet(sample):
-        raise ValueError(f"sample={sample}: a parquet file has many images; name a row, as sample={sample}:0")
+    if row is None and is_shard(sample):
+        kind, one = ("tar", f"{sample}:7.jpg") if is_tar(sample) else ("parquet file", f"{sample}:0")
+        raise ValueError(f"sample={sample}: a {kind} has many images; name a row, as sample={one}")
     if not location.filesystem.get_file_info(location.path).is_file and (found := _find_in_pool(sample, config, info)):
         return found
     files = list_pool(location, image_column=config.data.image_column)
     if len(files.paths) > 1:
         raise ValueError(f"sample={sample}: {len(files.paths)} files are there; name one image")
-    if not 0 <= (row or 0) < len(files):
-        raise ValueError(f"sample={sample}: the file has {len(files)} rows; give one of 0 to {len(files) - 1}")
-    return _decode(files.read(0, row or 0, 1), settings, sample), sample, None
+    rows = files.rows([files.name(0) if row is None else f"{files.name(0)}:{row}"]).get(0)
+    if not rows:
+        right = "give one of its images" if is_tar(path) else f"give one of 0 to {len(files) - 1}"
+        raise ValueError(f"sample={sample}: the file has {len(files)} rows; {right}")
+    return _decode([*files.read_rows(0, np.array(rows))], settings, sample), sample, None
 
 
 def _find_in_pool(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint8], str, str | None] | None:

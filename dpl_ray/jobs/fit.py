@@ -21,7 +21,7 @@ from dpl_ray.config.compose import load_config
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.data.dataset import ImageSet, Source, Splits
-from dpl_ray.data.files import as_text
+from dpl_ray.data.files import as_text, indexes_in
 from dpl_ray.data.sources import load_splits
 from dpl_ray.jobs.checks import check_storage
 from dpl_ray.jobs.phases import run_phases
@@ -114,7 +114,8 @@ def run_training(
         ends_at: when the training is interrupted, by `time.monotonic()`; None: never.
     """
     with checked_resources(config.scale):
-        config, uri, splits, why = _check(settle_model(config), read)
+        with indexes_in(config.run.storage_path):
+            config, uri, splits, why = _check(settle_model(config), read)
         storage = run_storage(config)
         with sole_use(f"run.name={storage.name}", storage):
             folder = RunFolder(storage, config, splits)

@@ -23,7 +23,7 @@ from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config, RunConfig
 from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.files import Location, as_text, open_location, would_list
+from dpl_ray.data.files import Location, as_text, indexes_in, open_location, would_list
 from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.labeling.certificate import Certificate
 from dpl_ray.labeling.certificate_page import draw_warnings, make_page, summarize, told
@@ -121,7 +121,8 @@ def label_pool(
         WorkersFailedError: a process of Ray failed, or several died over the same images.
     """
     config, console = read_given(config, keywords, load_labeling, LabelConfig), open_console(console)
-    source = _open_source(config)
+    with indexes_in(config.output):
+        source = _open_source(config)
     held_out, identity = None, source.identity()
     if config.max_error is not None:
         held_out = open_held_out(config, source.checkpoint, source.config, source.info.class_names)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dpl_ray.labeling.writer import BlockWriter
 
 CPUS_PER_TASK = 0.25  # that reads and decodes: it waits for files, or for its blocks to be taken
-FILE_THREADS = 16  # of a task that opens files; a parquet file is read in one go
+FILE_THREADS = 16  # of a task that opens image files; a shard is read in one go
 BLOCKS_PER_ACTOR = 2  # given to an actor at a time
 BLOCKS_PER_DATASET = 32_768  # for each Ray Data takes time and memory before the first task; actors start anew
 MAX_DEATHS = 3  # of processes over the same block or start; Ray Data would begin it again without end
@@ -168,7 +168,7 @@ def _decode(batch: dict[str, Any], *, shared: Shared, settings: DecodeSettings) 
     import ray
 
     from dpl_ray.data.decode import share_memory
-    from dpl_ray.data.files import is_parquet
+    from dpl_ray.data.shards import is_shard
     from dpl_ray.labeling.decoding import decode_block
 
     share_memory(CPUS_PER_TASK)
@@ -176,7 +176,7 @@ def _decode(batch: dict[str, Any], *, shared: Shared, settings: DecodeSettings) 
     block = int(batch["item"][0])
     path = plan.pool.paths[plan.pool.spans[block, 0]].as_py()
     with _attempt(shared, "read", block, partial(_names, plan, block)):
-        found = decode_block(plan, block, settings, num_threads=1 if is_parquet(path) else FILE_THREADS)
+        found = decode_block(plan, block, settings, num_threads=1 if is_shard(path) else FILE_THREADS)
     return {
         "block": np.array([block]),
         "images": found.images[None],

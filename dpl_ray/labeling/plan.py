@@ -1,7 +1,7 @@
 """How the labelling of a pool is cut up: inputs, each with a manifest when it is done, and their blocks.
 
-An *input* is a parquet file, or a run of other files. A *block* is a run of rows of a parquet file (whole row groups
-where they are small enough), or a run of other files; its labels are one part of the output. Files, inputs and blocks
+An *input* is a shard, or a run of image files. A *block* is a run of rows of a shard (of a parquet file, whole row
+groups where they are small enough), or of image files; its labels are one part of the output. Files, inputs and blocks
 keep their numbers: what is new in the pool is appended. What is held of the plan is a few numbers a file and a block.
 """
 
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pyarrow import ipc
 
 from dpl_ray.data.decode import Payload
-from dpl_ray.data.files import Location, are_parquet, is_parquet
+from dpl_ray.data.files import Location
 from dpl_ray.data.pool.files import PoolFiles
+from dpl_ray.data.shards import are_shards, is_shard
 
 BLOCKS_PER_INPUT = 16  # of image files
 MAX_DECODED_BYTES = 64 * 2**20  # of a block
@@ -55,7 +56,7 @@ class Plan:
         return np.searchsorted(self.file_inputs, np.arange(self.num_inputs + 1))
 
     def blocks_of(self, number: int) -> range:
-        """The blocks of an input; an empty parquet file has none."""
+        """The blocks of an input; an empty shard has none."""
         return range(*self._first_blocks[number : number + 2].tolist())
 
     def files_of(self, number: int) -> range:
@@ -79,14 +80,14 @@ class Plan:
     def read(self, block: int) -> list[tuple[str, Payload]]:
         """Sample id and encoded image of each row of a block; nothing of an image file is read here."""
         file, first, count = self.pool.spans[block].tolist()
-        if is_parquet(self.pool.paths[file].as_py()):
+        if is_shard(self.pool.paths[file].as_py()):
             return [(sample_id, payload) for sample_id, payload, _ in self.pool.read(file, first, count)]
         return [row[:2] for number in range(file, file + count) for row in self.pool.read(number, 0, 1)]
 
     def sample_ids(self, block: int) -> list[str]:
         file, first, count = self.pool.spans[block].tolist()
-        if is_parquet(self.pool.paths[file].as_py()):
-            return [self.pool.sample_id(file, row) for row in range(first, first + count)]
+        if is_shard(self.pool.paths[file].as_py()):
+            return self.pool.names(file, np.arange(first, first + count))
         return [self.pool.name(number) for number in range(file, file + count)]
 
     def to_bytes(self) -> bytes:
@@ -115,7 +116,7 @@ class Plan:
         inputs, blocks = column["input"].to_numpy(), column["blocks"]
         counts = blocks.flatten().to_numpy()
         files = np.repeat(np.arange(len(table)), blocks.value_lengths().to_numpy())
-        # Rows of a parquet file start at 0 and follow each other; a block of other files starts at its first.
+        # Rows of a shard start at 0 and follow each other; a block of other files starts at its first.
         starts = np.cumsum(counts) - counts
         of_file = np.searchsorted(files, files)
         firsts = starts - starts[of_file] if len(files) else starts
@@ -158,31 +159,31 @@ def extend_plan(plan: Plan, listed: PoolFiles, max_rows: int) -> Plan:
     if not len(new):
         return plan
     # Image files follow each other, so that a block of them is a range.
-    are_new_parquet = are_parquet(listed.paths)[new]
-    taken = np.concatenate([new[are_new_parquet], new[~are_new_parquet]])
-    num_parquet = int(are_new_parquet.sum())
+    are_new_shards = are_shards(listed.paths)[new]
+    taken = np.concatenate([new[are_new_shards], new[~are_new_shards]])
+    num_shards = int(are_new_shards.sum())
     number, place = plan.num_inputs, len(plan.pool.paths)
     spans: list[tuple[int, int, int]] = []
-    firsts = np.searchsorted(listed.spans[:, 0], [taken[:num_parquet], taken[:num_parquet] + 1]).T.tolist()
+    firsts = np.searchsorted(listed.spans[:, 0], [taken[:num_shards], taken[:num_shards] + 1]).T.tolist()
     for index, (start, stop) in enumerate(firsts):
         first = 0
         for count in cut_rows(listed.spans[start:stop, 2].tolist(), max_rows):
             spans.append((place + index, first, count))
             first += count
-    parquet_spans = np.array(spans, np.int64).reshape(-1, 3)
-    others = np.arange(len(taken) - num_parquet)
+    shard_spans = np.array(spans, np.int64).reshape(-1, 3)
+    others = np.arange(len(taken) - num_shards)
     starts = others[::max_rows]
     counts = np.minimum(max_rows, len(others) - starts)
-    other_spans = np.stack([place + num_parquet + starts, np.zeros_like(starts), counts], axis=1)
+    other_spans = np.stack([place + num_shards + starts, np.zeros_like(starts), counts], axis=1)
     per_input = BLOCKS_PER_INPUT * max_rows
-    file_inputs = np.concatenate([np.arange(num_parquet), num_parquet + others // per_input])
-    block_inputs = np.concatenate([parquet_spans[:, 0] - place, num_parquet + starts // per_input])
+    file_inputs = np.concatenate([np.arange(num_shards), num_shards + others // per_input])
+    block_inputs = np.concatenate([shard_spans[:, 0] - place, num_shards + starts // per_input])
     pool = replace(
         plan.pool,
         paths=pa.concat_arrays([plan.pool.paths, listed.paths.take(pa.array(taken))]),
         sizes=np.concatenate([plan.pool.sizes, listed.sizes[taken]]),
         num_rows=np.concatenate([plan.pool.num_rows, listed.num_rows[taken]]),
-        spans=np.concatenate([plan.pool.spans, parquet_spans, other_spans]),
+        spans=np.concatenate([plan.pool.spans, shard_spans, other_spans]),
     )
     return Plan(
         pool,

@@ -1,4 +1,4 @@
-"""Small pictures of samples of a pool, by their ids: image files and rows of parquet files, on disks and in buckets.
+"""Small pictures of samples of a pool, by their ids: image files and rows of shards, on disks and in buckets.
 
 Legend: N samples.
 """
@@ -26,11 +26,11 @@ Picture = bytes | str
 
 
 def read_pictures(pool: Location, sample_ids: Sequence[str], image_column: str) -> list[Picture]:
-    """(N,) the picture of each sample. Of a parquet file, the row groups of its samples are read once.
+    """(N,) the picture of each sample. A shard is read once.
 
     Args:
         pool: on its file system are the samples; only their own files are looked at.
-        sample_ids: as in the labels of a pool: path of an image file, or `file:row` of a parquet file.
+        sample_ids: as in the labels of a pool: path of an image file, or `file:row` of a shard.
     """
     payloads = read_samples(sample_ids, image_column, lambda file: replace(pool, path=file.removeprefix(pool.scheme)))
     with quiet_pillow(), ThreadPoolExecutor(count_threads()) as executor:

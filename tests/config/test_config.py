@@ -31,7 +31,7 @@ def needed(group: str, option: str) -> list[str]:
     """What an option cannot do without."""
     if (group, option) == ("model", "head"):
         return ["data=features", "data.train=somewhere"]
-    own = ("image_folder", "parquet", "features")
+    own = ("image_folder", "parquet", "webdataset", "features")
     return ["data.train=somewhere"] if group == "data" and option in own else []
 
 

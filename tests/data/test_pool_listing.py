@@ -14,16 +14,17 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from dpl_ray.data import files
 from dpl_ray.data.decode import FORMATS
-from dpl_ray.data.files import Location, are_images, are_parquet, is_image, is_parquet, list_files, open_location
+from dpl_ray.data.files import Location, are_images, is_image, list_files, open_location
 from dpl_ray.data.pool import files as pool_files
 from dpl_ray.data.pool.files import list_pool
+from dpl_ray.data.shards import PARQUET_EXTENSIONS, are_parquet, is_parquet
 from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
 from tests.builders import png, write_images
 from tests.data.test_class_names import write_class
 from tests.data.test_sources import CLASSES, all_labels, load, write_folder
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
-ENDINGS = st.sampled_from(["", *files.IMAGE_EXTENSIONS, *files.PARQUET_EXTENSIONS, "jpg", ".pq.txt", ".png\n", ".jp"])
+ENDINGS = st.sampled_from(["", *files.IMAGE_EXTENSIONS, *PARQUET_EXTENSIONS, "jpg", ".pq.txt", ".png\n", ".jp"])
 
 
 @given(st.lists(st.tuples(NAMES, ENDINGS, st.booleans()), max_size=5))
@@ -68,7 +69,7 @@ def test_of_a_bucket_the_same_files_are_left_out_as_of_a_folder(tmp_path: Path) 
 
 
 def test_footers_are_read_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_files, "_FOOTERS_AT_A_TIME", 2)
+    monkeypatch.setattr(pool_files, "_SHARDS_AT_A_TIME", 2)
     for number in range(5):
         write_images(tmp_path / f"{number}.parquet", range(number))
         (tmp_path / f"{number}.png").write_bytes(png(number))

@@ -12,6 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
+import webdataset
 from numpy.typing import NDArray
 
 from dpl_ray import evaluate
@@ -174,6 +175,18 @@ def test_a_table_names_images_and_labels(weights: str, images: Path, tmp_path: P
     assert len(splits.unlabeled) == 1
     names = {path: CLASSES[target] for path, target in zip(splits.labeled.ids, splits.labeled.targets, strict=True)}
     assert names.items() <= {str(path): path.parent.name for path in labelled}.items()
+
+
+def test_a_tar_has_images_and_labels(weights: str, images: Path, tmp_path: Path) -> None:
+    files = sorted((images / "train").rglob("*.png"))
+    with webdataset.TarWriter(str(tmp_path / "train.tar")) as sink:
+        for file in files:
+            sink.write({"__key__": file.stem, "png": file.read_bytes(), "cls": file.parent.name})
+    for pool in (images / "train", tmp_path / "train.tar"):
+        run(weights, pool, tmp_path / pool.name.replace(".", "_"), "labelled=true")
+    of_files, of_tar = (pq.read_table(tmp_path / name).to_pylist() for name in ("train", "train_tar"))
+    assert [row["sample_id"] for row in of_tar] == [f"{tmp_path}/train.tar:{file.name}" for file in files]
+    assert [row | {"sample_id": ""} for row in of_tar] == [row | {"sample_id": ""} for row in of_files]
 
 
 def test_features_become_the_splits_of_a_run(embedded: Path) -> None:

@@ -15,7 +15,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
+from dpl_ray.data import tar
 from dpl_ray.labeling.blocks import BlockLabeler
+from tests.data.test_tar import pack
 from tests.labeling.jobs import label, make_checkpoint, png, rows, write_images
 
 
@@ -56,6 +58,7 @@ def test_the_pool_is_read_from_a_bucket_and_the_labels_written_there(
     sink = io.BytesIO()
     pq.write_table(pa.table({"image": [png(number) for number in range(6, 17)]}), sink, row_group_size=3)
     put(filesystem, "images/pool/b.parquet", sink.getvalue())
+    put(filesystem, "images/pool/c-00.tar", pack((f"{number}.png", png(number)) for number in range(17, 23)))
     pool, output = f"s3://images/pool{options}", f"s3://labels/some/where{options}"
 
     whole, written = BlockLabeler.write, []
@@ -75,25 +78,26 @@ def test_the_pool_is_read_from_a_bucket_and_the_labels_written_there(
         label(checkpoint, pool, output, max_bad_fraction=0.1)
     assert num_parts(filesystem) == 2
     monkeypatch.setattr(BlockLabeler, "write", counting)
+    tar._recent.clear()  # so that the index is read from the output
     result = label(checkpoint, pool, output, max_bad_fraction=0.1)
-    assert (result.num_rows, result.unreadable) == (19, {"neither an image nor called one": 1, "truncated": 1})
+    assert (result.num_rows, result.unreadable) == (25, {"neither an image nor called one": 1, "truncated": 1})
     numbers = [block.number for block in written]
     assert len(set(numbers)) == len(numbers) == num_parts(filesystem), "what was labelled before is not labelled again"
 
     found = ds.dataset("labels/some/where", filesystem=filesystem).to_table().to_pylist()
     by_id = {row["sample_id"]: row for row in found}
-    assert len(found) == len(by_id) == 19
+    assert len(found) == len(by_id) == 25
     # The same images on a local disk get the same labels.
-    write_images(tmp_path / "pool", range(17))
+    write_images(tmp_path / "pool", range(23))
     label(checkpoint, tmp_path / "pool", tmp_path / "out")
     local = list(rows(tmp_path / "out").values())
-    for number in range(17):
-        name = f"a é/{number:04d}.png" if number < 6 else f"b.parquet:{number - 6}"
+    names = [f"a é/{number:04d}.png" for number in range(6)] + [f"b.parquet:{row}" for row in range(11)]
+    for number, name in enumerate([*names, *(f"c-00.tar:{number}.png" for number in range(17, 23))]):
         mine = by_id[f"s3://images/pool/{name}"]
         assert mine["pseudo_label"] == local[number]["pseudo_label"]
         assert mine["confidence"] == pytest.approx(local[number]["confidence"], abs=1e-5)
     with filesystem.open_input_stream("labels/some/where/_report/summary.json") as stream:
-        assert json.loads(stream.read())["num_rows"] == 19
+        assert json.loads(stream.read())["num_rows"] == 25
     with filesystem.open_input_stream("labels/some/where/_report/bad.csv") as stream:
         assert b"s3://images/pool/broken.png,truncated" in stream.read()
 

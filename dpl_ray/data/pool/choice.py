@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.decode import DecodeError, DecodeSettings, decode
-from dpl_ray.data.files import Listing, are_parquet, open_location
+from dpl_ray.data.files import Listing, open_location
 from dpl_ray.data.labeled import Records
 from dpl_ray.data.labels import label_indices
 from dpl_ray.data.pool.benchmark import is_shaped
 from dpl_ray.data.pool.files import PoolFiles, list_pool, pool_of
 from dpl_ray.data.pool.windows import StreamedPool
+from dpl_ray.data.shards import are_shards
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -96,8 +97,8 @@ def list_unlabeled(data: DataConfig, class_names: tuple[str, ...] | None = None)
         class_names: of which integer labels are to be the indices; None where labels do not matter.
 
     Raises:
-        ValueError: there is nothing to read, or no file has the column of the images, or too much of it is in parquet
-            files that cannot be opened.
+        ValueError: there is nothing to read, or no file has the column of the images, or too much of it is in shards
+            that cannot be read.
     """
     assert data.unlabeled is not None, "asked for where it is given"
     location = open_location("data.unlabeled", data.unlabeled)
@@ -109,7 +110,7 @@ def list_unlabeled(data: DataConfig, class_names: tuple[str, ...] | None = None)
 
 def _rest_of(train: Records, rest: set[str], class_names: tuple[str, ...]) -> PoolFiles:
     files = train.files or files_named(train, sorted(rest))
-    if are_parquet(files.paths).any():
+    if are_shards(files.paths).any():
         return files.without([sample_id for sample_id in train.ids if sample_id not in rest])
     known = dict(zip(train.ids, label_indices(train.labels, class_names).tolist(), strict=True))
     files = files.where(lambda file: files.name(file) in rest)

@@ -1,7 +1,7 @@
 """The files of a pool as they were listed, and reading rows of them: into memory, streamed or to be labelled.
 
-A pool is image files, each of one row, and parquet files of many. What is held of it is a name and a few numbers a
-file, never anything a sample. Rows are called by (file, row); `sample_id` names them.
+A pool is image files, each of one row, and shards of many: parquet files and tars. What is held of it is a name and a
+few numbers a file, never anything a sample. Rows are called by (file, row); `sample_id` names them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +22,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dpl_ray.data import parquet, tar
 from dpl_ray.data.decode import Payload
-from dpl_ray.data.files import Listing, Location, are_parquet, is_parquet, list_files, read_image_file
+from dpl_ray.data.files import Listing, Location, as_text, list_files, read_image_file
 from dpl_ray.data.labels import Label, as_label
-from dpl_ray.data.parquet import check_image_column, image_column_error, read_rows, row_groups
+from dpl_ray.data.shards import are_parquet, are_shards, is_parquet, is_tar, split_id
 
 ROWS_PER_SPAN = 1024  # least rows of a span of whole row groups
-_NUM_THREADS = 32  # that read footers: they wait for files
-_FOOTERS_AT_A_TIME = 4096  # that wait for a thread
+_NUM_THREADS = 32  # that look at shards: they wait for files
+_SHARDS_AT_A_TIME = 4096  # that wait for a thread
 _MAX_NAMED = 20  # files in a message
 
 Row = tuple[str, Payload, Label]
@@ -41,7 +42,8 @@ Rows = list[Row]
 class PoolFiles:
     """Files of a pool, in the order of their names, and the spans of their rows that belong to the pool.
 
-    A parquet file whose footer cannot be read counts as one row, which cannot be read. Rows that are gone are not
+    A parquet file whose footer cannot be read counts as one row, which cannot be read, and so does what follows in a
+    tar from where it is damaged. Rows that are gone are not
     counted: row 3 of a file without its row 1 is row 2 of those left. So a span stays one, and is read in one go,
     however many of its rows are left out.
     """
@@ -56,7 +58,7 @@ class PoolFiles:
     class_names: tuple[str, ...] | None = None  # of which integer labels are the indices
     labels: NDArray[np.int64] | None = None  # (F,) class index of image files where it is known, else -1
     gone: Mapping[int, NDArray[np.int64]] = field(default_factory=dict)  # file -> its rows that are left out, ascending
-    unopened: tuple[int, ...] = ()  # parquet files whose footers could not be read
+    unopened: tuple[int, ...] = ()  # shards that could not be read, or not to their end
     left_out: Counter[str] = field(default_factory=Counter)  # of the listing
 
     def __len__(self) -> int:
@@ -68,12 +70,19 @@ class PoolFiles:
         return self.location.name(self.paths[file].as_py())
 
     def sample_id(self, file: int, row: int) -> str:
-        """`file:row` of a parquet file, else the file."""
-        return f"{self.name(file)}:{row}" if is_parquet(self.paths[file].as_py()) else self.name(file)
+        """`file:row` of a parquet file, `file:member` of a tar, else the file."""
+        return self._ids(file, np.array([row]))[0]
 
     def names(self, file: int, rows: NDArray[np.int64]) -> list[str]:
         """Sample ids of rows of a file, of those left."""
-        return [self.sample_id(file, row) for row in self._in_file(file, rows).tolist()]
+        return self._ids(file, self._in_file(file, rows))
+
+    def _ids(self, file: int, rows: NDArray[np.int64]) -> list[str]:
+        """Sample ids of rows of a file, which ascend."""
+        path, name = self.paths[file].as_py(), self.name(file)
+        if is_tar(path):
+            return [f"{name}:{member}" for member in tar.names_of(self.location, path, rows, self.label_column)]
+        return [f"{name}:{row}" for row in rows.tolist()] if is_parquet(path) else [name] * len(rows)
 
     def fingerprint(self) -> str:
         """Hex digest of names, sizes and spans: the pixels of what does not fit into memory are not read for it."""
@@ -88,36 +97,37 @@ class PoolFiles:
     def check_image_column(self, field: str) -> None:
         """`ValueError` naming the field where no parquet file has the column; one that lacks it costs its own rows."""
         first: tuple[str, pa.Schema] | None = None
-        parquet = np.flatnonzero(are_parquet(self.paths)).tolist()
-        for file in parquet:
+        files = np.flatnonzero(are_parquet(self.paths)).tolist()
+        for file in files:
             try:
                 schema = pq.read_schema(self.paths[file].as_py(), filesystem=self.location.filesystem)
             except (pa.ArrowException, OSError):
                 continue
-            if image_column_error(schema, self.image_column) is None:
+            if parquet.image_column_error(schema, self.image_column) is None:
                 return
             first = first or (self.name(file), schema)
-        if first and len(parquet) == len(self.paths):
-            check_image_column(*first, self.image_column, field)
+        if first and len(files) == len(self.paths):
+            parquet.check_image_column(*first, self.image_column, field)
 
     def check_unopened(self, field: str, limit: float) -> None:
-        """`ValueError` where more than this share of the pool is lost in parquet files that cannot be opened.
+        """`ValueError` where more than this share of the pool is lost in shards that cannot be read to their end.
 
         Nobody knows how many rows they had: each is taken to be as long as the others are on average.
         """
         if not self.unopened:
             return
-        parquet = are_parquet(self.paths)
-        readable = np.ones(len(parquet), bool)
+        shards = are_shards(self.paths)
+        readable = np.ones(len(shards), bool)
         readable[list(self.unopened)] = False
-        opened = self.num_rows[parquet & readable]
-        lost = len(self.unopened) * (float(opened.mean()) if len(opened) else 1.0)
-        whole = lost + float(self.num_rows[readable].sum())
+        opened, begun = self.num_rows[shards & readable], self.num_rows[~readable] - 1
+        lost = float(np.maximum(1.0, (opened.mean() if len(opened) else 1.0) - begun).sum())
+        whole = lost + float(self.num_rows[readable].sum() + begun.sum())
         if lost > limit * whole:
             names = ", ".join(self.name(file) for file in self.unopened[:_MAX_NAMED])
             more = f" and {len(self.unopened) - _MAX_NAMED} more" if len(self.unopened) > _MAX_NAMED else ""
+            kind = "tars" if any(is_tar(self.paths[file].as_py()) for file in self.unopened) else "parquet files"
             raise ValueError(
-                f"{field}={limit:g}: {len(self.unopened)} of {len(opened) + len(self.unopened)} parquet files of the "
+                f"{field}={limit:g}: {len(self.unopened)} of {len(opened) + len(self.unopened)} {kind} of the "
                 f"pool cannot be opened, some {lost / whole:.1%} of its images: {names}{more}; repair or remove them, "
                 "or raise the limit"
             )
@@ -129,7 +139,7 @@ class PoolFiles:
 
     def rows(self, ids: Collection[str]) -> dict[int, list[int]]:
         """File -> rows in it, ascending, of the samples of these ids; ids that are not in the pool are passed over."""
-        found = _rows_by_file(set(ids), self._files_named({*ids, *(_file_and_row(sample_id)[0] for sample_id in ids)}))
+        found = self._rows_by_file(set(ids))
         inside: dict[int, list[int]] = {}
         for file, first, count in self.spans[np.isin(self.spans[:, 0], list(found))].tolist():
             if rows := sorted(found[file].intersection(self.rows_in_file(file, first, count).tolist())):
@@ -138,10 +148,29 @@ class PoolFiles:
 
     def ids_ending(self, text: str) -> list[str]:
         """Sample ids in the pool that are the text, or end with it."""
-        file, row = _file_and_row(text)
+        file, row = split_id(text)
         at = np.flatnonzero(pc.ends_with(self.paths, file.removeprefix(self.location.scheme)).to_numpy(False)).tolist()
-        ids = [self.sample_id(number, row) for number in at]
+        ids = [self.name(number) if row is None else f"{self.name(number)}:{row}" for number in at]
         return [sample_id for sample_id in ids if sample_id.endswith(text) and self.rows([sample_id])]
+
+    def _rows_by_file(self, ids: set[str]) -> dict[int, set[int]]:
+        parts = {sample_id: split_id(sample_id) for sample_id in ids}
+        files = self._files_named({*ids, *(file for file, _ in parts.values())})
+        rows: dict[int, set[int]] = {}
+        members: dict[int, list[str]] = {}
+        for sample_id, (name, row) in parts.items():
+            if sample_id in files:
+                rows.setdefault(files[sample_id], set()).add(0)
+            elif row is None or name not in files:
+                continue
+            elif is_tar(name):
+                members.setdefault(files[name], []).append(row)
+            else:
+                rows.setdefault(files[name], set()).add(int(row))
+        for file, names in members.items():
+            path = self.paths[file].as_py()
+            rows[file] = set(tar.rows_of(self.location, path, names, self.label_column).tolist())
+        return rows
 
     def _files_named(self, names: Collection[str]) -> dict[str, int]:
         """Name -> file, of those of these names that are files of the pool."""
@@ -195,14 +224,25 @@ class PoolFiles:
 
     def read_rows(self, file: int, rows: NDArray[np.int64]) -> Iterator[Row]:
         """These rows of the file, which ascend."""
-        path, columns = self.paths[file].as_py(), (self.image_column, self.label_column, self.class_names)
-        if is_parquet(path):
-            found = read_rows(self.location, path, rows, *columns)
-            for row, (payload, label) in zip(rows.tolist(), found, strict=True):
-                yield self.sample_id(file, row), payload, label
+        path = self.paths[file].as_py()
+        if is_tar(path):
+            found = tar.read_rows(self.location, path, rows, self.label_column, self.class_names)
+        elif is_parquet(path):
+            columns = self.image_column, self.label_column, self.class_names
+            found = parquet.read_rows(self.location, path, rows, *columns)
         else:
             label = None if self.labels is None else as_label(int(self.labels[file]))
-            yield self.name(file), partial(read_image_file, self.location.filesystem, path), label
+            found = iter([(partial(read_image_file, self.location.filesystem, path), label)])
+        for sample_id, (payload, label) in zip(self._ids(file, rows), found, strict=True):
+            yield sample_id, payload, label
+
+
+class ShardRows(NamedTuple):
+    """What a listing has to know of a shard."""
+
+    groups: list[int]  # rows that are best read together, each: row groups of a parquet file
+    is_broken: bool = False  # it cannot be read, or not to its end; the last row stands for what is lost
+    left_out: Mapping[str, int] = {}  # members of a tar
 
 
 def list_pool(
@@ -212,14 +252,14 @@ def list_pool(
     label_column: str | None = None,
     class_names: tuple[str, ...] | None = None,
 ) -> PoolFiles:
-    """List a folder, a glob or one file, and read the footers of parquet files.
+    """List a folder, a glob or one file, and read the footers of parquet files and the indexes of tars.
 
     Args:
         class_names: of which integer labels are to be the indices, where files name their own classes.
 
     Raises:
-        ValueError: there is no such place, or no file in it that may be an image or is called as parquet files are, or
-            they are parquet files without a row.
+        ValueError: there is no such place, or no file in it that may be an image or is called as shards are, or they
+            are shards without an image.
     """
     return pool_of(location, list_files(location), image_column, label_column, class_names=class_names)
 
@@ -231,26 +271,29 @@ def pool_of(
     label_column: str | None = None,
     *,
     class_names: tuple[str, ...] | None = None,
-    groups: list[list[int] | None] | None = None,
+    shard_rows: list[ShardRows] | None = None,
 ) -> PoolFiles:
     """The pool of these files.
 
     Args:
-        groups: rows of each row group of each parquet file, None of one that cannot be opened; None: they are read.
+        shard_rows: of each shard; None: they are looked at.
     """
     paths = listing.paths
-    parquet = np.flatnonzero(are_parquet(paths))
-    groups = groups or _read_footers(location, paths.take(pa.array(parquet)))
-    spans_of = [list(_merge([1] if rows is None else rows)) for rows in groups]
-    # An image file is a span of one row, a parquet file has its own.
+    shards = np.flatnonzero(are_shards(paths))
+    shard_rows = shard_rows or _look_at(location, paths.take(pa.array(shards)), label_column)
+    spans_of = [list(_merge(rows.groups)) for rows in shard_rows]
+    # An image file is a span of one row, a shard has its own.
     num_rows, num_spans = np.ones(len(paths), np.int64), np.ones(len(paths), np.int64)
-    num_rows[parquet] = [sum(count for _, count in spans) for spans in spans_of]
-    num_spans[parquet] = [len(spans) for spans in spans_of]
+    num_rows[shards] = [sum(count for _, count in spans) for spans in spans_of]
+    num_spans[shards] = [len(spans) for spans in spans_of]
     files = np.repeat(np.arange(len(paths)), num_spans)
     spans = np.stack([files, np.zeros_like(files), np.ones_like(files)], axis=1)
-    spans[np.isin(files, parquet), 1:] = np.array([span for spans in spans_of for span in spans]).reshape(-1, 2)
+    spans[np.isin(files, shards), 1:] = np.array([span for spans in spans_of for span in spans]).reshape(-1, 2)
     if len(paths) and not len(spans):
-        raise location.error("the parquet files have no rows; give files with an image in each row")
+        if are_parquet(paths).all():
+            raise location.error("the parquet files have no rows; give files with an image in each row")
+        inside = as_text(sum((Counter(rows.left_out) for rows in shard_rows), Counter())) or "nothing"
+        raise location.error(f"no image in the tars ({inside} left out); give tars of .jpg, .png or .webp files")
     return PoolFiles(
         location,
         paths,
@@ -260,19 +303,32 @@ def pool_of(
         image_column,
         label_column,
         class_names,
-        unopened=tuple(file for file, rows in zip(parquet.tolist(), groups, strict=True) if rows is None),
-        left_out=listing.left_out,
+        unopened=tuple(file for file, rows in zip(shards.tolist(), shard_rows, strict=True) if rows.is_broken),
+        left_out=sum((Counter(rows.left_out) for rows in shard_rows), listing.left_out),
     )
 
 
-def _read_footers(location: Location, paths: pa.LargeStringArray) -> list[list[int] | None]:
-    """Rows of each row group of each parquet file; None of one that cannot be opened."""
-    found: list[list[int] | None] = []
+def _look_at(location: Location, paths: pa.LargeStringArray, label_column: str | None) -> list[ShardRows]:
+    """The rows of each shard: from the footers of parquet files and the indexes of tars."""
+
+    def look(path: str) -> ShardRows:
+        if is_tar(path):
+            found = tar.summarize(location, path, label_column)
+            return ShardRows(rows_of_tar(found.num_rows), found.is_broken, found.left_out)
+        rows = parquet.row_groups(location.filesystem, path)
+        return ShardRows([1], is_broken=True) if rows is None else ShardRows(rows)
+
+    found: list[ShardRows] = []
     with ThreadPoolExecutor(_NUM_THREADS) as executor:
-        for start in range(0, len(paths), _FOOTERS_AT_A_TIME):
-            some = paths.slice(start, _FOOTERS_AT_A_TIME).to_pylist()
-            found += executor.map(partial(row_groups, location.filesystem), some)
+        for start in range(0, len(paths), _SHARDS_AT_A_TIME):
+            found += executor.map(look, paths.slice(start, _SHARDS_AT_A_TIME).to_pylist())
     return found
+
+
+def rows_of_tar(num_rows: int) -> list[int]:
+    """Rows of a tar that are read together: as many as of a parquet file."""
+    whole, rest = divmod(num_rows, ROWS_PER_SPAN)
+    return [ROWS_PER_SPAN] * whole + [rest] * bool(rest)
 
 
 def _merge(row_groups: list[int]) -> Iterator[tuple[int, int]]:
@@ -283,18 +339,3 @@ def _merge(row_groups: list[int]) -> Iterator[tuple[int, int]]:
         if count and (count >= ROWS_PER_SPAN or index == len(row_groups) - 1):
             yield first, count
             first, count = first + count, 0
-
-
-def _rows_by_file(ids: set[str], files: dict[str, int]) -> dict[int, set[int]]:
-    rows: dict[int, set[int]] = {}
-    for sample_id in ids:
-        name, row = (sample_id, 0) if sample_id in files else _file_and_row(sample_id)
-        if name in files:
-            rows.setdefault(files[name], set()).add(row)
-    return rows
-
-
-def _file_and_row(sample_id: str) -> tuple[str, int]:
-    """Of `file:row`; of an image file itself and row 0."""
-    name, _, number = sample_id.rpartition(":")
-    return (name, int(number)) if number.isdecimal() else (sample_id, 0)

@@ -97,7 +97,7 @@ class StreamedPool:
         """Rows start .. start + count - 1 of the sequence of passes, decoded.
 
         Args:
-            num_threads: that decode what is read already (of parquet files); files are always read by several.
+            num_threads: that decode what is read already (of shards); files are always read by several.
         """
         rows, ids = self.read(start, count, seed)
         waits = any(callable(payload) for _, payload, _ in rows)

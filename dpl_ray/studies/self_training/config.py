@@ -9,7 +9,7 @@ from pydantic import Field
 
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.overrides import as_yaml, refuse_near_miss
-from dpl_ray.config.schema import Config
+from dpl_ray.config.schema import FILE_FORMS, Config
 from dpl_ray.config.section import Section, validated
 from dpl_ray.runs.folder import FREE_FIELDS, FREE_SECTIONS, study_name
 from dpl_ray.runs.provenance import describe_config
@@ -52,10 +52,10 @@ def load_self_training(overrides: Sequence[str] = (), start: Config | None = Non
 def check_self_training(config: Config) -> None:
     """Refuse data that have no pool to be labelled, or labels that the rounds are to make."""
     data = config.data
-    if data.name not in ("image_folder", "parquet"):
+    if data.name not in FILE_FORMS:
         raise ValueError(
-            f"data={data.name}: self-training labels a pool of files; it takes data=parquet or data=image_folder with "
-            "data.train and data.unlabeled"
+            f"data={data.name}: self-training labels a pool of files; it takes data=parquet, data=webdataset or "
+            "data=image_folder with data.train and data.unlabeled"
         )
     if data.labels is not None:
         raise ValueError(f"data.labels={data.labels}: every round makes its own; leave it null")

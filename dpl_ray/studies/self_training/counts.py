@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import UNLABELED
-from dpl_ray.data.files import Location, is_parquet, open_location
+from dpl_ray.data.files import Location, open_location
 from dpl_ray.data.labels import in_order_of, label_indices
 from dpl_ray.data.parquet import has_labels, labels_of
 from dpl_ray.data.pseudo_labels import part_files
+from dpl_ray.data.shards import is_tar, split_id
+from dpl_ray.data.tar import read_labels
 from dpl_ray.store.file_systems import one_line
 
 
@@ -43,7 +45,7 @@ def count_labels(
     """Count a finished output, against the one before it where there is one.
 
     Args:
-        data: its label column is where true labels are looked for, in the parquet files of the pool.
+        data: its label column is where true labels are looked for, in the shards of the pool.
 
     Raises:
         ValueError: the two outputs do not have the same samples.
@@ -74,12 +76,12 @@ def count_labels(
 
 
 class _TrueLabels:
-    """The label column of the pool's parquet files, of which that of one file is held at a time."""
+    """The labels of the pool's shards, of which those of one are held at a time."""
 
     def __init__(self, data: DataConfig, class_names: tuple[str, ...]) -> None:
         self._column, self._class_names = data.label_column, class_names
         self._location = open_location("data.unlabeled", data.unlabeled) if data.unlabeled else None
-        self._file, self._targets = "", np.empty(0, np.int64)
+        self._file, self._targets = "", dict[str, int]()
 
     def of(self, ids: list[str]) -> NDArray[np.int64]:
         """(N,) class index of each sample, UNLABELED where it is not known."""
@@ -87,26 +89,30 @@ class _TrueLabels:
         if self._column is None or self._location is None:
             return targets
         for position, sample_id in enumerate(ids):
-            file, _, row = sample_id.rpartition(":")
-            if not is_parquet(file):
+            file, row = split_id(sample_id)
+            if row is None:
                 continue
             if file != self._file:
                 self._file, self._targets = file, self._read(self._location, file, self._column)
-            if int(row) < len(self._targets):
-                targets[position] = self._targets[int(row)]
+            targets[position] = self._targets.get(row, UNLABELED)
         return targets
 
-    def _read(self, location: Location, file: str, column: str) -> NDArray[np.int64]:
+    def _read(self, location: Location, file: str, column: str) -> dict[str, int]:
+        """Row or member -> class index."""
+        path = file.removeprefix(location.scheme)
         try:
-            with pq.ParquetFile(file.removeprefix(location.scheme), filesystem=location.filesystem) as opened:
+            if is_tar(file):
+                members, labels, _ = read_labels(location, path, column, self._class_names)
+                return dict(zip(members, label_indices(labels, self._class_names).tolist(), strict=True))
+            with pq.ParquetFile(path, filesystem=location.filesystem) as opened:
                 if not has_labels(opened.schema_arrow, column):
-                    return np.empty(0, np.int64)
+                    return {}
                 labels, names = labels_of(opened, column, self._class_names)
-        except (pa.ArrowException, OSError, UnicodeDecodeError):
-            return np.empty(0, np.int64)
+        except (pa.ArrowException, OSError, ValueError):
+            return {}
         if names and set(names) <= set(self._class_names):
             labels = in_order_of(labels, names, self._class_names)
-        return label_indices(labels, self._class_names)
+        return {str(row): target for row, target in enumerate(label_indices(labels, self._class_names).tolist())}
 
 
 def _read(location: Location, path: str, columns: list[str]) -> pa.Table:
