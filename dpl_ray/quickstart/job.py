@@ -6,7 +6,7 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -47,7 +47,7 @@ from dpl_ray.quickstart.choices import (
 from dpl_ray.quickstart.config import load_quickstart, seconds_of
 from dpl_ray.quickstart.layout import Layout, find_layout
 from dpl_ray.quickstart.results import next_commands, predict
-from dpl_ray.quickstart.work import measure_work
+from dpl_ray.quickstart.work import measure_work, unlabelled
 from dpl_ray.runs.folder import CONFIG_FILE
 from dpl_ray.store.records import csv_text
 from dpl_ray.store.storage import Storage
@@ -98,13 +98,15 @@ def quickstart(
     options, given = load_quickstart([f"folder={fspath(folder)}", f"budget={budget}", *overrides])
     seconds = seconds_of(options.budget)
     place = Path(options.folder).expanduser()
-    layout = find_layout(place.absolute())
+    layout = _with_rows(find_layout(place.absolute()), given)
     named = [text for text in given if text.startswith("run.name=")]
     start = load_config([*_data_overrides(layout), *(named or [f"run.name={_run_name(place)}"]), *given])
     storage = Storage(start.run.storage_path) / (start.run.name or "")
     for role in ("train", "unlabeled", "test"):
         if role in layout.fields:
             show(console, f"{role:<12}{shown(layout.fields[role])}  ({layout.reasons[role]})")
+    if layout.has_unlabelled_rows:
+        show(console, "unlabeled   the rows of these that have no label")
     if layout.classes:
         start = start.changed(data={"train": str(_write_labels(layout, storage))})
     if (storage / CONFIG_FILE).exists():
@@ -137,6 +139,14 @@ def _run_name(folder: Path) -> str:
     """A name that the same folder has again."""
     word = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.absolute().name).strip("-.") or "folder"
     return f"quickstart-{word}"
+
+
+def _with_rows(layout: Layout, given: Sequence[str]) -> Layout:
+    """With the rows of parquet files that have no label, where nothing else is the pool."""
+    if layout.name != "parquet" or layout.has_pool:
+        return layout
+    data = load_config([*_data_overrides(layout), *given]).data
+    return replace(layout, has_unlabelled_rows=bool(unlabelled(data)))
 
 
 def _data_overrides(layout: Layout) -> list[str]:

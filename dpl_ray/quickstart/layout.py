@@ -39,10 +39,11 @@ class Layout:
     fields: dict[str, Places] = field(default_factory=dict)  # train, unlabeled, test -> path or glob, or several
     reasons: dict[str, str] = field(default_factory=dict)  # the same -> why, for the user
     classes: tuple[Path, ...] = ()  # folders that are the classes, where data.train must name them one by one
+    has_unlabelled_rows: bool = False  # rows of data.train without a label are the pool
 
     @property
     def has_pool(self) -> bool:
-        return "unlabeled" in self.fields
+        return "unlabeled" in self.fields or self.has_unlabelled_rows
 
 
 def find_layout(folder: Path) -> Layout:

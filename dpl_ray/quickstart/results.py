@@ -73,7 +73,7 @@ def next_commands(config: Config, run: FitResult, storage: Storage, layout: Layo
     longer = f"dpl-ray train {chosen} train.num_steps={4 * config.train.num_steps} run.name={run.name}-longer"
     policies = f"'policies=[supervised,{config.policy.name},fixmatch]'"
     compare = f"dpl-ray compare {chosen} {policies} seeds=3 run.name={run.name}-compared"
-    pool = layout.fields.get("unlabeled")
+    pool = layout.fields.get("unlabeled") or (layout.fields["train"] if layout.has_unlabelled_rows else None)
     predict = shlex.join(["dpl-ray", "predict", f"checkpoint={run.checkpoint}", "images=photo.jpg"])
     if pool is None:
         return (f"dpl-ray check {chosen}", longer, predict)

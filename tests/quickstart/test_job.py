@@ -10,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import timm
@@ -151,6 +153,22 @@ def test_a_table_says_what_is_labelled(photos: Path, tmp_path: Path) -> None:
     assert result.predictions is not None
     with Path(result.predictions).open(newline="") as file:
         assert sorted(row["path"] for row in csv.DictReader(file)) == list(map(str, without))
+
+
+@pytest.mark.usefixtures("weights")
+def test_rows_of_a_parquet_file_without_a_label_are_the_pool(photos: Path, tmp_path: Path) -> None:
+    files, place = sorted(photos.glob("*/*.png")), tmp_path / "shards" / "all.parquet"
+    place.parent.mkdir()
+    labels = [path.parent.name if path.parent.name.startswith("digit") else None for path in files]
+    pq.write_table(pa.table({"image": [path.read_bytes() for path in files], "label": labels}), place)
+    given = [f"run.storage_path={tmp_path / 'runs'}", "tracking.enabled=false", "scale.num_workers=0"]
+    result = quickstart(place.parent, "1h", overrides=given)
+    assert load_config([f"config={result.config}"]).policy.name != "supervised"
+    assert result.predictions is not None
+    with Path(result.predictions).open(newline="") as file:
+        without = [row for row, label in enumerate(labels) if label is None]
+        assert [row["path"] for row in csv.DictReader(file)] == [f"{place}:{row}" for row in without]
+    assert any(" compare " in command for command in result.next_commands)
 
 
 @pytest.mark.usefixtures("weights")
