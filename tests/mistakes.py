@@ -152,7 +152,7 @@ MISTAKES = (
         ("no such policy; known: adamatch, dash, dpl, fixmatch", "did you mean fixmatch?"),
     ),
     Mistake("policy_after", plain("policy.rule=band", "policy=nope"), ("policy=nope: there is no such policy",)),
-    Mistake("policy_name", plain("policy.name=fixmatch"), ("policy.name=fixmatch: a policy is chosen with policy=",)),
+    Mistake("policy_name", plain("policy.name=fixmatch"), ("policy.name=fixmatch: policy is chosen as policy=",)),
     Mistake("field", plain("train.batch_sz=8"), ("there is no field train.batch_sz", "mean train.batch_size?")),
     Mistake("section", plain("training.mu=8"), ("there is no field training.mu", "did you mean train.mu?")),
     Mistake("no_section", plain("num_workers=8"), ("no field num_workers", "did you mean scale.num_workers?")),

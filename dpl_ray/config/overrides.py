@@ -68,7 +68,7 @@ def _check_group(text: str, override: Override, options: dict[str, str]) -> None
 def _check_field(text: str, key: str, known: list[str], groups: dict[str, dict[str, str]], policy: str) -> None:
     group, _, name = key.partition(".")
     if name == "name" and group in groups:
-        raise ValueError(f"{text}: a {group} is chosen with {group}=NAME; known: {', '.join(groups[group])}")
+        raise ValueError(f"{text}: {group} is chosen as {group}=NAME; known: {', '.join(groups[group])}")
     if group == "policy" and name:
         check_policy_field(text, name, policy)
     elif inner := [name for name in known if name.startswith(f"{key}.")]:
