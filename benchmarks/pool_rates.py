@@ -83,11 +83,11 @@ def _listing_memory(number: int) -> tuple[int, int]:
 def _list_and_plan(folder: str) -> tuple[int, int]:
     before = own_peak()
     listed = list_pool(open_location("pool", folder), image_column="image")
-    plan = extend_plan(empty_plan(listed.location, "image"), listed, ROWS_PER_PART)
+    plan = extend_plan(empty_plan(listed), listed, ROWS_PER_PART)
     written = plan.to_bytes()
     planned = own_peak() - before
     del plan
-    extend_plan(Plan.from_bytes(written, listed.location, "image"), listed, ROWS_PER_PART)
+    extend_plan(Plan.from_bytes(written, listed), listed, ROWS_PER_PART)
     return planned, own_peak() - before
 
 

@@ -17,7 +17,7 @@ from dpl_ray.checking.timing import Timing, measure_steps
 from dpl_ray.config.schema import Config
 from dpl_ray.data.bad_images import most_bad
 from dpl_ray.data.dataset import ImageSet, Splits
-from dpl_ray.data.features import stored_hashes
+from dpl_ray.data.feature_splits import stored_hashes
 from dpl_ray.data.files import as_text
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.data.sources import load_splits

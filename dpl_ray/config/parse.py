@@ -121,16 +121,15 @@ def _check_across(config: Config) -> None:
                 f"data.{field}={shown(getattr(config.data, field))}: data={config.data.name} brings its own images; "
                 "your own files take data=image_folder, data=parquet or data=webdataset"
             )
-    if own and config.data.train is None and config.data.labels is None:
+    if own and config.data.train is None and (config.data.labels is None or config.data.name == "features"):
+        forms = {
+            "image_folder": "a folder with a subfolder per class, or a CSV of path,label",
+            "parquet": "parquet files",
+            "webdataset": "tars",
+            "features": "a folder that dpl-ray embed labelled=true wrote",
+        }
         raise ValueError(
-            f"data.train is missing: data={config.data.name} needs the labelled images, as "
-            + (
-                "a folder with a subfolder per class, or a CSV of path,label"
-                if config.data.name == "image_folder"
-                else "tars"
-                if config.data.name == "webdataset"
-                else "parquet files"
-            )
+            f"data.train is missing: data={config.data.name} needs the labelled images, as {forms[config.data.name]}"
         )
     if config.data.train is None and config.data.labels and config.data.num_labels_per_class is not None:
         raise ValueError(

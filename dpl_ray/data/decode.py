@@ -37,8 +37,9 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE
 if TYPE_CHECKING:
     from dpl_ray.config.schema import DataConfig
 
-Payload = bytes | Callable[[], bytes] | Image.Image | None
-"""Encoded bytes, or a function that reads them (called in a worker thread), or an image of Pillow, or nothing."""
+Payload = bytes | Callable[[], bytes] | Image.Image | NDArray[np.float16] | None
+"""Encoded bytes, or a function that reads them (called in a worker thread), or an image of Pillow, or nothing; or
+stored features in place of an image, which are as they are."""
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow
 MAX_PIXELS = 64 * 2**20
@@ -123,8 +124,10 @@ def _convert(image: Image.Image, settings: DecodeSettings) -> NDArray[np.uint8]:
         return _to_array(_to_mode(upright, settings.channels), settings)
 
 
-def decode_or_reason(payload: Payload, settings: DecodeSettings) -> NDArray[np.uint8] | str:
+def decode_or_reason(payload: Payload, settings: DecodeSettings) -> NDArray | str:
     """The decoded image, or the reason why there is none."""
+    if isinstance(payload, np.ndarray):
+        return payload
     try:
         return decode((payload() if callable(payload) else payload) or b"", settings)
     except DecodeError as error:

@@ -22,17 +22,18 @@ _CHUNK_SIZE = 32
 
 def decode_many(
     items: Iterable[tuple[str, Payload]], settings: DecodeSettings, *, num_threads: int | None = None
-) -> tuple[NDArray[np.uint8], list[int], list[BadImage]]:
+) -> tuple[NDArray, list[int], list[BadImage]]:
     """Decode (id, payload) pairs.
 
     Returns:
-        images (N, C, H, W), the N positions in `items` that they come from, and the rest with reasons.
+        images (N, C, H, W), or stored features in their place, the N positions in `items` that they come from, and the
+        rest with reasons.
 
     Raises:
         ValueError: the images differ in size and `settings.image_size` is None.
     """
     num_threads = num_threads or count_threads()
-    images: list[NDArray[np.uint8]] = []
+    images: list[NDArray] = []
     kept: list[int] = []
     bad: list[BadImage] = []
     first: tuple[str, tuple[int, ...]] | None = None
@@ -40,7 +41,7 @@ def decode_many(
     # Held open for the whole pass, so that the threads do not wait for each other at its lock.
     with quiet_pillow(), ThreadPoolExecutor(num_threads) as executor:
         for ids, results in _map_chunks(executor, iter(items), settings, max_pending=4 * num_threads):
-            good: list[NDArray[np.uint8]] = []
+            good: list[NDArray] = []
             for sample_id, result in zip(ids, results, strict=True):
                 if isinstance(result, str):
                     bad.append(BadImage(sample_id, result))
@@ -75,9 +76,9 @@ def check_same_size(first: tuple[str, tuple[int, ...]], other: tuple[str, tuple[
 
 def _map_chunks(
     executor: ThreadPoolExecutor, items: Iterator[tuple[str, Payload]], settings: DecodeSettings, *, max_pending: int
-) -> Iterator[tuple[list[str], list[NDArray[np.uint8] | str]]]:
+) -> Iterator[tuple[list[str], list[NDArray | str]]]:
     """Like `executor.map` over chunks of the items, but reading at most `max_pending` chunks ahead."""
-    pending: deque[tuple[list[str], Future[list[NDArray[np.uint8] | str]]]] = deque()
+    pending: deque[tuple[list[str], Future[list[NDArray | str]]]] = deque()
     while chunk := list(islice(items, _CHUNK_SIZE)):
         payloads = [payload for _, payload in chunk]
         pending.append(([name for name, _ in chunk], executor.submit(_decode_chunk, payloads, settings)))
@@ -89,5 +90,5 @@ def _map_chunks(
         yield ids, future.result()
 
 
-def _decode_chunk(payloads: list[Payload], settings: DecodeSettings) -> list[NDArray[np.uint8] | str]:
+def _decode_chunk(payloads: list[Payload], settings: DecodeSettings) -> list[NDArray | str]:
     return [decode_or_reason(payload, settings) for payload in payloads]

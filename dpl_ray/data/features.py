@@ -14,31 +14,15 @@ Legend: N samples, D features, V stored weak views and as many strong ones, P = 
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.classes import find_class_names, find_targets
-from dpl_ray.data.copies import without_copies
-from dpl_ray.data.dataset import UNLABELED, BadImage, ImageSet, Source, Splits, concatenate
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.files import Location, open_location
-from dpl_ray.data.labeled import Records
-from dpl_ray.data.labels import label_indices
-from dpl_ray.data.pool.choice import reason_to_stream
-from dpl_ray.data.pool.features import FeatureFiles, StreamedFeatures, unusable
-from dpl_ray.data.split import check_pool, split
+from dpl_ray.data.files import Location, open_location, read_file
+from dpl_ray.data.pool.features import FeatureFiles, id_hashes
 from dpl_ray.store.file_systems import one_line
-from dpl_ray.store.storage import Storage
 
 BACKBONE_FOLDER = "_backbone"
 SPEC_FILE, WEIGHTS_FILE = "spec.json", "weights.safetensors"
@@ -69,16 +53,23 @@ def read_spec(field: str, given: str) -> Spec:
     Raises:
         ValueError: it is not there, or damaged.
     """
-    location = open_location(field, given)
-    place = backbone_storage(location) / SPEC_FILE
+    return _spec_of(open_location(field, given))
+
+
+def _spec_of(location: Location) -> Spec:
     try:
-        return parse_spec(place.read())
-    except FileNotFoundError:
+        return parse_spec(_read(location, SPEC_FILE))
+    except (FileNotFoundError, NotADirectoryError):
         raise location.error(
             f"is no folder of features (it has no {BACKBONE_FOLDER}/{SPEC_FILE}); dpl-ray embed writes one"
         ) from None
-    except (OSError, pa.ArrowException, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise location.error(f"{BACKBONE_FOLDER}/{SPEC_FILE} is damaged ({one_line(error)}); embed anew") from None
+
+
+def _read(location: Location, name: str) -> bytes:
+    """A file of the network that made the features of a place."""
+    return read_file(location.filesystem, f"{location.path}/{BACKBONE_FOLDER}/{name}")
 
 
 def parse_spec(data: bytes) -> Spec:
@@ -89,146 +80,50 @@ def parse_spec(data: bytes) -> Spec:
 
 def read_backbone(field: str, given: str) -> dict[str, bytes]:
     """The files of the network that made the features of a folder, by their names in a checkpoint."""
-    folder = backbone_storage(open_location(field, given))
-    return {BACKBONE_SPEC: (folder / SPEC_FILE).read(), BACKBONE_WEIGHTS: (folder / WEIGHTS_FILE).read()}
-
-
-def backbone_storage(location: Location) -> Storage:
-    """The folder of the network that made the features of a place."""
-    return Storage(location.name(location.path)) / BACKBONE_FOLDER
-
-
-def read_features(data: DataConfig, *, seed: int, uses_unlabeled: bool, reads_unlabeled: bool) -> Splits:
-    """The splits of data.train, data.unlabeled and data.test, with the pool in memory or streamed.
-
-    Copies are left out where the folders have hashes of pixels.
-
-    Raises:
-        ValueError: a folder has none, has no labels where they are needed, or features of another network; or
-            test images are among the labelled ones.
-    """
-    assert data.train is not None, "the configuration requires it"
-    spec = read_spec("data.train", data.train)
-    train = _list(_open("data.train", data.train, spec))
-    test = None if data.test is None else _list(_open("data.test", data.test, spec))
-    given = [data.unlabeled] if isinstance(data.unlabeled, str) else data.unlabeled or ()
-    pools = [_open("data.unlabeled", each, spec) for each in given if reads_unlabeled]
-    class_names = find_class_names(data, train.records)
-    num_images = sum(map(len, (train.files, *([test.files] if test else ()), *pools)))
-    streams = reason_to_stream(data, num_images, lambda: 2 * math.prod(train.files.shape)) is not None
-    images = _Listed.without_features if streams else _Listed.images
-    labelled = [part for part in (train, test) if part]
-    source = Source(
-        f"data.train={data.train}",
-        class_names,
-        images(train, find_targets(train.records, class_names)),
-        test=images(test, find_targets(test.records, class_names, every=True)) if test else None,
-        bad=tuple(image for part in labelled for image in part.bad),
-        left_out=sum((part.left_out for part in labelled), Counter()),
-    )
-    if streams:
-        return _streamed(source, labelled, pools, data, seed=seed, uses_unlabeled=uses_unlabeled)
-    source = _in_memory(source, labelled, [_list(files) for files in pools], data)
-    return split(source, data, seed=seed, uses_unlabeled=uses_unlabeled)
-
-
-def stored_hashes(data: DataConfig, *, with_pool: bool) -> dict[str, int] | None:
-    """Id -> hash of the pixels, of the images of data.train, data.test and, if asked for, data.unlabeled.
-
-    None where a folder is of a version that kept none.
-    """
-    unlabeled = data.unlabeled if with_pool else None
-    places = {"data.train": data.train, "data.test": data.test, "data.unlabeled": unlabeled}
-    given = [(name, (place,) if isinstance(place, str) else place or ()) for name, place in places.items()]
-    spec = read_spec("data.train", data.train or "")
-    hashes: dict[str, int] = {}
-    for name, folders in given:
-        for folder in folders:
-            found = _list(_open(name, folder, spec)).hashes
-            if found is None:
-                return None
-            hashes |= found
-    return hashes
+    location = open_location(field, given)
+    return {BACKBONE_SPEC: _read(location, SPEC_FILE), BACKBONE_WEIGHTS: _read(location, WEIGHTS_FILE)}
 
 
 def has_features(location: Location) -> bool:
-    """Whether a place is a folder of features."""
-    return (backbone_storage(location) / SPEC_FILE).exists()
+    """Whether a place, or one of a list, is a folder of features."""
+    try:
+        places = [f"{place.path}/{BACKBONE_FOLDER}/{SPEC_FILE}" for place in location.listed or (location,)]
+        return any(info.is_file for info in location.filesystem.get_file_info(places))
+    except (OSError, pa.ArrowException):  # has its words where the place is listed
+        return False
 
 
-def read_labeled_features(
-    field: str, given: str, spec: Spec, class_names: tuple[str, ...]
-) -> tuple[ImageSet, list[BadImage]]:
-    """The labelled features of a folder that is none of a training's, and what could not be read.
+def list_features(location: Location, spec: Spec | None, owner: str = "the model") -> FeatureFiles:
+    """The features of a folder, or of a list of them, that a model is to say something of: without their views.
 
     Args:
-        spec: of the features that the model was trained on.
+        spec: of the features that the model was trained on; None: it takes images.
+        owner: of these, for messages.
 
     Raises:
-        ValueError: they are of another network, or a sample has no label or another class.
+        ValueError: they are of another network, or an image is in several of the folders.
     """
-    listed = _list(_open(field, given, replace(spec, num_views=read_spec(field, given).num_views), "the model"))
-    return listed.images(find_targets(listed.records, class_names, every=True)), listed.bad
+    if spec is None:
+        raise location.error("is a folder of features, and the model takes images; give those")
+    own = [(place, _spec_of(place)) for place in location.listed or (location,)]
+    for place, found in own:
+        _check_digest(place, found, spec, owner)
+    files = FeatureFiles.of(location, spec.num_features, 0, own[0][1].class_names)
+    if location.listed:
+        hashes = np.concatenate(list(files.listings(id_hashes)))
+        _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+        for row in first[counts > 1][:1]:
+            file = int(np.searchsorted(np.cumsum(files.num_rows), row, side="right"))
+            name = files.names(file, np.array([row - files.num_rows[:file].sum()]))[0]
+            raise location.error(f"{(counts > 1).sum():,} images are there more than once, as {name}; give each once")
+    return files
 
 
-@dataclass(frozen=True)
-class _Listed:
-    """The N rows of a folder that have features: what is in memory of them also where a pool is streamed."""
-
-    files: FeatureFiles
-    records: Records  # ids and labels
-    at: NDArray[np.int64]  # (N, 2) file and row, ascending
-    hashes: dict[str, int] | None  # id -> of its pixels; None in folders of older versions
-    bad: list[BadImage]
-    left_out: Counter[str]
-
-    @cached_property
-    def numbers(self) -> dict[str, int]:
-        """Id -> its number among the rows."""
-        return {sample_id: number for number, sample_id in enumerate(self.records.ids)}
-
-    def images(self, targets: NDArray[np.int64], numbers: NDArray[np.int64] | None = None) -> ImageSet:
-        """All rows, or those of these numbers, with their class indices."""
-        numbers = np.arange(len(self.at)) if numbers is None else numbers
-        features = np.empty((len(numbers), *self.files.shape), np.float16)
-        for file, places, rows in _by_file(self.at[numbers]):
-            try:
-                features[places] = self.files.samples(file, rows)[0]
-            except (OSError, pa.ArrowException) as error:
-                raise self.files.location.error(f"{self.files.name(file)} cannot be read ({one_line(error)})") from None
-        return ImageSet(features, targets, np.array(self.records.ids, np.str_)[numbers])
-
-    def without_features(self, targets: NDArray[np.int64]) -> ImageSet:
-        """All rows, which are split before their features are read: without a view."""
-        features = np.empty((len(targets), 0, *self.files.shape[1:]), np.float16)
-        return ImageSet(features, targets, np.array(self.records.ids, np.str_))
-
-    def fill(self, part: ImageSet) -> ImageSet:
-        """Some rows `without_features`, with them."""
-        return self.images(part.targets, np.array([self.numbers[each] for each in part.ids.tolist()], np.int64))
-
-    def only(self, ids: Collection[str]) -> FeatureFiles:
-        """The files with the rows of these ids alone."""
-        gone = self.at[[sample_id not in ids for sample_id in self.records.ids]]
-        return self.files.without_rows({file: rows for file, _, rows in _by_file(gone)})
-
-
-def _by_file(at: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-    """Of (N, 2) files and rows each file, the places where it is, and its rows, ascending."""
-    order = np.lexsort((at[:, 1], at[:, 0]))
-    for places in np.split(order, np.flatnonzero(np.diff(at[order, 0])) + 1) if len(at) else ():
-        yield int(at[places[0], 0]), places, at[places, 1]
-
-
-def _open(field: str, given: str, expected: Spec, owner: str = "data.train") -> FeatureFiles:
+def open_features(field: str, given: str, expected: Spec, owner: str = "data.train") -> FeatureFiles:
     """The parts of a folder; `ValueError` where its features are not those of the network of their owner."""
     location = open_location(field, given)
-    spec = read_spec(field, given)
-    if spec.digest != expected.digest:
-        raise location.error(
-            f"its features are of another network ({spec.model['architecture']}, {spec.digest}) than those of "
-            f"{owner} ({expected.model['architecture']}, {expected.digest}); embed both with one"
-        )
+    spec = _spec_of(location)
+    _check_digest(location, spec, expected, owner)
     if spec.num_views != expected.num_views:
         raise location.error(
             f"it has views={spec.num_views}, data.train has views={expected.num_views}; embed both with as many"
@@ -236,124 +131,9 @@ def _open(field: str, given: str, expected: Spec, owner: str = "data.train") -> 
     return FeatureFiles.of(location, spec.num_features, spec.num_views, spec.class_names)
 
 
-def _list(files: FeatureFiles) -> _Listed:
-    """Everything of a folder but the features."""
-    tables = list(files.listings(lambda table: table))
-    usable = [np.flatnonzero(pc.is_null(table["error"]).to_numpy()) for table in tables]
-    found = [unusable(table) for table in tables]
-    hashed = all("pixels" in table.column_names for table in tables)
-    table = pa.concat_tables(
-        table.select(["sample_id", "label", *(["pixels"] if hashed else [])]).take(rows)
-        for table, rows in zip(tables, usable, strict=True)
-    )
-    if not len(table):
-        raise files.location.error("it has no features")
-    ids: list[str] = table["sample_id"].to_pylist()
-    gone = {file: np.setdiff1d(np.arange(len(each)), usable[file]) for file, each in enumerate(tables)}
-    return _Listed(
-        files.without_rows({file: rows for file, rows in gone.items() if len(rows)}),
-        Records(files.location, ids, table["label"].to_pylist(), lambda: iter(()), files.class_names),
-        np.concatenate([np.column_stack([np.full_like(rows, file), rows]) for file, rows in enumerate(usable)]),
-        dict(zip(ids, table["pixels"].to_pylist(), strict=True)) if hashed else None,
-        [image for bad, _ in found for image in bad],
-        sum((left_out for _, left_out in found), Counter()),
-    )
-
-
-def _in_memory(source: Source, labelled: Sequence[_Listed], pools: Sequence[_Listed], data: DataConfig) -> Source:
-    """With what the folders of data.unlabeled have beyond the labelled ones."""
-    taken = {sample_id for part in labelled for sample_id in part.records.ids}
-    unlabeled = None
-    for pool in pools:
-        new = np.flatnonzero([sample_id not in taken for sample_id in pool.records.ids])
-        known = [label if label in source.class_names else None for label in pool.records.labels]
-        part = pool.images(label_indices(known, source.class_names)[new], new)
-        unlabeled = part if unlabeled is None else concatenate(unlabeled, part)
-        taken |= set(part.ids.tolist())
-    source = replace(
-        source,
-        unlabeled=unlabeled,
-        bad=(*source.bad, *(image for pool in pools for image in pool.bad)),
-        left_out=sum((pool.left_out for pool in pools), Counter(source.left_out)),
-    )
-    return _without_copies(source, [*labelled, *pools], data)
-
-
-def _without_copies(source: Source, listed: Sequence[_Listed], data: DataConfig) -> Source:
-    """The source less its copies; the source itself where a folder is of a version that kept no hashes."""
-    hashes: dict[str, int] = {}
-    for part in listed:
-        if part.hashes is None:
-            return source
-        hashes |= part.hashes
-    return without_copies(source, data, hash_of=lambda part: np.array([hashes[each] for each in part.ids], np.uint64))
-
-
-def _streamed(
-    source: Source,
-    labelled: Sequence[_Listed],
-    pools: Sequence[FeatureFiles],
-    data: DataConfig,
-    *,
-    seed: int,
-    uses_unlabeled: bool,
-) -> Splits:
-    """The same splits; what has a label that is used is read, the pool is left where it is.
-
-    Args:
-        source: of the labelled parts, without features.
-    """
-    train, test = labelled[0], labelled[-1]
-    splits = split(_without_copies(source, labelled, data), data, seed=seed, uses_unlabeled=False)
-    assert isinstance(splits.unlabeled, ImageSet), "of data.train, whose ids are in memory"
-    found = [_scan(files, source, labelled, data) for files in pools]
-    rest = train.only(set(splits.unlabeled.ids.tolist()))
-    parts = tuple(files for files in (rest, *(each.files for each in found)) if len(files))
-    pool = StreamedFeatures(parts, DecodeSettings(), source.class_names, train.files.shape)
-    copies = replace(splits.copies, num_pool=splits.copies.num_pool + sum(each.num_copies for each in found))
-    if uses_unlabeled:
-        check_pool(len(pool), data, source.name, num_copies=copies.num_pool)
-    return replace(
-        splits,
-        labeled=train.fill(splits.labeled),
-        unlabeled=pool,
-        validation=train.fill(splits.validation),
-        test=test.fill(splits.test),
-        bad=(*splits.bad, *(image for each in found for image in each.bad)),
-        left_out=sum((each.left_out for each in found), Counter(splits.left_out)),
-        copies=copies,
-    )
-
-
-@dataclass(frozen=True)
-class _Scanned:
-    """A folder of the pool without what is not of it: images that are labelled, copies of these, and bad ones."""
-
-    files: FeatureFiles
-    num_copies: int
-    bad: list[BadImage]
-    left_out: Counter[str]
-
-
-def _scan(files: FeatureFiles, source: Source, labelled: Sequence[_Listed], data: DataConfig) -> _Scanned:
-    """Find it in a folder of which nothing is kept in memory a row."""
-    taken = pa.array([sample_id for part in labelled for sample_id in part.records.ids], pa.string())
-    known = np.empty(0, np.uint64)
-    if not data.allow_overlap and all(part.hashes is not None for part in labelled):
-        used = [source.train.ids[source.train.targets != UNLABELED], *([source.test.ids] if source.test else [])]
-        pairs = [(part.hashes or {}, sample_id) for part, ids in zip(labelled, used, strict=True) for sample_id in ids]
-        known = np.array([hashes[sample_id] for hashes, sample_id in pairs], np.uint64)
-
-    def look(table: pa.Table) -> tuple[NDArray[np.int64], int, list[BadImage], Counter[str]]:
-        gone = pc.is_valid(table["error"]).to_numpy() | pc.is_in(table["sample_id"], value_set=taken).to_numpy()
-        hashes = table["pixels"].to_numpy() if "pixels" in table.column_names else np.empty(0, np.uint64)
-        copies = ~gone & np.isin(hashes, known) if len(hashes) else np.zeros_like(gone)
-        return np.flatnonzero(gone | copies), int(copies.sum()), *unusable(table)
-
-    found = list(files.listings(look))
-    return _Scanned(
-        files.without_rows({file: rows for file, (rows, *_) in enumerate(found) if len(rows)}),
-        sum(number for _, number, *_ in found),
-        [image for *_, bad, _ in found for image in bad],
-        sum((left_out for *_, left_out in found), Counter()),
-    )
+def _check_digest(location: Location, spec: Spec, expected: Spec, owner: str) -> None:
+    if spec.digest != expected.digest:
+        raise location.error(
+            f"its features are of another network ({spec.model['architecture']}, {spec.digest}) than those of "
+            f"{owner} ({expected.model['architecture']}, {expected.digest}); embed both with one"
+        )

@@ -251,7 +251,10 @@ def _one_column(whole: str, schema: pa.Schema, column: str, near: str) -> pa.Fie
     if number:
         raise ValueError(f"{whole} has {number} columns of this name; rename all but one")
     if {"sample_id", "features"} <= set(schema.names):
-        raise ValueError(f"{whole} has features that dpl-ray embed wrote, and no images; give the images themselves")
+        raise ValueError(
+            f"{whole} has features that dpl-ray embed wrote, and no images; give the images themselves, or where "
+            "features are taken their whole folder"
+        )
     present = ", ".join(f"{field.name}: {_short_type(field.type)}" for field in schema)
     raise ValueError(f"{whole} has no such column but {present}{near}")
 

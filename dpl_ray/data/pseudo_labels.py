@@ -74,15 +74,19 @@ class PseudoLabels:
         wanted = self.labels.keys() - set(taken)
         rows = sorted(pool.rows(wanted).items())
         ids = [pool.sample_id(file, row) for file, of_file in rows for row in of_file]
-        if missing := wanted - set(ids):
-            raise self.location.error(
-                f"{len(missing)} of its {len(self.labels)} selected samples are not in {location.field}="
-                f"{location.given}, as {min(missing)}; give the pool that was labelled (pool={shown(self.pool)})"
-            )
+        self.check_found(wanted - set(ids), data)
         labels = [self.class_names[self.labels[sample_id]] for sample_id in ids]
         records = Records(self.location, ids, list(labels), partial(_payloads, pool, rows), self.class_names)
-        _check_memory(len(ids), bytes_per_image(data, records), self.location)
+        check_memory(len(ids), bytes_per_image(data, records), self.location)
         return records
+
+    def check_found(self, missing: Collection[str], data: DataConfig) -> None:
+        """`ValueError` where data.unlabeled lacks selected samples."""
+        if missing:
+            raise self.location.error(
+                f"{len(missing)} of its {len(self.labels)} selected samples are not in data.unlabeled="
+                f"{shown(data.unlabeled)}, as {min(missing)}; give the pool that was labelled (pool={shown(self.pool)})"
+            )
 
 
 def read_pseudo_labels(data: DataConfig) -> PseudoLabels:
@@ -136,7 +140,7 @@ def _read_selected(location: Location, parts: list[str], data: DataConfig, num_c
         # Before an id is held: there may be more of them than fit.
         count = dataset.count_rows(filter=pc.field("selected"))
         count = count if per_class is None else min(count, per_class * num_classes)
-        _check_memory(count, data.channels * data.image_size**2, location)
+        check_memory(count, data.channels * data.image_size**2, location)
     columns = ["sample_id", "pseudo_label", "confidence"]
     kept = dataset.schema.empty_table().select(columns)
     batches = []
@@ -176,7 +180,8 @@ def _payloads(pool: PoolFiles, rows: list[tuple[int, list[int]]]) -> Iterator[Pa
     return (payload for file, of_file in rows for _, payload, _ in pool.read_rows(file, np.array(of_file)))
 
 
-def _check_memory(num_images: int, image_bytes: int, location: Location) -> None:
+def check_memory(num_images: int, image_bytes: int, location: Location) -> None:
+    """`ValueError` where so many selected images, or their features, do not fit."""
     limit = MEMORY_SHARE * memory_size()
     if num_images * image_bytes > limit:
         raise location.error(

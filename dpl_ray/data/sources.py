@@ -21,7 +21,7 @@ from dpl_ray.data.copies import without_copies
 from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
 from dpl_ray.data.decode import DecodeSettings, Payload
 from dpl_ray.data.decode_many import check_same_size, decode_many
-from dpl_ray.data.features import read_features
+from dpl_ray.data.feature_splits import read_features
 from dpl_ray.data.files import FOREIGN, kind_of
 from dpl_ray.data.labeled import Records, list_records
 from dpl_ray.data.labels import Label, clean_name, label_indices

@@ -22,7 +22,7 @@ from dpl_ray.data.labels import clean_name, label_indices
 from dpl_ray.data.pool.choice import files_named
 from dpl_ray.data.pool.files import list_pool
 from dpl_ray.embedding.config import EmbedConfig, load_embedding
-from dpl_ray.labeling.fill import check_bad, count_workers, fill
+from dpl_ray.labeling.fill import check_bad, count_workers, fill, place_of
 from dpl_ray.labeling.ledger import Ledger
 from dpl_ray.labeling.plan import rows_per_block
 from dpl_ray.page.console import open_console, show
@@ -101,14 +101,13 @@ def embed(
     num_workers = count_workers(config.scale, len(listed))
     side = spec.image_size
     with sole_use(f"output={config.output}", ledger.books):
-        ledger.begin(listed, rows_per_block(config.rows_per_part, (spec.channels, side, side)))
+        ledger.begin(listed, rows_per_block(config.rows_per_part, spec.channels * side**2))
         left_out = f"; left out: {as_text(listed.left_out)}" if listed.left_out else ""
         done = f", {ledger.counts.num_rows:,} of them are there" if ledger.resumed else ""
-        where = f"{num_workers} actors" if num_workers else "this process"
         show(
             console,
             f"{ledger.name}: {len(ledger.plan):,} images{done}; {spec.num_features:,} features and {spec.num_views} "
-            f"weak and strong views each, {side}x{side} pixels, by {where}{left_out}",
+            f"weak and strong views each, {side}x{side} pixels, by {place_of(config.scale, num_workers)}{left_out}",
         )
         save_backbone(ledger.storage / BACKBONE_FOLDER, model, spec)
         check_bad(ledger, config.max_bad_fraction)

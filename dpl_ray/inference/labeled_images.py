@@ -13,7 +13,8 @@ import numpy as np
 
 from dpl_ray.config.schema import FILE_FORMS, DataConfig, DataName
 from dpl_ray.data.dataset import BadImage, ImageSet
-from dpl_ray.data.features import BACKBONE_SPEC, has_features, parse_spec, read_labeled_features
+from dpl_ray.data.feature_splits import read_labeled_features
+from dpl_ray.data.features import has_features, list_features
 from dpl_ray.data.files import list_files, open_location
 from dpl_ray.data.labeled import form_of
 from dpl_ray.data.labels import some
@@ -21,7 +22,7 @@ from dpl_ray.data.sources import load_splits, read_labeled
 from dpl_ray.runs.folder import run_of
 from dpl_ray.runs.splits import read_splits
 from dpl_ray.store.storage import Storage
-from dpl_ray.training.checkpoint_folder import load_config_and_info, read_file
+from dpl_ray.training.checkpoint_folder import feature_spec, load_config_and_info
 
 STANDARD = tuple(name for name in get_args(DataName) if name not in (*FILE_FORMS, "arrays", "features"))
 
@@ -77,10 +78,7 @@ def read_labeled_images(
             raise ValueError(f"{field}={given}: its classes are {some(splits.class_names)}, not {some(names)}")
         found = LabeledImages(splits.test)
     elif has_features(location := open_location(field, given)):
-        if config.model.name != "head":
-            raise location.error("is a folder of features, and the model takes images; give those")
-        spec = parse_spec(read_file(checkpoint, BACKBONE_SPEC))
-        images, bad = read_labeled_features(field, given, spec, names)
+        images, bad = read_labeled_features(list_features(location, feature_spec(checkpoint, config)), names)
         found = LabeledImages(images, tuple(bad))
     else:
         data = data.changed(name=form_of(list_files(location)), **fields)

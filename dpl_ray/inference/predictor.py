@@ -5,11 +5,12 @@ Legend: N images, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from os import PathLike, fspath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 
 from dpl_ray.config.schema import Config
 from dpl_ray.data.arrays import as_array
+from dpl_ray.data.decode import decode_or_reason
 from dpl_ray.data.decode_many import count_threads
+from dpl_ray.data.pool.features import FeatureFiles
 from dpl_ray.inference.images import read_items
 from dpl_ray.inference.predictions import Predictions
 from dpl_ray.inference.prepare import Preparation
@@ -72,10 +75,13 @@ class Predictor:
                 yield self._answer([str(start + place) for place in range(len(part))], list(part))
             return
         items = read_items(images, self.config.data.image_column)
+        prepare: Callable[[Any], NDArray | str] = self._preparation.one
+        if isinstance(images, FeatureFiles):  # `list_features` has seen that they are of this model's backbone
+            prepare = partial(decode_or_reason, settings=self._preparation.decoding)
         ahead: tuple[list[str], list[Future[NDArray | str]]] | None = None
         with ThreadPoolExecutor(count_threads()) as executor:
             while (batch := list(islice(items, batch_size))) or ahead:
-                futures = [executor.submit(self._preparation.one, image) for _, image in batch]
+                futures = [executor.submit(prepare, image) for _, image in batch]
                 if ahead:
                     yield self._answer(ahead[0], [future.result() for future in ahead[1]])
                 ahead = ([sample_id for sample_id, _ in batch], futures) if batch else None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.decode import DecodeError, DecodeSettings, decode
+from dpl_ray.data.decode import DecodeSettings, decode_or_reason
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool.features import StreamedFeatures
 from dpl_ray.data.pool.files import Rows, list_pool
@@ -193,11 +193,10 @@ def _of_features(
 
 
 def _decode(rows: Rows, settings: DecodeSettings, sample: str) -> NDArray[np.uint8]:
-    payload = rows[0][1]
-    try:
-        return decode((payload() if callable(payload) else payload) or b"", settings)
-    except (DecodeError, OSError) as error:
-        raise ValueError(f"sample={sample}: cannot be read ({error})") from None
+    decoded = decode_or_reason(rows[0][1], settings)
+    if isinstance(decoded, str):
+        raise ValueError(f"sample={sample}: cannot be read ({decoded})")
+    return decoded
 
 
 def _explain(place: Storage, image: NDArray[np.uint8], sample_id: str, page: str) -> Explanation:

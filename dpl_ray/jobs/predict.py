@@ -12,14 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from dpl_ray.config.section import shown
-from dpl_ray.data.files import as_text
+from dpl_ray.data.features import has_features, list_features
+from dpl_ray.data.files import as_text, open_location
+from dpl_ray.data.pool.files import PoolFiles
 from dpl_ray.inference.images import list_images
 from dpl_ray.inference.predictions import COLUMNS
 from dpl_ray.jobs.predict_config import PredictConfig
 from dpl_ray.page.console import Progress, console_table, show
 from dpl_ray.store.records import csv_text
 from dpl_ray.store.storage import Storage
-from dpl_ray.training.checkpoint_folder import load_config_and_info, open_checkpoint
+from dpl_ray.training.checkpoint_folder import feature_spec, load_config_and_info, open_checkpoint
 
 MAX_IMAGES = 12  # that are shown one by one
 MAX_CLASSES = 20  # of the table of classes, the most frequent
@@ -28,7 +30,7 @@ HEADER = csv_text([COLUMNS])
 
 
 def predict_files(config: PredictConfig, console: Console) -> None:
-    """Predict every image that the path has, in the order of their names.
+    """Predict every image that the path has, or has features of, in the order of their names.
 
     Raises:
         ValueError: a field, the checkpoint, the path or the output do not fit; before any work.
@@ -37,7 +39,11 @@ def predict_files(config: PredictConfig, console: Console) -> None:
     checkpoint = open_checkpoint(config.checkpoint)
     trained, _ = load_config_and_info(checkpoint)
     image_column = config.image_column or trained.data.image_column
-    files = list_images(config.images, image_column)
+    location = open_location("images", config.images)
+    if has_features(location):
+        files: PoolFiles = list_features(location, feature_spec(checkpoint, trained))
+    else:
+        files = list_images(config.images, image_column)
     left_out = f"; left out: {as_text(files.left_out)}" if files.left_out else ""
     show(console, f"{checkpoint}: {len(files):,} image{'s' * (len(files) != 1)}, from {shown(config.images)}{left_out}")
     from dpl_ray.inference.predictor import load_checkpoint  # late, with torch: a mistake is answered before

@@ -15,7 +15,9 @@ class PredictConfig(Section):
 
     checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
     images: str | tuple[str, ...] = Field(
-        "", description="a photo, a folder, a glob or parquet files, s3:// too, or a list of them; required"
+        "",
+        description="a photo, a folder, a glob or parquet files, s3:// too, or a list of them; or features that "
+        "dpl-ray embed wrote; required",
     )
     output: str | None = Field(None, description="CSV file of the predictions; null: they are shown and not kept")
     image_column: str | None = Field(None, description="parquet column of the images; null: the one of training")

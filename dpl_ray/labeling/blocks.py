@@ -37,9 +37,12 @@ class BlockLabeler(BlockWriter):
 
     def score(self, images: NDArray) -> dict[str, NDArray[Any] | None]:
         """The columns of `label_batch` of images (N, channels, H, W) uint8, or of stored features."""
+        if not len(images):  # transformers take no empty batch
+            some = self.score(np.zeros((1, *images.shape[1:]), images.dtype))
+            return {name: None if values is None else values[:0] for name, values in some.items()}
         device = self.model.classifier.weight.device
         rows: list[dict[str, Any]] = []
-        for start in range(0, max(1, len(images)), self.batch_size):
+        for start in range(0, len(images), self.batch_size):
             # A copy: arrays from the object store are read-only, which torch warns of.
             batch = torch.from_numpy(images[start : start + self.batch_size].copy())
             found = label_batch(self.model, self.policy, batch.to(device))

@@ -52,7 +52,9 @@ class LabelConfig(Section):
 
     checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
     pool: str | tuple[str, ...] = Field(
-        "", description="images to label: folder, glob, image or parquet files, s3:// too, or a list of them; required"
+        "",
+        description="images to label: folder, glob, image or parquet files, s3:// too, or a list of them; or features "
+        "that dpl-ray embed wrote; required",
     )
     output: str = Field("", description="folder or s3:// for the labels; one begun before goes on; required")
     image_column: str | None = Field(

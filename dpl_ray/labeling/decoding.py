@@ -1,6 +1,6 @@
 """Reading and decoding one block of a pool, in processes that do without torch.
 
-Legend: N images, C channels, S pixels a side.
+Legend: N images, C channels, S pixels a side, D features.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class DecodedBlock:
     """A block ready for the model."""
 
     number: int
-    images: NDArray[np.uint8]  # (N, C, S, S) those that could be decoded
+    images: NDArray  # (N, C, S, S) uint8 those that could be decoded, or stored features (N, 1, 1, D) float16
     kept: NDArray[np.int64]  # (N,) their rows in the block
     errors: dict[int, str]  # row -> reason, of all others
 

@@ -51,6 +51,13 @@ def count_workers(config: LabelScaleConfig, num_images: int) -> int:
     return wanted
 
 
+def place_of(config: LabelScaleConfig, num_workers: int) -> str:
+    """Where a pool is read, for the user, with the reason where nobody has asked for this process."""
+    if num_workers:
+        return f"{num_workers} actor{'s' * (num_workers > 1)}"
+    return "this process" + f" (up to {SMALL_POOL:,} images need no Ray)" * (config.num_workers is None)
+
+
 def fill(
     ledger: Ledger,
     writer: BlockWriter,

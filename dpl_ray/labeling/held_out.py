@@ -177,8 +177,8 @@ def certify_pool(
     )
 
 
-def _sample(plan: Plan, settings: DecodeSettings) -> NDArray[np.uint8]:
-    """Some NUM_SAMPLE images of a pool, evenly spread over some of its blocks."""
+def _sample(plan: Plan, settings: DecodeSettings) -> NDArray:
+    """Some NUM_SAMPLE images or features of a pool, evenly spread over some of its blocks."""
     blocks = np.unique(np.linspace(0, plan.num_blocks - 1, NUM_BLOCKS).round().astype(int)).tolist()
     step = {block: math.ceil(plan.num_rows(block) * len(blocks) / NUM_SAMPLE) for block in blocks}
     items = [row for block in blocks for row in plan.read(block)[:: step[block]]]

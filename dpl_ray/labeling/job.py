@@ -23,14 +23,16 @@ from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config, RunConfig
 from dpl_ray.data.decode import DecodeSettings
+from dpl_ray.data.features import has_features, list_features
 from dpl_ray.data.files import Location, as_text, indexes_in, open_location, would_list
+from dpl_ray.data.pool.features import FeatureFiles
 from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.labeling.certificate import Certificate
 from dpl_ray.labeling.certificate_page import draw_warnings, make_page, summarize, told
 from dpl_ray.labeling.config import LabelConfig, load_labeling
 from dpl_ray.labeling.console import label_table
 from dpl_ray.labeling.figure import draw_summary
-from dpl_ray.labeling.fill import check_bad, count_workers, fill
+from dpl_ray.labeling.fill import check_bad, count_workers, fill, place_of
 from dpl_ray.labeling.held_out import HeldOut, certify_pool, open_held_out
 from dpl_ray.labeling.ledger import SUMMARY_NAME, Ledger
 from dpl_ray.labeling.parts import NUM_BINS, Counts
@@ -45,7 +47,7 @@ from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.server import tracking_uri
 from dpl_ray.tracking.tracker import Tracker, recording, start_tracker
-from dpl_ray.training.checkpoint_folder import MANIFEST, ModelInfo, load_config_and_info, open_checkpoint
+from dpl_ray.training.checkpoint_folder import MANIFEST, ModelInfo, feature_spec, load_config_and_info, open_checkpoint
 
 if TYPE_CHECKING:
     from dpl_ray.labeling.blocks import BlockLabeler
@@ -102,6 +104,22 @@ class _Source:
             "policy": self.config.policy.model_dump(),
         }
 
+    def list_pool(self) -> PoolFiles:
+        """The images, or the features of them that the model was trained on."""
+        if has_features(self.location):
+            return list_features(self.location, feature_spec(self.checkpoint, self.config))
+        listed = list_pool(self.location, image_column=self.image_column)
+        listed.check_image_column("image_column")
+        listed.check_unopened("max_bad_fraction", self.max_bad_fraction)
+        return listed
+
+    def bytes_per_row(self, listed: PoolFiles) -> int:
+        """In memory."""
+        if isinstance(listed, FeatureFiles):
+            return 2 * listed.num_features
+        assert self.settings.image_size is not None, "it was checked"
+        return self.settings.channels * self.settings.image_size**2
+
 
 def label_pool(
     config: LabelConfig | Sequence[str] = (), *, console: Console | bool | None = None, **keywords: Any
@@ -138,15 +156,11 @@ def label_pool(
     same_system = ledger.storage.scheme == source.location.scheme
     if same_system and would_list(source.location, (ledger.storage / "part.parquet").path):
         raise ValueError(f"output={config.output}: lies in the pool, which would grow by its own labels; take another")
-    listed = list_pool(source.location, image_column=source.image_column)
-    listed.check_image_column("image_column")
-    listed.check_unopened("max_bad_fraction", source.max_bad_fraction)
+    listed = source.list_pool()
     num_workers = count_workers(config.scale, len(listed))
-    side = source.settings.image_size
-    assert side is not None
     with sole_use(f"output={config.output}", ledger.books):
-        ledger.begin(listed, rows_per_block(config.rows_per_part, (source.settings.channels, side, side)))
-        show(console, _headline(ledger, num_workers, listed))
+        ledger.begin(listed, rows_per_block(config.rows_per_part, source.bytes_per_row(listed)))
+        show(console, _headline(ledger, place_of(config.scale, num_workers), listed, starts_ray=num_workers > 0))
         if known is None:
             show(console, "nothing is known of how good this model is: its folder has no scores")
         certificate = _find_certificate(config, source, ledger, held_out, listed) if held_out else None
@@ -335,13 +349,12 @@ def _start_tracker(config: LabelConfig, source: _Source, uri: str | None, ledger
     return start_tracker(_tracking_config(config, source), uri, journal, name=ledger.name, params=params, tags=tags)
 
 
-def _headline(ledger: Ledger, num_workers: int, listed: PoolFiles) -> str:
-    place = f"{num_workers} actor{'s' * (num_workers > 1)}" if num_workers else "this process"
+def _headline(ledger: Ledger, place: str, listed: PoolFiles, *, starts_ray: bool) -> str:
     rows, missing = len(ledger.plan), len(ledger.missing)
     begins = f"starts with {place}"
     if ledger.resumed:
         new = f", {ledger.num_new:,} new" if ledger.num_new else ""
         begins = f"goes on with {place}, {ledger.counts.num_rows:,} done{new}" if missing else "had finished"
-    ray = "\nstarting Ray takes some 20 seconds" if num_workers and missing else ""
+    ray = "\nstarting Ray takes some 20 seconds" if starts_ray and missing else ""
     left_out = f"\nleft out: {as_text(listed.left_out)}" if listed.left_out else ""
     return f"{ledger.name} {begins}: {rows:,} images in {len(ledger.plan.pool.paths):,} files{left_out}{ray}"

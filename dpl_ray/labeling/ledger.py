@@ -149,11 +149,11 @@ class Ledger:
             self._check_identity(self._job.read())
             self.resumed = True
         place = self.books / "plan.arrow"
-        old = empty_plan(listed.location, listed.image_column)
+        old = empty_plan(listed)
         if place.exists():
             data = place.read()
             try:
-                old = Plan.from_bytes(data, listed.location, listed.image_column)
+                old = Plan.from_bytes(data, listed)
             except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
                 raise self.lost(place, f"damaged: {one_line(error)}") from None
         elif any(name.startswith("part-") for name in self._sizes):

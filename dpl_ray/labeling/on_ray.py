@@ -131,7 +131,7 @@ def _stream(
     attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
     # The plan by itself: what reads has no use for the model, nor for torch, which it would have to import for it.
     plan = labeler.plan
-    without = replace(labeler, plan=empty_plan(plan.pool.location, plan.pool.image_column))
+    without = replace(labeler, plan=empty_plan(plan.pool))
     shared = Shared(ray.put(plan), ray.put(without), attempts)
     for start in range(0, len(blocks), BLOCKS_PER_DATASET):
         with DataContext.current(context):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from pyarrow import ipc
 
 from dpl_ray.data.decode import Payload
-from dpl_ray.data.files import Location
 from dpl_ray.data.pool.files import PoolFiles
 from dpl_ray.data.shards import are_shards, is_shard
 
@@ -78,7 +78,7 @@ class Plan:
         return f"part-{number:06d}-{block - self._first_blocks[number]:05d}.parquet"
 
     def read(self, block: int) -> list[tuple[str, Payload]]:
-        """Sample id and encoded image of each row of a block; nothing of an image file is read here."""
+        """Sample id and encoded image, or features, of each row of a block; no image file is read here."""
         file, first, count = self.pool.spans[block].tolist()
         if is_shard(self.pool.paths[file].as_py()):
             return [(sample_id, payload) for sample_id, payload, _ in self.pool.read(file, first, count)]
@@ -108,10 +108,11 @@ class Plan:
         return sink.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes, location: Location, image_column: str) -> Plan:
+    def from_bytes(cls, data: bytes, like: PoolFiles) -> Plan:
+        """What `to_bytes` gave, of files that are read as those of the pool are."""
         table = ipc.open_file(pa.py_buffer(data)).read_all().combine_chunks()
         if not len(table):
-            return empty_plan(location, image_column)
+            return empty_plan(like)
         column = {name: table.column(name).chunk(0) for name in table.column_names}
         inputs, blocks = column["input"].to_numpy(), column["blocks"]
         counts = blocks.flatten().to_numpy()
@@ -121,20 +122,30 @@ class Plan:
         of_file = np.searchsorted(files, files)
         firsts = starts - starts[of_file] if len(files) else starts
         spans = np.stack([files, firsts, counts], axis=1).astype(np.int64).reshape(-1, 3)
-        pool = PoolFiles(
-            location,
-            column["path"].cast(pa.large_string()),
-            column["size"].to_numpy(),
-            column["num_rows"].to_numpy(),
-            spans,
-            image_column,
+        pool = replace(
+            empty_plan(like).pool,
+            paths=column["path"].cast(pa.large_string()),
+            sizes=column["size"].to_numpy(),
+            num_rows=column["num_rows"].to_numpy(),
+            spans=spans,
         )
         return cls(pool, inputs, inputs[files])
 
 
-def empty_plan(location: Location, image_column: str) -> Plan:
+def empty_plan(like: PoolFiles) -> Plan:
+    """Without a file of the pool, whose location and columns it keeps."""
     nothing = np.zeros(0, np.int64)
-    pool = PoolFiles(location, pa.array([], pa.large_string()), nothing, nothing, nothing.reshape(0, 3), image_column)
+    pool = replace(
+        like,
+        paths=pa.array([], pa.large_string()),
+        sizes=nothing,
+        num_rows=nothing,
+        spans=nothing.reshape(0, 3),
+        labels=None,
+        gone={},
+        unopened=(),
+        left_out=Counter(),
+    )
     return Plan(pool, nothing, nothing)
 
 
@@ -208,6 +219,6 @@ def cut_rows(spans: list[int], max_rows: int) -> list[int]:
     return [*blocks, together] if together else blocks
 
 
-def rows_per_block(wanted: int, image_shape: tuple[int, ...]) -> int:
-    """Rows of a block: those wanted, or as many as MAX_DECODED_BYTES holds of images of this shape."""
-    return max(1, min(wanted, MAX_DECODED_BYTES // math.prod(image_shape)))
+def rows_per_block(wanted: int, bytes_per_row: int) -> int:
+    """Rows of a block: those wanted, or as many as MAX_DECODED_BYTES holds of decoded images, or features, so large."""
+    return max(1, min(wanted, MAX_DECODED_BYTES // bytes_per_row))

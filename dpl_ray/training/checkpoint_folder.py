@@ -18,7 +18,7 @@ from dpl_ray.config.schema import BESIDE_RUNS, Config, DataConfig, RunConfig
 from dpl_ray.config.section import suggest
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.features import BACKBONE_SPEC, parse_spec
+from dpl_ray.data.features import BACKBONE_SPEC, Spec, parse_spec
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
 
@@ -94,12 +94,16 @@ def load_config_and_info(checkpoint: Storage) -> tuple[Config, ModelInfo]:
     """The configuration and the model's description that a checkpoint was written with."""
     config = parse_config(yaml.safe_load(read_file(checkpoint, "config.yaml")))
     info: dict[str, Any] = json.loads(read_file(checkpoint, "model.json"))
-    if config.model.name == "head":  # its model takes the images that the features were made of
-        spec = parse_spec(read_file(checkpoint, BACKBONE_SPEC))
+    if spec := feature_spec(checkpoint, config):  # its model takes the images that the features were made of
         read = {name: getattr(spec, name) for name in ("channels", "image_size", "fit", "interpolation")}
         config = config.changed(data=read)
         info |= {"channels": spec.channels, "image_size": (spec.image_size, spec.image_size)}
     return config, ModelInfo(tuple(info["class_names"]), info["channels"], tuple(info["image_size"]))
+
+
+def feature_spec(checkpoint: Storage, config: Config) -> Spec | None:
+    """What made the features that the model was trained on; None where it was trained on images."""
+    return parse_spec(read_file(checkpoint, BACKBONE_SPEC)) if config.model.name == "head" else None
 
 
 def read_file(checkpoint: Storage, name: str) -> bytes:

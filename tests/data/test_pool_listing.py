@@ -94,8 +94,8 @@ def test_no_object_is_held_for_each_file(tmp_path: Path, monkeypatch: pytest.Mon
     list_pool(location, image_column="image")  # what is imported late is there
     tracemalloc.start()
     listed = list_pool(location, image_column="image")
-    plan = extend_plan(empty_plan(location, "image"), listed, 512)
-    assert extend_plan(Plan.from_bytes(plan.to_bytes(), location, "image"), listed, 512).num_blocks == plan.num_blocks
+    plan = extend_plan(empty_plan(listed), listed, 512)
+    assert extend_plan(Plan.from_bytes(plan.to_bytes(), listed), listed, 512).num_blocks == plan.num_blocks
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak / number < 250
@@ -104,12 +104,12 @@ def test_no_object_is_held_for_each_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_plan_whose_paths_were_written_with_short_offsets_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "é.png").write_bytes(png(1))
     listed = list_pool(open_location("pool", str(tmp_path)), image_column="image")
-    plan = extend_plan(empty_plan(listed.location, "image"), listed, 4)
+    plan = extend_plan(empty_plan(listed), listed, 4)
     table = pa.ipc.open_file(plan.to_bytes()).read_all()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema.set(0, pa.field("path", pa.string()))) as writer:
         writer.write_table(table.set_column(0, "path", table["path"].cast(pa.string())))
-    again = Plan.from_bytes(sink.getvalue().to_pybytes(), listed.location, "image")
+    again = Plan.from_bytes(sink.getvalue().to_pybytes(), listed)
     assert again.sample_ids(0) == plan.sample_ids(0)
     assert extend_plan(again, listed, 4) is again
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.embedding.jobs import write_features, write_pictures, write_weights
+from dpl_ray.config.compose import load_config
+from dpl_ray.jobs.fit import fit
+from tests.embedding.jobs import overrides, write_features, write_pictures, write_weights
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +28,10 @@ def embedded(weights: str, images: Path, tmp_path_factory: pytest.TempPathFactor
     output = tmp_path_factory.mktemp("features")
     write_features(weights, images, output)
     return output
+
+
+@pytest.fixture(scope="session")
+def trained(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs")
+    more = [f"run.storage_path={folder}", "run.name=first", "model.hidden=8", "optim.learning_rate=0.01"]
+    return str(Path(fit(load_config(overrides(embedded, *more))).checkpoint))

@@ -32,7 +32,6 @@ from dpl_ray.embedding.config import load_embedding
 from dpl_ray.embedding.job import embed
 from dpl_ray.inference.predictor import load_checkpoint
 from dpl_ray.jobs.explain import explain
-from dpl_ray.jobs.fit import fit
 from dpl_ray.models import build_model
 from dpl_ray.report.accuracy import pictures_section
 from dpl_ray.training.evaluation import predict_probs
@@ -197,13 +196,6 @@ def test_features_become_the_splits_of_a_run(embedded: Path) -> None:
     assert splits.labeled.images.shape[1:] == (5, 1, splits.labeled.images.shape[3])
     for part in (splits.labeled, splits.test):
         assert [CLASSES[target] for target in part.targets] == [Path(sample).parent.name for sample in part.ids]
-
-
-@pytest.fixture(scope="module")
-def trained(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("runs")
-    more = [f"run.storage_path={folder}", "run.name=first", "model.hidden=8", "optim.learning_rate=0.01"]
-    return str(Path(fit(load_config(overrides(embedded, *more))).checkpoint))
 
 
 def test_images_go_into_the_checkpoint_again(trained: str, embedded: Path) -> None:

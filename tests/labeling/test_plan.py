@@ -20,7 +20,7 @@ def listed(folder: Path) -> PoolFiles:
 
 def plan_of(folder: Path, max_rows: int = 4, old: Plan | None = None) -> Plan:
     files = listed(folder)
-    return extend_plan(old or empty_plan(files.location, "image"), files, max_rows)
+    return extend_plan(old or empty_plan(files), files, max_rows)
 
 
 def ids_by_part(plan: Plan) -> dict[str, list[str]]:
@@ -61,11 +61,11 @@ def test_a_saved_plan_is_the_same(tmp_path: Path) -> None:
     write_images(tmp_path / "é images", range(9))
     write_parquet(tmp_path / "b.parquet", range(11))
     plan = plan_of(tmp_path)
-    again = Plan.from_bytes(plan.to_bytes(), plan.pool.location, "image")
+    again = Plan.from_bytes(plan.to_bytes(), plan.pool)
     assert ids_by_part(again) == ids_by_part(plan)
     assert plan_of(tmp_path, old=again) is again, "nothing is new"
-    nothing = empty_plan(plan.pool.location, "image")
-    assert Plan.from_bytes(nothing.to_bytes(), plan.pool.location, "image").num_inputs == 0
+    nothing = empty_plan(plan.pool)
+    assert Plan.from_bytes(nothing.to_bytes(), plan.pool).num_inputs == 0
 
 
 def test_new_files_are_appended_and_gone_ones_stay(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_new_files_are_appended_and_gone_ones_stay(tmp_path: Path) -> None:
     (tmp_path / "images" / "0003.png").unlink()
     (tmp_path / "images" / "0000.png").write_bytes(png(0))
     write_parquet(tmp_path / "a.parquet", range(3))
-    new = plan_of(tmp_path, old=Plan.from_bytes(old.to_bytes(), old.pool.location, "image"), max_rows=2)
+    new = plan_of(tmp_path, old=Plan.from_bytes(old.to_bytes(), old.pool), max_rows=2)
     after = ids_by_part(new)
     assert {name: after[name] for name in before} == before
     added = [sample_id for name, ids in after.items() if name not in before for sample_id in ids]
@@ -93,7 +93,7 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_block_are_bounded_by_memory() -> None:
-    assert rows_per_block(8192, (3, 32, 32)) == 8192
-    assert rows_per_block(8192, (3, 224, 224)) == 445
-    assert rows_per_block(8192, (3, 10_000, 10_000)) == 1
-    assert rows_per_block(5, (1, 4, 4)) == 5
+    assert rows_per_block(8192, 3 * 32 * 32) == 8192
+    assert rows_per_block(8192, 3 * 224 * 224) == 445
+    assert rows_per_block(8192, 3 * 10_000 * 10_000) == 1
+    assert rows_per_block(5, 1 * 4 * 4) == 5

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.decode import DecodeError, DecodeSettings, decode
+from dpl_ray.data.decode import DecodeSettings, decode_or_reason
 from dpl_ray.data.files import Listing, open_location
 from dpl_ray.data.labeled import Records
 from dpl_ray.data.labels import label_indices
@@ -134,8 +134,7 @@ def bytes_per_image(data: DataConfig, train: Records) -> int:
     if data.image_size is not None:
         return data.channels * data.image_size**2
     for payload in train.read():
-        try:
-            return decode((payload() if callable(payload) else payload) or b"", DecodeSettings.from_config(data)).nbytes
-        except (DecodeError, OSError):
-            continue
+        decoded = decode_or_reason(payload, DecodeSettings.from_config(data))
+        if not isinstance(decoded, str):
+            return decoded.nbytes
     return 0

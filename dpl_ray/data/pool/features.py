@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from dpl_ray.data.dataset import UNLABELED, BadImage
 from dpl_ray.data.files import FOREIGN, Location, kind_of
-from dpl_ray.data.parquet import UNREADABLE
-from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.parquet import MISSING, UNREADABLE, failing
+from dpl_ray.data.pool.files import PoolFiles, Row, list_pool
 from dpl_ray.data.pool.windows import StreamedPool, Taken
 from dpl_ray.store.file_systems import one_line
 
@@ -65,9 +65,10 @@ class FeatureFiles(PoolFiles):
             ValueError: a part cannot be read, or lacks a column.
         """
         with ThreadPoolExecutor(_NUM_THREADS) as executor:
-            yield from executor.map(lambda file: find(self._listing(file)), range(len(self.paths)))
+            yield from executor.map(lambda file: find(self.listing(file)), range(len(self.paths)))
 
-    def _listing(self, file: int) -> pa.Table:
+    def listing(self, file: int) -> pa.Table:
+        """That of one part."""
         try:
             with pq.ParquetFile(self.paths[file].as_py(), filesystem=self.location.filesystem) as opened:
                 present = opened.schema_arrow.names
@@ -77,23 +78,42 @@ class FeatureFiles(PoolFiles):
         except (OSError, pa.ArrowException) as error:
             raise self.location.error(f"{self.name(file)} cannot be read ({one_line(error)})") from None
 
-    def names(self, file: int, rows: NDArray[np.int64]) -> list[str]:
-        table = self._table(file, self._in_file(file, rows), ["sample_id"], use_threads=False)
-        names: list[str] = table["sample_id"].to_pylist()
-        return names
+    def _ids(self, file: int, rows: NDArray[np.int64]) -> list[str]:
+        """Those of the images; of a file that cannot be read any more, `file:row`."""
+        try:
+            ids: list[str] = self._table(file, rows, ["sample_id"], use_threads=False)["sample_id"].to_pylist()
+        except (OSError, pa.ArrowException):
+            return super()._ids(file, rows)
+        return ids
+
+    def rows(self, ids: Collection[str]) -> dict[int, list[int]]:
+        """As of a pool of images; every sample id is read for it."""
+        wanted = pa.array(list(ids), pa.string())
+        return self._rows_where(lambda names: pc.is_in(names, value_set=wanted))
 
     def ids_ending(self, text: str) -> list[str]:
-        """Sample ids in the pool that are the text, or end with it; all are read for it."""
-        found: list[str] = []
+        """As of a pool of images; every sample id is read for it."""
+        found = self._rows_where(lambda names: pc.ends_with(names, text))
+        return [sample_id for file, rows in found.items() for sample_id in self._ids(file, np.array(rows))]
 
-        def ending(table: pa.Table) -> tuple[NDArray[np.int64], list[str]]:
-            at = np.flatnonzero(pc.ends_with(table["sample_id"], text).to_numpy())
-            return at, table["sample_id"].take(at).to_pylist()
+    def _rows_where(self, holds: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> dict[int, list[int]]:
+        """File -> rows in it, ascending, of those left, whose sample ids are such."""
+        found = self.listings(lambda table: np.flatnonzero(holds(table["sample_id"]).to_numpy()))
+        inside = ((file, np.setdiff1d(rows, self.gone.get(file, rows[:0]))) for file, rows in enumerate(found))
+        return {file: rows.tolist() for file, rows in inside if len(rows)}
 
-        for file, (rows, names) in enumerate(self.listings(ending)):
-            gone = set(self.gone.get(file, np.empty(0)).tolist())
-            found += [name for row, name in zip(rows.tolist(), names, strict=True) if row not in gone]
-        return found
+    def read_rows(self, file: int, rows: NDArray[np.int64]) -> Iterator[Row]:
+        """Sample id, features (P, 1, D) in place of an encoded image, and label; what has none raises why."""
+        try:
+            table = self._table(file, rows, [*_LISTED], use_threads=False)
+            features, _ = self.samples(file, rows, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            reason = MISSING if isinstance(error, FileNotFoundError) else UNREADABLE
+            yield from ((sample_id, failing(reason), None) for sample_id in super()._ids(file, rows))
+            return
+        columns = (table[name].to_pylist() for name in _LISTED)
+        for name, reason, label, sample in zip(*columns, features, strict=True):
+            yield name, failing(reason) if reason else sample, label
 
     def samples(
         self,
@@ -144,6 +164,14 @@ def unusable(table: pa.Table) -> tuple[list[BadImage], Counter[str]]:
     rows = table.filter(pc.is_valid(table["error"])).select(["sample_id", "error"]).to_pylist()
     bad = [BadImage(row["sample_id"], row["error"]) for row in rows if row["error"] != FOREIGN]
     return bad, Counter(kind_of(row["sample_id"]) for row in rows if row["error"] == FOREIGN)
+
+
+def id_hashes(table: pa.Table) -> NDArray[np.uint64]:
+    """(N,) 64 bits of each sample id of a listing, of which many are compared."""
+    import pandas as pd
+
+    hashes: NDArray[np.uint64] = pd.util.hash_array(table["sample_id"].to_numpy())
+    return hashes
 
 
 @dataclass(frozen=True, eq=False)

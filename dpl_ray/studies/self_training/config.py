@@ -52,10 +52,10 @@ def load_self_training(overrides: Sequence[str] = (), start: Config | None = Non
 def check_self_training(config: Config) -> None:
     """Refuse data that have no pool to be labelled, or labels that the rounds are to make."""
     data = config.data
-    if data.name not in FILE_FORMS:
+    if data.name not in (*FILE_FORMS, "features"):
         raise ValueError(
-            f"data={data.name}: self-training labels a pool of files; it takes data=parquet, data=webdataset or "
-            "data=image_folder with data.train and data.unlabeled"
+            f"data={data.name}: self-training labels a pool of files; it takes data=parquet, data=webdataset, "
+            "data=image_folder or data=features with data.train and data.unlabeled"
         )
     if data.labels is not None:
         raise ValueError(f"data.labels={data.labels}: every round makes its own; leave it null")

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import UNLABELED
+from dpl_ray.data.features import list_features, read_spec
 from dpl_ray.data.files import Location, open_location
 from dpl_ray.data.labels import in_order_of, label_indices
 from dpl_ray.data.parquet import has_labels, labels_of
@@ -45,7 +47,8 @@ def count_labels(
     """Count a finished output, against the one before it where there is one.
 
     Args:
-        data: its label column is where true labels are looked for, in the shards of the pool.
+        data: its label column is where true labels are looked for, in the shards of the pool; features have the labels
+            of their images.
 
     Raises:
         ValueError: the two outputs do not have the same samples.
@@ -56,7 +59,7 @@ def count_labels(
     names = [path[len(location.path) :] for path in parts]
     if earlier and names != [path[len(earlier.path) :] for path in part_files(earlier)]:
         raise _changed_pool(data)
-    true_labels = _TrueLabels(data, class_names)
+    true_labels = _FeatureLabels(data, class_names) if data.name == "features" else _TrueLabels(data, class_names)
     counts: Counter[str] = Counter()
     for path, name in zip(parts, names, strict=True):
         table = _read(location, path, ["sample_id", "pseudo_label", "selected"])
@@ -113,6 +116,33 @@ class _TrueLabels:
         if names and set(names) <= set(self._class_names):
             labels = in_order_of(labels, names, self._class_names)
         return {str(row): target for row, target in enumerate(label_indices(labels, self._class_names).tolist())}
+
+
+class _FeatureLabels:
+    """The labels of a pool of features, of which those of one part are held at a time.
+
+    A part of an output is of one part of the features, and both are in the same order.
+    """
+
+    def __init__(self, data: DataConfig, class_names: tuple[str, ...]) -> None:
+        assert data.train is not None, "the configuration requires it"
+        assert data.unlabeled is not None, "it was labelled"
+        location = open_location("data.unlabeled", data.unlabeled)
+        self._files = list_features(location, read_spec("data.train", data.train), "data.train")
+        self._names, self._file = pa.array(class_names), 0
+        self._table = self._files.listing(0)
+
+    def of(self, ids: list[str]) -> NDArray[np.int64]:
+        """(N,) class index of each sample, UNLABELED where it is not known."""
+        for _ in self._files.paths:
+            at = pc.index_in(pa.array(ids, pa.string()), value_set=self._table["sample_id"].combine_chunks())
+            if at.null_count < len(at):
+                targets = pc.index_in(self._table["label"].take(at), value_set=self._names)
+                found: NDArray[np.int64] = targets.fill_null(UNLABELED).to_numpy().astype(np.int64)
+                return found
+            self._file = (self._file + 1) % len(self._files.paths)
+            self._table = self._files.listing(self._file)
+        return np.full(len(ids), UNLABELED, np.int64)
 
 
 def _read(location: Location, path: str, columns: list[str]) -> pa.Table:

@@ -23,6 +23,8 @@ from dpl_ray.config.given import read_study
 from dpl_ray.config.policies import SupervisedConfig
 from dpl_ray.config.schema import Config, RegistryConfig, TrackingConfig
 from dpl_ray.config.section import shown
+from dpl_ray.data.features import list_features, read_spec
+from dpl_ray.data.files import open_location
 from dpl_ray.data.pool.choice import list_unlabeled
 from dpl_ray.data.sources import load_splits
 from dpl_ray.data.split import EmptyPoolError
@@ -49,7 +51,7 @@ from dpl_ray.studies.self_training.folder import Round, stop_reason
 from dpl_ray.studies.self_training.report import draw_rounds, rounds_csv, rounds_table
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.tracker import Tracker
-from dpl_ray.training.checkpoint_folder import load_config_and_info
+from dpl_ray.training.checkpoint_folder import feature_spec, load_config_and_info
 
 TRAINING, LABELS = "training", "labels"  # folders of a round
 
@@ -334,7 +336,10 @@ def _check_first(config: Config, options: SelfTrainConfig) -> tuple[str, dict[st
 
         checkpoint = open_checkpoint(options.checkpoint)
     with checked_resources(config.scale):
-        list_unlabeled(config.data)
+        if config.data.name == "features":
+            _check_features(config, checkpoint)
+        else:
+            list_unlabeled(config.data)
         data = config.data.changed(labels_per_class=None)
         splits = load_splits(data, seed=config.train.seed, uses_unlabeled=False)
     if checkpoint is None:
@@ -343,10 +348,10 @@ def _check_first(config: Config, options: SelfTrainConfig) -> tuple[str, dict[st
     from dpl_ray.training.evaluation import evaluate_split
 
     model, _, info = load_classifier(checkpoint)
-    for what, has, needs in (
-        ("classes", ", ".join(info.class_names), ", ".join(splits.class_names)),
-        ("channels", info.channels, splits.test.images.shape[1]),
-    ):
+    compared: list[tuple[str, Any, Any]] = [("classes", ", ".join(info.class_names), ", ".join(splits.class_names))]
+    if config.data.name != "features":
+        compared.append(("channels", info.channels, splits.test.images.shape[1]))
+    for what, has, needs in compared:
         if has != needs:
             raise ValueError(
                 f"checkpoint={options.checkpoint}: its {what} are {has}, but those of data.train are {needs}"
@@ -359,3 +364,13 @@ def _check_first(config: Config, options: SelfTrainConfig) -> tuple[str, dict[st
         known = (found,) if found else ()
     refuse_useless(f"checkpoint={options.checkpoint}", known or (), force=options.force)
     return str(checkpoint), metrics
+
+
+def _check_features(config: Config, checkpoint: Storage | None) -> None:
+    """`ValueError` where the pool is none of features of one network, that of data.train, or of the checkpoint."""
+    assert config.data.train is not None, "the configuration requires it"
+    assert config.data.unlabeled is not None, "it was checked"
+    pool = open_location("data.unlabeled", config.data.unlabeled)
+    list_features(pool, read_spec("data.train", config.data.train), "data.train")
+    if checkpoint is not None:
+        list_features(pool, feature_spec(checkpoint, load_config_and_info(checkpoint)[0]))
