@@ -70,7 +70,7 @@ def label_batch(model: Classifier, policy: Policy, images: Tensor) -> dict[str, 
 
 def _runners_up(probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
     others = probs.scatter(1, labels[:, None], -1).topk(min(2, probs.shape[1] - 1))
-    found = {}
+    found: dict[str, Tensor] = {}
     for column, name in enumerate(("second", "third")[: others.indices.shape[1]]):
         found |= {f"{name}_label": others.indices[:, column], f"{name}_confidence": others.values[:, column].float()}
     return found
