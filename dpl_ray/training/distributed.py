@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Iterable
@@ -46,13 +47,26 @@ class Workers:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def gather(self, value: Any) -> list[Any]:
-        """Every worker's value, in the order of ranks. For what is small and rare: values are pickled."""
+    def gather(self, rows: Tensor) -> list[Tensor]:
+        """Every worker's rows (N of its own, ...), in the order of ranks; on the device where they were."""
+        if self.world_size == 1:
+            return [rows]
+        mine = torch.tensor([len(rows)], device=self.device)
+        counts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(counts, mine)
+        sizes = torch.cat(counts).tolist()
+        padded = torch.zeros(max(sizes), *rows.shape[1:], dtype=rows.dtype, device=self.device)
+        padded[: len(rows)] = rows
+        found = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(found, padded)
+        return [each[:size].to(rows.device) for each, size in zip(found, sizes, strict=True)]
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """Every worker's value, in the order of ranks, through JSON: torch's own collective of objects unpickles."""
         if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        return [json.loads(each.numpy().tobytes()) for each in self.gather(text)]
 
 
 class GradientBuckets:

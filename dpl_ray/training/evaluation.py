@@ -64,8 +64,8 @@ def predict_split(model: Classifier, split: ImageSet, workers: Workers | None = 
     workers.broadcast(list(model.buffers()))
     mine = predict_probs(model, split.images[workers.rank :: workers.world_size])
     probs = torch.empty(len(split), mine.shape[1])
-    for rank, rows in enumerate(workers.gather(mine.numpy())):
-        probs[rank :: workers.world_size] = torch.from_numpy(rows)
+    for rank, rows in enumerate(workers.gather(mine)):
+        probs[rank :: workers.world_size] = rows
     return probs
 
 

@@ -57,7 +57,7 @@ def raise_fault(values: Tensor, workers: Workers) -> None:
     if not number:
         return
     mine = _weak_faults(int(num_bad), bool(sums_finite)) if is_weak else _loss_faults(terms)
-    found = [f"worker {rank}: {', '.join(texts)}" for rank, texts in enumerate(workers.gather(mine)) if texts]
+    found = [f"worker {rank}: {', '.join(texts)}" for rank, texts in enumerate(workers.gather_json(mine)) if texts]
     raise NonFiniteLossError(
         f"step {int(number) - 1}: {'; '.join(found) or 'the losses are finite, their gradient is not'}. No weight was "
         "updated in this step; a smaller optim.learning_rate or train.precision=float32 are the usual remedies"

@@ -119,7 +119,7 @@ def _start(config: Config, info: ModelInfo, splits: Splits, folder: Storage, wor
         pool_size=len(splits.unlabeled),
         labeled_counts=torch.from_numpy(splits.labeled.targets).bincount(minlength=num_classes),
     )
-    newest = workers.gather(saved[-1].name if saved else "none")
+    newest = workers.gather_json(saved[-1].name if saved else "none")
     if len(set(newest)) > 1:
         raise ValueError(
             f"run.storage_path: the workers see different newest checkpoints in {folder} ({', '.join(newest)}); "
@@ -140,7 +140,7 @@ def _agreed_wish(state: TrainState, config: Config, workers: Workers) -> Wish:
     if state.fixed is None or workers.world_size == 1:
         return state.wish
     is_asked = due_after(state.step, config.train).record
-    return workers.gather(state.wish)[0] if is_asked else Wish.NOTHING
+    return Wish(workers.gather_json(state.wish.value)[0]) if is_asked else Wish.NOTHING
 
 
 def _open_pool(

@@ -38,7 +38,7 @@ class Unreadable:
         self.left_out: set[str] = set()  # files that are no images, of this start
         if self.stream is not None:
             # Of one worker: the list may grow while they read it, and all have to stop in the same step.
-            self.known = workers.gather({} if workers.rank else read_bad(folder))[0]
+            self.known = workers.gather_json({} if workers.rank else read_bad(folder))[0]
             for image in others:
                 self.known.pop(image.id, None)
 
@@ -46,7 +46,8 @@ class Unreadable:
         """`ValueError`, on every worker, where they are more than data.max_bad_fraction allows of the pool."""
         if self.stream is None:
             return
-        found = [image for images in self.workers.gather(self.stream.take_bad()) for image in images]
+        mine = [(image.id, image.reason) for image in self.stream.take_bad()]
+        found = [BadImage(*image) for images in self.workers.gather_json(mine) for image in images]
         foreign = {image.id for image in found if image.reason == FOREIGN}
         if foreign - self.left_out:
             self.left_out |= foreign

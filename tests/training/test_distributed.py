@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed import distributed_c10d
 
 from dpl_ray.config.schema import Config
 from dpl_ray.data.batches import BatchFeed
@@ -64,7 +65,7 @@ def train_peer(workers: Workers, policy: str, folder: Storage) -> dict[str, Any]
     for _ in range(3):
         train_step(state, feed(state.step), config, workers)
     save_checkpoint(folder, state, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), workers, keep=1)
-    workers.gather(None)  # the checkpoint is there
+    workers.gather_json(None)  # the checkpoint is there
     _, resumed, _ = setup(workers, chosen, frozen=frozen)
     load_state(folder / "step-00000003", resumed, workers)
     saved = safetensors.torch.load((folder / "step-00000003" / "policy.safetensors").read())
@@ -169,7 +170,7 @@ def train_in_halves(workers: Workers, folder: Storage) -> list[str]:
     for _ in range(4):
         train_step(first, feed(first.step), config, workers)
     save_checkpoint(folder, first, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), workers, keep=1)
-    workers.gather(None)  # the checkpoint is there
+    workers.gather_json(None)  # the checkpoint is there
     load_state(folder / "step-00000004", second, workers)
     for _ in range(4):
         train_step(second, feed(second.step), config, workers)
@@ -191,7 +192,7 @@ def agree(workers: Workers, folder: Storage) -> dict[str, Any]:
         state.sums += train_step(state, feed(state.step), config, workers)
         wishes.append(state.wish.name)
     save_checkpoint(folder, state, config, ModelInfo(("a", "b", "c", "d"), 3, (8, 8)), workers, keep=1)
-    workers.gather(None)  # the checkpoint is there
+    workers.gather_json(None)  # the checkpoint is there
     resumed = {}
     for name, others in (("same", workers), ("alone", Workers())):
         _, second, _ = setup(workers)
@@ -200,14 +201,26 @@ def agree(workers: Workers, folder: Storage) -> dict[str, Any]:
     return {"wishes": wishes, "sums": state.sums, **resumed}
 
 
+def gather(workers: Workers) -> dict[str, Any]:
+    """Rows of which the workers have different numbers, worker 0 none; and values of JSON."""
+    found = {
+        str(dtype): workers.gather(torch.full((workers.rank, 2), workers.rank).to(dtype))
+        for dtype in (torch.uint8, torch.int64, torch.float32)
+    }
+    return found | {"json": workers.gather_json({"é\udc80": [workers.rank, None]})}
+
+
 def worker(rank: int, world_size: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
+    # What a peer sends is never unpickled: that would execute what it says.
+    distributed_c10d._tensor_to_object = None  # type: ignore[assignment]
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     found = {"trained": train_some(Workers.current()), "poisoned": train_poisoned(Workers.current())}
     found["peers"] = train_peers(Workers.current(), Storage(folder))
     found["agreed"] = agree(Workers.current(), Storage(folder) / "agreed")
     found["synced"] = train_synced(Workers.current())
     found["buckets"] = train_in_buckets(Workers.current())
+    found["gathered"] = gather(Workers.current())
     found["different"] = train_in_halves(Workers.current(), Storage(folder) / "run")
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -234,6 +247,15 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         worker, (world_size, port, str(folder)), nprocs=world_size, start_method=SERVER.get_start_method()
     )
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+
+def test_what_workers_gather_is_tensors_and_json(together: list[dict[str, Any]]) -> None:
+    for found in (each["gathered"] for each in together):
+        assert found["json"] == [{"é\udc80": [rank, None]} for rank in range(len(together))]
+        for dtype in (torch.uint8, torch.int64, torch.float32):
+            for rank, rows in enumerate(found[str(dtype)]):
+                assert (rows.dtype, rows.tolist()) == (dtype, rank * [[rank, rank]])
+    assert Workers().gather_json(None) == [None]
 
 
 def test_workers_train_the_model_of_one_worker(alone: dict[str, Any], together: list[dict[str, Any]]) -> None:
