@@ -37,6 +37,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         *sections_of((Path(config.docs_dir) / "index.md").read_text()),
         {"Commands": [{name: f"commands/{name}.md"} for name in commands()]},
         {"Python": [{name: f"python/{name}.md"} for name in sorted(NAMES, key=_functions_first)]},
+        {"Security": "security.md"},
         {"Changes": "changes.md"},
     ]
     return config
@@ -47,6 +48,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made = {f"commands/{name}.md": "\n".join(command_page(name, command)) for name, command in commands().items()}
     made |= {f"python/{name}.md": "\n".join(name_page(name)) for name in NAMES}
     made["changes.md"] = (ROOT / "CHANGELOG.md").read_text()
+    made["security.md"] = (ROOT / "SECURITY.md").read_text().replace("](docs/", "](")
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     return files

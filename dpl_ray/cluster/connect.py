@@ -8,16 +8,14 @@ import math
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpl_ray.cluster import local
 from dpl_ray.config.schema import ScaleConfig
-from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.paths import expand_path
-from dpl_ray.store.storage import Storage
 
 #: Set before Ray is imported; what the user has set stays.
 ENVIRONMENT = {
@@ -30,8 +28,6 @@ READER_CPUS = (
     0.5  # that a task which reads and decodes a streamed pool reserves; two a CPU, since tasks wait in between
 )
 CLIENT_PORT = 10001  # of ray://
-MAX_SOCKET_BYTES = 107 if sys.platform == "linux" else 103  # of the path of a Unix socket
-TOKEN_FILE = Path(".ray/auth_token")  # below HOME
 #: Scheme of an address -> a call that its service knows: for ray:// the client server, else the control service.
 FIRST_CALLS = {"": "/ray.rpc.NodeInfoGcsService/GetClusterId", "ray": "/ray.rpc.RayletDriver/ClusterInfo"}
 #: gRPC's status -> what it means for the user.
@@ -45,9 +41,10 @@ REFUSALS = {
 
 def cluster_address(scale: ScaleConfig) -> str | None:
     """Where to connect; None where a cluster is started on this machine. Ray lets RAY_ADDRESS say what auto is."""
-    if scale.address in (None, "auto"):
-        return os.environ.get("RAY_ADDRESS") or scale.address
-    return scale.address
+    address = scale.address
+    if address in (None, "auto"):
+        address = os.environ.get("RAY_ADDRESS") or address
+    return None if address == "local" else address
 
 
 @contextlib.contextmanager
@@ -70,7 +67,7 @@ def checked_resources(scale: ScaleConfig) -> Iterator[None]:
             raise ValueError("scale.use_gpu=true: this machine has no GPU; scale.use_gpu=false trains on CPUs")
     elif address is None:
         _check(scale, [this_machine(scale)], "this machine")
-        check_surroundings()
+        local.check_surroundings()
     else:
         _check_address(address, scale)
         connected = connect(scale)
@@ -78,48 +75,7 @@ def checked_resources(scale: ScaleConfig) -> Iterator[None]:
         yield
     finally:
         if connected:
-            import ray
-
-            ray.shutdown()
-
-
-def check_surroundings() -> None:
-    """Refuse an environment in which Ray cannot start on this machine.
-
-    Raises:
-        ValueError: naming RAY_TMPDIR, TMPDIR or HOME, its value and what would be right.
-    """
-    variable = "TMPDIR" if "TMPDIR" in os.environ and "RAY_TMPDIR" not in os.environ else "RAY_TMPDIR"
-    temporary = os.environ.get(variable, "/tmp")
-    _check_writable(variable, temporary, "Ray keeps its session there; set RAY_TMPDIR to a folder")
-    session = f"ray/session_0000-00-00_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
-    if (longest := MAX_SOCKET_BYTES - 1 - len(session)) < len(os.fsencode(temporary)):
-        raise ValueError(
-            f"{variable}={temporary}: is too long, since the paths of Ray's sockets begin with it; set RAY_TMPDIR to a "
-            f"folder of at most {longest} bytes, as /tmp"
-        )
-    home = Path.home()
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token" and not _has_token(home):
-        right = f"Ray writes its token there ({TOKEN_FILE}); set HOME to a folder"
-        _check_writable("HOME", str(home / TOKEN_FILE.parent), right)
-
-
-def _has_token(home: Path) -> bool:
-    if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
-        return True
-    with contextlib.suppress(OSError):  # a home that cannot be looked into
-        return (home / TOKEN_FILE).exists()
-    return False
-
-
-def _check_writable(variable: str, folder: str, right: str) -> None:
-    try:
-        Storage(folder).check_writable()
-    except OSError as error:
-        value = os.environ.get(variable, folder)
-        raise ValueError(
-            f"{variable}={value}: cannot be written ({one_line(error)}); {right} that you may write to"
-        ) from None
+            disconnect()
 
 
 def check_readers(scale: ScaleConfig) -> None:
@@ -250,16 +206,12 @@ def connect(scale: ScaleConfig) -> bool:
     started = not ray.is_initialized()
     if started:
         # Train asks the dashboard for the state of placement groups and complains every second without one.
-        local: dict[str, Any] = {"include_dashboard": True, "dashboard_port": 0, "num_cpus": os.cpu_count()}
+        own: dict[str, Any] = {"include_dashboard": True, "dashboard_port": 0, "num_cpus": os.cpu_count()}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             # Where no address is given, a cluster that somebody left on this machine is not taken over.
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if address else local),
-            )
+            ray.init(address=address, **quiet) if address else local.start(**quiet, **own)
         # Ray ends the process where it gives up.
         except (OSError, RuntimeError, ValueError, SystemExit) as error:
             raise (_no_cluster(address, scale, str(error)) if address else _no_start(error)) from None
@@ -270,9 +222,14 @@ def connect(scale: ScaleConfig) -> bool:
         check_cluster(scale)
     except ValueError:
         if started:
-            ray.shutdown()
+            disconnect()
         raise
     return started
+
+
+def disconnect() -> None:
+    """End what `connect` began."""
+    local.stop()
 
 
 def cause_line(failure: Any) -> str:
@@ -294,7 +251,7 @@ def _set_environment() -> None:
 def _check_address(address: str, scale: ScaleConfig) -> None:
     """Nothing, or another program, listens at the address: told at once, where Ray tries for two minutes."""
     scheme, _, place = address.rpartition("://")
-    if address in ("auto", "local") or scheme not in ("", "ray"):
+    if address == "auto" or scheme not in ("", "ray"):
         return
     host, colon, port = place.partition("/")[0].rpartition(":")
     if scheme == "ray" and not colon:
@@ -328,12 +285,12 @@ def _refusal(place: str, call: str) -> str | None:
 
 
 def _no_start(error: BaseException) -> ValueError:
-    check_surroundings()  # says more, where it is known
-    where = ", ".join(f"{name}={os.environ.get(name, '')}" for name in ("RAY_TMPDIR", "TMPDIR", "HOME"))
+    local.check_surroundings()  # says more, where it is known
+    where = ", ".join(f"{name}={os.environ.get(name, '')}" for name in ("RAY_TMPDIR", "TMPDIR"))
     first_line = next(iter(str(error).strip().splitlines()), "no reason given")
     return ValueError(
-        f"scale.num_workers: Ray cannot start on this machine ({first_line}); it writes below RAY_TMPDIR or TMPDIR and "
-        f"below HOME ({where}), and scale.num_workers=0 does without Ray"
+        f"scale.num_workers: Ray cannot start on this machine ({first_line}); it writes below RAY_TMPDIR or TMPDIR "
+        f"({where}), and scale.num_workers=0 does without Ray"
     )
 
 

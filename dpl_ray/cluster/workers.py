@@ -57,6 +57,8 @@ def run_workers(
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
+    from dpl_ray.cluster.process_group import NodeAddressConfig
+
     for logger in ("ray", "ray.train", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     mailbox: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
@@ -71,6 +73,7 @@ def run_workers(
     trainer = Trainer(
         _worker,
         train_loop_config={"work": work, "payload": ray.put(payload), "mailbox": mailbox},
+        torch_config=NodeAddressConfig(),
         scaling_config=ScalingConfig(
             num_workers=scale.num_workers,
             use_gpu=scale.use_gpu,
@@ -97,7 +100,7 @@ def run_workers(
             reader.join(SECONDS_TO_DRAIN)
             ray.kill(mailbox)
         if started:
-            ray.shutdown()
+            cluster.disconnect()
 
 
 class _Mailbox:

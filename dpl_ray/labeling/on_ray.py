@@ -89,7 +89,7 @@ def label_on_ray(
         if results is not None:
             results.close()
         if started:
-            ray.shutdown()
+            cluster.disconnect()
 
 
 @contextmanager

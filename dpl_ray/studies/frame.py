@@ -216,11 +216,9 @@ def on_cluster(config: Config, cpus: float) -> Iterator[Config]:
     """Ray, connected while the block runs; yields the configuration of cells that reserve so many CPUs each."""
     # Zero workers: what a cell needs is checked in the words of the study's fields.
     started = cluster.connect(config.scale.changed(num_workers=0))
-    import ray
-
     threads = config.scale.threads_per_worker or max(1, int(cpus))
     try:
         yield config.changed(scale={"threads_per_worker": threads})
     finally:
         if started:
-            ray.shutdown()
+            cluster.disconnect()

@@ -1,0 +1,88 @@
+"""The Ray that is started on this machine: it listens on loopback alone, and takes a token made for it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from typing import Any
+
+from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.storage import Storage
+
+MAX_SOCKET_BYTES = 107 if sys.platform == "linux" else 103  # of the path of a Unix socket
+MODE, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
+_before: dict[str, str | None] = {}  # these two, while a Ray of this process runs
+
+
+def check_surroundings() -> None:
+    """Refuse an environment in which Ray cannot start on this machine.
+
+    Raises:
+        ValueError: naming RAY_TMPDIR or TMPDIR, its value and what would be right.
+    """
+    variable = "TMPDIR" if "TMPDIR" in os.environ and "RAY_TMPDIR" not in os.environ else "RAY_TMPDIR"
+    temporary = os.environ.get(variable, "/tmp")
+    try:
+        Storage(temporary).check_writable()
+    except OSError as error:
+        raise ValueError(
+            f"{variable}={temporary}: cannot be written ({one_line(error)}); Ray keeps its session there; set "
+            "RAY_TMPDIR to a folder that you may write to"
+        ) from None
+    session = f"ray/session_0000-00-00_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    if (longest := MAX_SOCKET_BYTES - 1 - len(session)) < len(os.fsencode(temporary)):
+        raise ValueError(
+            f"{variable}={temporary}: is too long, since the paths of Ray's sockets begin with it; set RAY_TMPDIR to a "
+            f"folder of at most {longest} bytes, as /tmp"
+        )
+
+
+def start(**settings: Any) -> None:
+    """`ray.init` of a cluster that nobody else can join, from this machine or another.
+
+    All its services run what they are told to. So they listen on 127.0.0.1, and take a token that is in the environment
+    of its processes alone. RAY_AUTH_MODE=disabled does without the token.
+    """
+    import ray
+    from ray._private import ray_constants
+
+    _before.update({name: os.environ.get(name) for name in (MODE, TOKEN)})
+    if os.environ.get(MODE, "token").lower() == "token":
+        _set_environment({TOKEN: secrets.token_hex(32)})  # Ray itself sets the mode
+    is_open = ray_constants.ENABLE_RAY_CLUSTER
+    # What Ray does on macOS and Windows. As an option of ray.init, 127.0.0.1 becomes an address of the network.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(address="local", **settings)
+    except BaseException:
+        _forget_token()
+        raise
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = is_open
+
+
+def stop() -> None:
+    """End the connection to a cluster, and the cluster if `start` has started it."""
+    import ray
+
+    ray.shutdown()
+    _forget_token()
+
+
+def _forget_token() -> None:
+    """The next cluster of this process may be another one, with a token of its own."""
+    if _before:
+        _set_environment(_before)
+        _before.clear()
+
+
+def _set_environment(values: dict[str, str | None]) -> None:
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    Config.initialize("")  # Ray keeps what it has read
+    AuthenticationTokenLoader.instance().reset_cache()
