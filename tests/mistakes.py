@@ -243,6 +243,11 @@ MISTAKES = (
         images("train.mu=5000"),
         ("train.mu=5000: a step takes 80,000 unlabelled images", "the pool has 4; train.mu=1 would do"),
     ),
+    Mistake(
+        "shares",
+        images("policy.shares=[1,2]"),
+        ("policy.shares=[1.0, 2.0]: 2 numbers for 3 classes", "in this order"),
+    ),
     # What the workers need
     Mistake(
         "workers",

@@ -10,7 +10,7 @@ Legend: U unlabelled, B labelled images, C classes, D features; rows of (2, C) a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,7 @@ class DynamicPseudoLabels(Policy):
     cut: Tensor  # (2, C) the boundary that this step's gradients are cut at: the one the step before left
     states: Tensor  # (2, C) s_L and s_H: mean confidence of each head over the samples that passed its cut
     mean_probs: Tensor  # (C,) moving average of the unaligned probabilities
+    shares: Tensor  # (C,) class shares of the pool that the alignment aims at, as multiples of 1 / C
     mass: Tensor  # (C,) moving average of each class's share of the pseudo-labels' weight
     num_crossed: Tensor  # () how often a class's two states stood in the wrong order after an update
 
@@ -80,6 +81,7 @@ class DynamicPseudoLabels(Policy):
         pace: float | None,
         heads_weight: float | None,
         balance: float | None,
+        shares: tuple[float, ...] | Literal["labels"] | None,
         balanced_softmax: bool,
     ) -> None:
         super().__init__(num_features, num_classes)
@@ -95,11 +97,16 @@ class DynamicPseudoLabels(Policy):
         self.register_buffer("states", zeros + uniform)
         self.register_buffer("mean_probs", zeros[0] + uniform)
         self.register_buffer("mass", zeros[0] + uniform)
+        self.register_buffer("shares", zeros[0] + 1)
+        self.as_labeled = shares == "labels"
+        if shares is not None and shares != "labels":
+            self._aim(torch.tensor(shares, dtype=torch.float64))
         self.log_shares: Tensor | None = None
         self.register_buffer("num_crossed", torch.zeros((), dtype=torch.int64))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
-        state_dict.setdefault(f"{prefix}mass", self.mass)  # checkpoints of before 2026-11-27 have none
+        for name in ("mass", "shares"):  # checkpoints of before 2026-11-27 have none
+            state_dict.setdefault(f"{prefix}{name}", self.get_buffer(name))
         super()._load_from_state_dict(state_dict, prefix, *more)
 
     def trains_classifier(self, progress: float | Tensor) -> bool | Tensor:
@@ -113,9 +120,14 @@ class DynamicPseudoLabels(Policy):
         pace, self.heads_weight, self.balance = chosen
         self.ema_decay = self.full_decay**pace
 
+    def _aim(self, counts: Tensor) -> None:
+        self.shares.copy_(counts * self.num_classes / counts.sum())
+
     def join(self, run: RunFacts) -> None:
         self._take(FROZEN if run.frozen else TRAINED)
         counts = run.labeled_counts
+        if self.as_labeled and counts is not None:
+            self._aim(counts + 1)  # Laplace's rule: a few labels say little of a rare class
         if self.balanced_softmax and counts is not None and counts.amin() < counts.amax():
             self.log_shares = (counts / counts.sum()).clamp(min=1e-6).log().to(self.mass.device)
 
@@ -125,7 +137,7 @@ class DynamicPseudoLabels(Policy):
 
     def alignment(self) -> Tensor | None:
         # A class that the student never predicts must not make the factors infinite.
-        return 1 / (self.num_classes * self.mean_probs.clamp(min=1e-6)) if self.aligned else None
+        return self.shares / (self.num_classes * self.mean_probs.clamp(min=1e-6)) if self.aligned else None
 
     def _sizes(self, logits: Tensor, heads_logits: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
         """(2, N) gradient sizes as each head's cut sees them."""

@@ -12,7 +12,7 @@ from dpl_ray.checking.copies import Pairs, find_copies
 from dpl_ray.checking.copies_found import copy_findings, flat_finding
 from dpl_ray.checking.files import Header, file_findings, read_headers
 from dpl_ray.checking.findings import OWN, Finding, data_findings, scoring_findings
-from dpl_ray.checking.settings import check_network, check_pool_size, settle_model
+from dpl_ray.checking.settings import check_network, check_pool_use, settle_model
 from dpl_ray.checking.timing import Timing, measure_steps
 from dpl_ray.config.schema import Config
 from dpl_ray.data.bad_images import most_bad
@@ -121,7 +121,7 @@ def _errors(config: Config, splits: Splits, pool_size: int, *, uses_unlabeled: b
     if uses_unlabeled:
         try:
             check_pool(pool_size, config.data, f"data={config.data.name}")
-            check_pool_size(config, splits)
+            check_pool_use(config, splits)
         except ValueError as error:
             yield Finding("error", str(error))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.features import read_spec
@@ -49,8 +51,8 @@ def _settle_head(config: Config) -> Config:
     return config.changed(model={"num_features": spec.num_features})
 
 
-def check_pool_size(config: Config, splits: Splits) -> None:
-    """Refuse steps that take every image of the pool many times."""
+def check_pool_use(config: Config, splits: Splits) -> None:
+    """Refuse steps that take every image of the pool many times, and class shares that are not one for each class."""
     size, pool_size = config.train.batch_size * config.train.mu, len(splits.unlabeled)
     if config.policy.name != "supervised" and size > MOST_TIMES * pool_size:
         most = max(1, pool_size // config.train.batch_size)
@@ -58,6 +60,16 @@ def check_pool_size(config: Config, splits: Splits) -> None:
             f"train.mu={config.train.mu}: a step takes {size:,} unlabelled images, train.mu for each of the "
             f"train.batch_size={config.train.batch_size} labelled ones, and the pool has {pool_size:,}; "
             f"train.mu={most} would do"
+        )
+    check_shares(getattr(config.policy, "shares", None), splits.class_names)
+
+
+def check_shares(shares: object, class_names: Sequence[str]) -> None:
+    """Refuse a policy's class shares of the pool that are not one for each class."""
+    if isinstance(shares, list | tuple) and len(shares) != len(class_names):
+        raise ValueError(
+            f"policy.shares={list(shares)}: {len(shares)} numbers for {len(class_names)} classes; one for each of "
+            f"{', '.join(class_names[:10])}{', ...' if len(class_names) > 10 else ''}, in this order"
         )
 
 

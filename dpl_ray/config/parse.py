@@ -76,6 +76,8 @@ def _check_across(config: Config) -> None:
             f"train.evaluate_every={config.train.evaluate_every}: there is no validation split to evaluate on; set its "
             "share, as data.validation_fraction=0.1"
         )
+    if getattr(config.policy, "shares", None) is not None and not getattr(config.policy, "alignment", True):
+        raise ValueError("policy.shares: the alignment aims at them, and policy.alignment=false leaves it out")
     registry = config.registry
     if registry.name and not config.tracking.enabled:
         raise ValueError(

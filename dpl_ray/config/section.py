@@ -120,7 +120,7 @@ def _fields(model: type[Section], place: tuple[int | str, ...]) -> tuple[list[st
     for part in place:
         if isinstance(part, int):  # a position in a list: the value says which one it is
             continue
-        if typing.get_origin(annotation) is types.UnionType:  # which section of several it is, or which type
+        if typing.get_origin(annotation) in (types.UnionType, typing.Union):  # which of several sections or types it is
             sections = [each for each in typing.get_args(annotation) if hasattr(each, "model_fields")]
             if not sections:
                 break

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from dpl_ray.checking.findings import quick_findings, show_findings
-from dpl_ray.checking.settings import check_network, check_pool_size, settle_model
+from dpl_ray.checking.settings import check_network, check_pool_use, settle_model
 from dpl_ray.cluster.connect import check_readers, checked_resources, cluster_address
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.given import read_given
@@ -144,7 +144,7 @@ def _check(config: Config, read: Callable[[DataConfig], Source] | None) -> tuple
     # Policy.uses_unlabeled says it too, but only with torch loaded; a test holds them together.
     uses_unlabeled = config.policy.name != "supervised"
     splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled, read=read)
-    check_pool_size(config, splits)
+    check_pool_use(config, splits)
     check_network(config, splits)
     config, why = place(config, splits, saved.get("scale", {}))
     check_network(config, splits)  # with the workers that were chosen

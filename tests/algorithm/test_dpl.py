@@ -50,6 +50,7 @@ class Reference:
         alignment: bool,
         heads_weight: float = 1.0,
         balance: float = 0.0,
+        shares: list[float] | None = None,
     ):
         self.decay, self.rule, self.cut, self.epsilon, self.alignment = decay, rule, cut, epsilon, alignment
         self.heads_weight, self.balance = heads_weight, balance
@@ -57,6 +58,7 @@ class Reference:
         self.num_classes = len(self.heads[0][1])
         self.boundary = [[1 - 1 / self.num_classes] * self.num_classes for _ in range(2)]
         self.states = [[1 / self.num_classes] * self.num_classes for _ in range(2)]
+        self.shares = shares or [1 / self.num_classes] * self.num_classes
         self.mean_probs = [1 / self.num_classes] * self.num_classes
         self.mass = [1 / self.num_classes] * self.num_classes
         self.num_crossed = 0
@@ -90,7 +92,8 @@ class Reference:
         for row in logits:
             probs = softmax(row)
             if self.alignment:
-                probs = [p / mean / self.num_classes for p, mean in zip(probs, self.mean_probs, strict=True)]
+                rows = zip(probs, self.shares, self.mean_probs, strict=True)
+                probs = [p * share / mean for p, share, mean in rows]
                 probs = [p / sum(probs) for p in probs]
             self.labels.append(argmax(probs))
             confidences.append(max(probs))
@@ -192,14 +195,17 @@ SIZES = {
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("alignment", [True, False], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize("alignment", [True, False, "known shares"], ids=["aligned", "unaligned", "known shares"])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("cut", CUTS)
-def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: bool, size: str) -> None:
+def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: bool | str, size: str) -> None:
     num_features, learning_rate, decay = 5, 0.2, 0.7
-    parameters: dict[str, Any] = {"rule": rule, "cut": cut, "epsilon": 0.05, "alignment": alignment}
+    parameters: dict[str, Any] = {"rule": rule, "cut": cut, "epsilon": 0.05, "alignment": bool(alignment)}
     parameters |= {"heads_weight": 3.0, "balance": 0.5}
     n = SIZES[size]
+    if alignment == "known shares":
+        total = n.num_classes * (n.num_classes + 1) / 2
+        parameters["shares"] = [k / total for k in range(1, n.num_classes + 1)]
     torch.manual_seed(0)
     classifier = nn.Linear(num_features, n.num_classes)
     with torch.no_grad():
@@ -465,6 +471,19 @@ def test_the_labelled_loss_is_the_balanced_softmax_of_unequal_labels_and_plain_o
     for plain in (make_policy("dpl", 3, 3, balanced_softmax=False), make_policy("dpl", 3, 3)):
         plain.join(RunFacts(10, 4, labeled_counts=counts if not plain.balanced_softmax else torch.tensor([2, 2, 2])))
         assert torch.equal(plain.labeled_loss(logits, targets), F.cross_entropy(logits, targets))
+
+
+def test_alignment_aims_at_the_shares_that_are_known_of_the_pool() -> None:
+    policy = make_policy("dpl", 3, 2, shares=[30, 10])
+    assert policy.alignment().tolist() == [1.5, 0.5]  # of two classes that the student says equally often
+    policy = make_policy("dpl", 3, 2, shares="labels")
+    policy.join(RunFacts(10, 4, labeled_counts=torch.tensor([5, 1])))
+    assert policy.shares.tolist() == [1.5, 0.5]
+    # A checkpoint has them: who labels by it knows no counts.
+    other = make_policy("dpl", 3, 2, shares="labels")
+    other.load_state_dict(policy.state_dict())
+    other.join(RunFacts(10, 4))
+    assert torch.equal(other.alignment(), policy.alignment())
 
 
 def test_a_class_with_much_weight_gives_it_away() -> None:

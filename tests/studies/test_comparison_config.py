@@ -160,7 +160,8 @@ MISTAKES = (
     Mistake(
         "quote", plain("policies=[dpl(rule='a),fixmatch]"), ("policies=[dpl(rule='a)]: rule='a has no value that",)
     ),
-    Mistake("list_of_values", plain("policies=[fixmatch(threshold=[1,2])]"), ("threshold=[1 has no value that",)),
+    Mistake("list_of_values", plain("policies=[fixmatch(threshold=[1,2])]"), ("threshold=[1,2]: must be a number",)),
+    Mistake("list", plain("policies=[dpl(shares=[1,-2],rule=band)]"), ("shares=-2: must be greater than 0",)),
     Mistake("date", plain("policies=[fixmatch(threshold=2026-13-45)]"), ("threshold=2026-13-45 has no value that",)),
     Mistake("name", plain("policies=[dpl(name=fixmatch)]"), ("name=fixmatch is no parameter; the name stands before",)),
     Mistake("twice", plain("policies=[dpl,dpl]"), ("policies: dpl is there twice",)),

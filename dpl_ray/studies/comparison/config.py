@@ -144,7 +144,7 @@ def read_policy(entry: str, field: str = "policies") -> tuple[str, dict[str, Any
         known = ", ".join(POLICY_CONFIGS)
         raise ValueError(f"{where}: there is no such policy; known: {known}{suggest(name, POLICY_CONFIGS)}")
     given: dict[str, Any] = {}
-    for text in filter(None, (inside or "").split(",")):
+    for text in filter(None, re.split(r",(?![^\[]*\])", inside or "")):
         key, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"{where}: {text.strip()} says no parameter=value, as in dpl(rule=band,cut=own)")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dpl_ray.checking.findings import quick_findings
-from dpl_ray.checking.settings import check_network, check_pool_size, check_test
+from dpl_ray.checking.settings import check_network, check_pool_use, check_shares, check_test
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.given import read_study
 from dpl_ray.config.schema import Config
@@ -170,7 +170,9 @@ class Comparison(Study[CellResult]):
             # The pool is read even where no policy uses it: one that is added later must find the same data.
             splits = load_splits(self.config.data, seed=key, uses_unlabeled=uses_unlabeled, reads_unlabeled=True)
             if uses_unlabeled:
-                check_pool_size(self.config, splits)
+                check_pool_use(self.config, splits)
+            for each in self.plan.cells:
+                check_shares(each.policy.get("shares"), splits.class_names)
             check_test(splits)
             check_network(self.config.changed(scale={"num_workers": 1}), splits)
             self.check_data(key, splits.fingerprint(), splits.seedless_fingerprint())

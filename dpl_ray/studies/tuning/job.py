@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dpl_ray.checking.findings import quick_findings
-from dpl_ray.checking.settings import check_network, check_pool_size
+from dpl_ray.checking.settings import check_network, check_pool_use
 from dpl_ray.cluster.connect import cluster_address
 from dpl_ray.config.given import read_study
 from dpl_ray.config.parse import to_yaml
@@ -250,7 +250,7 @@ def load(config: Config, space: Space) -> Splits:
     """The splits of all trials, which every network of the space takes."""
     splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=config.policy.name != "supervised")
     assert isinstance(splits.unlabeled, ImageSet)
-    check_pool_size(config, splits)
+    check_pool_use(config, splits)
     check_network(config, splits)
     for field, domain in space.items():
         if field.startswith("model."):
