@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dpl_ray.labeling.config import LabelConfig
     from dpl_ray.labeling.job import LabelResult, label_pool
     from dpl_ray.quickstart.job import QuickstartResult, quickstart
+    from dpl_ray.reviewing.config import ReviewConfig
+    from dpl_ray.reviewing.job import ReviewResult, review
     from dpl_ray.studies.comparison.config import CompareConfig
     from dpl_ray.studies.comparison.job import CompareResult, compare
     from dpl_ray.studies.self_training.config import SelfTrainConfig
@@ -50,6 +52,8 @@ __all__ = [
     "Predictions",
     "Predictor",
     "QuickstartResult",
+    "ReviewConfig",
+    "ReviewResult",
     "SearchConfig",
     "SearchResult",
     "SelfTrainConfig",
@@ -68,6 +72,7 @@ __all__ = [
     "load_checkpoint",
     "load_config",
     "quickstart",
+    "review",
     "search",
     "self_train",
     "sync_tracking",
@@ -94,6 +99,8 @@ _HOME = {
     "Predictions": "inference.predictions",
     "Predictor": "inference.predictor",
     "QuickstartResult": "quickstart.job",
+    "ReviewConfig": "reviewing.config",
+    "ReviewResult": "reviewing.job",
     "SearchConfig": "studies.tuning.config",
     "SearchResult": "studies.tuning.job",
     "SelfTrainConfig": "studies.self_training.config",
@@ -111,6 +118,7 @@ _HOME = {
     "load_checkpoint": "inference.predictor",
     "load_config": "config.compose",
     "quickstart": "quickstart.job",
+    "review": "reviewing.job",
     "search": "studies.tuning.job",
     "self_train": "studies.self_training.job",
     "sync_tracking": "tracking.sync",

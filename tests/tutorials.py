@@ -45,6 +45,7 @@ SMALL = {
     "explain": (),
     "embed": ("image_size=16", "views=1", IN_PROCESS),
     "label": (IN_PROCESS, "force=true"),  # of a model that two steps have trained
+    "review": (),
     "compare": ("train.num_steps=2", IN_PROCESS),
     "tune": ("train.num_steps=2", IN_PROCESS),
     # With fewer steps, nothing is selected and there is no round 1.

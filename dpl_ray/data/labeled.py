@@ -280,7 +280,7 @@ def _read_csv(location: Location, data: DataConfig, class_names: tuple[str, ...]
     spelled = Spelling(location.filesystem)
     images: dict[str, Label] = {}
     places: dict[str, Location] = {}  # of the files
-    for number, (path, label) in enumerate(_csv_rows(location), start=1):
+    for number, (path, label) in enumerate(csv_rows(location), start=1):
         if not path:
             raise location.error(f"row {number} has no path")
         file, row = split_id(_with_slashes(location, path, number))
@@ -300,8 +300,8 @@ def _read_csv(location: Location, data: DataConfig, class_names: tuple[str, ...]
     return Records(location, ids, labels, read, names and class_names)
 
 
-def _csv_rows(location: Location) -> list[tuple[str, str]]:
-    """(path, label) of each row."""
+def csv_rows(location: Location) -> list[tuple[str, str]]:
+    """(path, label) of each row of a CSV."""
     header, rows = _csv_table(location)
     for column in ("path", "label"):
         if column not in header:

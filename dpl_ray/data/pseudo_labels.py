@@ -97,10 +97,8 @@ def read_pseudo_labels(data: DataConfig) -> PseudoLabels:
     """
     assert data.labels is not None
     location = open_location("data.labels", data.labels)
-    job = _read_job(location)
+    job = read_job(location)
     class_names = tuple(map(clean_name, job["class_names"]))
-    if not location.filesystem.get_file_info(f"{location.path}/{SUMMARY_FILE}").is_file:
-        raise location.error(f"is not finished (no {SUMMARY_FILE}); run the same dpl-ray label command again first")
     if not (parts := part_files(location)):
         raise location.error(f"{NO_OUTPUT} (no parquet file in it)")
     try:
@@ -120,7 +118,12 @@ def part_files(location: Location) -> list[str]:
     return [path for path in list_files(location).paths.to_pylist() if is_parquet(path)]
 
 
-def _read_job(location: Location) -> dict[str, Any]:
+def read_job(location: Location) -> dict[str, Any]:
+    """What the labels of a finished output depend on, as its class names and pool.
+
+    Raises:
+        ValueError: it is no output, or an unfinished one.
+    """
     try:
         job: dict[str, Any] = json.loads(read_file(location.filesystem, f"{location.path}/{JOB_FILE}"))["identity"]
         if not {"class_names", "pool"} <= job.keys():
@@ -130,6 +133,8 @@ def _read_job(location: Location) -> dict[str, Any]:
         raise location.error(f"{NO_OUTPUT} (no {JOB_FILE} in it)") from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise location.error(f"{NO_OUTPUT} ({JOB_FILE}: {one_line(error)})") from None
+    if not location.filesystem.get_file_info(f"{location.path}/{SUMMARY_FILE}").is_file:
+        raise location.error(f"is not finished (no {SUMMARY_FILE}); run the same dpl-ray label command again first")
     return job
 
 

@@ -44,7 +44,7 @@ class LedgerError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """What the manifest of an input says of one of its parts."""
 
     name: str
@@ -54,9 +54,20 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Manifest:
+class Manifest:
+    """What is written of an input that is done."""
+
     counts: Counts
-    parts: list[_Part]
+    parts: list[Part]
+
+    @classmethod
+    def read(cls, file: Storage) -> Manifest:
+        """
+        Raises:
+            ValueError, LookupError, TypeError: it is damaged.
+        """
+        tree = json.loads(file.read())
+        return cls(Counts(**tree["counts"]), [Part(**part) for part in tree["parts"]])
 
 
 class Ledger:
@@ -194,11 +205,10 @@ class Ledger:
     def _manifest_file(self, number: int) -> Storage:
         return self.books / "manifests" / f"{number:06d}.json"
 
-    def _whole_manifest(self, number: int) -> _Manifest | None:
+    def _whole_manifest(self, number: int) -> Manifest | None:
         """The manifest of an input, unless it or a part of it is missing or not whole."""
         try:
-            tree = json.loads(self._manifest_file(number).read())
-            manifest = _Manifest(Counts(**tree["counts"]), [_Part(**part) for part in tree["parts"]])
+            manifest = Manifest.read(self._manifest_file(number))
         except (FileNotFoundError, ValueError, LookupError, TypeError):  # as one that a machine that went down left
             return None
         return manifest if all(self._sizes.get(part.name) == part.size for part in manifest.parts) else None
@@ -232,7 +242,7 @@ class Ledger:
             "num_rows": sum(self.plan.num_rows(block) for block in blocks),
             "counts": asdict(total),
             "parts": [
-                asdict(_Part(self.plan.part_name(block), size, counts.num_rows, counts.num_unreadable))
+                asdict(Part(self.plan.part_name(block), size, counts.num_rows, counts.num_unreadable))
                 for block, (counts, size) in sorted(parts.items())
             ],
         }
@@ -297,6 +307,18 @@ class Ledger:
                 table = pq.read_table(place, filesystem=self.storage.filesystem, columns=["sample_id", "error"])
                 bad = table.filter(pc.is_valid(table["error"]))
                 yield from zip(bad["sample_id"].to_pylist(), bad["error"].to_pylist(), strict=True)
+
+
+def read_manifests(output: Storage) -> list[Manifest]:
+    """Those of a finished labelling, in the order of its inputs.
+
+    Raises:
+        ValueError, LookupError, TypeError: one is damaged.
+    """
+    folder = output / "_ledger" / "manifests"
+    names = sorted(name for name in folder.list() if name[0] != ".")
+    with ThreadPoolExecutor(_NUM_THREADS) as executor:
+        return list(executor.map(Manifest.read, [folder / name for name in names]))
 
 
 def _list_sizes(folder: Storage) -> dict[str, int]:

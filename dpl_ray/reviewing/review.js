@@ -36,7 +36,8 @@ function nameOf(answer) {
 }
 
 function percent(share) {
-  return share == null ? "" : (share > 0.9995 || share < 0.0005 ? Math.round(100 * share) : (100 * share).toPrecision(3)) + " %";
+  if (share == null) return "";
+  return share < 0.0005 ? "< 0.1 %" : share > 0.9995 ? "> 99.9 %" : (100 * share).toFixed(1) + " %";
 }
 
 function button(index, share, key, className) {

@@ -1,0 +1,38 @@
+"""The fields of `dpl-ray review`, and the command line that sets them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from dpl_ray.config.overrides import load_section
+from dpl_ray.config.section import Section
+
+
+class ReviewConfig(Section):
+    """All fields of `dpl-ray review`."""
+
+    labels: str = Field("", description="folder or s3:// that dpl-ray label has written; required")
+    num: int = Field(200, ge=10, le=100_000, description="images to draw")
+    seed: int = Field(0, ge=0, description="of the draw")
+    output: str | None = Field(None, description="folder of the page and its draw; null: LABELS-review beside labels")
+    answers: str | None = Field(
+        None,
+        description="answers.csv that the page has saved: what it says of the labels; null: draw, and write a page",
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="answers: of the intervals")
+    pool: str | None = Field(
+        None,
+        description="address that the pool's images are read by, as s3://...?endpoint_override=...; null: as labelled",
+    )
+
+
+def load_reviewing(overrides: Sequence[str] = (), start: ReviewConfig | None = None) -> ReviewConfig:
+    """The configuration that `dpl-ray review OVERRIDES` runs with, or what the overrides make of `start`.
+
+    Raises:
+        ValueError: naming the field, the value and what would be right.
+    """
+    instead = {"data.labels": "labels", "data.unlabeled": "pool", "train.seed": "seed"}
+    return load_section(ReviewConfig, overrides, {"labels": "/path/to/labels"}, start, instead)

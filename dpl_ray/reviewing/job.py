@@ -1,0 +1,219 @@
+"""Review the labels of a pool: draw some and write a page that asks for them; and what the answers say.
+
+<output>/
+  review.html        the page
+  draw.json          what was drawn, of how many: the answers are checked and weighed by it
+  certificate.json   of the answers: how many labels are wrong, with intervals
+  errors.html        the same as a page
+  true_labels.csv    of the answers: path, label and probability, as data.train and audit take them
+  class_names.txt    beside it, in the order of the labels' class indices
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from dpl_ray.config.given import read_given
+from dpl_ray.data.files import open_location
+from dpl_ray.page.console import console_table, open_console, show
+from dpl_ray.page.result import Result
+from dpl_ray.reviewing.answers import read_answers
+from dpl_ray.reviewing.config import ReviewConfig, load_reviewing
+from dpl_ray.reviewing.draw import Draw, draw_labels
+from dpl_ray.reviewing.findings import (
+    COLUMNS,
+    CONFUSION_COLUMNS,
+    Findings,
+    confusion_rows,
+    judge,
+    make_page,
+    rows,
+    told,
+)
+from dpl_ray.reviewing.images import read_pictures
+from dpl_ray.reviewing.labels import Labels, open_labels
+from dpl_ray.reviewing.page import Item, write_review
+from dpl_ray.runs.provenance import describe_code
+from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.records import read_json, write_json
+from dpl_ray.store.storage import Storage
+
+PAGE_FILE, DRAW_FILE, CERTIFICATE_FILE = "review.html", "draw.json", "certificate.json"
+ERRORS_FILE, TRAIN_FILE, NAMES_FILE = "errors.html", "true_labels.csv", "class_names.txt"
+MAX_ROWS = 24  # of a table on the console
+
+
+@dataclass(frozen=True, repr=False)
+class ReviewResult(Result):
+    """The result of `review`."""
+
+    output: str
+    page: str  # that asks; with answers, that says how many labels are wrong
+    num_drawn: int
+    certificate: dict[str, Any] | None = None  # with answers, as in certificate.json: error, classes, confusions, ...
+    true_labels: str | None = None  # with answers: CSV for data.train and audit
+
+    def _facts(self) -> dict[str, str | None]:
+        error = (self.certificate or {}).get("error", {}).get("before")
+        share = (
+            f"{100 * error['estimate']:.1f} % [{100 * error['low']:.1f}, {100 * error['high']:.1f}]" if error else None
+        )
+        return {"drawn": f"{self.num_drawn:,}", "wrong": share, "page": self.page}
+
+
+def review(
+    config: ReviewConfig | Sequence[str] = (), *, console: Console | bool | None = None, **keywords: Any
+) -> ReviewResult:
+    """Draw labels of a pool and write a page that asks a person for them; or read the answers.
+
+    Args:
+        config: a configuration, or overrides as on the command line.
+        console: where it is shown what was drawn or found, as in `fit`.
+        keywords: fields, as `labels="labels", answers="answers.csv"`.
+
+    Raises:
+        ValueError: a field, the labels, the pool or the output do not fit, or the answers are to something else.
+    """
+    config, console = read_given(config, keywords, load_reviewing, ReviewConfig), open_console(console)
+    labels = open_labels("labels", config.labels)
+    output = _open_output(config, labels)
+    kept = _read_draw(output)
+    if config.answers is None:
+        return _draw(config, labels, output, kept, console)
+    if kept is None:
+        raise ValueError(f"output={output}: holds no draw; run the command without answers first, and answer its page")
+    if kept.review.partition("-")[0] != labels.identity:
+        raise ValueError(f"output={output}: is a review of other labels than labels={config.labels}")
+    return _judge(config, labels, output, kept, console)
+
+
+def _open_output(config: ReviewConfig, labels: Labels) -> Storage:
+    try:
+        output = Storage(config.output) if config.output else labels.storage.parent / f"{labels.storage.name}-review"
+        output.check_writable()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"output={config.output}: cannot be written ({one_line(error)}); give another folder"
+        ) from None
+    if output.list() and not (output / DRAW_FILE).exists():
+        raise ValueError(f"output={output}: is there already and holds no review; take another folder")
+    return output
+
+
+def _read_draw(output: Storage) -> Draw | None:
+    try:
+        return read_json(output / DRAW_FILE, Draw)
+    except ValidationError as error:
+        raise ValueError(f"output={output}: {DRAW_FILE} is damaged ({one_line(error)}); take another folder") from None
+
+
+def _draw(config: ReviewConfig, labels: Labels, output: Storage, kept: Draw | None, console: Console) -> ReviewResult:
+    made = draw_labels(labels, config.num, config.seed)
+    if kept is not None and kept.review != made.review:
+        raise ValueError(
+            f"output={output}: has a draw of num={kept.num}, seed={kept.seed} from "
+            f"{sum(kept.cells):,} labels already, whose answers would be lost; take another folder"
+        )
+    pool = open_location("pool", config.pool or labels.pool)
+    pictures = read_pictures(pool, [item.sample_id for item in made.items], labels.image_column)
+    if all(isinstance(picture, str) for picture in pictures):
+        raise pool.error(
+            f"none of the {len(pictures):,} drawn images can be read, as {made.items[0].sample_id} ({pictures[0]})"
+        )
+    items = [
+        Item(item.sample_id, picture, item.label, item.confidence, item.runners_up, made.probability(item))
+        for item, picture in zip(made.items, pictures, strict=True)
+    ]
+    again = ["python", "-m", "pipelines.review", f"labels={config.labels}"]
+    again += [f"output={config.output}"] if config.output else []
+    command = shlex.join([*again, "answers=answers.csv"])
+    title = f"Review of {labels.storage.name}"
+    write_json(output / DRAW_FILE, made)
+    write_review(output / PAGE_FILE, items, made.class_names, title=title, review=made.review, command=command)
+    show(
+        console,
+        f"{labels.storage}: {len(made.items):,} of {sum(made.cells):,} labels are drawn, at random in "
+        f"{len(made.sizes):,} strata of class and confidence\nopen the page, answer, save answers.csv; then: {command}",
+    )
+    return ReviewResult(str(output), str(output / PAGE_FILE), len(made.items))
+
+
+def _judge(config: ReviewConfig, labels: Labels, output: Storage, draw: Draw, console: Console) -> ReviewResult:
+    assert config.answers is not None
+    answers = read_answers("answers", config.answers, draw)
+    findings = judge(draw, answers, config.confidence)
+    certificate = _certificate(config, draw, findings)
+    page = make_page(findings, f"Review of {labels.storage.name}", shlex.join(_command(config)))
+    (output / TRAIN_FILE).write(_true_labels(draw, answers))
+    (output / NAMES_FILE).write("".join(f"{name}\n" for name in draw.class_names).encode())
+    page.write(output / ERRORS_FILE)
+    write_json(output / CERTIFICATE_FILE, certificate)
+    _show(console, labels, draw, findings)
+    return ReviewResult(
+        output=str(output),
+        page=str(output / ERRORS_FILE),
+        num_drawn=len(draw.items),
+        certificate=certificate,
+        true_labels=str(output / TRAIN_FILE),
+    )
+
+
+def _command(config: ReviewConfig) -> list[str]:
+    given = config.model_dump(exclude_defaults=True)
+    return ["dpl-ray", "review", *(f"{name}={value}" for name, value in given.items())]
+
+
+def _certificate(config: ReviewConfig, draw: Draw, findings: Findings) -> dict[str, Any]:
+    """What certificate.json has."""
+    tree = asdict(findings)
+    return {
+        "labels": config.labels,
+        "review": draw.review,
+        "num_drawn": len(draw.items),
+        "confidence": findings.confidence,
+        "num_cannot_tell": findings.num_unknown,
+        "error": tree["whole"],
+        **tree["parts"],
+        "classes": tree["classes"],
+        "confusions": tree["confusions"],
+        "code": describe_code(),
+    }
+
+
+def _true_labels(draw: Draw, answers: Sequence[int]) -> bytes:
+    """Each answered image, with the probability that it was drawn and answered."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("path", "label", "probability"))
+    for item, answer in zip(draw.items, answers, strict=False):
+        name = draw.class_names[answer] if answer >= 0 else ""
+        writer.writerow((item.sample_id, name, draw.probability(item) * len(answers) / len(draw.items)))
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def _show(console: Console, labels: Labels, draw: Draw, findings: Findings) -> None:
+    whole, level = findings.whole, f"{100 * findings.confidence:g} %"
+    left = len(draw.items) - whole.num_answered
+    now = sum(int(labels.cells(manifest.counts).sum()) for manifest in labels.manifests)
+    text = f"{whole.num_answered:,} answers to {whole.num_images:,} labels" + (f", {left:,} are left" if left else "")
+    if now != whole.num_images:
+        text += f"; since the draw, the labels have become {now:,}, and nothing is said of the new ones"
+    show(console, text)
+    shown = rows(findings)
+    console.print(console_table(f"Wrong labels, with intervals of {level}", COLUMNS, shown[:MAX_ROWS]))
+    if findings.confusions:
+        confusions = confusion_rows(findings)[:MAX_ROWS]
+        console.print(console_table("What was confused", CONFUSION_COLUMNS, confusions, num_text_columns=2))
+    show(
+        console,
+        f"{told(whole.before)} of the labels are wrong, with a confidence of {level} at most "
+        f"{100 * whole.at_most:.1f} %; {told(whole.after)} where the answers replace the labels",
+    )

@@ -1,0 +1,102 @@
+"""The labels of a pool as a review reads them: by their books, of which it needs a few numbers of each part.
+
+A *cell* is a pseudo-label, a bin of confidence (`labeling.parts.CONFIDENCE_EDGES`), and whether the label is selected.
+How many labels of each cell there are stands in the books, so that labels are drawn without a look at the others.
+
+Legend: C classes, K bins (1 where an older version has counted none), M = 2 C K cells, I inputs, N rows of a part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dpl_ray.data.files import Location, open_location
+from dpl_ray.data.labels import clean_name
+from dpl_ray.data.pseudo_labels import NO_OUTPUT, read_job
+from dpl_ray.labeling.ledger import Manifest, read_manifests
+from dpl_ray.labeling.parts import CONFIDENCE_EDGES, Counts, cell_of
+from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.storage import Storage
+
+COLUMNS = (
+    "sample_id", "pseudo_label", "confidence", "selected",
+    "second_label", "second_confidence", "third_label", "third_confidence",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A finished output of dpl-ray label."""
+
+    storage: Storage
+    location: Location
+    identity: str  # a digest of all that the labels depend on
+    class_names: tuple[str, ...]
+    pool: str | list[str]  # as it was given
+    image_column: str
+    manifests: list[Manifest]  # (I,)
+    num_bins: int
+
+    def cells(self, counts: Counts) -> NDArray[np.int64]:
+        """(M,) labels of each cell: those that are selected first, by class and then by confidence."""
+        of_bins = self.num_bins > 1
+        selected, rejected = (
+            (counts.cells_selected, counts.cells_rejected) if of_bins else (counts.selected, counts.rejected)
+        )
+        return np.array(selected + rejected, np.int64)
+
+    def rows(self, part: str) -> tuple[pa.Table, NDArray[np.int64]]:
+        """Those of the columns COLUMNS that a part has, and the cell (N,) of each row, -1 of an unreadable image.
+
+        Raises:
+            ValueError: the part cannot be read.
+        """
+        place = self.storage / part
+        try:
+            with pq.ParquetFile(place.path, filesystem=place.filesystem) as file:
+                table = file.read(columns=[name for name in COLUMNS if name in file.schema_arrow.names])
+        except (pa.ArrowException, OSError) as error:
+            raise self.location.error(f"{part} cannot be read ({one_line(error)})") from None
+        labels = table["pseudo_label"].fill_null(-1).to_numpy()
+        cells = labels
+        if self.num_bins > 1:
+            cells = cell_of(labels, table["confidence"].fill_null(0).to_numpy())
+        cells = cells + np.where(table["selected"].to_numpy(), 0, len(self.class_names) * self.num_bins)
+        return table, np.where(labels < 0, -1, cells)
+
+
+def open_labels(field: str, given: str) -> Labels:
+    """
+    Raises:
+        ValueError: there is no output of dpl-ray label, or an unfinished or damaged one.
+    """
+    location = open_location(field, given)
+    job = read_job(location)
+    storage = Storage(given)
+    try:
+        manifests = read_manifests(storage)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise location.error(f"{NO_OUTPUT} (a damaged manifest: {one_line(error)})") from None
+    has_bins = bool(manifests) and all(manifest.counts.cells_selected for manifest in manifests)
+    return Labels(
+        storage=storage,
+        location=location,
+        identity=digest(job),
+        class_names=tuple(map(clean_name, job["class_names"])),
+        pool=job["pool"],
+        image_column=job.get("image_column", "image"),
+        manifests=manifests,
+        num_bins=len(CONFIDENCE_EDGES) + 1 if has_bins else 1,
+    )
+
+
+def digest(tree: object) -> str:
+    """Eight characters that name what `json` can write."""
+    return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=4).hexdigest()
