@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from dpl_ray.config.section import shown, suggest
+from dpl_ray.data import lance
 from dpl_ray.data.decode import DecodeError, has_image_header
 from dpl_ray.data.globs import WILDCARD, Glob, is_glob, parse_glob
-from dpl_ray.data.shards import TAR_EXTENSIONS, by_extension, extension_of, extensions_of
+from dpl_ray.data.shards import LANCE_EXTENSIONS, TAR_EXTENSIONS, by_extension, extension_of, extensions_of
 from dpl_ray.data.spelling import Spelling
 from dpl_ray.store.file_systems import one_line, open_uri
 from dpl_ray.store.paths import expand_path, expand_variables
@@ -48,6 +49,7 @@ _ARCHIVE = "an archive is not read; unpack it, and give the folder"
 _ARRAYS = "arrays are not read from files; load them, and train with dpl_ray.fit_arrays"
 #: Extension -> what to do with such a file.
 _ADVICE = dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"), _ARCHIVE)
+_ADVICE |= dict.fromkeys(LANCE_EXTENSIONS, "give the path of one Lance data set, as pool.lance")
 _ADVICE |= dict.fromkeys((".npz", ".npy", ".mat", ".h5", ".hdf5", ".pt", ".pkl"), _ARRAYS)
 _MAX_KINDS = 8  # that a line names
 _TYPES = mimetypes.MimeTypes()  # Python's own table, the same on every machine
@@ -144,7 +146,9 @@ def open_location(field: str, given: str | Sequence[str]) -> Location:
     expanded = expand_variables(given, whole)
     try:
         filesystem, path = open_uri(expanded)
-    except (pa.ArrowException, OSError, ImportError) as error:
+    except ImportError as error:
+        raise ValueError(f"{whole}: {error}") from None
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{whole}: the file system does not answer ({one_line(error)}); "
             "it takes a local path, s3://bucket/path or gs://bucket/path, credentials and a network"
@@ -184,6 +188,12 @@ def list_files(location: Location) -> Listing:
         if advice := _ADVICE.get(extension_of(info.path)):
             raise location.error(advice)
         return Listing(pa.array([info.path], pa.large_string()), np.array([info.size], np.int64))
+    if info.type == fs.FileType.Directory and extension_of(info.path) in LANCE_EXTENSIONS:
+        if not lance.is_installed():
+            raise location.error(lance.NOT_INSTALLED)
+        inside = location.filesystem.get_file_info(fs.FileSelector(info.path, recursive=True))
+        size = sum(each.size or 0 for each in inside)
+        return Listing(pa.array([info.path], pa.large_string()), np.array([size], np.int64))
     base, pattern = location.path, None
     if info.type != fs.FileType.Directory:
         if not is_glob(location.path):
@@ -346,8 +356,8 @@ def are_images(paths: pa.LargeStringArray) -> NDArray[np.bool_]:
 def _is_foreign(extension: str) -> bool:
     """Whether it is known to be that of something else than images."""
     kind, encoding = _TYPES.guess_type(f"x{extension}")
-    if extension in TAR_EXTENSIONS:
-        return False
+    if extension in (*TAR_EXTENSIONS, *LANCE_EXTENSIONS):
+        return extension in LANCE_EXTENSIONS
     return encoding is not None or (kind not in (None, _ANYTHING) and not kind.startswith("image/"))
 
 

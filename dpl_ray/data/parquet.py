@@ -13,24 +13,27 @@ import posixpath
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import repeat
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyarrow import fs
 
 from dpl_ray.config.section import suggest
 from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
 from dpl_ray.data.files import Location, read_image_file
 from dpl_ray.data.labels import Label, as_label, clean_name, in_order_of
+from dpl_ray.data.lance import LanceTable
+from dpl_ray.data.shards import is_lance
 from dpl_ray.data.spelling import Spelling
 from dpl_ray.store.file_systems import one_line
 
 NOT_PARQUET = "not a readable parquet file"
 OUTSIDE = "path leads out of the folder of the data"
 _BATCH_ROWS = 1024  # of a row group that are decompressed at a time: it may be a whole file
+Opened: TypeAlias = pq.ParquetFile | LanceTable
 _Row = tuple[Payload, Label]
 
 
@@ -43,13 +46,26 @@ def failing(reason: str) -> Payload:
     return partial(_fail, reason)
 
 
-def row_groups(filesystem: fs.FileSystem, path: str) -> list[int] | None:
+def open_table(location: Location, path: str) -> Opened:
+    if is_lance(path):
+        return LanceTable(location.name(path))
+    return pq.ParquetFile(path, filesystem=location.filesystem)
+
+
+def group_rows(opened: Opened) -> list[int]:
+    """Rows of each row group."""
+    if isinstance(opened, LanceTable):
+        return opened.group_rows
+    return [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
+
+
+def row_groups(location: Location, path: str) -> list[int] | None:
     """Rows of each row group; None of a file that cannot be opened."""
     try:
-        metadata = pq.read_metadata(path, filesystem=filesystem)
+        with open_table(location, path) as opened:
+            return group_rows(opened)
     except (pa.ArrowException, OSError):
         return None
-    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 def check_image_column(name: str, schema: pa.Schema, column: str, field: str = "data.image_column") -> None:
@@ -95,10 +111,10 @@ def read_labels(
     """
     name = location.name(path)
     try:
-        with pq.ParquetFile(path, filesystem=location.filesystem) as opened:
+        with open_table(location, path) as opened:
             schema = opened.schema_arrow
             check_image_column(name, schema, image_column)
-            groups = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
+            groups = group_rows(opened)
             if label_column is None:
                 return groups, [None] * sum(groups), None
             if not has_labels(schema, label_column) or _has_fractions(opened, label_column):
@@ -114,7 +130,7 @@ def read_labels(
 
 
 def labels_of(
-    opened: pq.ParquetFile, column: str, class_names: Collection[str] = ()
+    opened: Opened, column: str, class_names: Collection[str] = ()
 ) -> tuple[list[Label], tuple[str, ...] | None]:
     """The label of every row, and the names of Hugging Face's `ClassLabel`; others are listed as `class_names`."""
     labels = opened.read(columns=[column]).column(0).to_pylist()
@@ -123,7 +139,7 @@ def labels_of(
     return [as_label(label, known) for label in labels], names
 
 
-def _has_fractions(opened: pq.ParquetFile, column: str) -> bool:
+def _has_fractions(opened: Opened, column: str) -> bool:
     """Whether it is a column of floats that are not all whole, NaN or null; pandas writes integers with gaps so."""
     if not pa.types.is_floating(opened.schema_arrow.field(column).type):
         return False
@@ -158,7 +174,7 @@ def read_rows(
     """
     num_left, reason = len(rows), MISSING
     try:
-        with pq.ParquetFile(path, filesystem=location.filesystem) as opened:
+        with open_table(location, path) as opened:
             schema = opened.schema_arrow
             if (problem := image_column_error(schema, image_column)) is not None:
                 yield from repeat((failing(problem), None), num_left)
@@ -185,12 +201,15 @@ def read_rows(
 
 
 def _wanted(
-    opened: pq.ParquetFile, columns: list[str], rows: NDArray[np.int64], rows_of: Callable[[pa.RecordBatch], list[_Row]]
+    opened: Opened,
+    columns: list[str],
+    rows: NDArray[np.int64],
+    rows_of: Callable[[pa.RecordBatch], list[_Row]],
 ) -> Iterator[_Row]:
     """The rows of each row group, as far as it can be read."""
     end = 0
-    for group in range(opened.metadata.num_row_groups):
-        start, end = end, end + opened.metadata.row_group(group).num_rows
+    for group, num_rows in enumerate(group_rows(opened)):
+        start, end = end, end + num_rows
         wanted = rows[slice(*np.searchsorted(rows, [start, end]))] - start
         begin = done = 0
         with contextlib.suppress(pa.ArrowException, OSError):

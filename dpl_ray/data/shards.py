@@ -1,4 +1,4 @@
-"""Files by their extensions, and shards, the files of many images: parquet files and tars.
+"""Files by their extensions, and shards, the files of many images: parquet files (with Lance data sets) and tars.
 
 A sample of a shard is called `file.parquet:row` or `file.tar:member`.
 """
@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-PARQUET_EXTENSIONS = (".parquet", ".pq")
+LANCE_EXTENSIONS = (".lance",)
+PARQUET_EXTENSIONS = (".parquet", ".pq", *LANCE_EXTENSIONS)
 TAR_EXTENSIONS = (".tar",)
 _SHARD_EXTENSIONS = (*PARQUET_EXTENSIONS, *TAR_EXTENSIONS)
 _ROW = re.compile(rf"(?is)(.*({'|'.join(map(re.escape, PARQUET_EXTENSIONS))})):0*(\d+)")
@@ -37,7 +38,12 @@ def extensions_of(paths: pa.LargeStringArray) -> pa.LargeStringArray:
 
 
 def is_parquet(path: str) -> bool:
+    """Also of a Lance data set, which is a folder and is read as a parquet file is."""
     return extension_of(path) in PARQUET_EXTENSIONS
+
+
+def is_lance(path: str) -> bool:
+    return extension_of(path) in LANCE_EXTENSIONS
 
 
 def is_tar(path: str) -> bool:

@@ -15,6 +15,8 @@ from urllib.parse import parse_qsl
 
 from pyarrow import fs
 
+from dpl_ray.store.hub import open_hub
+
 SECONDS_TO_ANSWER = 2.0
 ONE_ATTEMPT = timedelta(milliseconds=100)  # over when the first has failed; at 0 Google's client makes none
 BUCKETS = ("s3", "gs", "gcs")
@@ -26,8 +28,11 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     Raises:
         ValueError: pyarrow knows no file system for it.
         OSError: the service of the bucket does not answer; told within seconds.
+        ImportError: a package is missing; says which.
     """
     scheme, rest = uri.split("://", 1)
+    if scheme == "hf":
+        return open_hub(), rest
     if scheme not in BUCKETS:
         return fs.FileSystem.from_uri(uri)
     path, options = split_options(rest)

@@ -19,7 +19,6 @@ from typing import NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dpl_ray.data import parquet, tar
@@ -100,7 +99,8 @@ class PoolFiles:
         files = np.flatnonzero(are_parquet(self.paths)).tolist()
         for file in files:
             try:
-                schema = pq.read_schema(self.paths[file].as_py(), filesystem=self.location.filesystem)
+                with parquet.open_table(self.location, self.paths[file].as_py()) as opened:
+                    schema = opened.schema_arrow
             except (pa.ArrowException, OSError):
                 continue
             if parquet.image_column_error(schema, self.image_column) is None:
@@ -315,7 +315,7 @@ def _look_at(location: Location, paths: pa.LargeStringArray, label_column: str |
         if is_tar(path):
             found = tar.summarize(location, path, label_column)
             return ShardRows(rows_of_tar(found.num_rows), found.is_broken, found.left_out)
-        rows = parquet.row_groups(location.filesystem, path)
+        rows = parquet.row_groups(location, path)
         return ShardRows([1], is_broken=True) if rows is None else ShardRows(rows)
 
     found: list[ShardRows] = []

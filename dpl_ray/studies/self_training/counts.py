@@ -20,7 +20,7 @@ from dpl_ray.data.dataset import UNLABELED
 from dpl_ray.data.features import list_features, read_spec
 from dpl_ray.data.files import Location, open_location
 from dpl_ray.data.labels import in_order_of, label_indices
-from dpl_ray.data.parquet import has_labels, labels_of
+from dpl_ray.data.parquet import has_labels, labels_of, open_table
 from dpl_ray.data.pseudo_labels import part_files
 from dpl_ray.data.shards import is_tar, split_id
 from dpl_ray.data.tar import read_labels
@@ -107,7 +107,7 @@ class _TrueLabels:
             if is_tar(file):
                 members, labels, _ = read_labels(location, path, column, self._class_names)
                 return dict(zip(members, label_indices(labels, self._class_names).tolist(), strict=True))
-            with pq.ParquetFile(path, filesystem=location.filesystem) as opened:
+            with open_table(location, path) as opened:
                 if not has_labels(opened.schema_arrow, column):
                     return {}
                 labels, names = labels_of(opened, column, self._class_names)
