@@ -33,7 +33,6 @@ from dpl_ray.report.page import find_verdict
 from dpl_ray.report.pool import label_sample
 from dpl_ray.runs.folder import RunFolder, run_storage
 from dpl_ray.training.distributed import Workers
-from dpl_ray.training.records import Record
 
 RECORDED = Path(__file__).parent.parent / "tests" / "recorded" / "health"
 ALWAYS = "train.baseline=false scale.num_workers=0 tracking.enabled=false model.depth=10 train.log_every=20"
@@ -165,12 +164,7 @@ def run(case: Case, name: str, folder: Path, cifar10: str) -> Measured:
         load_splits(config.data, seed=config.train.seed, uses_unlabeled=config.policy.name != "supervised")
     )
     made = RunFolder(run_storage(config), config, splits)
-
-    def tell(record: Record) -> None:
-        if record.metrics:
-            made.add(record)
-
-    outcomes = train_phases(config, splits, made.storage, Workers(), tell)
+    outcomes = train_phases(config, splits, made.storage, Workers(), lambda _: None)
     outcome = outcomes[-1]
     sample = None if outcome.phase == "supervised" else label_sample(outcome.checkpoint, splits)
     return measure(config, splits, made.history, outcome, sample, find_verdict(splits, outcomes))

@@ -131,6 +131,12 @@ def mlflow_uri(mlflow_template: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture(autouse=True)
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody cuts the power: what is written waits for no disk. tests/crashes.py says what fsync is for."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture(autouse=True)
 def unrendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are not drawn, which is most of a tiny run's time, but for tests marked rendered and those of `figures`.
 

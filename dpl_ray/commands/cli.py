@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dpl_ray.commands.command import Command, program
 from dpl_ray.commands.help import print_commands, print_help
-from dpl_ray.config.section import suggest
+from dpl_ray.config.section import short, suggest
 from dpl_ray.page.console import show
 
 WRONG_USE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
@@ -97,4 +97,4 @@ def run(command: Command, arguments: list[str]) -> int:
 
 
 def _one_line(error: object) -> str:
-    return " ".join(str(error).split("\n"))
+    return short(" ".join(str(error).split("\n")))

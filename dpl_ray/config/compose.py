@@ -20,6 +20,7 @@ from dpl_ray.config.describe import option_tree
 from dpl_ray.config.overrides import read_overrides
 from dpl_ray.config.parse import parse_config, parse_policy
 from dpl_ray.config.schema import Config
+from dpl_ray.config.section import in_short
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
 
@@ -28,6 +29,7 @@ PATH_FIELDS = (
 )  # fmt: skip
 
 
+@in_short()
 def load_config(overrides: Sequence[str] = (), start: Config | None = None, *, in_cells: bool = False) -> Config:
     """The configuration that `dpl-ray train OVERRIDES` runs with.
 

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from dpl_ray.config.describe import default_options, describe_fields, leaves, list_groups
 from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config
-from dpl_ray.config.section import S, suggest, validated
+from dpl_ray.config.section import S, in_short, suggest, validated
 
 #: A path that begins with ~ or has a range of numbers, which Hydra's grammar does not know.
 _PATH = r"(?<=[=\[,])(?:~|[^\[\],'\"]*\{\d+\.\.\d+\})[^\[\],'\"]*"
@@ -111,7 +111,7 @@ def parse_override(text: str, groups: dict[str, dict[str, str]], known: list[str
     for form in (text, re.sub(_PATH, r'"\g<0>"', text)):
         try:
             return OverridesParser.create().parse_overrides([form])[0]
-        except HydraException as error:
+        except (HydraException, RecursionError) as error:
             reason = reason or str(error.__cause__ or error).splitlines()[0]
     if value.startswith("["):
         raise ValueError(
@@ -132,10 +132,11 @@ def as_yaml(text: str) -> Any:
     """The value as YAML has it, or the text itself, which the section then refuses."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 
+@in_short()
 def load_section(
     model: type[S],
     overrides: Sequence[str],

@@ -7,11 +7,15 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
+
+LONGEST = 600  # characters of a message about a mistake
+LONGEST_WORD = 100  # that what is known is compared with
 
 
 class Section(BaseModel):
@@ -43,8 +47,29 @@ def validated(model: type[S], values: Mapping[str, Any]) -> S:
         raise ValueError(_explain(model, error)) from None
 
 
+@contextmanager
+def in_short() -> Iterator[None]:
+    """The message of a mistake has at most LONGEST characters: a value may be a whole file that was pasted."""
+    try:
+        yield
+    except ValueError as error:
+        if len(text := str(error)) <= LONGEST:
+            raise
+        raise ValueError(short(text)) from None
+
+
+def short(text: str) -> str:
+    """A text without its middle, where it has more than LONGEST characters."""
+    if len(text) <= LONGEST:
+        return text
+    half = LONGEST // 2 - 3
+    return f"{text[:half]} ... {text[-half:]}"
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` where a known word is near, else an empty string."""
+    if len(word) > LONGEST_WORD:  # to compare takes the square of its length
+        return ""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from itertools import islice
 
-from dpl_ray.store.records import csv_text
+from dpl_ray.store.records import csv_text, damaged
 from dpl_ray.store.storage import Storage
 
 BAD_IMAGES_FILE = "bad_images.csv"
+COLUMNS = ("id", "reason")
 MAX_LISTED = 100_000  # the list is in memory
 
 
@@ -19,13 +21,23 @@ def most_bad(fraction: float, num_images: int) -> float:
 
 
 def read_bad(folder: Storage) -> dict[str, str]:
-    """Sample id -> reason of those listed; none where there is no list."""
+    """Sample id -> reason of those listed; none where there is no list.
+
+    Raises:
+        ValueError: the file is not as it was written.
+    """
     place = folder / BAD_IMAGES_FILE
     if not place.exists():
         return {}
-    return {row["id"]: row["reason"] for row in csv.DictReader(io.StringIO(place.read().decode(), newline=""))}
+    try:
+        names, *rows = csv.reader(io.StringIO(place.read().decode(), newline=""), strict=True)
+        if tuple(names) != COLUMNS:
+            raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+        return dict(rows)
+    except (ValueError, csv.Error) as error:
+        raise damaged(place, error, "remove it: images that are met again are listed again") from None
 
 
 def write_bad(folder: Storage, bad: Mapping[str, str]) -> None:
-    """Write the list anew, of sample id -> reason; who reads it meanwhile sees the old one."""
-    (folder / BAD_IMAGES_FILE).write(csv_text([("id", "reason"), *bad.items()]).encode())
+    """Write the list anew, of sample id -> reason, the first MAX_LISTED of them."""
+    (folder / BAD_IMAGES_FILE).write(csv_text([COLUMNS, *islice(bad.items(), MAX_LISTED)]).encode())

@@ -5,7 +5,6 @@ Of the output, only the ids and labels of the selected samples are held; their i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,11 +27,14 @@ from dpl_ray.data.pool.choice import bytes_per_image, memory_size
 from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.data.shards import is_parquet
 from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.records import parse_tree
 
 JOB_FILE = "_ledger/job.json"
 SUMMARY_FILE = "_report/summary.json"  # written when the job has finished
 MEMORY_SHARE = 0.5  # of the machine's, that the selected images may take
 BATCH_ROWS = 65_536
+_SCAN = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+PARTS = ds.ParquetFileFormat(default_fragment_scan_options=_SCAN)
 NO_OUTPUT = "is no output of dpl-ray label"
 
 
@@ -103,7 +105,7 @@ def read_pseudo_labels(data: DataConfig) -> PseudoLabels:
         raise location.error(f"{NO_OUTPUT} (no parquet file in it)")
     try:
         table = _read_selected(location, parts, data, len(class_names))
-        bad = ds.dataset(parts, filesystem=location.filesystem, format="parquet").to_table(
+        bad = ds.dataset(parts, filesystem=location.filesystem, format=PARTS).to_table(
             columns=["sample_id"], filter=pc.field("error").is_valid()
         )
     except (pa.ArrowException, OSError, KeyError) as error:
@@ -125,7 +127,7 @@ def read_job(location: Location) -> dict[str, Any]:
         ValueError: it is no output, or an unfinished one.
     """
     try:
-        job: dict[str, Any] = json.loads(read_file(location.filesystem, f"{location.path}/{JOB_FILE}"))["identity"]
+        job: dict[str, Any] = parse_tree(read_file(location.filesystem, f"{location.path}/{JOB_FILE}"))["identity"]
         if not {"class_names", "pool"} <= job.keys():
             raise ValueError("without class_names and pool")
     except (FileNotFoundError, NotADirectoryError):
@@ -139,7 +141,7 @@ def read_job(location: Location) -> dict[str, Any]:
 
 
 def _read_selected(location: Location, parts: list[str], data: DataConfig, num_classes: int) -> pa.Table:
-    dataset = ds.dataset(parts, filesystem=location.filesystem, format="parquet")
+    dataset = ds.dataset(parts, filesystem=location.filesystem, format=PARTS)
     per_class = data.labels_per_class
     if data.image_size is not None:
         # Before an id is held: there may be more of them than fit.

@@ -177,13 +177,11 @@ def _train(
     tracker = start_tracker(config, uri, Journal(folder.storage), name=folder.name, params=params, tags=tags)
     with recording(tracker, console):
         tracker.log_file("config.yaml")
-        try:
-            with Progress(console, "steps") as progress:
-                live = LivePage(config, splits, folder) if has_page else None
-                receive = _receiver(progress, folder, tracker, live)
-                outcomes = run_phases(config, splits, folder, receive, partial(show, console), ends_at)
-        finally:
-            folder.save_history()
+        with Progress(console, "steps") as progress:
+            live = LivePage(config, splits, folder) if has_page else None
+            receive = _receiver(progress, tracker, live)
+            outcomes = run_phases(config, splits, folder, receive, partial(show, console), ends_at)
+        tracker.log_history()
         found = find_verdict(splits, outcomes)
         verdict = verdict_sentence(found) if found else None
         sample = _sample(splits, outcomes[-1]) if has_page else None
@@ -210,10 +208,8 @@ def _named(config: Config, folder: RunFolder) -> Iterator[None]:
         raise interrupted from error
 
 
-def _receiver(
-    progress: Progress, folder: RunFolder, tracker: Tracker, page: LivePage | None
-) -> Callable[[Record], None]:
-    """What is done with news of the training: they are shown, and metrics kept, sent and drawn."""
+def _receiver(progress: Progress, tracker: Tracker, page: LivePage | None) -> Callable[[Record], None]:
+    """What is done with news of the training: they are shown, and metrics, which the folder has, sent and drawn."""
     newest: dict[str, dict[str, float]] = {}
 
     def receive(record: Record) -> None:
@@ -221,7 +217,6 @@ def _receiver(
         state = f"{record.images_per_second:,.0f} images/s  {training_state(newest[record.phase])}".rstrip()
         progress.update(record.step, record.num_steps, state, name=record.phase)
         if record.metrics:
-            folder.add(record)
             tracker.log_history()
             if page:
                 page.update(record)

@@ -16,6 +16,7 @@ from dpl_ray.config.policies import SupervisedConfig
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.runs.folder import RunFolder
+from dpl_ray.runs.history_writer import HistoryWriter
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.interruption import Interrupted, Stop, interruptible
 
@@ -36,16 +37,28 @@ def train_phases(
     """The supervised baseline, where it is wanted, then the policy; each from its newest checkpoint.
 
     Args:
+        folder: of the run, to which the records are added.
+        tell: is told of every record, after it is kept.
         read: reads a pool that is streamed; None: this process does.
     """
     from dpl_ray.data.pool.windows import read_here
     from dpl_ray.training.loop import train
 
-    outcomes = []
-    if config.train.baseline and config.policy.name != "supervised":
-        baseline = config.model_copy(update={"policy": SupervisedConfig()})
-        outcomes.append(train(baseline, splits, workers, folder / "baseline", tell))
-    outcomes.append(train(config, splits, workers, folder, tell, read or read_here))
+    outcomes, history = [], HistoryWriter(folder)
+
+    def record(news: Record) -> None:
+        if news.metrics:
+            history.add(news)
+        tell(news)
+
+    try:
+        if config.train.baseline and config.policy.name != "supervised":
+            baseline = config.model_copy(update={"policy": SupervisedConfig()})
+            place = folder / "baseline"
+            outcomes.append(train(baseline, splits, workers, place, record, save_history=history.save))
+        outcomes.append(train(config, splits, workers, folder, record, read or read_here, history.save))
+    finally:
+        history.save()
     return outcomes
 
 

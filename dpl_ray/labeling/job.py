@@ -43,6 +43,7 @@ from dpl_ray.report.usable import known_health, refuse_useless
 from dpl_ray.runs.provenance import describe_code
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.lock import sole_use
+from dpl_ray.store.records import parse_tree, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.server import tracking_uri
@@ -234,7 +235,7 @@ def _find_certificate(
     file = ledger.certificate
     if file.exists():
         try:
-            return Certificate.from_json(json.loads(file.read()))
+            return Certificate.from_json(parse_tree(file.read()))
         except (ValueError, LookupError, TypeError) as error:
             raise ledger.lost(file, f"damaged: {one_line(error)}") from None
     if ledger.counts.num_rows:
@@ -249,7 +250,7 @@ def _find_certificate(
         return found["pseudo_label"], found["confidence"]
 
     found = certify_pool(config, held_out, listed, ledger.plan, source.settings, score)
-    file.write(json.dumps(asdict(found)).encode())
+    write_json(file, found)
     return found
 
 

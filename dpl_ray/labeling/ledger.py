@@ -30,7 +30,7 @@ from dpl_ray.labeling.parts import FOREIGN, Counts, read_counts
 from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
 from dpl_ray.runs.folder import default_tree, differences
 from dpl_ray.store.file_systems import one_line
-from dpl_ray.store.records import csv_text
+from dpl_ray.store.records import csv_text, parse_tree, read_tree, write_json
 from dpl_ray.store.storage import Storage
 
 FORMAT = 1  # of the output
@@ -66,7 +66,7 @@ class Manifest:
         Raises:
             ValueError, LookupError, TypeError: it is damaged.
         """
-        tree = json.loads(file.read())
+        tree = read_tree(file)
         return cls(Counts(**tree["counts"]), [Part(**part) for part in tree["parts"]])
 
 
@@ -135,7 +135,7 @@ class Ledger:
 
     def _check_identity(self, job: bytes) -> None:
         try:
-            begun = dict(json.loads(job)["identity"])
+            begun = dict(parse_tree(job)["identity"])
         except (ValueError, LookupError, TypeError) as error:
             raise self.lost(self._job, f"damaged: {one_line(error)}") from None
         name = begun.get("policy", {}).get("name", "")
@@ -171,7 +171,7 @@ class Ledger:
             raise self.lost(place, "missing")  # a plan made anew may give these parts other rows
         self.plan = extend_plan(old, listed, max_rows)
         if not self.resumed:
-            self._job.write(json.dumps({"identity": self.identity}, indent=1).encode())
+            write_json(self._job, {"identity": self.identity})
         if self.plan is not old or not place.exists():
             place.write(self.plan.to_bytes())
         self.num_new = len(self.plan) - len(old) if self.resumed else 0
@@ -246,7 +246,7 @@ class Ledger:
                 for block, (counts, size) in sorted(parts.items())
             ],
         }
-        self._manifest_file(number).write(json.dumps(manifest).encode())
+        write_json(self._manifest_file(number), manifest)
         del self._open[number]
 
     def check(self) -> Counts:

@@ -166,7 +166,7 @@ def cell_of(labels: NDArray[np.int64], confidence: NDArray[np.float32]) -> NDArr
 def write_part(part: Storage, table: pa.Table, **options: Any) -> int:
     """Write a part whole or not at all, with options of pyarrow's `write_table`; returns its bytes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, **{"compression": "zstd"} | options)
+    pq.write_table(table, sink, **{"compression": "zstd", "write_page_checksum": True} | options)
     data = sink.getvalue()
     part.write(data)
     return len(data)

@@ -7,6 +7,7 @@ keep their numbers: what is new in the pool is appended. What is held of the pla
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 from collections import Counter
@@ -22,8 +23,10 @@ from pyarrow import ipc
 from dpl_ray.data.decode import Payload
 from dpl_ray.data.pool.files import PoolFiles
 from dpl_ray.data.shards import are_shards, is_shard
+from dpl_ray.store.records import OTHER
 
 BLOCKS_PER_INPUT = 16  # of image files
+ARROW_END, CHECKSUM_BYTES = b"ARROW1", 16  # of Arrow's file, and of the checksum after it
 MAX_DECODED_BYTES = 64 * 2**20  # of a block
 
 
@@ -91,7 +94,7 @@ class Plan:
         return [self.pool.name(number) for number in range(file, file + count)]
 
     def to_bytes(self) -> bytes:
-        """One row a file, in Arrow's IPC format; a block stands at its first file."""
+        """One row a file, in Arrow's IPC format, and a checksum; a block stands at its first file."""
         ends = np.searchsorted(self.pool.spans[:, 0], np.arange(len(self.pool.paths) + 1)).astype(np.int32)
         table = pa.table(
             {
@@ -105,11 +108,16 @@ class Plan:
         sink = io.BytesIO()
         with ipc.new_file(sink, table.schema, options=ipc.IpcWriteOptions(compression="zstd")) as writer:
             writer.write_table(table)
-        return sink.getvalue()
+        data = sink.getvalue()
+        return data + _checksum(data)
 
     @classmethod
     def from_bytes(cls, data: bytes, like: PoolFiles) -> Plan:
         """What `to_bytes` gave, of files that are read as those of the pool are."""
+        if not data.endswith(ARROW_END):  # one of an older version has no checksum
+            data, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+            if checksum != _checksum(data):
+                raise ValueError(OTHER)
         table = ipc.open_file(pa.py_buffer(data)).read_all().combine_chunks()
         if not len(table):
             return empty_plan(like)
@@ -130,6 +138,10 @@ class Plan:
             spans=spans,
         )
         return cls(pool, inputs, inputs[files])
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
 
 
 def empty_plan(like: PoolFiles) -> Plan:

@@ -48,7 +48,7 @@ from dpl_ray.quickstart.config import load_quickstart, seconds_of
 from dpl_ray.quickstart.layout import Layout, find_layout
 from dpl_ray.quickstart.results import next_commands, predict
 from dpl_ray.quickstart.work import measure_work, unlabelled
-from dpl_ray.runs.folder import CONFIG_FILE
+from dpl_ray.runs.kept_config import CONFIG_FILE
 from dpl_ray.store.records import csv_text
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import list_checkpoints

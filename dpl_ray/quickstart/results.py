@@ -17,7 +17,7 @@ from dpl_ray.jobs.fit import FitResult
 from dpl_ray.page.console import show
 from dpl_ray.quickstart.layout import Layout
 from dpl_ray.quickstart.work import unlabelled
-from dpl_ray.runs.folder import CONFIG_FILE
+from dpl_ray.runs.kept_config import CONFIG_FILE
 from dpl_ray.store.storage import Storage
 
 if TYPE_CHECKING:

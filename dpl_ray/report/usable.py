@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 
 from dpl_ray.report.curves import History
 from dpl_ray.report.health import Finding, chance_finding, health_lines
 from dpl_ray.runs.folder import RUN_FILE, run_of
-from dpl_ray.store.history import HISTORY_FILE
-from dpl_ray.store.records import read_lines
+from dpl_ray.store.history import read_history
+from dpl_ray.store.records import read_tree
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import load_config_and_info
 
@@ -27,11 +26,11 @@ def known_health(checkpoint: Storage) -> tuple[Finding, ...] | None:
     run, step = run_of(checkpoint), re.fullmatch(r"step-(\d+)", checkpoint.name)
     if not step or not (run / RUN_FILE).exists():
         return None
-    known = json.loads((run / RUN_FILE).read())
+    known = read_tree(run / RUN_FILE)
     result = known["result"] or {}
     if str(run) == str(checkpoint.parent) and result.get("checkpoint") == checkpoint.name and "health" in result:
         return tuple(Finding(**found) for found in result["health"])
-    history = History(read_lines(run / HISTORY_FILE), config.policy.name)
+    history = History(read_history(run), config.policy.name)
     for split, key in (("test", "curve/accuracy"), ("validation", "validation/accuracy")):
         number, largest = known.get("held_out", {}).get(split, (0, 0))
         scores = [score for at, score in history.points(key) if at <= int(step[1])]

@@ -15,36 +15,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import time
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from itertools import chain, count, islice
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 from numpy.typing import NDArray
 
-from dpl_ray.config.parse import to_yaml
 from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config
-from dpl_ray.data.bad_images import MAX_LISTED, most_bad, read_bad, write_bad
-from dpl_ray.data.dataset import BadImage, ImageSet, Splits
+from dpl_ray.data.bad_images import most_bad, read_bad, write_bad
+from dpl_ray.data.dataset import ImageSet, Splits
+from dpl_ray.runs.kept_config import read_kept, write_kept
 from dpl_ray.runs.splits import SPLITS_FILE, write_splits
 from dpl_ray.store.file_systems import one_line
-from dpl_ray.store.history import HISTORY_FILE
-from dpl_ray.store.records import from_lines, to_lines
+from dpl_ray.store.history import HISTORY_FILE, read_history
+from dpl_ray.store.records import damaged, from_lines, num_damaged, read_tree, to_lines, write_json
 from dpl_ray.store.storage import Storage
+from dpl_ray.training.checkpoint_folder import drop_damaged, history_bytes
 
 if TYPE_CHECKING:
-    from dpl_ray.training.records import Outcome, Record
+    from dpl_ray.training.records import Outcome
 
 RUN_FILE = "run.json"
-CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"  # the final model in MLflow's format
 COMPARISON_FILE = "comparison.json"  # of a comparison's folder, which is no run's
 SELF_TRAINING_FILE = "self_train.json"  # of the folder of a self-training's rounds
@@ -71,7 +69,6 @@ FREE_FIELDS = (
     "data.pool.windows_ahead",
 )
 FREE = (*FREE_SECTIONS, *FREE_FIELDS)
-SECONDS_BETWEEN_SAVES = 10.0
 
 
 def bound_tree(config: Config, free: Collection[str] = FREE) -> dict[str, Any]:
@@ -147,8 +144,7 @@ def check_run(config: Config) -> dict[str, Any]:
     folder = writable_folder(config.run.storage_path, name)
     if name:
         check_kind(folder, RUN_FILE)
-    saved = folder / CONFIG_FILE
-    old: dict[str, Any] = yaml.safe_load(saved.read()) if name and saved.exists() else {}
+    old = read_kept(folder) if name else {}
     if old:
         check_same(name, "run", old, config.model_dump(mode="json"))
     return old
@@ -201,79 +197,68 @@ class RunFolder:
             ValueError: a run of this name exists with other data.
         """
         self.storage, self.name = storage, storage.name
-        self.history: list[dict[str, Any]] = []
-        self._saved_at = time.monotonic()
         self.info: dict[str, Any] = {
             "fingerprint": splits.fingerprint(),
             "num_pseudo_labeled": splits.num_pseudo_labeled,
             "held_out": {name: _held_out(getattr(splits, name)) for name in ("test", "validation")},
             "result": None,
         }
-        self._bad: dict[str, str] = {}
         self.resumed = (self.storage / RUN_FILE).exists()
         if self.resumed:
             self._load()
         if not isinstance(splits.unlabeled, ImageSet):
             self._check_bad(config.data.max_bad_fraction, splits)
-        (self.storage / CONFIG_FILE).write(to_yaml(config).encode())
+        write_kept(self.storage, config)
         self.save_info()
         if not (self.storage / SPLITS_FILE).exists():  # also that of a run of an older version, which kept none
             write_splits(self.storage, splits)
         if splits.bad:
-            self._add_bad(splits.bad)
+            bad = {image.id: image.reason for image in splits.bad}
+            write_bad(self.storage, read_bad(self.storage) | bad)
 
     @property
-    def _history(self) -> Storage:
-        return self.storage / HISTORY_FILE
+    def history(self) -> list[dict[str, Any]]:
+        """The rows that there are now: the process that trains adds to them."""
+        return read_history(self.storage)
 
     def _load(self) -> None:
-        info = json.loads((self.storage / RUN_FILE).read())
+        file = self.storage / RUN_FILE
+        remedy = "remove it: the same command goes on from the newest checkpoint, and writes it anew"
+        info = read_tree(file, remedy)
+        if not isinstance(info.get("fingerprint"), str):
+            raise damaged(file, "it has no fingerprint", remedy)
         if info["fingerprint"] != self.info["fingerprint"]:
             raise ValueError(
                 f"run.name={self.name}: this run exists with other data (the images or labels have changed since); "
                 "take another run.name"
             )
         self.info |= info
-        if self._history.exists():
-            written = self._history.read()
-            self.history = from_lines(written)
-            if to_lines(self.history) != written:
-                self.save_history()  # without half a line, which would stand before the next row
-        # Those of a streamed pool are found on the way: what is read again is not the whole list.
-        self._bad = read_bad(self.storage)
+        places = (self.storage, self.storage / "baseline")
+        for told in chain.from_iterable(map(drop_damaged, places)):
+            warnings.warn(f"{told}; the run goes on from what is before it", stacklevel=4)
+        self._check_history(max(map(history_bytes, places)))
+
+    def _check_history(self, least: int) -> None:
+        """Say what is missing in history.jsonl, which goes on without it."""
+        file = self.storage / HISTORY_FILE
+        written = file.read_from(0)
+        if len(written) < least:
+            lost = f"{file}: has {len(written)} bytes, and had {least} at the newest checkpoint"
+            warnings.warn(f"{lost}; rows of it are lost", stacklevel=5)
+        if number := num_damaged(written):
+            warnings.warn(f"{file}: {number} line(s) damaged or half written, and left out", stacklevel=5)
+            file.write(to_lines(from_lines(written)))
 
     def _check_bad(self, limit: float, splits: Splits) -> None:
         """Refuse a run that has stopped for its unreadable images already: it would meet them again later."""
-        number, pool_size = len(self._bad.keys() - {image.id for image in splits.bad}), len(splits.unlabeled)
+        of_the_pool = read_bad(self.storage).keys() - {image.id for image in splits.bad}
+        number, pool_size = len(of_the_pool), len(splits.unlabeled)
         if number > most_bad(limit, pool_size) and not self.finished:
             raise ValueError(
                 f"data.max_bad_fraction={limit}: run.name={self.name} has found {number} images that cannot be "
                 f"read, of a pool of {pool_size} (bad_images.csv); raise the limit to go on, or repair or remove them "
                 "and take another run.name"
             )
-
-    def add(self, record: Record) -> dict[str, Any]:
-        """Keep a record of metrics, and return it as it is kept.
-
-        It is written at once, but in a bucket, where nothing can be added to a file: there now and then, so that a run
-        that is killed loses little.
-        """
-        # Never earlier than the row before, whatever happens to the clock: what is there is known by its time.
-        now = max(int(time.time() * 1000), self.history[-1].get("time", 0) if self.history else 0)
-        row = dataclasses.asdict(record) | {"time": now}
-        del row["bad"]
-        self.history.append(row)
-        if record.bad:
-            self._add_bad(record.bad)
-        if self.storage.is_local:
-            self._history.append(to_lines([row]))
-        elif time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
-            self.save_history()
-        return row
-
-    def _add_bad(self, bad: Iterable[BadImage]) -> None:
-        self._bad |= {image.id: image.reason for image in islice(bad, MAX_LISTED - len(self._bad))}
-        write_bad(self.storage, self._bad)
 
     def last_metrics(self, phase: str) -> dict[str, float]:
         """The newest value of every metric of a phase, thresholds aside."""
@@ -313,12 +298,8 @@ class RunFolder:
         result = self.info["result"]
         return result is not None and (self.storage / result["checkpoint"] / "manifest.json").exists()
 
-    def save_history(self) -> None:
-        self._saved_at = time.monotonic()
-        self._history.write(to_lines(self.history))
-
     def save_info(self) -> None:
-        (self.storage / RUN_FILE).write(json.dumps(self.info, indent=1).encode())
+        write_json(self.storage / RUN_FILE, self.info)
 
 
 def largest_class(targets: NDArray[np.int64]) -> int:

@@ -5,6 +5,7 @@ A row for each image of the two: id, split (labelled, validation), pixels (a has
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 
 from dpl_ray.data.copies import hashes_of
 from dpl_ray.data.dataset import ImageSet, Splits
+from dpl_ray.store.records import OTHER, damaged
 from dpl_ray.store.storage import Storage
 
 SPLITS_FILE = "splits.parquet"
+CHECKSUM = b"dpl_ray.checksum"  # of the schema's metadata
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def write_splits(folder: Storage, splits: Splits) -> None:
         }
     )
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+    pq.write_table(table.replace_schema_metadata({CHECKSUM: _checksum(table)}), sink)
     (folder / SPLITS_FILE).write(sink.getvalue())
 
 
@@ -50,13 +53,30 @@ def read_splits(run: Storage) -> dict[str, KnownSplit] | None:
     """Split -> its images, from the folder of a run; None where that has kept none.
 
     Older versions kept none; the same training command, started again, writes the file.
+
+    Raises:
+        ValueError: the file is not as it was written.
     """
     file = run / SPLITS_FILE
     if not file.exists():
         return None
-    table = pq.read_table(pa.BufferReader(file.read()))
-    ids, pixels, of = (table[name].to_numpy() for name in ("id", "pixels", "split"))
+    data = file.read()
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        ids, pixels, of = (table[name].to_numpy() for name in ("id", "pixels", "split"))
+        if (table.schema.metadata or {}).get(CHECKSUM, checksum := _checksum(table)) != checksum:
+            raise ValueError(OTHER)
+    except (OSError, LookupError, ValueError, pa.ArrowException) as error:
+        raise damaged(file, error, "remove it: the same training command writes it anew") from None
     return {name: KnownSplit(ids[of == name], pixels[of == name]) for name in ("labelled", "validation")}
+
+
+def _checksum(table: pa.Table) -> bytes:
+    """Of what is in it, which is the same however it is written."""
+    digest = hashlib.blake2b(digest_size=8)
+    for column in table.columns:
+        digest.update(repr(column.to_pylist()).encode())
+    return digest.hexdigest().encode()
 
 
 def _as_bytes(part: ImageSet) -> NDArray[np.object_]:

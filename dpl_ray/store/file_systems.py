@@ -81,7 +81,7 @@ def _check_reach(scheme: str, bucket: str, options: dict[str, str]) -> None:
             raise
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """An error of a library, short and on one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else text[:197] + "..."

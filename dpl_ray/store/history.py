@@ -1,4 +1,7 @@
-"""The records of a training, a file of them: as they are added to it, one list of them, its thresholds as a table."""
+"""The records of a training, a file of them: as they are added to it, one list of them, its thresholds as a table.
+
+A row has phase, step, num_steps, images_per_second, metrics and time (ms); older ones may lack some.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from dpl_ray.store.records import from_lines, read_lines
+from dpl_ray.store.records import from_lines
 from dpl_ray.store.storage import Storage
 
 HISTORY_FILE, TABLE_FILE = "history.jsonl", "thresholds.json"
@@ -41,7 +44,7 @@ class HistoryReader:
         data = data[: data.rfind(b"\n") + 1]  # half a line is being written
         self._read_to += len(data)
         points = []
-        for row in from_lines(data):
+        for row in history_rows(data):
             at = row.get("phase", ""), row["step"]
             before = self._known.get(at, frozenset())
             keys = before.union(row["metrics"])
@@ -57,9 +60,20 @@ def run_metrics(row: Mapping[str, Any], policy: str | None) -> dict[str, float]:
     return {prefix + key: value for key, value in row["metrics"].items()}
 
 
-def read_points(file: Storage, policy: str | None) -> list[Point]:
-    """All records of a run, by step; none where there is no file."""
-    return merge_records({**row, "metrics": run_metrics(row, policy)} for row in read_lines(file))
+def history_rows(data: bytes) -> list[dict[str, Any]]:
+    """The rows of a history.jsonl; what is none is passed over."""
+    kinds = {"step": int, "metrics": dict}
+    return [row for row in from_lines(data) if all(isinstance(row.get(name), kind) for name, kind in kinds.items())]
+
+
+def read_history(folder: Storage) -> list[dict[str, Any]]:
+    """The rows of the run in a folder; none where it has kept none."""
+    return history_rows((folder / HISTORY_FILE).read_from(0))
+
+
+def read_points(folder: Storage, policy: str | None) -> list[Point]:
+    """All records of the run in a folder, by step."""
+    return merge_records({**row, "metrics": run_metrics(row, policy)} for row in read_history(folder))
 
 
 def merge_records(rows: Iterable[Mapping[str, Any]]) -> list[Point]:

@@ -1,35 +1,58 @@
-"""What is kept of jobs: rows as lines of JSON, in files that grow; dataclasses as JSON, one a file; tables as CSV."""
+"""What is kept of jobs: rows as lines of JSON, in files that grow; objects as JSON, one a file; tables as CSV.
+
+Rows and objects carry a checksum: what is read is what was written, or an error that names the file.
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
+from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
 
 T = TypeVar("T")
+CHECKSUM = "checksum"  # of an object: of all its other keys
+OTHER = "its checksum is another one"
+REMEDY = "remove it: the same command writes it anew"
 
 
 def to_lines(rows: Iterable[dict[str, Any]]) -> bytes:
-    """One line a row, each with its end."""
-    return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    """One line a row, each with its checksum and its end."""
+    return b"".join(_with_crc(json.dumps(row).encode()) for row in rows)
+
+
+def _with_crc(line: bytes) -> bytes:
+    return line[:-1] + b'%s"crc": %d}\n' % (b", " if len(line) > 2 else b"", zlib.crc32(line))
 
 
 def from_lines(data: bytes) -> list[dict[str, Any]]:
-    """The rows; half a line, as a process that was killed or a full disk leaves it, is passed over."""
-    found = []
-    for line in filter(None, data.decode(errors="replace").split("\n")):
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+    """The rows; a line that is damaged, or half written, as a killed process leaves it, is passed over."""
+    return [row for line in data.split(b"\n") if line and (row := _row(line)) is not None]
+
+
+def num_damaged(data: bytes) -> int:
+    """How many lines `from_lines` passes over."""
+    return sum(1 for line in data.split(b"\n") if line and _row(line) is None)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row of a line; None where it is not the one that was written. Those of older versions have no checksum."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or ("crc" in row and row.pop("crc") != zlib.crc32(json.dumps(row).encode())):
+        return None
+    return row
 
 
 def read_lines(file: Storage) -> list[dict[str, Any]]:
@@ -61,15 +84,65 @@ def _is_number(text: str) -> bool:
 
 
 def write_json(file: Storage, value: Any) -> None:
-    """A dataclass, or what `json` takes."""
+    """A dataclass, or an object of JSON, with its checksum."""
     tree = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-    file.write(json.dumps(tree, indent=1).encode())
+    tree = json.loads(json.dumps(tree))  # as it is read: keys are texts
+    file.write(json.dumps(tree | {CHECKSUM: _digest(tree)}, indent=1).encode())
 
 
-def read_json(file: Storage, kind: type[T]) -> T | None:
+def parse_tree(data: bytes) -> dict[str, Any]:
+    """The object that `write_json` has written; that of an older version has no checksum.
+
+    Raises:
+        ValueError: it is not as it was written.
+    """
+    try:
+        tree = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(tree, dict):
+        raise ValueError("it is no object")
+    if CHECKSUM in tree and tree.pop(CHECKSUM) != _digest(tree):
+        raise ValueError(OTHER)
+    return tree
+
+
+def read_tree(file: Storage, remedy: str = REMEDY) -> dict[str, Any]:
+    """The object in a file, as `parse_tree` has it.
+
+    Args:
+        remedy: what to do about a damaged file, for the message.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: it is not as it was written; naming it.
+    """
+    data = file.read()
+    try:
+        return parse_tree(data)
+    except ValueError as error:
+        raise damaged(file, error, remedy) from None
+
+
+def read_json(file: Storage, kind: type[T], remedy: str = REMEDY) -> T | None:
     """The dataclass that was written; None where there is no file. A field that `kind` does not have is left out.
 
     Raises:
-        ValueError: a field is missing that has no default, or of another type.
+        ValueError: it is not as it was written: a field is missing that has no default, or of another type.
     """
-    return TypeAdapter(kind).validate_json(file.read()) if file.exists() else None
+    if not file.exists():
+        return None
+    tree = read_tree(file, remedy)
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValueError as error:
+        raise damaged(file, error, remedy) from None
+
+
+def damaged(file: Storage, reason: BaseException | str, remedy: str) -> ValueError:
+    """That a file is not as it was written, and what to do about it."""
+    return ValueError(f"{file}: is damaged ({one_line(reason)}); {remedy}")
+
+
+def _digest(tree: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=8).hexdigest()

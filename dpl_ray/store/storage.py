@@ -7,11 +7,11 @@ import errno
 import os
 import posixpath
 import tempfile
-import uuid
 from pathlib import Path
 
 from pyarrow import fs
 
+from dpl_ray.store import disk
 from dpl_ray.store.file_systems import open_uri, split_options
 from dpl_ray.store.paths import expand_path, expand_variables
 
@@ -60,6 +60,10 @@ class Storage:
     def exists(self) -> bool:
         return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
 
+    def size(self) -> int:
+        """Bytes of this file."""
+        return self.filesystem.get_file_info(self.path).size
+
     def changed(self) -> int:
         """When this file was written, in ns."""
         return self.filesystem.get_file_info(self.path).mtime_ns or 0
@@ -86,29 +90,30 @@ class Storage:
             return b""
 
     def write(self, data: bytes) -> None:
-        """Write a whole file, making its folders. Readers see the old file or the new one, whoever else writes it."""
-        folder = posixpath.dirname(self.path)
-        self.filesystem.create_dir(folder, recursive=True)
-        # Hidden, for what reads a folder of files; and no two writers share it, as those of a job that was killed may.
-        temporary = posixpath.join(folder, f".{self.name}.{uuid.uuid4().hex[:8]}") if self.is_local else self.path
-        try:
-            with self.filesystem.open_output_stream(temporary) as stream:
-                stream.write(data)
-            if self.is_local:
-                self.filesystem.move(temporary, self.path)
-        except OSError:
-            if self.is_local:
-                Path(temporary).unlink(missing_ok=True)
-            raise
+        """Write a whole file, making its folders. Readers see the old file or the new one, whoever else writes it, and
+        wherever the process or the machine stops.
+        """
+        if self.is_local:
+            disk.replace(Path(self.path), data)
+            return
+        self.filesystem.create_dir(posixpath.dirname(self.path), recursive=True)
+        with self.filesystem.open_output_stream(self.path) as stream:
+            stream.write(data)
 
     def append(self, data: bytes) -> None:
-        """Write at the end of a file, new or old. In a bucket, which cannot, the file is read and written anew."""
-        if not self.is_local:
+        """Write all of it at the end of a file, new or old, or nothing. In a bucket the file is read and written anew.
+
+        On a disk it outlives the process at once, and the machine from the next `sync` on.
+        """
+        if self.is_local:
+            disk.append(Path(self.path), data)
+        else:
             self.write((self.read() if self.exists() else b"") + data)
-            return
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(self.path).open("ab") as stream:
-            stream.write(data)
+
+    def sync(self) -> None:
+        """What was appended to this file outlives the machine."""
+        if self.is_local:
+            disk.sync(Path(self.path))
 
     def make(self) -> bool:
         """Make this folder; false where it is there already. In a bucket, where there are no folders, it only looks."""
@@ -141,12 +146,12 @@ class Storage:
 
     def remove(self) -> None:
         """Remove this file, if it is there."""
-        if self.exists():
+        if self.is_local:
+            disk.remove(Path(self.path))
+        elif self.exists():
             self.filesystem.delete_file(self.path)
 
     def delete(self) -> None:
         """Remove a folder with all it holds, its manifest first, so that what is half removed does not look whole."""
-        manifest = self / "manifest.json"
-        if manifest.exists():
-            self.filesystem.delete_file(manifest.path)
+        (self / "manifest.json").remove()
         self.filesystem.delete_dir(self.path)

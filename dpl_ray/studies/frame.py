@@ -7,7 +7,6 @@ are fixed at the start (a comparison), proposed while others run (a search), or 
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from dpl_ray.page.console import show
 from dpl_ray.runs.folder import FREE, check_kind, check_same, writable_folder
 from dpl_ray.runs.provenance import describe_code
 from dpl_ray.store.lock import sole_use
-from dpl_ray.store.records import write_json
+from dpl_ray.store.records import read_tree, write_json
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.server import tracking_uri
 from dpl_ray.tracking.tracker import Tracker, recording, start_tracker
@@ -74,7 +73,7 @@ class Study(ABC, Generic[R]):
         self.info: dict[str, Any] = {"command": None, "config": identity} | info
         self.resumed = (self.storage / self.file).exists()
         if self.resumed:
-            self.info |= json.loads((self.storage / self.file).read())
+            self.info |= read_tree(self.storage / self.file)
             check_same(name, self.kind, self.info["config"], identity, free, defaults)
             self.info["config"] = identity  # with the fields that an older version did not know
 

@@ -202,7 +202,7 @@ class Sender:
         if "history" in entry:
             history = [Point(*row) for row in entry["history"]]
         else:
-            history = read_points(self._folder / entry["folder"] / HISTORY_FILE, entry["params"].get("policy.name"))
+            history = read_points(self._folder / entry["folder"], entry["params"].get("policy.name"))
         history = [point if point.time else point._replace(time=entry["time"]) for point in history]
         times = [point.time for point in history] or [entry["time"]]
         experiment_id = self._client.get_run(journal.run_id).info.experiment_id

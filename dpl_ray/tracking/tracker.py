@@ -160,7 +160,9 @@ class MlflowTracker(Tracker):
 
     def _send(self, entries: list[Entry]) -> None:
         """Send these and what is left from before; what cannot be sent stays in the journal."""
-        is_due = self._failure is None or time.monotonic() - self._failed_at > SECONDS_TO_RETRY
+        # At the end in any case: what has failed since may have recovered, and would show a run that goes on for ever.
+        is_last = any(entry["kind"] == "finish" for entry in entries)
+        is_due = self._failure is None or is_last or time.monotonic() - self._failed_at > SECONDS_TO_RETRY
         self._keep(entries)
         if not is_due:
             return

@@ -6,7 +6,7 @@
       config.yaml          the resolved configuration
       model.json           class names, channels, image size
       backbone.*           of data=features: the network that made them (dpl_ray/data/features.py)
-      manifest.json        written last: size and SHA-256 of the others
+      manifest.json        written last: size and SHA-256 of the others, and how many bytes history.jsonl had
 
 Random states and the data position are functions of seed and step, so the step is all there is to save of them. A
 directory without a manifest is a write that did not finish, and does not count.
@@ -18,6 +18,9 @@ import hashlib
 import io
 import json
 import pickle
+import time
+import warnings
+from collections.abc import Callable
 
 import safetensors.torch
 import torch
@@ -32,6 +35,8 @@ from dpl_ray.data.features import BACKBONE_SPEC, BACKBONE_WEIGHTS, parse_spec, r
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.models.adapters import merge_lora
 from dpl_ray.models.on_images import OnImages
+from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.records import write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import (
     MANIFEST,
@@ -44,14 +49,29 @@ from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState
 
 MODULES = ("student", "teacher", "policy")
+WAITS = (1, 2, 4, 8, 15, 30)  # seconds between attempts to write
 
 
 def save_checkpoint(
-    folder: Storage, state: TrainState, config: Config, info: ModelInfo, workers: Workers, *, keep: int
+    folder: Storage,
+    state: TrainState,
+    config: Config,
+    info: ModelInfo,
+    workers: Workers,
+    *,
+    keep: int,
+    save_history: Callable[[], int] = lambda: 0,
 ) -> Storage:
     """Write `folder/step-N` and remove all but the `keep` newest. Interrupted, the older ones are whole.
 
-    Every worker calls this, for what the policy keeps in shards; worker 0 writes.
+    Every worker calls this, for what the policy keeps in shards; worker 0 writes. Storage that fails for a while is
+    tried again for a minute.
+
+    Args:
+        save_history: brings the records until this step to the storage, and returns how many bytes they are.
+
+    Raises:
+        OSError: the checkpoint, or the records before it, cannot be written.
     """
     target = folder / f"step-{state.step:08d}"
     shards, sums = _gather_shards(state.policy, workers), torch.stack(workers.gather(state.sums.cpu()))
@@ -71,15 +91,27 @@ def save_checkpoint(
     if config.model.name == "head":  # with the backbone, so that the model of the checkpoint takes images
         assert config.data.train is not None, "the configuration requires it"
         contents |= read_backbone("data.train", config.data.train)
-    for name, data in contents.items():
-        (target / name).write(data)
-    manifest = {
-        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()
-    }
-    (target / MANIFEST).write(json.dumps({"step": state.step, "files": manifest}, indent=1).encode())
+    for seconds in (*WAITS, None):
+        try:
+            _write(target, state.step, contents, save_history())
+            break
+        except OSError as error:
+            if seconds is None:
+                raise
+            warnings.warn(f"{target}: cannot be written ({one_line(error)}); tried again in {seconds} s", stacklevel=2)
+            time.sleep(seconds)
     for old in list_checkpoints(folder)[:-keep]:
         old.delete()
     return target
+
+
+def _write(target: Storage, step: int, contents: dict[str, bytes], num_bytes: int) -> None:
+    """The files of a checkpoint, and at last its manifest, without which it does not count."""
+    (target / MANIFEST).remove()  # of one that was damaged, or was written by another attempt
+    for name, data in contents.items():
+        (target / name).write(data)
+    files = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
+    write_json(target / MANIFEST, {"step": step, "history_bytes": num_bytes, "files": files})
 
 
 def load_state(checkpoint: Storage, state: TrainState, workers: Workers) -> None:

@@ -20,6 +20,7 @@ from dpl_ray.data.dataset import Splits
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.features import BACKBONE_SPEC, Spec, parse_spec
 from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.records import read_tree
 from dpl_ray.store.storage import Storage
 
 MANIFEST = "manifest.json"
@@ -51,6 +52,36 @@ def list_checkpoints(folder: Storage) -> list[Storage]:
     """Finished checkpoints of a run, oldest first."""
     names = sorted(name for name in folder.list() if re.fullmatch(r"step-\d+", name))
     return [folder / name for name in names if (folder / name / MANIFEST).exists()]
+
+
+def drop_damaged(folder: Storage) -> list[str]:
+    """Let the newest checkpoints not count that are damaged, if an older one is whole; returns what is wrong with them.
+
+    Raises:
+        ValueError: none is whole.
+    """
+    told, wrong = [], list[Storage]()
+    for checkpoint in reversed(list_checkpoints(folder)):
+        try:
+            for name in _files(checkpoint):
+                read_file(checkpoint, name)
+        except ValueError as error:
+            told.append(str(error).partition("; remove this folder")[0])
+            wrong.append(checkpoint)
+            continue
+        for each in wrong:
+            (each / MANIFEST).remove()
+        return told
+    if told:
+        raise ValueError(f"{told[0]}; no checkpoint before it is whole: remove {wrong[0].parent} to begin anew")
+    return []
+
+
+def history_bytes(folder: Storage) -> int:
+    """How many bytes history.jsonl had when the newest checkpoint was written; 0: that is not known."""
+    saved = list_checkpoints(folder)
+    number: int = read_tree(saved[-1] / MANIFEST).get("history_bytes", 0) if saved else 0
+    return number
 
 
 def open_checkpoint(given: str) -> Storage:
@@ -106,6 +137,17 @@ def feature_spec(checkpoint: Storage, config: Config) -> Spec | None:
     return parse_spec(read_file(checkpoint, BACKBONE_SPEC)) if config.model.name == "head" else None
 
 
+def _files(checkpoint: Storage) -> dict[str, tuple[int, str]]:
+    """File -> bytes and SHA-256, as the manifest has them; `ValueError` where it is damaged."""
+    try:
+        files = read_tree(checkpoint / MANIFEST)["files"]
+        return {name: (known["size"], known["sha256"]) for name, known in files.items()}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ValueError(
+            f"checkpoint={checkpoint}: {MANIFEST} is damaged; remove this folder to go on from the checkpoint before it"
+        ) from None
+
+
 def read_file(checkpoint: Storage, name: str) -> bytes:
     """A file's bytes, checked against the manifest.
 
@@ -114,11 +156,10 @@ def read_file(checkpoint: Storage, name: str) -> bytes:
     """
     if not (checkpoint / MANIFEST).exists():
         raise ValueError(f"checkpoint={checkpoint}: there is no finished checkpoint (no {MANIFEST})")
-    try:
-        expected = json.loads((checkpoint / MANIFEST).read())["files"][name]
-        size, digest = expected["size"], expected["sha256"]
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(f"checkpoint={checkpoint}: {MANIFEST} is damaged, or says nothing of {name}") from None
+    files = _files(checkpoint)
+    if name not in files:
+        raise ValueError(f"checkpoint={checkpoint}: {MANIFEST} says nothing of {name}")
+    size, digest = files[name]
     data = (checkpoint / name).read() if (checkpoint / name).exists() else b""
     if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
         raise ValueError(

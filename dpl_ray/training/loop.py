@@ -40,11 +40,12 @@ def train(
     folder: Storage,
     record: Callable[[Record], None],
     read: WindowReader = read_here,
+    save_history: Callable[[], int] = lambda: 0,
 ) -> Outcome:
     """Train to train.num_steps, from the newest checkpoint in `folder` where there is one.
 
     Every worker calls this with the same arguments; `record` is called on worker 0 alone, and `read` reads a pool that
-    is streamed.
+    is streamed. `save_history` is as `save_checkpoint` has it.
 
     Raises:
         Interrupted: `workers.stop` was set; a checkpoint is saved.
@@ -90,7 +91,8 @@ def train(
                     window.tell(state.step, found)
                 if due.checkpoint:
                     with clock.saving():
-                        save_checkpoint(folder, state, config, info, workers, keep=config.train.keep_checkpoints)
+                        keep = config.train.keep_checkpoints
+                        save_checkpoint(folder, state, config, info, workers, keep=keep, save_history=save_history)
             if state.wish is Wish.STOP:
                 raise Interrupted(f"step {state.step:,} of {num_steps:,} of {phase} is saved")
     found, test = scores.final()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +33,8 @@ from dpl_ray.inference.predictor import load_checkpoint
 from dpl_ray.jobs.explain import explain
 from dpl_ray.models import build_model
 from dpl_ray.report.accuracy import pictures_section
+from dpl_ray.store.records import read_tree, write_json
+from dpl_ray.store.storage import Storage
 from dpl_ray.training.evaluation import predict_probs
 from dpl_ray.training.predictions import Predictions
 from tests.embedding.jobs import CLASSES, NETWORK, SIZE, overrides, pool_of, run, splits_of
@@ -75,9 +76,9 @@ def test_an_embedding_goes_on_with_what_is_missing(weights: str, images: Path, t
     lost = sorted(before)[1]
     (output / lost).unlink()
     job = output / "_ledger" / "job.json"
-    begun = json.loads(job.read_text())
+    begun = read_tree(Storage(str(job)))
     del begun["identity"]["features"]["model"]["lora_alpha"]  # a field that an older version did not know
-    job.write_text(json.dumps(begun))
+    write_json(Storage(str(job)), begun)
     run(weights, images / "rest", output, "views=1")
     after = parts(output)
     assert {name: data for name, (_, data) in after.items()} == {name: data for name, (_, data) in before.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import pickle
 import shutil
@@ -19,6 +18,7 @@ from dpl_ray.config.compose import load_config
 from dpl_ray.data.sources import load_splits
 from dpl_ray.inference.predictor import Predictor, load_checkpoint
 from dpl_ray.jobs.fit import FitResult, fit
+from dpl_ray.store.records import read_tree, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import MODULES, list_checkpoints, load_state
 from dpl_ray.training.distributed import Workers
@@ -130,10 +130,10 @@ def test_nothing_is_executed(checkpoint: Path, tmp_path: Path, monkeypatch: pyte
     content = io.BytesIO()
     torch.save({"step": 2, "optimizer": Payload()}, content)
     (checkpoint / "trainer.pt").write_bytes(content.getvalue())
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest = read_tree(Storage(str(checkpoint / "manifest.json")))
     digest = hashlib.sha256(content.getvalue()).hexdigest()
     manifest["files"]["trainer.pt"] = {"size": len(content.getvalue()), "sha256": digest}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    write_json(Storage(str(checkpoint / "manifest.json")), manifest)
     state = build_state(load_checkpoint(str(checkpoint)).config, 1, 10, Workers())
     with pytest.raises((pickle.UnpicklingError, ValueError)):
         load_state(Storage(str(checkpoint)), state, Workers())
@@ -146,9 +146,9 @@ def test_a_yaml_tag_is_not_executed(checkpoint: Path, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     content = b"!!python/object/apply:os.mkdir [stolen]"
     (checkpoint / "config.yaml").write_bytes(content)
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest = read_tree(Storage(str(checkpoint / "manifest.json")))
     manifest["files"]["config.yaml"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    write_json(Storage(str(checkpoint / "manifest.json")), manifest)
     with pytest.raises(Exception, match="could not determine a constructor for the tag"):
         load_checkpoint(str(checkpoint))
     assert not Path("stolen").exists()

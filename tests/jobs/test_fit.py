@@ -25,7 +25,7 @@ from dpl_ray.commands import cli, train
 from dpl_ray.config.schema import BESIDE_RUNS, Config
 from dpl_ray.data.batches import Batch
 from dpl_ray.data.sources import load_splits
-from dpl_ray.runs.folder import RunFolder
+from dpl_ray.runs.history_writer import HistoryWriter
 from dpl_ray.tracking.sender import Sender
 from dpl_ray.tracking.tracker import MlflowTracker
 from dpl_ray.training import loop
@@ -92,16 +92,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, phase: str, step: int) -> None:
     """Fail when a record of this phase and step arrives, as a run does that is interrupted there."""
-    add = RunFolder.add
+    add = HistoryWriter.add
 
-    def failing(self: RunFolder, record: Record) -> dict[str, Any]:
+    def failing(self: HistoryWriter, record: Record) -> dict[str, Any]:
         row = add(self, record)
         if (record.phase, record.step) == (phase, step):
-            monkeypatch.setattr(RunFolder, "add", add)
+            monkeypatch.setattr(HistoryWriter, "add", add)
             raise OSError("interrupted")
         return row
 
-    monkeypatch.setattr(RunFolder, "add", failing)
+    monkeypatch.setattr(HistoryWriter, "add", failing)
 
 
 @pytest.mark.parametrize(

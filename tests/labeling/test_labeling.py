@@ -30,6 +30,7 @@ from dpl_ray.labeling.ledger import LedgerError
 from dpl_ray.labeling.parts import CONFIDENCE_EDGES as EDGES
 from dpl_ray.labeling.parts import SCHEMA, Counts
 from dpl_ray.runs.splits import write_splits
+from dpl_ray.store.records import read_tree, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import load_classifier, load_policy
 from tests.builders import tiny_splits
@@ -337,11 +338,11 @@ def test_another_job_that_has_begun_meanwhile_is_found(
 def test_books_that_do_not_agree_name_the_file(checkpoint: str, pool: Path, tmp_path: Path) -> None:
     label(checkpoint, pool, tmp_path / "out")
     place = tmp_path / "out" / "_ledger" / "manifests" / "000000.json"
-    manifest = json.loads(place.read_text())
+    manifest = read_tree(Storage(str(place)))
     assert manifest["input"] == str(pool / "more" / "b.parquet")
     assert (manifest["num_rows"], manifest["num_files"]) == (11, 1)
     manifest["counts"]["rejected"][0] += 1
-    place.write_text(json.dumps(manifest))
+    write_json(Storage(str(place)), manifest)
     with pytest.raises(LedgerError, match=r"b\.parquet: .* selected \+ .* are not the 11 rows that were planned"):
         label(checkpoint, pool, tmp_path / "out")
     place.unlink()

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from dpl_ray import compare, fit, label_pool, load_checkpoint, load_config, search, self_train
 from dpl_ray.labeling.config import load_labeling
-from dpl_ray.store.history import HISTORY_FILE, read_points
+from dpl_ray.store.history import read_points
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.comparison.config import load_comparison
 from dpl_ray.studies.comparison.job import Comparison
@@ -191,7 +191,7 @@ class Told(Tracker):
     def log_child(self, name: str, *, params: dict[str, str], tags: dict[str, str], folder: str) -> None:
         assert params
         assert tags
-        history = read_points(self.storage / folder / HISTORY_FILE, params["policy.name"])
+        history = read_points(self.storage / folder, params["policy.name"])
         self.children[name] = history[-1].step
 
 

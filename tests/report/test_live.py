@@ -38,7 +38,6 @@ def test_it_is_written_at_every_record_and_says_how_far_the_run_is(tmp_path: Pat
 
     def receive(record: Record) -> None:
         if record.metrics:
-            run.add(record)
             page.update(record)
             texts[record.phase, record.step] = file.read_text()
             if "train/loss_labeled" in record.metrics:

@@ -49,7 +49,7 @@ def finished(folder: Path, splits: Splits, **groups: dict[str, Any]) -> tuple[Co
     train = {"num_steps": 6, "log_every": 2} | groups.pop("train", {})
     config = tiny_config(train=train, run={"storage_path": str(folder), "name": "tiny"}, **groups)
     made = RunFolder(run_storage(config), config, splits)
-    outcomes = train_phases(config, splits, made.storage, Workers(), lambda r: made.add(r) if r.metrics else None)
+    outcomes = train_phases(config, splits, made.storage, Workers(), lambda _: None)
     return config, made, outcomes
 
 

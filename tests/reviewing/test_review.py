@@ -18,6 +18,7 @@ from dpl_ray.data.sources import load_splits
 from dpl_ray.reviewing.config import load_reviewing
 from dpl_ray.reviewing.job import review
 from dpl_ray.runs.splits import write_splits
+from dpl_ray.store.records import read_tree
 from dpl_ray.store.storage import Storage
 from tests.browser import CHROMIUM, CONTROL, Browser, browsing
 from tests.builders import tiny_splits
@@ -180,7 +181,7 @@ def test_what_the_answers_say(labels: Path, drawn: Path, tmp_path: Path) -> None
     answers[50]["label"] = ""
     given = write_answers(tmp_path, answers[:150])
     result = review(labels=str(labels), output=str(tmp_path / "review"), answers=given)
-    told = json.loads((tmp_path / "review" / "certificate.json").read_text())
+    told = read_tree(Storage(str(tmp_path / "review" / "certificate.json")))
     assert told == json.loads(json.dumps(result.certificate))
     error = told["error"]
     assert (error["num_images"], error["num_answered"], error["num_wrong"]) == (NUM_FILES + NUM_ROWS, 150, 4)

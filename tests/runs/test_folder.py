@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,9 @@ from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.runs.folder import FREE_FIELDS, FREE_SECTIONS, RunFolder, check_run, run_storage
+from dpl_ray.runs.history_writer import HistoryWriter
+from dpl_ray.store.records import read_tree
+from dpl_ray.store.storage import Storage
 from dpl_ray.training.records import Outcome, Record
 
 
@@ -39,7 +41,7 @@ def test_a_new_run(tmp_path: Path) -> None:
     folder = tmp_path / "first"
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "run.json", "splits.parquet"]
     assert parse_config(yaml.safe_load((folder / "config.yaml").read_text())) == config(tmp_path)
-    assert json.loads((folder / "run.json").read_text()) == {
+    assert read_tree(made.storage / "run.json") == {
         "fingerprint": splits().fingerprint(),
         "num_pseudo_labeled": 0,
         "held_out": {"test": [2, 1], "validation": [2, 1]},
@@ -70,9 +72,9 @@ def test_runs_without_a_name_that_start_together_get_folders_of_their_own(
 
 def test_the_same_name_goes_on(tmp_path: Path) -> None:
     first = opened(config(tmp_path), splits())
-    first.add(Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5, "threshold/over/x": 0.5}))
-    first.add(Record("dpl", 10, 10, 100.0, {"train/loss_labeled": 0.5}))
-    first.save_history()
+    writer = HistoryWriter(first.storage)
+    writer.add(Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5, "threshold/over/x": 0.5}))
+    writer.add(Record("dpl", 10, 10, 100.0, {"train/loss_labeled": 0.5}))
     again = opened(config(tmp_path), splits())
     assert again.resumed
     assert again.history == first.history
@@ -84,14 +86,13 @@ def test_the_same_name_goes_on(tmp_path: Path) -> None:
         "images_per_second": 100.0,
         "metrics": {"train/loss_labeled": 1.5, "threshold/over/x": 0.5},
     }
-    again.add(Record("dpl", 15, 15, 100.0, {"eval/accuracy": 0.9}))
-    again.save_history()
+    writer.add(Record("dpl", 15, 15, 100.0, {"eval/accuracy": 0.9}))
     assert len((tmp_path / "first" / "history.jsonl").read_text().splitlines()) == 3
     # The loop has told of the last step only what it had evaluated; the rest it measured before it was interrupted.
     again.finish(
         [Outcome("dpl", {"eval/accuracy": 0.9}, {"over": [0.5, 0.6]}, "/x/step-00000015", 1.0, 1.0)], ("x", "y"), "told"
     )
-    assert json.loads((tmp_path / "first" / "run.json").read_text())["result"] == {
+    assert read_tree(again.storage / "run.json")["result"] == {
         "metrics": {"train/loss_labeled": 0.5, "eval/accuracy": 0.9},
         "baseline": None,
         "thresholds": {"over": {"x": 0.5, "y": 0.6}},
@@ -167,7 +168,8 @@ def test_where_and_how_may_differ(tmp_path: Path, override: str) -> None:
 def test_bad_images_that_were_found_on_the_way_stay_listed_when_the_run_goes_on(tmp_path: Path) -> None:
     for number in range(2):
         bad = BadImage(f"{number}, é.png", "truncated")
-        opened(config(tmp_path), splits()).add(Record("dpl", 5, 10, 1.0, {"data/unreadable": 1.0}, (bad,)))
+        writer = HistoryWriter(opened(config(tmp_path), splits()).storage)
+        writer.add(Record("dpl", 5, 10, 1.0, {"data/unreadable": 1.0}, (bad,)))
     text = (tmp_path / "first" / "bad_images.csv").read_text()
     assert text.splitlines() == ["id,reason", '"0, é.png",truncated', '"1, é.png",truncated']
 
@@ -186,8 +188,8 @@ def test_a_run_that_has_found_too_many_bad_images_in_its_pool_is_refused(tmp_pat
     first, second = (BadImage(f"pool/{number}.png", "truncated") for number in range(2))
     data = dataclasses.replace(splits(bad=(BadImage("test/1.png", "truncated"),)), unlabeled=Pool())
     limited = config(tmp_path, "data.max_bad_fraction=0.1")
-    opened(limited, data).add(Record("dpl", 5, 10, 1.0, {"data/unreadable": 1.0}, (first,)))
-    opened(limited, data).add(Record("dpl", 6, 10, 1.0, {"data/unreadable": 2.0}, (second,)))
+    HistoryWriter(opened(limited, data).storage).add(Record("dpl", 5, 10, 1.0, {"data/unreadable": 1.0}, (first,)))
+    HistoryWriter(opened(limited, data).storage).add(Record("dpl", 6, 10, 1.0, {"data/unreadable": 2.0}, (second,)))
     with pytest.raises(ValueError, match=r"run.name=first has found 2 images that cannot be read, of a pool of 10"):
         opened(limited, data)
     opened(config(tmp_path, "data.max_bad_fraction=0.2"), data)
@@ -220,21 +222,20 @@ def test_a_bucket_that_does_not_answer_is_named_with_its_field() -> None:
 
 
 def test_times_of_the_history_do_not_go_back_with_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, seconds = opened(config(tmp_path), splits()), iter([20.0, 10.0, 30.0])
+    writer, seconds = HistoryWriter(Storage(str(tmp_path))), iter([20.0, 10.0, 30.0])
     monkeypatch.setattr("time.time", lambda: next(seconds))
-    rows = [folder.add(Record("dpl", step, 10, 100.0, {"train/loss_labeled": 1.5})) for step in (1, 2, 3)]
+    rows = [writer.add(Record("dpl", step, 10, 100.0, {"train/loss_labeled": 1.5})) for step in (1, 2, 3)]
     assert [row["time"] for row in rows] == [20_000, 20_000, 30_000]
 
 
 def test_half_a_line_of_the_history_costs_no_other(tmp_path: Path) -> None:
     record = Record("dpl", 5, 10, 100.0, {"train/loss_labeled": 1.5})
-    first = opened(config(tmp_path), splits())
-    row = first.add(record)
-    file = tmp_path / "first" / "history.jsonl"
-    assert json.loads(file.read_text()) == row, "written at once"
-    with file.open("a") as stream:
+    folder = opened(config(tmp_path), splits())
+    row = HistoryWriter(folder.storage).add(record)
+    assert folder.history == [row], "written at once"
+    with (tmp_path / "first" / "history.jsonl").open("a") as stream:
         stream.write('{"phase": "dpl", "st')
-    again = opened(config(tmp_path), splits())
-    assert again.history == [row]
-    later = again.add(record)
-    assert [json.loads(line) for line in file.read_text().splitlines()] == [row, later]
+    assert folder.history == [row]
+    later = HistoryWriter(folder.storage).add(record)
+    assert folder.history == [row, later]
+    assert (tmp_path / "first" / "history.jsonl").read_text().count("\n") == 2

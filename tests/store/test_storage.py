@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -65,14 +66,19 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch
     file = Storage(str(tmp_path)) / "file"
     file.write(b"old")
 
-    class Full(fs.LocalFileSystem):
-        def move(self, source: str, destination: str) -> None:
-            raise OSError(28, "No space left on device")
+    write = os.write
 
-    file.filesystem = Full()
-    with pytest.raises(OSError, match="No space"):
-        file.write(b"new and not whole")
-    assert (tmp_path / "file").read_bytes() == b"old"
+    def fill(descriptor: int, data: bytes) -> int:
+        if len(data) < 10:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data[:-9])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fill)
+        for change in (file.write, file.append):
+            with pytest.raises(OSError, match="No space"):
+                change(b"new and not whole")
+            assert (tmp_path / "file").read_bytes() == b"old"
     (Storage(str(tmp_path)) / "file").write(b"newer")
     assert (tmp_path / "file").read_bytes() == b"newer"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -22,7 +22,7 @@ from dpl_ray.commands import compare as command
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
-from dpl_ray.runs.folder import RunFolder
+from dpl_ray.runs.history_writer import HistoryWriter
 from dpl_ray.studies.comparison.cells import Cell, CellResult, cell_config, read_cells, run_cell
 from dpl_ray.studies.comparison.config import make_plan
 from dpl_ray.studies.comparison.console import CellsProgress
@@ -124,14 +124,14 @@ def test_only_the_cell_that_is_missing_is_run(tmp_path: Path, ran: list[str]) ->
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_saves_the_cell_that_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = RunFolder.add
+    real = HistoryWriter.add
 
-    def interrupted(folder: RunFolder, record: Record) -> Any:
-        if (folder.name, record.step) == ("fixmatch-seed-0", 2) and "train/loss_labeled" in record.metrics:
+    def interrupted(writer: HistoryWriter, record: Record) -> Any:
+        if (writer.folder.name, record.step) == ("fixmatch-seed-0", 2) and "train/loss_labeled" in record.metrics:
             signal.raise_signal(signal.SIGINT)
-        return real(folder, record)
+        return real(writer, record)
 
-    monkeypatch.setattr(RunFolder, "add", interrupted)
+    monkeypatch.setattr(HistoryWriter, "add", interrupted)
     with pytest.raises(Interrupted, match=r"^step 3 of 6 of fixmatch is saved$"):
         run(tmp_path, options=TWO.model_copy(update={"seeds": 1}))
     assert [cell.label for cell in read_cells(str(tmp_path / "first"))] == ["dpl"]

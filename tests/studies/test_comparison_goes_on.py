@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import pytest
 from dpl_ray import CompareConfig, compare
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.sources import load_splits
+from dpl_ray.store.records import read_tree, write_json
+from dpl_ray.store.storage import Storage
 from dpl_ray.studies.comparison.cells import Cell, read_cells, run_cell
 from dpl_ray.studies.comparison.config import load_comparison
 from dpl_ray.studies.comparison.folder import write_comparison
@@ -54,17 +55,18 @@ def test_a_comparison_of_an_older_version_goes_on(tmp_path: Path) -> None:
     """One whose fields and facts were fewer, and one of a newer version, which has more."""
     first, _ = run(tmp_path)
     folder = tmp_path / "first"
-    info = json.loads((folder / "comparison.json").read_text())
+    info = read_tree(Storage(str(folder / "comparison.json")))
     del info["config"]["train"]["lambda_u"], info["config"]["data"]["views"]["cutout"]
-    (folder / "comparison.json").write_text(json.dumps(info))
+    write_json(Storage(str(folder / "comparison.json")), info)
     for cell in folder.glob("*-seed-*/cell.json"):
-        tree = json.loads(cell.read_text())
+        tree = read_tree(Storage(str(cell)))
         if tree["seed"]:
             del tree["facts"]["data.num_test"], tree["facts"]["commit"], tree["facts"]["version.torch"]
             del tree["policy"]["ema_decay" if tree["label"] == "dpl" else "threshold"]
-        cell.write_text(json.dumps(tree | {"new": 1}))
+        write_json(Storage(str(cell)), tree | {"new": 1})
     config = folder / "dpl-seed-0" / "config.yaml"
-    config.write_text("".join(line for line in config.open() if "curve_images" not in line))
+    kept = [line for line in config.open() if not line.startswith("#") and "curve_images" not in line]
+    config.write_text("".join(kept))
     more, output = run(tmp_path, options=TWO.model_copy(update={"policies": ("dpl", "fixmatch", "supervised")}))
     assert "goes on, 4 of them finished before" in output
     assert [row for row in more.rows if row.label != "supervised"] == first.rows
@@ -79,9 +81,9 @@ def test_repeats_are_added_to_a_comparison_that_knew_seeds_alone(tmp_path: Path)
     run(tmp_path / "each", options=one)
     run(tmp_path / "shared", "data.subset_seed=5", options=one)
     for file in tmp_path.glob("*/first/*/cell.json"):
-        tree = json.loads(file.read_text())
+        tree = read_tree(Storage(str(file)))
         del tree["subset"]
-        file.write_text(json.dumps(tree))
+        write_json(Storage(str(file)), tree)
     assert [cell.key for cell in read_cells(str(tmp_path / "shared" / "first"))] == [(5, 0)]
     _, output = run(tmp_path / "each", options=one.model_copy(update={"repeats": 2}))
     assert "goes on, 1 of them finished before: 1 policies (fixmatch) x 1 subset x 2 repeats, 2 cells" in output

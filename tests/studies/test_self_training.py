@@ -21,6 +21,7 @@ from dpl_ray import SelfTrainConfig, SelfTrainResult, load_checkpoint, self_trai
 from dpl_ray.commands import cli
 from dpl_ray.commands import self_train as command
 from dpl_ray.config.compose import load_config
+from dpl_ray.store.records import read_tree, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.self_training.config import load_self_training, self_training_name
 from dpl_ray.studies.self_training.folder import Round, stop_reason
@@ -203,8 +204,8 @@ def test_a_student_without_a_pool_learns_from_labels_and_pseudo_labels_alone(dat
     assert [config["policy"]["name"] for config in trained] == ["dpl", "supervised"]
     # Told again, as after a crash between training and labelling, it is the same run.
     state = tmp_path / "loop" / "self_train.json"
-    info = json.loads(state.read_text())
-    state.write_text(json.dumps(info | {"rounds": info["rounds"][:1], "finished": None}))
+    info = read_tree(Storage(str(state)))
+    write_json(Storage(str(state)), info | {"rounds": info["rounds"][:1], "finished": None})
     assert run(data, tmp_path, *given)[0] == result
 
 

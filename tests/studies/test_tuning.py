@@ -19,9 +19,9 @@ from dpl_ray import SearchResult, fit, load_config, search
 from dpl_ray.commands import cli, train, tune
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
-from dpl_ray.runs.folder import RunFolder
+from dpl_ray.runs.history_writer import HistoryWriter
 from dpl_ray.store.lock import LOCK_FILE
-from dpl_ray.store.records import read_lines, write_json
+from dpl_ray.store.records import read_lines, read_tree, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.tuning.config import load_search
 from dpl_ray.studies.tuning.job import SearchFailedError
@@ -92,14 +92,14 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trial], list[fl
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_saves_the_trial_that_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = RunFolder.add
+    real = HistoryWriter.add
 
-    def interrupted(folder: RunFolder, record: Record) -> Any:
-        if (folder.name, record.step) == ("trial-0001", 2) and "train/loss_labeled" in record.metrics:
+    def interrupted(writer: HistoryWriter, record: Record) -> Any:
+        if (writer.folder.name, record.step) == ("trial-0001", 2) and "train/loss_labeled" in record.metrics:
             signal.raise_signal(signal.SIGINT)
-        return real(folder, record)
+        return real(writer, record)
 
-    monkeypatch.setattr(RunFolder, "add", interrupted)
+    monkeypatch.setattr(HistoryWriter, "add", interrupted)
     with pytest.raises(Interrupted, match=r"^step 3 of 6 of dpl is saved$"):
         run(tmp_path)
     assert [path.parent.name for path in (tmp_path / "first").glob("trial-*/result.json")] == ["trial-0000"]
@@ -132,7 +132,8 @@ def test_every_trial_is_trained_and_the_best_is_the_first(tmp_path: Path) -> Non
 def test_no_trial_sees_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(
-        "dpl_ray.training.loop.train", lambda *given: (seen.append(len(given[1].test)), loop_train(*given))[1]
+        "dpl_ray.training.loop.train",
+        lambda *given, **more: (seen.append(len(given[1].test)), loop_train(*given, **more))[1],
     )
     result, _ = run(tmp_path)
     assert seen == [0, 0, 0]
@@ -254,8 +255,8 @@ def test_another_search_has_another_name(tmp_path: Path, told: Any) -> None:
         run(tmp_path, "space.train.mu={choice:[1,2,3]}")
     with pytest.raises(ValueError, match=r"run\.name=first: a search has this name"):
         fit(load_config([f"run.storage_path={tmp_path}", "run.name=first"]))
-    info = json.loads((tmp_path / "first" / "search.json").read_text())
-    (tmp_path / "first" / "search.json").write_text(json.dumps(info | {"data": "other"}))
+    file = Storage(str(tmp_path / "first" / "search.json"))
+    write_json(file, read_tree(file) | {"data": "other"})
     with pytest.raises(ValueError, match=r"run\.name=first: the trials of this search were trained on other data"):
         run(tmp_path)
 

@@ -273,6 +273,27 @@ def test_a_server_that_is_back_is_used_again(tmp_path: Path, mlflow_uri: str, mo
     assert not Journal(Storage(str(tmp_path))).has_unsent
 
 
+def test_a_store_that_was_full_for_a_while_has_the_end_of_the_run(
+    tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_full, log_batch = [True], MlflowClient.log_batch
+
+    def failing(self: MlflowClient, *given: Any, **named: Any) -> None:
+        if is_full:
+            raise OSError("database or disk is full")
+        log_batch(self, *given, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", failing)
+    output, tracker = io.StringIO(), new_tracker(tmp_path, mlflow_uri)
+    while tracker._failure is None:
+        pass
+    is_full.clear()
+    with pytest.warns(UserWarning, match="database or disk is full"):
+        tracker.finish("FINISHED", Console(file=output))
+    run = MlflowClient(mlflow_uri).get_run(str(tracker.run_id))
+    assert (run.info.status, run.data.params["policy.name"], output.getvalue()) == ("FINISHED", "dpl", "")
+
+
 def test_what_is_sent_late_does_not_take_the_alias_back(tmp_path: Path, mlflow_uri: str) -> None:
     for name in ("late", "early"):
         (tmp_path / name).mkdir()

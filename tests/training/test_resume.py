@@ -200,6 +200,7 @@ def test_a_write_that_is_interrupted_at_any_file_leaves_the_older_checkpoint(
         writes = _failing_after(Storage.write, 7 + place)  # the first checkpoint's 7 files are written
         with monkeypatch.context() as patch:
             patch.setattr(Storage, "write", writes)
+            patch.setattr("dpl_ray.training.checkpoint.WAITS", ())
             with pytest.raises(OSError, match="disk is gone"):
                 run(folder)
         assert [found.name for found in list_checkpoints(Storage(str(folder)))] == ["step-00000003"]

@@ -15,14 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from dpl_ray.config.parse import parse_policy
 from dpl_ray.config.policies import PolicyConfig
 from dpl_ray.config.schema import CURVE_POINTS, Config
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import Splits
 from dpl_ray.runs.folder import RunFolder, check_run, largest_class, run_storage
+from dpl_ray.runs.history_writer import HistoryWriter
+from dpl_ray.runs.kept_config import read_kept
 from dpl_ray.runs.provenance import describe_run
 from dpl_ray.store.records import read_json, write_json
 from dpl_ray.store.storage import Storage
@@ -134,16 +134,15 @@ def run_cell(
 
     from dpl_ray.training.loop import train
 
+    history = HistoryWriter(run.storage)
+
     def receive(record: Record) -> None:
         on_step(cell.name, record.step)
         if record.metrics:
-            run.add(record)
-        if "curve/accuracy" in record.metrics:
-            # The loop saves a checkpoint after this: no point of the curve is lost that would not be told again.
-            run.save_history()
+            history.add(record)
 
-    outcome = train(config, splits, one_worker(config, stop), run.storage, receive)
-    run.save_history()
+    outcome = train(config, splits, one_worker(config, stop), run.storage, receive, save_history=history.save)
+    history.save()
     result = CellResult(
         label=cell.label,
         policy=cell.policy,
@@ -187,7 +186,7 @@ def read_cell(place: Storage) -> CellResult | None:
     if found is None or found.subset is not None:
         return found
     # An older version kept the subset's seed in the configuration alone.
-    subset = yaml.safe_load((place / "config.yaml").read())["data"].get("subset_seed")
+    subset = read_kept(place)["data"].get("subset_seed")
     return replace(found, subset=found.seed if subset is None else subset)
 
 

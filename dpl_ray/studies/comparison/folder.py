@@ -8,16 +8,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import yaml
 
 from dpl_ray.config.section import shown
 from dpl_ray.page.markdown import markdown, markdown_facts
 from dpl_ray.report.curves import curve_split
 from dpl_ray.runs.folder import COMPARISON_FILE, default_tree, differences
+from dpl_ray.runs.kept_config import read_kept
+from dpl_ray.store.records import read_tree
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.comparison.cells import Cell, CellResult, read_cells
 from dpl_ray.studies.comparison.page import make_page
@@ -41,7 +40,7 @@ def write_comparison(folder: str, reference: str, *, missing: Mapping[str, str] 
         raise ValueError(f"{folder}: no cell of this comparison has finished")
     check_policies(place.name, [found.cell for found in cells])
     rows = make_rows(cells, reference)
-    config = yaml.safe_load((place / cells[0].cell.name / "config.yaml").read())
+    config = read_kept(place / cells[0].cell.name)
     config["train"] = default_tree("")["train"] | config["train"]  # where an older version did not know a field
     missing, described = missing or {}, _describe(place, cells, config)
     num_test = cells[0].facts.get("data.num_test")
@@ -78,7 +77,7 @@ def _header(name: str, described: Mapping[str, str], missing: Mapping[str, str])
 def _describe(place: Storage, cells: Sequence[CellResult], config: dict[str, Any]) -> dict[str, str]:
     """What the table was measured with, as the cells say it; `config` is that of the first one."""
     info = place / COMPARISON_FILE
-    command = json.loads(info.read())["command"] if info.exists() else None
+    command = read_tree(info)["command"] if info.exists() else None
     first = cells[0]
     train, data = config["train"], config["data"]["name"]
     facts = listed_facts([cell.facts for cell in cells])

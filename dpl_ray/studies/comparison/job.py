@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +26,7 @@ from dpl_ray.data.sources import load_splits
 from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result, percent
 from dpl_ray.runs.folder import COMPARISON_FILE, check_same
+from dpl_ray.runs.kept_config import read_kept
 from dpl_ray.runs.provenance import describe_config
 from dpl_ray.studies.comparison.cells import Cell, CellResult, cell_config, data_seed, read_cell, read_cells, run_cell
 from dpl_ray.studies.comparison.config import (
@@ -138,10 +138,8 @@ class Comparison(Study[CellResult]):
 
     def _finished(self, cell: Cell) -> CellResult | None:
         """What a cell has left; `ValueError` where it has other parameters of the policy, or another subset."""
-        begun = self.storage / cell.name / "config.yaml"
-        if begun.exists():
-            old = {"policy": yaml.safe_load(begun.read())["policy"]}
-            check_same(self.name, self.kind, old, {"policy": cell.policy}, free=())
+        if begun := read_kept(self.storage / cell.name):
+            check_same(self.name, self.kind, {"policy": begun["policy"]}, {"policy": cell.policy}, free=())
         found = read_cell(self.storage / cell.name)
         if found and found.subset != cell.subset:
             raise ValueError(

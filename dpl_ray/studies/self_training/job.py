@@ -37,6 +37,7 @@ from dpl_ray.report.health import chance_finding
 from dpl_ray.report.usable import NEXT_STEP, known_health, refuse_useless
 from dpl_ray.runs.folder import MODEL_FOLDER, RUN_FILE, SELF_TRAINING_FILE, largest_class
 from dpl_ray.runs.provenance import describe_code, describe_config
+from dpl_ray.store.records import read_tree
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.frame import End, Study, run_study
 from dpl_ray.studies.self_training.config import (
@@ -196,7 +197,7 @@ class SelfTraining(Study[Round]):
             number=number,
             checkpoint=checkpoint,
             labels=str(output),
-            num_pseudo_labeled=json.loads(training.read())["num_pseudo_labeled"] if training.exists() else 0,
+            num_pseudo_labeled=read_tree(training)["num_pseudo_labeled"] if training.exists() else 0,
             num_samples=counts.num_samples,
             num_unreadable=counts.num_samples - counts.num_readable,
             num_selected=counts.num_selected,
@@ -244,7 +245,7 @@ class SelfTraining(Study[Round]):
         }
         trained, training = self.round_config(result.number), self.round_storage(result.number) / TRAINING
         if (training / RUN_FILE).exists():
-            tags["data.fingerprint"] = json.loads((training / RUN_FILE).read())["fingerprint"]
+            tags["data.fingerprint"] = read_tree(training / RUN_FILE)["fingerprint"]
             # The data of all rounds are those that the first training read, and what was made of them.
             if result.number == 0 or not (self.round_storage(result.number - 1) / TRAINING / RUN_FILE).exists():
                 tracker.log_tag("data.fingerprint", tags["data.fingerprint"])

@@ -23,8 +23,8 @@ from ray.tune.search import Searcher
 from dpl_ray.cluster.connect import connected_nodes
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
-from dpl_ray.store.history import HISTORY_FILE
-from dpl_ray.store.records import read_json, read_lines, write_json
+from dpl_ray.store.history import read_history
+from dpl_ray.store.records import read_json, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.frame import Nodes, cause_of, on_cluster
 from dpl_ray.studies.tuning.config import SearchConfig
@@ -121,7 +121,7 @@ class LedgerSearcher(Searcher):
         cause = file.read().decode() if (file := place / ERROR_FILE).exists() else ""
         if ended is None and not cause and not error:
             assert result is not None
-            ended = stopped(trial, read_lines(place / HISTORY_FILE), result[STEP])
+            ended = stopped(trial, read_history(place), result[STEP])
             write_json(place / RESULT_FILE, ended)
         if self.optuna:
             self.optuna.tell(trial, ended.accuracy if ended else None)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits, empty_like
 from dpl_ray.runs.folder import RunFolder, check_run, largest_class, last_metrics, run_storage
+from dpl_ray.runs.history_writer import HistoryWriter
 from dpl_ray.runs.provenance import describe_run
 from dpl_ray.store.records import read_json, write_json
 from dpl_ray.store.storage import Storage
@@ -131,22 +132,24 @@ def run_trial(
         if step <= reached and step < num_steps:
             report(step, accuracy)
 
+    history = HistoryWriter(run.storage)
+
     def receive(record: Record) -> None:
         if record.metrics:
-            run.add(record)
+            history.add(record)
         if OBJECTIVE in record.metrics and record.step < num_steps:
-            run.save_history()  # before the loop's checkpoint of this step: what is told is never lost
+            history.save()  # what is told is never lost
             report(record.step, record.metrics[OBJECTIVE])
 
     def result(state: Literal["finished", "diverged"], **more: Any) -> TrialResult:
-        run.save_history()
+        history.save()
         more = {"seconds": recorded_seconds(run.history)} | more
         found = TrialResult(trial.number, trial.values, state, read_reports(run.history), facts=_facts(splits), **more)
         write_json(run.storage / RESULT_FILE, found)
         return found
 
     try:
-        outcome = train(config, splits, one_worker(config, stop), run.storage, receive)
+        outcome = train(config, splits, one_worker(config, stop), run.storage, receive, save_history=history.save)
     except NonFiniteLossError as error:
         return result("diverged", cause=str(error))
     metrics = run.last_metrics(outcome.phase) | outcome.metrics
