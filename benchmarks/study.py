@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -167,7 +167,7 @@ def run(jobs: Iterable[Job], folder: Path, until: float, pool: Executor) -> Iter
     running = {pool.submit(run_one, job, str(folder), until): job for job in jobs}
     for done in as_completed(running):
         job, error = running[done], done.exception()
-        if error is not None and not isinstance(error, Exception):
+        if error is not None and (not isinstance(error, Exception) or isinstance(error, BrokenExecutor)):
             raise error
         result = error or done.result()
         told = f"failed: {type(result).__name__}: {result}"

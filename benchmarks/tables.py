@@ -75,20 +75,22 @@ def cells(setting: str, results: CsvRows, curves: CsvRows) -> list[CellResult]:
         if row["setting"] == setting:
             point = int(row["step"]), float(row["accuracy_of_2000_test_images"]), 0.0
             points.setdefault((row["policy"], row["seed"]), []).append(point)
-    return [
-        CellResult(
-            label=row["policy"],
-            policy={},
-            seed=int(row["seed"]),
-            steps=int(row["steps"]),
-            seconds=float(row["training_seconds"]),
-            metrics={metric: float(row[column]) for column, metric in METRICS.items() if row[column]},
-            curve=points.get((row["policy"], row["seed"]), []),
-            checkpoint="",
-        )
-        for row in results
-        if row["setting"] == setting
-    ]
+    return [cell(row, points.get((row["policy"], row["seed"]), [])) for row in results if row["setting"] == setting]
+
+
+def cell(row: dict[str, str], curve: list[tuple[int, float, float]]) -> CellResult:
+    """The cell of a row with the columns of METRICS."""
+    return CellResult(
+        label=row["policy"],
+        policy={},
+        seed=int(row["seed"]),
+        steps=int(row["steps"]),
+        seconds=float(row["training_seconds"]),
+        metrics={metric: float(row[column]) for column, metric in METRICS.items() if row[column]},
+        curve=curve,
+        checkpoint="",
+        subset=int(row["subset"]) if "subset" in row else None,
+    )
 
 
 def comparison(rows: Sequence[Row]) -> str:
