@@ -126,7 +126,7 @@ def _draw(config: ReviewConfig, labels: Labels, output: Storage, kept: Draw | No
     pictures = read_pictures(pool, [item.sample_id for item in made.items], labels.image_column)
     if all(isinstance(picture, str) for picture in pictures):
         raise pool.error(
-            f"none of the {len(pictures):,} drawn images can be read, as {made.items[0].sample_id} ({pictures[0]})"
+            f"none of the {len(pictures):,} drawn images can be read, as {made.items[0].sample_id} ({pictures[0]!s})"
         )
     items = [
         Item(item.sample_id, picture, item.label, item.confidence, item.runners_up, made.probability(item))
