@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from dpl_ray.config.schema import Config
     from dpl_ray.embedding.config import EmbedConfig
     from dpl_ray.embedding.job import EmbedResult, embed
+    from dpl_ray.exchange.config import ExportLabelsConfig, ImportLabelsConfig
+    from dpl_ray.exchange.exporting import ExportLabelsResult, export_labels
+    from dpl_ray.exchange.importing import ImportLabelsResult, import_labels
     from dpl_ray.inference.predictions import Predictions
     from dpl_ray.inference.predictor import Predictor, load_checkpoint
     from dpl_ray.jobs.estimator import SelfTrainingClassifier
@@ -46,7 +49,11 @@ __all__ = [
     "EvaluateConfig",
     "EvaluateResult",
     "Explanation",
+    "ExportLabelsConfig",
+    "ExportLabelsResult",
     "FitResult",
+    "ImportLabelsConfig",
+    "ImportLabelsResult",
     "LabelConfig",
     "LabelResult",
     "Predictions",
@@ -66,8 +73,10 @@ __all__ = [
     "embed",
     "evaluate",
     "explain",
+    "export_labels",
     "fit",
     "fit_arrays",
+    "import_labels",
     "label_pool",
     "load_checkpoint",
     "load_config",
@@ -93,7 +102,11 @@ _HOME = {
     "EvaluateConfig": "jobs.evaluate_config",
     "EvaluateResult": "jobs.evaluate",
     "Explanation": "jobs.explain",
+    "ExportLabelsConfig": "exchange.config",
+    "ExportLabelsResult": "exchange.exporting",
     "FitResult": "jobs.fit",
+    "ImportLabelsConfig": "exchange.config",
+    "ImportLabelsResult": "exchange.importing",
     "LabelConfig": "labeling.config",
     "LabelResult": "labeling.job",
     "Predictions": "inference.predictions",
@@ -112,8 +125,10 @@ _HOME = {
     "embed": "embedding.job",
     "evaluate": "jobs.evaluate",
     "explain": "jobs.explain",
+    "export_labels": "exchange.exporting",
     "fit": "jobs.fit",
     "fit_arrays": "jobs.fit_arrays",
+    "import_labels": "exchange.importing",
     "label_pool": "labeling.job",
     "load_checkpoint": "inference.predictor",
     "load_config": "config.compose",

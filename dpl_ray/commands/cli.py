@@ -18,8 +18,8 @@ from dpl_ray.page.console import show
 
 WRONG_USE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 NAMES = (
-    "quickstart", "check", "train", "predict", "evaluate", "label", "review", "compare", "tune", "self-train", "embed",
-    "explain", "export", "sync-tracking",
+    "quickstart", "check", "train", "predict", "evaluate", "label", "review", "export-labels",
+    "import-labels", "compare", "tune", "self-train", "embed", "explain", "export", "sync-tracking",
 )  # fmt: skip
 
 

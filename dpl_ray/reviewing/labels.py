@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from dpl_ray.data.files import Location, open_location
 from dpl_ray.data.labels import clean_name
 from dpl_ray.data.pseudo_labels import NO_OUTPUT, read_job
-from dpl_ray.labeling.ledger import Manifest, read_manifests
+from dpl_ray.labeling.ledger import Manifest, Part, read_manifests
 from dpl_ray.labeling.parts import CONFIDENCE_EDGES, Counts, cell_of
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
@@ -44,6 +45,11 @@ class Labels:
     manifests: list[Manifest]  # (I,)
     num_bins: int
 
+    @property
+    def parts(self) -> list[Part]:
+        """In the order of the inputs."""
+        return [part for manifest in self.manifests for part in manifest.parts]
+
     def cells(self, counts: Counts) -> NDArray[np.int64]:
         """(M,) labels of each cell: those that are selected first, by class and then by confidence."""
         of_bins = self.num_bins > 1
@@ -52,8 +58,8 @@ class Labels:
         )
         return np.array(selected + rejected, np.int64)
 
-    def rows(self, part: str) -> tuple[pa.Table, NDArray[np.int64]]:
-        """Those of the columns COLUMNS that a part has, and the cell (N,) of each row, -1 of an unreadable image.
+    def read(self, part: str, columns: Sequence[str]) -> pa.Table:
+        """Those of the columns that a part has.
 
         Raises:
             ValueError: the part cannot be read.
@@ -61,9 +67,13 @@ class Labels:
         place = self.storage / part
         try:
             with pq.ParquetFile(place.path, filesystem=place.filesystem) as file:
-                table = file.read(columns=[name for name in COLUMNS if name in file.schema_arrow.names])
+                return file.read(columns=[name for name in columns if name in file.schema_arrow.names])
         except (pa.ArrowException, OSError) as error:
             raise self.location.error(f"{part} cannot be read ({one_line(error)})") from None
+
+    def rows(self, part: str) -> tuple[pa.Table, NDArray[np.int64]]:
+        """`read` of COLUMNS, and the cell (N,) of each row, -1 of an unreadable image."""
+        table = self.read(part, COLUMNS)
         labels = table["pseudo_label"].fill_null(-1).to_numpy()
         cells = labels
         if self.num_bins > 1:

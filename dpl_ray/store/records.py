@@ -65,8 +65,13 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
 
     A text that a spreadsheet would run as a formula, as a class that is called `=1+1`, gets an apostrophe before it.
     """
+    return table_text([_inert(value) for value in row] for row in rows)
+
+
+def table_text(rows: Iterable[Sequence[Any]]) -> str:
+    """The same with every text as it is: paths and labels that trainings read again."""
     text = io.StringIO()
-    csv.writer(text).writerows([[_inert(value) for value in row] for row in rows])
+    csv.writer(text).writerows(rows)
     return text.getvalue()
 
 

@@ -1,0 +1,69 @@
+"""The fields of `dpl-ray export-labels` and `dpl-ray import-labels`, and the command lines that set them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from pydantic import Field, field_validator
+
+from dpl_ray.config.overrides import load_section
+from dpl_ray.config.section import Section
+
+Format = Literal["csv", "label_studio", "coco", "fiftyone", "image_folder"]
+
+
+class ExportLabelsConfig(Section):
+    """All fields of `dpl-ray export-labels`."""
+
+    labels: str = Field("", description="folder that dpl-ray label has written; required")
+    format: Format = Field("csv", description=", ".join(get_args(Format)))
+    output: str = Field("", description="new folder, or an empty one; required")
+    selected_only: bool = Field(True, description="leave out the labels that are not selected")
+    copies: bool = Field(
+        False, description="write the images into the output too; false: it has links (image_folder) or paths to them"
+    )
+    document_root: str = Field(
+        "/", description="label_studio: LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT of the server, above all images"
+    )
+
+
+class ImportLabelsConfig(Section):
+    """All fields of `dpl-ray import-labels`."""
+
+    annotations: str = Field(
+        "",
+        description="JSON that Label Studio or a tool of COCO's form has exported, FiftyOne's labels.json, or a folder "
+        "with a subfolder per class; required",
+    )
+    output: str = Field("", description="new CSV of path,label, as data.train and `review` take it; required")
+    root: str | None = Field(
+        None, description="folder that relative paths of images start from; null: the one of the annotations"
+    )
+
+    @field_validator("output")
+    @classmethod
+    def _is_csv(cls, output: str) -> str:
+        if output and not output.lower().endswith(".csv"):
+            raise ValueError("must end in .csv")
+        return output
+
+
+def load_exporting_labels(overrides: Sequence[str] = (), start: ExportLabelsConfig | None = None) -> ExportLabelsConfig:
+    """The configuration that `dpl-ray export-labels OVERRIDES` runs with, or what the overrides make of `start`.
+
+    Raises:
+        ValueError: naming the field, the value and what would be right.
+    """
+    required = {"labels": "labels", "output": "exported"}
+    return load_section(ExportLabelsConfig, overrides, required, start)
+
+
+def load_importing_labels(overrides: Sequence[str] = (), start: ImportLabelsConfig | None = None) -> ImportLabelsConfig:
+    """The configuration that `dpl-ray import-labels OVERRIDES` runs with, or what the overrides make of `start`.
+
+    Raises:
+        ValueError: naming the field, the value and what would be right.
+    """
+    required = {"annotations": "project-1.json", "output": "answers.csv"}
+    return load_section(ImportLabelsConfig, overrides, required, start)
