@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from dpl_ray.quickstart.job import QuickstartResult, quickstart
     from dpl_ray.reviewing.config import ReviewConfig
     from dpl_ray.reviewing.job import ReviewResult, review
+    from dpl_ray.reviewing.suggest import SuggestResult, suggest
+    from dpl_ray.reviewing.suggest_config import SuggestConfig
     from dpl_ray.studies.comparison.config import CompareConfig
     from dpl_ray.studies.comparison.job import CompareResult, compare
     from dpl_ray.studies.self_training.config import SelfTrainConfig
@@ -66,6 +68,8 @@ __all__ = [
     "SelfTrainConfig",
     "SelfTrainResult",
     "SelfTrainingClassifier",
+    "SuggestConfig",
+    "SuggestResult",
     "SyncResult",
     "__version__",
     "check",
@@ -84,6 +88,7 @@ __all__ = [
     "review",
     "search",
     "self_train",
+    "suggest",
     "sync_tracking",
 ]
 
@@ -119,6 +124,8 @@ _HOME = {
     "SelfTrainConfig": "studies.self_training.config",
     "SelfTrainResult": "studies.self_training.job",
     "SelfTrainingClassifier": "jobs.estimator",
+    "SuggestConfig": "reviewing.suggest_config",
+    "SuggestResult": "reviewing.suggest",
     "SyncResult": "tracking.sync",
     "check": "checking.job",
     "compare": "studies.comparison.job",
@@ -136,6 +143,7 @@ _HOME = {
     "review": "reviewing.job",
     "search": "studies.tuning.job",
     "self_train": "studies.self_training.job",
+    "suggest": "reviewing.suggest",
     "sync_tracking": "tracking.sync",
 }
 

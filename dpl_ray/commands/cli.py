@@ -18,7 +18,7 @@ from dpl_ray.page.console import show
 
 WRONG_USE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 NAMES = (
-    "quickstart", "check", "train", "predict", "evaluate", "label", "review", "export-labels",
+    "quickstart", "check", "train", "predict", "evaluate", "label", "review", "suggest", "export-labels",
     "import-labels", "compare", "tune", "self-train", "embed", "explain", "export", "sync-tracking",
 )  # fmt: skip
 

@@ -54,6 +54,7 @@ class Draw:
     sizes: tuple[int, ...]  # (S,) labels of each stratum
     numbers: tuple[int, ...]  # (S,) images drawn
     items: tuple[Drawn, ...]
+    is_random: bool = True  # false of images that `suggest` has chosen: they say nothing of the other labels
 
     def probability(self, item: Drawn) -> float:
         """With which this label was drawn."""

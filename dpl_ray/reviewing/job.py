@@ -11,8 +11,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +23,7 @@ from dpl_ray.config.given import read_given
 from dpl_ray.data.files import open_location
 from dpl_ray.page.console import console_table, open_console, show
 from dpl_ray.page.result import Result
-from dpl_ray.reviewing.answers import read_answers
+from dpl_ray.reviewing.answers import UNKNOWN, read_answers
 from dpl_ray.reviewing.config import ReviewConfig, load_reviewing
 from dpl_ray.reviewing.draw import Draw, draw_labels
 from dpl_ray.reviewing.findings import (
@@ -43,10 +41,11 @@ from dpl_ray.reviewing.labels import Labels, open_labels
 from dpl_ray.reviewing.page import Item, write_review
 from dpl_ray.runs.provenance import describe_code
 from dpl_ray.store.file_systems import one_line
-from dpl_ray.store.records import read_json, write_json
+from dpl_ray.store.records import read_json, table_text, write_json
 from dpl_ray.store.storage import Storage
 
 PAGE_FILE, DRAW_FILE, CERTIFICATE_FILE = "review.html", "draw.json", "certificate.json"
+SUGGEST_FILE = "suggest.html"  # in place of PAGE_FILE where images were chosen
 ERRORS_FILE, TRAIN_FILE, NAMES_FILE = "errors.html", "true_labels.csv", "class_names.txt"
 MAX_ROWS = 24  # of a table on the console
 
@@ -149,11 +148,19 @@ def _draw(config: ReviewConfig, labels: Labels, output: Storage, kept: Draw | No
 def _judge(config: ReviewConfig, labels: Labels, output: Storage, draw: Draw, console: Console) -> ReviewResult:
     assert config.answers is not None
     answers = read_answers("answers", config.answers, draw)
+    if not draw.is_random:
+        _write_labels(draw, answers, output)
+        show(
+            console,
+            f"{len(answers):,} answers, {answers.count(UNKNOWN):,} of them cannot tell; the images were chosen, not "
+            "drawn at random, so that they say nothing of the other labels",
+        )
+        asked = str(output / SUGGEST_FILE)
+        return ReviewResult(str(output), asked, len(draw.items), true_labels=str(output / TRAIN_FILE))
     findings = judge(draw, answers, config.confidence)
     certificate = _certificate(config, draw, findings)
     page = make_page(findings, f"Review of {labels.storage.name}", shlex.join(_command(config)))
-    (output / TRAIN_FILE).write(_true_labels(draw, answers))
-    (output / NAMES_FILE).write("".join(f"{name}\n" for name in draw.class_names).encode())
+    _write_labels(draw, answers, output)
     page.write(output / ERRORS_FILE)
     write_json(output / CERTIFICATE_FILE, certificate)
     _show(console, labels, draw, findings)
@@ -188,15 +195,15 @@ def _certificate(config: ReviewConfig, draw: Draw, findings: Findings) -> dict[s
     }
 
 
-def _true_labels(draw: Draw, answers: Sequence[int]) -> bytes:
-    """Each answered image, with the probability that it was drawn and answered."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(("path", "label", "probability"))
+def _write_labels(draw: Draw, answers: Sequence[int], output: Storage) -> None:
+    """Each answered image, with the probability that it was drawn at random and answered."""
+    table: list[tuple[Any, ...]] = [("path", "label", "probability")]
     for item, answer in zip(draw.items, answers, strict=False):
         name = draw.class_names[answer] if answer >= 0 else ""
-        writer.writerow((item.sample_id, name, draw.probability(item) * len(answers) / len(draw.items)))
-    return text.getvalue().encode(errors="surrogateescape")
+        table.append((item.sample_id, name, draw.probability(item) * len(answers) / len(draw.items)))
+    text = table_text(row if draw.is_random else row[:2] for row in table)
+    (output / TRAIN_FILE).write(text.encode(errors="surrogateescape"))
+    (output / NAMES_FILE).write("".join(f"{name}\n" for name in draw.class_names).encode())
 
 
 def _show(console: Console, labels: Labels, draw: Draw, findings: Findings) -> None:

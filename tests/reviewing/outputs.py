@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import fs
 
 from dpl_ray.labeling.ledger import Part
 from dpl_ray.labeling.parts import Counts, make_part, write_part
@@ -51,3 +57,30 @@ def write_output(folder: Path, parts: Sequence[Sequence[int]], *, seed: int = 0,
     (output / "_ledger" / "job.json").write(json.dumps({"identity": identity}).encode())
     (output / "_report" / "summary.json").write(b"{}")
     return folder
+
+
+class Counting(fs.FSSpecHandler):
+    """Local files, and how many bytes are read of each."""
+
+    def __init__(self) -> None:
+        super().__init__(LocalFileSystem())
+        self.read: Counter[str] = Counter()
+
+    def open_input_file(self, path: str) -> Any:
+        counted = self.read
+
+        class File(io.FileIO):
+            def read(self, size: int = -1) -> bytes:
+                found = super().read(size)
+                counted[Path(path).name] += len(found)
+                return found
+
+        return pa.PythonFile(File(path), mode="r")
+
+    open_input_stream = open_input_file
+
+    def storage(self, path: str) -> Storage:
+        """In place of Storage(path)."""
+        storage = Storage(path)
+        storage.filesystem = fs.PyFileSystem(self)
+        return storage

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fsspec.implementations.local import LocalFileSystem
-from pyarrow import fs
 
 from dpl_ray.reviewing import labels as labels_module
 from dpl_ray.reviewing.draw import allocate, choose_strata, draw_labels
 from dpl_ray.reviewing.labels import open_labels
-from dpl_ray.store.storage import Storage
-from tests.reviewing.outputs import write_output
+from tests.reviewing.outputs import Counting, write_output
 
 
 def test_strata_are_the_cells_and_small_ones_go_with_their_neighbours() -> None:
@@ -83,37 +77,10 @@ def test_labels_of_an_older_version_are_drawn_by_class(tmp_path: Path) -> None:
     assert sum(draw.sizes) == 108
 
 
-class Counting(fs.FSSpecHandler):
-    """Local files, and how many bytes are read of each."""
-
-    def __init__(self) -> None:
-        super().__init__(LocalFileSystem())
-        self.read: Counter[str] = Counter()
-
-    def open_input_file(self, path: str) -> Any:
-        counted = self.read
-
-        class File(io.FileIO):
-            def read(self, size: int = -1) -> bytes:
-                found = super().read(size)
-                counted[Path(path).name] += len(found)
-                return found
-
-        return pa.PythonFile(File(path), mode="r")
-
-    open_input_stream = open_input_file
-
-
 def test_a_draw_reads_the_parts_that_it_needs_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = write_output(tmp_path / "out", [[6000]] * 24 + [[6000] * 3] * 3)
     counting = Counting()
-
-    def counted(path: str) -> Storage:
-        storage = Storage(path)
-        storage.filesystem = fs.PyFileSystem(counting)
-        return storage
-
-    monkeypatch.setattr(labels_module, "Storage", counted)
+    monkeypatch.setattr(labels_module, "Storage", counting.storage)
     draw = draw_labels(open_labels("labels", str(output)), 10, 0)
     read = {name: size for name, size in counting.read.items() if name.startswith("part-")}
     drawn = {"part-{2}-{3}.parquet".format(*item.sample_id.split("/")) for item in draw.items}
