@@ -93,6 +93,16 @@ def image_column_error(schema: pa.Schema, column: str) -> str | None:
     return None if holds else f"column {column} is no encoded image"
 
 
+def find_image_column(location: Location, path: str, column: str) -> str:
+    """The column, or where the file has none of this name, the only one that holds encoded images."""
+    try:
+        schema = pq.read_schema(path, filesystem=location.filesystem)
+    except (pa.ArrowException, OSError):
+        return column
+    fitting = [name for name in schema.names if image_column_error(schema, name) is None]
+    return fitting[0] if len(fitting) == 1 and column not in schema.names else column
+
+
 def read_labels(
     location: Location,
     path: str,

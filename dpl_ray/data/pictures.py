@@ -27,10 +27,11 @@ def read_pictures(part: ImageSet, rows: NDArray[np.int64], data: DataConfig) -> 
     spec = read_spec("data.train", data.train)
     settings = DecodeSettings(spec.image_size, spec.channels, spec.fit, spec.interpolation)  # type: ignore[arg-type]
     ids = part.ids[rows].tolist()
-    images, _, bad = decode_many(zip(ids, read_samples(ids, data.image_column, _locate), strict=True), settings)
+    images, _, bad = decode_many(zip(ids, read_samples(ids, data.image_column, locate), strict=True), settings)
     return None if bad else images
 
 
-def _locate(file: str) -> Location:
+def locate(file: str) -> Location:
+    """The place of a file that ids name."""
     filesystem, path = open_uri(file) if "://" in file else (fs.LocalFileSystem(), file)
     return Location("sample", file, filesystem, path, "")

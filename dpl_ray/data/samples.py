@@ -20,6 +20,7 @@ def read_samples(sample_ids: Sequence[str], image_column: str, locate: Callable[
     asked for, and held.
 
     Args:
+        image_column: of parquet files; one without it may have another, which is its only one of images.
         locate: file, as the ids have it -> its place.
     """
     rows: dict[str, set[str]] = {}
@@ -40,7 +41,8 @@ def read_samples(sample_ids: Sequence[str], image_column: str, locate: Callable[
 
 def _read_rows(place: Location, rows: Collection[str], image_column: str) -> Iterator[tuple[str, Payload]]:
     wanted = sorted(map(int, rows))
-    found = parquet.read_rows(place, place.path, np.array(wanted), image_column)
+    column = parquet.find_image_column(place, place.path, image_column)
+    found = parquet.read_rows(place, place.path, np.array(wanted), column)
     yield from zip(map(str, wanted), (payload for payload, _ in found), strict=True)
 
 

@@ -15,9 +15,11 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.decode import DecodeSettings, decode_or_reason
 from dpl_ray.data.files import open_location
+from dpl_ray.data.pictures import locate
 from dpl_ray.data.pool.features import StreamedFeatures
 from dpl_ray.data.pool.files import Rows, list_pool
 from dpl_ray.data.pool.windows import StreamedPool
+from dpl_ray.data.samples import read_samples
 from dpl_ray.data.shards import is_shard, is_tar, split_id
 from dpl_ray.data.sources import load_splits
 from dpl_ray.page.html import Page, Section, Table, render_page
@@ -189,7 +191,8 @@ def _of_features(
     sample_id: str, known: str | None, config: Config, info: ModelInfo
 ) -> tuple[NDArray[np.uint8], str, str | None]:
     """The image that they were made of."""
-    return _read(sample_id, config, info)[0], sample_id, known
+    payload = next(read_samples([sample_id], config.data.image_column, locate))
+    return _decode([(sample_id, payload, None)], info.decode_settings(config.data), sample_id), sample_id, known
 
 
 def _decode(rows: Rows, settings: DecodeSettings, sample: str) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -30,11 +31,12 @@ from dpl_ray.data.views import strong, weak
 from dpl_ray.embedding.config import load_embedding
 from dpl_ray.embedding.job import embed
 from dpl_ray.inference.predictor import load_checkpoint
-from dpl_ray.jobs.explain import explain
+from dpl_ray.jobs.explain import _of_features, explain
 from dpl_ray.models import build_model
 from dpl_ray.report.accuracy import pictures_section
 from dpl_ray.store.records import read_tree, write_json
 from dpl_ray.store.storage import Storage
+from dpl_ray.training.checkpoint_folder import load_config_and_info
 from dpl_ray.training.evaluation import predict_probs
 from dpl_ray.training.predictions import Predictions
 from tests.embedding.jobs import CLASSES, NETWORK, SIZE, overrides, pool_of, run, splits_of
@@ -130,6 +132,28 @@ def test_pages_show_the_images_that_features_were_made_of(embedded: Path, images
     answers = Predictions(labeled.targets, np.full(len(labeled), 0.5, np.float32))
     assert pictures_section(labeled, answers, CLASSES, config.data) is not None
     assert pictures_section(gone, answers, CLASSES, config.data) is None
+
+
+def test_pages_show_images_of_parquet_files_too(trained: str, weights: str, images: Path, tmp_path: Path) -> None:
+    """Whatever their column of images is called."""
+    files = sorted((images / "train").glob("*/*.png"))
+    shard, labels = tmp_path / "train.parquet", [path.parent.name for path in files]
+    pq.write_table(pa.table({"img": [path.read_bytes() for path in files], "label": labels}), shard)
+    run(weights, shard, tmp_path / "train", "image_column=img", "views=1", "labelled=true")
+    given = ["data=features", f"data.train={tmp_path / 'train'}", "data.num_labels_per_class=2"]
+    config = settle_model(load_config(given))
+    splits = load_splits(config.data, seed=0)
+    for part in (splits.labeled, splits.unlabeled):
+        assert isinstance(part, ImageSet)
+        found = read_pictures(part, np.arange(len(part)), config.data)
+        assert found is not None
+        for picture_, sample in zip(found, part.ids, strict=True):
+            encoded = files[int(sample.removeprefix(f"{shard}:"))].read_bytes()
+            assert np.array_equal(picture_, decode(encoded, DecodeSettings(SIZE, 3, "crop", "bicubic")))
+    _, info = load_config_and_info(Storage(trained))
+    image, sample, _ = _of_features(f"{shard}:3", None, config, info)
+    assert np.array_equal(image, decode(files[3].read_bytes(), info.decode_settings(config.data)))
+    assert sample == f"{shard}:3"
 
 
 def test_another_network_is_refused_for_an_output_that_was_begun(weights: str, images: Path, tmp_path: Path) -> None:

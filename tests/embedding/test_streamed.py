@@ -21,7 +21,7 @@ from dpl_ray.store.storage import Storage
 from dpl_ray.training import loop
 from dpl_ray.training.distributed import Workers
 from tests.data.test_windows import breaking
-from tests.embedding.jobs import overrides, pool_of, splits_of
+from tests.embedding.jobs import overrides, pool_of, run, splits_of
 
 STREAM = ["data.pool.mode=stream", "data.pool.shuffle_rows=24"]
 
@@ -50,6 +50,20 @@ def test_streaming_splits_as_memory_does(embedded: Path, more: list[str]) -> Non
     assert stream.fingerprint() == splits_of(embedded, *STREAM, *more).fingerprint()
     targets = stream.unlabeled.take(0, len(stream.unlabeled), seed=0).targets  # type: ignore[union-attr]
     assert sorted(targets) == sorted(memory.unlabeled.targets)  # type: ignore[union-attr]
+
+
+def test_an_image_of_two_folders_is_taken_once(weights: str, images: Path, embedded: Path, tmp_path: Path) -> None:
+    """As in memory; of a folder where it could not be read, it is taken from the other."""
+    shutil.copytree(images / "rest", tmp_path / "rest")
+    names = sorted((tmp_path / "rest").glob("*.png"))
+    names[0].write_bytes(b"no image")
+    run(weights, tmp_path / "rest", tmp_path / "first", "views=2", "max_bad_fraction=0.5")
+    shutil.copy(names[1], names[0])
+    run(weights, tmp_path / "rest" / "rest0*.png", tmp_path / "second", "views=2")
+    both = f"data.unlabeled=[{tmp_path / 'first'},{tmp_path / 'second'}]"
+    memory, stream = splits_of(embedded, both), splits_of(embedded, *STREAM, both)
+    assert len(stream.unlabeled) == len(memory.unlabeled) == 40
+    assert pool_of(memory) == pool_of(stream)
 
 
 @pytest.mark.parametrize("fits", [True, False])

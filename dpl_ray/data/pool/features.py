@@ -46,7 +46,8 @@ class FeatureFiles(PoolFiles):
         files = list_pool(location, image_column=COLUMNS[0], label_column="label", class_names=class_names)
         if files.unopened:
             raise location.error(f"{files.name(files.unopened[0])} cannot be read; embed again, which writes it anew")
-        return cls(**vars(files), num_features=num_features, num_views=num_views)
+        own = vars(files) | {"left_out": Counter()}  # of what embed writes beside the parts
+        return cls(**own, num_features=num_features, num_views=num_views)
 
     @property
     def shape(self) -> tuple[int, int, int]:
