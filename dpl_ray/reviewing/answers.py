@@ -40,9 +40,9 @@ def read_answers(field: str, given: str, draw: Draw) -> list[int]:
                 f"{row} says that {proposals[place]} was proposed for {path}, but {draw.class_names[item.label]} was: "
                 "the page or the file has been edited; write the page anew, and answer there"
             )
-        if draw.is_random and chances and not _is_number(chances[place], draw.probability(item)):
+        if draw.is_random and chances and not _is_number(chances[place], draw.probability):
             raise location.error(
-                f"{row} says that {path} was drawn with probability {chances[place]}, but {draw.probability(item)} is "
+                f"{row} says that {path} was drawn with probability {chances[place]}, but {draw.probability} is "
                 "right: the page or the file has been edited; write the page anew, and answer there"
             )
         name = as_label(label, draw.class_names)

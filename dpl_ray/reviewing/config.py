@@ -26,6 +26,7 @@ class ReviewConfig(Section):
         None,
         description="address that the pool's images are read by, as s3://...?endpoint_override=...; null: as labelled",
     )
+    image_column: str | None = Field(None, description="parquet column of the images; null: as labelled")
 
 
 def load_reviewing(overrides: Sequence[str] = (), start: ReviewConfig | None = None) -> ReviewConfig:
@@ -34,5 +35,10 @@ def load_reviewing(overrides: Sequence[str] = (), start: ReviewConfig | None = N
     Raises:
         ValueError: naming the field, the value and what would be right.
     """
-    instead = {"data.labels": "labels", "data.unlabeled": "pool", "train.seed": "seed"}
+    instead = {
+        "data.labels": "labels",
+        "data.unlabeled": "pool",
+        "data.image_column": "image_column",
+        "train.seed": "seed",
+    }
     return load_section(ReviewConfig, overrides, {"labels": "/path/to/labels"}, start, instead)

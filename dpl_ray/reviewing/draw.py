@@ -2,10 +2,10 @@
 
 A stratum is a cell of the labels (dpl_ray/reviewing/labels.py): a class and a bin of confidence. A small one is taken
 together with the next classes of the same bin, so that some MIN_IMAGES are drawn of each. The images are shared out in
-proportion to the labels, rounded by Adams' method of apportionment: all labels are drawn with about the same
-probability, and the least one is as large as it can be. Within a stratum the draw is simple, without replacement.
+proportion to the labels and rounded at random, by the pivotal method (J.-C. Deville and Y. Tille, Biometrika 85, 1998,
+pp. 89-101). Within a stratum the draw is simple, without replacement. So every label has the same probability.
 
-The images stand in a random order, so that the first ones, too, are a simple draw of each stratum.
+The images stand in a random order, so that the first ones, too, are such a draw.
 
 Legend: S strata, M cells, I inputs.
 """
@@ -38,7 +38,6 @@ class Drawn:
     confidence: float
     runners_up: tuple[tuple[int, float | None], ...]  # class index and probability
     cell: int
-    stratum: int
 
 
 @dataclass(frozen=True)
@@ -50,15 +49,14 @@ class Draw:
     num: int  # asked for
     seed: int
     cells: tuple[int, ...]  # (M,) labels of each cell
-    strata: tuple[int, ...]  # (M,) stratum of each cell, -1 of an empty one
-    sizes: tuple[int, ...]  # (S,) labels of each stratum
-    numbers: tuple[int, ...]  # (S,) images drawn
+    num_strata: int
     items: tuple[Drawn, ...]
     is_random: bool = True  # false of images that `suggest` has chosen: they say nothing of the other labels
 
-    def probability(self, item: Drawn) -> float:
-        """With which this label was drawn."""
-        return self.numbers[item.stratum] / self.sizes[item.stratum]
+    @property
+    def probability(self) -> float:
+        """With which each label was drawn."""
+        return len(self.items) / sum(self.cells)
 
 
 def draw_labels(labels: Labels, num: int, seed: int) -> Draw:
@@ -77,10 +75,11 @@ def draw_labels(labels: Labels, num: int, seed: int) -> Draw:
     strata = choose_strata(cells, labels.num_bins, num)
     inputs = np.stack([_sum_by(strata, each) for each in counts])  # (I, S)
     sizes = inputs.sum(axis=0)
-    numbers = allocate(sizes, num)
+    random = np.random.default_rng(seed)
+    numbers = allocate(sizes, num, random)
     ranks = [
-        np.sort(np.random.default_rng([seed, stratum]).choice(size, number, replace=False))
-        for stratum, (size, number) in enumerate(zip(sizes.tolist(), numbers.tolist(), strict=True))
+        np.sort(random.choice(size, number, replace=False))
+        for size, number in zip(sizes.tolist(), numbers.tolist(), strict=True)
     ]
     parts = [
         found
@@ -90,7 +89,7 @@ def draw_labels(labels: Labels, num: int, seed: int) -> Draw:
     with ThreadPoolExecutor(_NUM_THREADS) as executor:
         read = executor.map(lambda found: _read_rows(labels, found[0], strata, found[1]), parts)
         items = [item for of_part in read for item in of_part]
-    items = [items[place] for place in np.random.default_rng([seed]).permutation(len(items))]
+    items = [items[place] for place in random.permutation(len(items))]
     given = {"num": num, "seed": seed, "cells": cells.tolist(), "items": [asdict(item) for item in items]}
     return Draw(
         review=f"{labels.identity}-{digest(given)}",
@@ -98,9 +97,7 @@ def draw_labels(labels: Labels, num: int, seed: int) -> Draw:
         num=num,
         seed=seed,
         cells=tuple(cells.tolist()),
-        strata=tuple(strata.tolist()),
-        sizes=tuple(sizes.tolist()),
-        numbers=tuple(numbers.tolist()),
+        num_strata=len(sizes),
         items=tuple(items),
     )
 
@@ -130,11 +127,22 @@ def choose_strata(cells: NDArray[np.int64], num_bins: int, num: int) -> NDArray[
     return made
 
 
-def allocate(sizes: NDArray[np.int64], num: int) -> NDArray[np.int64]:
-    """(S,) images to draw of each stratum, of num: so that the largest number of labels to an image is least."""
-    numbers = np.ones_like(sizes)
-    for _ in range(min(num, int(sizes.sum())) - len(sizes)):
-        numbers[np.argmax(sizes / numbers)] += 1
+def allocate(sizes: NDArray[np.int64], num: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """(S,) images to draw of each stratum, of num: in proportion to its labels (S,) on average, and rounded."""
+    shares = min(1.0, num / sizes.sum()) * sizes
+    numbers = np.floor(shares).astype(np.int64)
+    open_, left = 0, 0.0  # a stratum that may get one more, and the probability of that
+    for place, part in enumerate((shares - numbers).tolist()):
+        whole = left + part
+        if whole < 1:  # one of both is out
+            if random.random() * whole >= left:
+                open_ = place
+            left = whole
+        else:  # one of both gets one more
+            gets = open_ if random.random() * (2 - whole) < 1 - part else place
+            numbers[gets] += 1
+            open_, left = open_ + place - gets, whole - 1
+    numbers[open_] += round(left)
     return numbers
 
 
@@ -189,5 +197,5 @@ def _read_rows(labels: Labels, part: str, strata: NDArray[np.int64], ranks: _Ran
             others = [(row.get(f"{name}_label"), row.get(f"{name}_confidence")) for name in ("second", "third")]
             runners_up = tuple((label, share) for label, share in others if label is not None)
             cell = int(cells[place])
-            items.append(Drawn(row["sample_id"], row["pseudo_label"], row["confidence"], runners_up, cell, stratum))
+            items.append(Drawn(row["sample_id"], row["pseudo_label"], row["confidence"], runners_up, cell))
     return items

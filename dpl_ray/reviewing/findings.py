@@ -1,9 +1,12 @@
-"""What the answers to a draw say of the labels: errors with intervals, by class, and what was confused."""
+"""What the answers to a draw say of the labels: errors with intervals, by class, and what was confused.
+
+Legend: M cells of the labels (dpl_ray/reviewing/labels.py).
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +15,9 @@ from numpy.typing import NDArray
 from dpl_ray.page.html import MISSING, Page, Section, Table, render_page
 from dpl_ray.reviewing.answers import UNKNOWN
 from dpl_ray.reviewing.draw import Draw
-from dpl_ray.reviewing.estimate import Answered, Error, Share, estimate_error
+from dpl_ray.reviewing.estimate import Error, Sample, Share, estimate_error
 
-COLUMNS = ("", "labels", "answered", "wrong", "share of wrong labels", "after correction")
+COLUMNS = ("", "labels", "answered", "wrong", "share of wrong", "after correction")
 CONFUSION_COLUMNS = ("proposed", "is", "images", "of all labels")
 
 
@@ -47,43 +50,28 @@ def judge(draw: Draw, answers: Sequence[int], confidence: float) -> Findings:
     """
     items = draw.items[: len(answers)]
     labels, said = np.array([item.label for item in items]), np.array(answers)
-    strata, cells = (np.array([getattr(item, name) for item in items]) for name in ("stratum", "cell"))
-    wrong = said != labels
-    corrected = wrong & (said != UNKNOWN)
-    sizes, numbers = np.array(draw.sizes), np.array(draw.numbers)
-    width, of_cell = len(draw.cells) // 2, np.array(draw.strata)
-    num_bins = width // len(draw.class_names)
+    cells, sizes = np.array([item.cell for item in items]), np.array(draw.cells)
+    wrong, corrected = said != labels, (said != labels) & (said != UNKNOWN)
+    sample = Sample(int(sizes.sum()), len(items), draw.num_strata == 1)
+    places, width = np.arange(len(sizes)), len(sizes) // 2
+    classes = places % width // (width // len(draw.class_names))
 
-    def error(is_mine: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> Error | None:
-        """Of the labels of some cells."""
-        of_these = is_mine(np.arange(2 * width))
-        num_images = int(np.array(draw.cells)[of_these].sum())
-        reached = np.isin(np.arange(len(sizes)), of_cell[of_these])
-        near = reached[strata]  # answers of the same strata
-        answered = Answered(strata[near], wrong[near], corrected[near])
-        found = [np.where(reached, each, 0) for each in (sizes, numbers)]
-        mine = is_mine(cells[near])
-        return estimate_error(found[0], found[1], answered, confidence, num_images=num_images, mine=mine)
+    def error(of_cells: NDArray[np.bool_]) -> Error | None:
+        """Of the labels of these cells (M,)."""
+        mine = of_cells[cells]
+        counts = (int(each.sum()) for each in (mine, wrong & mine, corrected & mine))
+        return estimate_error(sample, int(sizes[of_cells].sum()), *counts, confidence=confidence)
 
-    whole = error(lambda cell: cell >= 0)
+    whole = error(places >= 0)
     assert whole is not None, "there are answers"
-    parts = {"selected": error(lambda cell: cell < width), "rejected": error(lambda cell: cell >= width)}
-    classes = {
-        name: error(lambda cell, index=index: cell % width // num_bins == index)  # type: ignore[misc]
-        for index, name in enumerate(draw.class_names)
-    }
-    weights = (sizes / numbers)[strata]
-    counts: Counter[tuple[int, int]] = Counter()
-    shares: Counter[tuple[int, int]] = Counter()
-    for place in np.flatnonzero(corrected).tolist():
-        pair = (int(labels[place]), int(said[place]))
-        counts[pair] += 1
-        shares[pair] += weights[place] / weights.sum()
+    parts = {"selected": error(places < width), "rejected": error(places >= width)}
+    by_class = {name: error(classes == index) for index, name in enumerate(draw.class_names)}
+    pairs = Counter(zip(labels[corrected].tolist(), said[corrected].tolist(), strict=True))
     confusions = tuple(
-        Confusion(draw.class_names[pair[0]], draw.class_names[pair[1]], counts[pair], float(share))
-        for pair, share in shares.most_common()
+        Confusion(draw.class_names[label], draw.class_names[answer], number, number / len(items))
+        for (label, answer), number in pairs.most_common()
     )
-    return Findings(confidence, int((said == UNKNOWN).sum()), whole, parts, classes, confusions)
+    return Findings(confidence, int((said == UNKNOWN).sum()), whole, parts, by_class, confusions)
 
 
 def told(share: Share) -> str:
@@ -93,8 +81,9 @@ def told(share: Share) -> str:
 
 def rows(findings: Findings) -> list[list[str]]:
     """Of all labels, of the selected and the other ones, and of each class: the cells of COLUMNS."""
+    number = findings.whole.num_images
     errors: dict[str, Error | None] = {"all": findings.whole}
-    errors |= {name: error for name, error in findings.parts.items() if error}
+    errors |= {name: error for name, error in findings.parts.items() if error and error.num_images < number}
     return [_row(name, error) for name, error in (errors | findings.classes).items()]
 
 

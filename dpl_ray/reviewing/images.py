@@ -15,7 +15,7 @@ from PIL import Image
 
 from dpl_ray.data.decode import DecodeSettings, Payload, decode_or_reason, quiet_pillow
 from dpl_ray.data.decode_many import count_threads
-from dpl_ray.data.files import Location
+from dpl_ray.data.files import Location, open_location
 from dpl_ray.data.samples import read_samples
 
 MAX_PIXELS = 384  # of a picture's longer side
@@ -29,10 +29,17 @@ def read_pictures(pool: Location, sample_ids: Sequence[str], image_column: str) 
     """(N,) the picture of each sample. A shard is read once.
 
     Args:
-        pool: on its file system are the samples; only their own files are looked at.
+        pool: has the file system of the samples, unless they lie elsewhere, as those of features may. Only their own
+            files are looked at.
         sample_ids: as in the labels of a pool: path of an image file, or `file:row` of a shard.
     """
-    payloads = read_samples(sample_ids, image_column, lambda file: replace(pool, path=file.removeprefix(pool.scheme)))
+
+    def locate(file: str) -> Location:
+        scheme, separator, _ = file.rpartition("://")
+        is_there = scheme + separator == pool.scheme
+        return replace(pool, path=file.removeprefix(pool.scheme)) if is_there else open_location(pool.field, file)
+
+    payloads = read_samples(sample_ids, image_column, locate)
     with quiet_pillow(), ThreadPoolExecutor(count_threads()) as executor:
         return list(executor.map(make_picture, payloads))
 

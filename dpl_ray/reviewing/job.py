@@ -122,13 +122,14 @@ def _draw(config: ReviewConfig, labels: Labels, output: Storage, kept: Draw | No
             f"{sum(kept.cells):,} labels already, whose answers would be lost; take another folder"
         )
     pool = open_location("pool", config.pool or labels.pool)
-    pictures = read_pictures(pool, [item.sample_id for item in made.items], labels.image_column)
-    if all(isinstance(picture, str) for picture in pictures):
-        raise pool.error(
-            f"none of the {len(pictures):,} drawn images can be read, as {made.items[0].sample_id} ({pictures[0]!s})"
-        )
+    column = config.image_column or labels.image_column
+    pictures = read_pictures(pool, [item.sample_id for item in made.items], column)
+    reasons = [picture for picture in pictures if isinstance(picture, str)]
+    if len(reasons) == len(pictures):
+        first = f"{made.items[0].sample_id} ({reasons[0]})"
+        raise pool.error(f"none of the {len(pictures):,} drawn images can be read, as {first}")
     items = [
-        Item(item.sample_id, picture, item.label, item.confidence, item.runners_up, made.probability(item))
+        Item(item.sample_id, picture, item.label, item.confidence, item.runners_up, made.probability)
         for item, picture in zip(made.items, pictures, strict=True)
     ]
     again = ["python", "-m", "pipelines.review", f"labels={config.labels}"]
@@ -140,7 +141,7 @@ def _draw(config: ReviewConfig, labels: Labels, output: Storage, kept: Draw | No
     show(
         console,
         f"{labels.storage}: {len(made.items):,} of {sum(made.cells):,} labels are drawn, at random in "
-        f"{len(made.sizes):,} strata of class and confidence\nopen the page, answer, save answers.csv; then: {command}",
+        f"{made.num_strata:,} strata of class and confidence\nopen the page, answer, save answers.csv; then: {command}",
     )
     return ReviewResult(str(output), str(output / PAGE_FILE), len(made.items))
 
@@ -200,7 +201,7 @@ def _write_labels(draw: Draw, answers: Sequence[int], output: Storage) -> None:
     table: list[tuple[Any, ...]] = [("path", "label", "probability")]
     for item, answer in zip(draw.items, answers, strict=False):
         name = draw.class_names[answer] if answer >= 0 else ""
-        table.append((item.sample_id, name, draw.probability(item) * len(answers) / len(draw.items)))
+        table.append((item.sample_id, name, len(answers) / sum(draw.cells)))
     text = table_text(row if draw.is_random else row[:2] for row in table)
     (output / TRAIN_FILE).write(text.encode(errors="surrogateescape"))
     (output / NAMES_FILE).write("".join(f"{name}\n" for name in draw.class_names).encode())

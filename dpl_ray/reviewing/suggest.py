@@ -205,7 +205,7 @@ def _write(
 ) -> str:
     """Page, table and draw; returns the command that reads the answers."""
     names = labels.class_names
-    items = [Drawn(each.sample_id, *each.likeliest[0], tuple(each.likeliest[1:]), 0, 0) for each in chosen]
+    items = [Drawn(each.sample_id, *each.likeliest[0], tuple(each.likeliest[1:]), 0) for each in chosen]
     review = f"{labels.identity}-{digest([each.sample_id for each in chosen])}"
     num_labels = sum(part.num_rows for part in labels.parts)
     draw = Draw(
@@ -214,9 +214,7 @@ def _write(
         num=config.budget,
         seed=config.seed,
         cells=(num_labels,),
-        strata=(0,),
-        sizes=(num_labels,),
-        numbers=(len(items),),
+        num_strata=1,
         items=tuple(items),
         is_random=False,
     )

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpl_ray.reviewing import labels as labels_module
-from dpl_ray.reviewing.draw import allocate, choose_strata, draw_labels
+from dpl_ray.reviewing.draw import choose_strata, draw_labels
 from dpl_ray.reviewing.labels import open_labels
 from tests.reviewing.outputs import Counting, write_output
 
@@ -27,31 +27,19 @@ def test_strata_are_the_cells_and_small_ones_go_with_their_neighbours() -> None:
     assert set(choose_strata(cells, 3, 5000)) == {-1, 0}, "all are drawn"
 
 
-def test_images_are_shared_out_in_proportion_and_no_stratum_is_without() -> None:
-    sizes = np.array([1000, 501, 40, 3])
-    numbers = allocate(sizes, 100)
-    assert numbers.sum() == 100
-    assert (numbers >= 1).all()
-    largest = (sizes / numbers).max()
-    for place in range(len(sizes)):  # with one image less anywhere, some image would stand for more labels
-        assert numbers[place] == 1 or sizes[place] / (numbers[place] - 1) >= largest
-    assert allocate(np.array([3, 2]), 100).tolist() == [3, 2]
-
-
 def test_every_label_is_drawn_as_often_as_its_probability_says(tmp_path: Path) -> None:
     labels = open_labels("labels", str(write_output(tmp_path / "out", [[40, 30], [50]])))
     draws = [draw_labels(labels, 30, seed) for seed in range(150)]
     times = Counter(item.sample_id for draw in draws for item in draw.items)
-    chance = {item.sample_id: draw.probability(item) for draw in draws for item in draw.items}
     assert all(len(draw.items) == 30 for draw in draws)
-    assert len(chance) > 100
-    assert not [name for name in chance if name.endswith("00000000.png")], "they have no label"
-    share = np.array([times[name] / len(draws) for name in chance])
-    expected = np.array(list(chance.values()))
-    assert np.abs(share - expected).max() < 5 * np.sqrt(expected.max() / len(draws))
-    assert share.mean() == pytest.approx(expected.mean(), rel=0.1)
-    firsts = Counter(draw.items[0].stratum for draw in draws)
-    assert len(firsts) == len(draws[0].sizes), "the order is random"
+    assert len(times) > 100
+    assert not [name for name in times if name.endswith("00000000.png")], "they have no label"
+    assert {draw.probability for draw in draws} == {30 / 117}
+    share = np.array(list(times.values())) / len(draws)
+    assert np.abs(share - 30 / 117).max() < 5 * np.sqrt(30 / 117 / len(draws))
+    assert draws[0].num_strata > 3
+    firsts = {draw.items[0].cell for draw in draws}
+    assert len(firsts) > 10, "the order is random"
     assert draws[3] == draw_labels(labels, 30, 3) != draws[4]
 
 
@@ -60,7 +48,7 @@ def test_what_is_drawn_is_what_the_labels_say(tmp_path: Path) -> None:
     rows = {row["sample_id"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
     draw = draw_labels(labels, 1000, 0)
     assert {item.sample_id for item in draw.items} == {name for name, row in rows.items() if row["error"] is None}
-    assert set(map(draw.probability, draw.items)) == {1.0}
+    assert draw.probability == 1
     for item in draw.items:
         row = rows[item.sample_id]
         assert (item.label, item.confidence) == (row["pseudo_label"], row["confidence"])
@@ -74,7 +62,7 @@ def test_labels_of_an_older_version_are_drawn_by_class(tmp_path: Path) -> None:
     draw = draw_labels(labels, 40, 0)
     assert labels.num_bins == 1
     assert {(item.cell % 3, item.label) for item in draw.items} == {(0, 0), (1, 1), (2, 2)}
-    assert sum(draw.sizes) == 108
+    assert sum(draw.cells) == 108
 
 
 def test_a_draw_reads_the_parts_that_it_needs_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

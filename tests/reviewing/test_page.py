@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from pyarrow import fs
 
-from dpl_ray.data.files import open_location
+from dpl_ray.data.files import Location, open_location
 from dpl_ray.reviewing.images import LOSSLESS_PIXELS, MAX_PIXELS, read_pictures
 from dpl_ray.reviewing.page import Item, write_review
 from dpl_ray.store.storage import Storage
@@ -36,6 +37,8 @@ def test_pictures_of_files_and_of_rows_are_small_and_keep_their_shape(tmp_path: 
     opened = [Image.open(io.BytesIO(found[place])) for place in (0, 1, 3, 4)]
     assert [image.size for image in opened] == [(12, 12), (MAX_PIXELS, MAX_PIXELS // 2), (20, 10), (9, 9)]
     assert [image.format for image in opened] == ["PNG", "JPEG", "PNG", "PNG"], LOSSLESS_PIXELS
+    elsewhere = Location("pool", "s3://bucket", fs.LocalFileSystem(), "bucket", "s3://")
+    assert read_pictures(elsewhere, ids[3:5], "img") == [found[3], found[4]], "of features in a bucket"
     assert (found[2], found[5], found[6]) == ("not an image", "file is missing", found[0])
 
 
