@@ -21,7 +21,7 @@ from rich.console import Console
 
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config
-from dpl_ray.data.dataset import UNLABELED, ImageSet
+from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
 from dpl_ray.data.decode_many import decode_many
 from dpl_ray.data.files import Location, open_location
 from dpl_ray.data.pseudo_labels import SUMMARY_FILE, read_job
@@ -110,9 +110,11 @@ def suggest(
     output, checkpoint = _open_output(config, labels), _open_checkpoint(config, labels)
     pool = open_location("pool", config.pool or labels.pool)
     drawn = draw_candidates(labels, max(MIN_CANDIDATES, CANDIDATES_EACH * config.budget), config.seed)
-    images, masses = _read(drawn, labels, pool, checkpoint)
+    trained, _ = load_config_and_info(checkpoint)
+    splits = _splits(trained)
+    images, masses = _read(drawn, labels, pool, checkpoint, splits)
     show(console, f"{labels.storage}: {drawn.num_seen:,} of {drawn.num_labels:,} labels, {len(images):,} candidates")
-    chosen = _choose(images, masses, checkpoint, config.budget)
+    chosen = _choose(images, masses, checkpoint, splits, config.budget)
     pictures = read_pictures(pool, [each.sample_id for each in chosen], labels.image_column)
     command = _write(chosen, pictures, config, labels, output)
     show(console, f"{len(chosen):,} images are suggested; open the page, answer, save answers.csv; then: {command}")
@@ -149,8 +151,16 @@ def _open_checkpoint(config: SuggestConfig, labels: Labels) -> Storage:
     return found
 
 
+def _splits(config: Config) -> Splits | None:
+    """What the model was trained and judged on; None where it is not where it was."""
+    try:
+        return load_splits(config.data, seed=config.train.seed, uses_unlabeled=False, reads_unlabeled=False)
+    except (ValueError, OSError):
+        return None
+
+
 def _read(
-    drawn: Candidates, labels: Labels, pool: Location, checkpoint: Storage
+    drawn: Candidates, labels: Labels, pool: Location, checkpoint: Storage, splits: Splits | None
 ) -> tuple[ImageSet, NDArray[np.float32]]:
     """Candidates that can be read and whose labels the run does not know, and the mass of each."""
     trained, info = load_config_and_info(checkpoint)
@@ -163,20 +173,27 @@ def _read(
     is_known = np.zeros(len(found), bool)
     for split in (read_splits(run_of(checkpoint)) or {}).values():
         is_known |= split.has(found)
+    for part in (splits.labeled, splits.validation, splits.test) if splits else ():
+        is_known |= np.isin(found.ids, part.ids)
     if is_known.all():
         raise labels.location.error("every image that the model is unsure of has a true label already")
     new = np.flatnonzero(~is_known)
     return found.subset(new), drawn.masses[kept][new]
 
 
-def _choose(images: ImageSet, masses: NDArray[np.float32], checkpoint: Storage, budget: int) -> list[_Suggestion]:
+def _choose(
+    images: ImageSet, masses: NDArray[np.float32], checkpoint: Storage, splits: Splits | None, budget: int
+) -> list[_Suggestion]:
     from dpl_ray.inference.look import look  # late, with torch: a mistake is answered before
     from dpl_ray.training.checkpoint import load_classifier, load_policy
 
-    (model, config, _), policy = load_classifier(checkpoint), load_policy(checkpoint)
+    (model, *_), policy = load_classifier(checkpoint), load_policy(checkpoint)
     looked = look(model, policy, images.images)
-    labelled = _labelled(config)
-    known = look(model, policy, labelled).features if labelled is not None else looked.features[:0]
+    known = looked.features[:0]
+    if splits:
+        labelled = splits.labeled.images[: len(splits.labeled) - splits.num_pseudo_labeled]
+        some = np.random.default_rng(0).permutation(len(labelled))[:MAX_KNOWN]
+        known = look(model, policy, labelled[some]).features
     order = np.argsort(-looked.probs, axis=1, kind="stable")[:, :3]
     return [
         _Suggestion(
@@ -188,16 +205,6 @@ def _choose(images: ImageSet, masses: NDArray[np.float32], checkpoint: Storage, 
         )
         for place, gain in cover(looked.features, known, masses * (1 + looked.disagree()), budget)
     ]
-
-
-def _labelled(config: Config) -> NDArray[Any] | None:
-    """Images that the model has learnt from with true labels; None where they are not where they were."""
-    try:
-        splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=False, reads_unlabeled=False)
-    except (ValueError, OSError):
-        return None
-    images = splits.labeled.images[: len(splits.labeled) - splits.num_pseudo_labeled]
-    return images[np.random.default_rng(0).permutation(len(images))[:MAX_KNOWN]] if len(images) else None
 
 
 def _write(

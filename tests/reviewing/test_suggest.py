@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def checkpoint(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     images, _, _ = decode_many(items, DecodeSettings(image_size=SIZE, channels=3))
     splits = tiny_splits()
     known = ImageSet(images, np.zeros(10, np.int64), np.array(paths))
-    write_splits(Storage(str(folder)), type(splits)(**vars(splits) | {"labeled": known}))
+    write_splits(Storage(str(folder)), replace(splits, labeled=known))
     return made
 
 
@@ -214,16 +215,23 @@ def test_the_answers_become_labels_and_say_nothing_of_the_others(
         review(labels=str(labels), output=str(output), answers=str(answers))
 
 
-def test_labelled_images_that_are_there_count_as_covered(
+def test_images_of_the_run_count_as_covered_and_are_not_suggested(
     labels: Path, suggested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*_: Any, **__: Any) -> None:
         raise ValueError("data.train: there is no such folder")
 
+    def suggestions(output: Path) -> list[dict[str, str]]:
+        suggest(labels=str(labels), output=str(output), budget=BUDGET)
+        return read_csv(output / "suggestions.csv")
+
+    before = read_csv(suggested / "suggestions.csv")
     monkeypatch.setattr(suggest_module, "load_splits", gone)
-    suggest(labels=str(labels), output=str(tmp_path / "next"), budget=BUDGET)
-    with_known, without = (read_csv(folder / "suggestions.csv") for folder in (suggested, tmp_path / "next"))
-    assert float(without[0]["gain"]) > float(with_known[0]["gain"])
+    assert float(suggestions(tmp_path / "gone")[0]["gain"]) > float(before[0]["gain"])
+    splits = tiny_splits(size=SIZE)
+    tested = replace(splits.test, ids=np.array([before[0]["path"], *splits.test.ids[1:]]))
+    monkeypatch.setattr(suggest_module, "load_splits", lambda *_, **__: replace(splits, test=tested))
+    assert before[0]["path"] not in {row["path"] for row in suggestions(tmp_path / "tested")}
 
 
 @pytest.mark.parametrize(
