@@ -22,7 +22,11 @@ def read_answers(field: str, given: str, draw: Draw) -> list[int]:
             is left out, so that the answered ones are no random part of the draw.
     """
     location = open_location(field, given)
+    if not location.filesystem.get_file_info(location.path).is_file:
+        raise location.error("there is no such file; give the answers.csv that the page has saved")
     rows = csv_rows(location)
+    if not rows:
+        raise location.error("has no answer; open the page, answer, and save again")
     reviews, proposals, chances = (csv_column(location, name) for name in ("review", "proposed", "probability"))
     items = {item.sample_id: item for item in draw.items}
     found: dict[str, int] = {}

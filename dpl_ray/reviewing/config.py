@@ -14,7 +14,7 @@ class ReviewConfig(Section):
     """All fields of `dpl-ray review`."""
 
     labels: str = Field("", description="folder or s3:// that dpl-ray label has written; required")
-    num: int = Field(200, ge=10, le=100_000, description="images to draw")
+    num: int = Field(200, ge=10, le=5000, description="images to draw")
     seed: int = Field(0, ge=0, description="of the draw")
     output: str | None = Field(None, description="folder of the page and its draw; null: LABELS-review beside labels")
     answers: str | None = Field(

@@ -138,10 +138,11 @@ def _draw(config: ReviewConfig, labels: Labels, output: Storage, kept: Draw | No
     title = f"Review of {labels.storage.name}"
     write_json(output / DRAW_FILE, made)
     write_review(output / PAGE_FILE, items, made.class_names, title=title, review=made.review, command=command)
+    strata = f", from {made.num_strata:,} strata of class and confidence" if made.num_strata > 1 else ""
     show(
         console,
-        f"{labels.storage}: {len(made.items):,} of {sum(made.cells):,} labels are drawn, at random in "
-        f"{made.num_strata:,} strata of class and confidence\nopen the page, answer, save answers.csv; then: {command}",
+        f"{labels.storage}: {len(made.items):,} of {sum(made.cells):,} labels are drawn at random{strata}\n"
+        f"open the page, answer, save answers.csv; then: {command}",
     )
     return ReviewResult(str(output), str(output / PAGE_FILE), len(made.items))
 

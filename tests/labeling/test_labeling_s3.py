@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from dpl_ray.data import tar
 from dpl_ray.labeling.blocks import BlockLabeler
+from dpl_ray.reviewing.job import review
 from tests.data.test_tar import pack
 from tests.labeling.jobs import label, make_checkpoint, png, rows, write_images
 
@@ -100,6 +101,13 @@ def test_the_pool_is_read_from_a_bucket_and_the_labels_written_there(
         assert json.loads(stream.read())["num_rows"] == 25
     with filesystem.open_input_stream("labels/some/where/_report/bad.csv") as stream:
         assert b"s3://images/pool/broken.png,truncated" in stream.read()
+
+    asked = review(labels=output, pool=pool, num=100)
+    assert asked.page.startswith("s3://labels/some/where-review/review.html?")
+    with filesystem.open_input_stream("labels/some/where-review/review.html") as stream:
+        text = stream.read()
+    assert text.count(b"data:image/png;base64,") == 23, "files, rows and members of tars"
+    assert b"s3://images/pool/b.parquet:3" in text
 
 
 def num_parts(filesystem: fs.S3FileSystem) -> int:

@@ -15,8 +15,11 @@ import pytest
 from dpl_ray.commands import cli
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.sources import load_splits
+from dpl_ray.reviewing.answers import read_answers
 from dpl_ray.reviewing.config import load_reviewing
+from dpl_ray.reviewing.draw import Draw, Drawn
 from dpl_ray.reviewing.job import review
+from dpl_ray.reviewing.page import Item, write_review
 from dpl_ray.runs.splits import write_splits
 from dpl_ray.store.records import read_tree
 from dpl_ray.store.storage import Storage
@@ -174,6 +177,22 @@ def test_a_phone_has_large_buttons_and_nothing_beside_its_window(
     browser.call("Emulation.setEmulatedMedia", features=[])
 
 
+def test_names_come_back_as_they_are(tmp_path: Path, browser: Browser) -> None:
+    names, paths = ("=1+1", 'a,"b"', "NA"), ("/a b/é,1.png", '/"x".png', "/<i>.parquet:3")
+    items = tuple(Drawn(path, label, 0.5, (), label) for label, path in enumerate(paths))
+    draw = Draw("1-2", names, num=3, seed=0, cells=(1,) * 6, num_strata=1, items=items)
+    shown = [Item(item.sample_id, "empty", item.label, probability=draw.probability) for item in items]
+    page = Storage(str(tmp_path)) / "review.html"
+    write_review(page, shown, names, title="x", review=draw.review, command="x")
+    browser.downloads(tmp_path)
+    browser.open(Path(page.path))
+    for key in "312":
+        browser.press(key)
+    browser.tap("#save")
+    browser.wait_for("Browser.downloadProgress", state="completed")
+    assert read_answers("answers", str(tmp_path / "answers.csv"), draw) == [2, 0, 1]
+
+
 def test_what_the_answers_say(labels: Path, drawn: Path, tmp_path: Path) -> None:
     answers = copy_review(drawn, tmp_path / "review")
     for place in (3, 17, 40):
@@ -279,6 +298,8 @@ def test_draws_that_are_refused(
     label(checkpoint, pool / "more.parquet", tmp_path / "other", rows_per_part=100)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a.txt").write_text("mine")
+    empty = tmp_path / "empty.csv"
+    empty.write_text("path,label\n")
     unfinished = tmp_path / "unfinished"
     label(checkpoint, pool / "more.parquet", unfinished, rows_per_part=100)
     (unfinished / "_report" / "summary.json").unlink()
@@ -298,6 +319,9 @@ def test_draws_that_are_refused(
         ([f"labels={labels}", f"output={tmp_path / 'full'}"], r"is there already and holds no review; take another"),
         ([f"labels={pool}"], r"labels=.*: is no output of dpl-ray label \(no _ledger/job.json in it\)"),
         ([f"labels={unfinished}"], r"labels=.*: is not finished \(no _report/summary.json\)"),
+        ([f"labels={labels}", place, "answers=none.csv"], r"answers=none.csv: there is no such file"),
+        ([f"labels={labels}", place, f"answers={empty}"], r"answers=.*empty.csv: has no answer; open the page"),
+        ([f"labels={labels}", place, f"answers={drawn}"], r"answers=.*: there is no such file; give"),
         ([f"labels={labels}", "num=3"], r"num=3: must be greater than or equal to 10"),
     ):
         assert cli.run(cli.load_command("review"), fields) == cli.WRONG_USE
