@@ -6,6 +6,7 @@ from typing import Any
 
 from dpl_ray.algorithm.adamatch import AdaMatch
 from dpl_ray.algorithm.dash import Dash
+from dpl_ray.algorithm.debiaspl import DebiasPL
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.fixed_threshold import FixMatch, PseudoLabel, Supervised, Uda
 from dpl_ray.algorithm.flexmatch import FlexMatch
@@ -16,6 +17,7 @@ from dpl_ray.algorithm.softmatch import SoftMatch
 POLICIES: dict[str, type[Policy]] = {
     "adamatch": AdaMatch,
     "dash": Dash,
+    "debiaspl": DebiasPL,
     "dpl": DynamicPseudoLabels,
     "fixmatch": FixMatch,
     "flexmatch": FlexMatch,

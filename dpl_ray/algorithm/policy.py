@@ -87,6 +87,10 @@ class Policy(nn.Module, ABC):
         """(U,) int64 pseudo-labels, or (U, C) soft targets."""
         return pseudo.labels
 
+    def unlabeled_logits(self, logits_strong: Tensor) -> Tensor:
+        """(K, C) logits that the unlabelled loss is computed on, of those of the strong views."""
+        return logits_strong
+
     def labeled_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Of this worker's labelled images, (): the mean cross-entropy of (B, C) logits and (B,) classes."""
         return F.cross_entropy(logits, targets)

@@ -35,6 +35,17 @@ class DashConfig(Section):
     )
 
 
+class DebiasPLConfig(Section):
+    """DebiasPL (Wang 2022)."""
+
+    name: Literal["debiaspl"] = "debiaspl"
+    threshold: Threshold = 0.95
+    debias: float = Field(
+        0.4, ge=0, le=2, description="how much of what the student says of all images is taken out of its labels"
+    )
+    ema_decay: EmaDecay = 0.99
+
+
 class DplConfig(Section):
     """Dynamic pseudo-labels from two gradient-cut classifiers."""
 
@@ -135,6 +146,7 @@ class UdaConfig(Section):
 PolicyConfig = (
     AdaMatchConfig
     | DashConfig
+    | DebiasPLConfig
     | DplConfig
     | FixMatchConfig
     | FlexMatchConfig

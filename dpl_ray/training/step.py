@@ -81,7 +81,8 @@ def train_step(state: TrainState, batch: Batch, config: Config, workers: Workers
         features_strong, logits_strong = features[num_labeled:], logits[num_labeled:]
         trained = policy.trains_classifier(facts.progress)
         logits_strong = student.unless_frozen(features_strong, logits_strong, trained)
-        loss_unlabeled = consistency(logits_strong, targets[rows], chosen.weights, len(weights))
+        logits_read = policy.unlabeled_logits(logits_strong)
+        loss_unlabeled = consistency(logits_read, targets[rows], chosen.weights, len(weights))
     with record_function("heads and policy"):
         loss_auxiliary = policy.auxiliary_loss(
             pseudo, features[:num_labeled], logits[:num_labeled], batch.targets, logits_strong, chosen.kept

@@ -125,6 +125,19 @@ def softmatch(
         )
 
 
+def debiaspl(
+    steps: list[Step], classifier: nn.Linear, threshold: float = 0.95, debias: float = 0.4, ema_decay: float = 0.99
+) -> Iterator[Answer]:
+    num_classes = len(classifier.bias)
+    mean_probs = [1 / num_classes] * num_classes
+    for step in steps:
+        debiased = [
+            softmax([z - debias * math.log(m) for z, m in zip(row, mean_probs, strict=True)]) for row in step.logits
+        ]
+        mean_probs = moved(mean_probs, mean_row([softmax(row) for row in step.logits]), ema_decay)
+        yield [float(max(row) >= threshold) for row in debiased], labels_of(debiased)
+
+
 def adamatch(
     steps: list[Step], classifier: nn.Linear, threshold: float = 0.95, ema_decay: float = 0.99
 ) -> Iterator[Answer]:

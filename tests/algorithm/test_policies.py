@@ -55,6 +55,11 @@ ROWS = {
         wrong=(("ema_decay", 1.0), *(("threshold", value) for value in OUT_OF_SHARE)),
     ),
     "dash": Row(references.dash, variants=({"warmup": 0.5}, {"warmup": 0.0}), wrong=(("warmup", 0.6),)),
+    "debiaspl": Row(
+        references.debiaspl,
+        variants=({"ema_decay": 0.5, "threshold": 0.6}, {"ema_decay": 0.5, "threshold": 0.6, "debias": 1.0}),
+        wrong=(("ema_decay", 1.0), ("debias", -0.1), *(("threshold", value) for value in OUT_OF_SHARE)),
+    ),
     "dpl": Row(
         references.dpl,
         variants=(

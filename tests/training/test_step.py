@@ -111,7 +111,10 @@ class SlowRun(Run):
                 main = state.student.classifier
                 logits_strong = features_strong @ main.weight.detach().T + main.bias.detach()
             counts = weight if weight > policy.min_weight else 0.0 * weight
-            loss_unlabeled = loss_unlabeled + counts * cross_entropy(logits_strong[0], target) / num_unlabeled
+            read = logits_strong[0]
+            if config.policy.name == "debiaspl":
+                read = read + config.policy.debias * policy.mean_probs.log().float()
+            loss_unlabeled = loss_unlabeled + counts * cross_entropy(read, target) / num_unlabeled
             logits_kept += [logits_strong] if weight > policy.min_weight else []
         kept = (weights > policy.min_weight).nonzero().squeeze(1)
         loss_unlabeled = config.train.lambda_u * loss_unlabeled
@@ -142,6 +145,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dpl that never moves the classifier": {"name": "dpl", "classifier_from": 1.0},
     "dpl that moves the classifier later": {"name": "dpl", "classifier_from": 0.1},
     "fixmatch that takes some": {"name": "fixmatch", "threshold": 0.5},
+    "debiaspl that takes some": {"name": "debiaspl", "threshold": 0.4, "debias": 1.0, "ema_decay": 0.5},
     "pseudolabel that takes some": {"name": "pseudolabel", "threshold": 0.5},
     "uda that takes some": {"name": "uda", "threshold": 0.5},
     "flexmatch that takes some": {"name": "flexmatch", "threshold": 0.5},
