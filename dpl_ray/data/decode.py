@@ -91,28 +91,36 @@ class DecodeSettings:
         return cls(data.image_size, data.channels, data.fit, data.interpolation or "bilinear")
 
 
-def decode(encoded: bytes | Image.Image, settings: DecodeSettings) -> NDArray[np.uint8]:
-    """Decode one image to (C, S, S), or to (C, H, W) as it is where S is None; `DecodeError` says why not."""
+def decode(
+    encoded: bytes | Image.Image, settings: DecodeSettings, *, least_side: int | None = None
+) -> NDArray[np.uint8]:
+    """Decode one image to (C, S, S), or to (C, H, W) as it is where S is None; `DecodeError` says why not.
+
+    Args:
+        least_side: a JPEG may become smaller, as long as its shorter side has twice as many pixels; None: S.
+    """
     if not encoded:
         raise DecodeError(EMPTY)
     try:
         with quiet_pillow():
-            return _convert(encoded, settings) if isinstance(encoded, Image.Image) else _decode(encoded, settings)
+            if isinstance(encoded, Image.Image):
+                return _convert(encoded, settings)
+            return _decode(encoded, settings, least_side or settings.image_size)
     except DecodeError:
         raise
     except Exception as error:  # Pillow's plugins let anything out that a broken file provokes
         if isinstance(encoded, bytes) and (smaller := without_texts(encoded)) != encoded:
-            return decode(smaller, settings)
+            return decode(smaller, settings, least_side=least_side)
         raise DecodeError(_reason(error)) from error
 
 
-def _decode(encoded: bytes, settings: DecodeSettings) -> NDArray[np.uint8]:
+def _decode(encoded: bytes, settings: DecodeSettings, least_side: int | None) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise DecodeError(TOO_LARGE)
-        if settings.image_size is not None:
+        if least_side is not None:
             # Only JPEG has drafts. The mode stays, so that grey is made in one place.
-            image.draft(image.mode, (2 * settings.image_size, 2 * settings.image_size))
+            image.draft(image.mode, (2 * least_side, 2 * least_side))
         return _convert(image, settings)
 
 
@@ -124,12 +132,12 @@ def _convert(image: Image.Image, settings: DecodeSettings) -> NDArray[np.uint8]:
         return _to_array(_to_mode(upright, settings.channels), settings)
 
 
-def decode_or_reason(payload: Payload, settings: DecodeSettings) -> NDArray | str:
-    """The decoded image, or the reason why there is none."""
+def decode_or_reason(payload: Payload, settings: DecodeSettings, *, least_side: int | None = None) -> NDArray | str:
+    """The decoded image, or the reason why there is none; arguments as those of `decode`."""
     if isinstance(payload, np.ndarray):
         return payload
     try:
-        return decode((payload() if callable(payload) else payload) or b"", settings)
+        return decode((payload() if callable(payload) else payload) or b"", settings, least_side=least_side)
     except DecodeError as error:
         return str(error)
     except FileNotFoundError:

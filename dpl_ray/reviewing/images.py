@@ -46,7 +46,7 @@ def read_pictures(pool: Location, sample_ids: Sequence[str], image_column: str) 
 
 def make_picture(payload: Payload) -> Picture:
     """An encoded image, upright and in its own shape, made smaller where a side is longer than MAX_PIXELS."""
-    pixels = decode_or_reason(payload, DecodeSettings(image_size=None))
+    pixels = decode_or_reason(payload, DecodeSettings(image_size=None), least_side=MAX_PIXELS)
     if isinstance(pixels, str):
         return pixels
     image = Image.fromarray(np.moveaxis(pixels, 0, 2))

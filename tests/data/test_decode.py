@@ -272,6 +272,9 @@ def test_large_jpeg_by_draft_is_near_the_full_decode() -> None:
     drafted = decode(encode(smooth, "JPEG", quality=95), DecodeSettings(16, 1))
     full = decode(encode(smooth, "PNG"), DecodeSettings(16, 1))
     assert np.abs(drafted.astype(int) - full).max() <= 3
+    as_it_is = encode(np.full((400, 800, 3), 90, np.uint8), "JPEG")
+    assert decode(as_it_is, DecodeSettings()).shape == (3, 400, 800)
+    assert decode(as_it_is, DecodeSettings(), least_side=50).shape == (3, 100, 200)
 
 
 def test_many_keeps_order_and_sets_bad_ones_aside() -> None:
