@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -136,8 +136,12 @@ def _stream(
     for start in range(0, len(blocks), BLOCKS_PER_DATASET):
         with DataContext.current(context):
             dataset = _dataset(shared, blocks[start : start + BLOCKS_PER_DATASET], settings, scale)
-        for row in dataset.iter_rows():
-            yield int(row["block"]), Counts(**json.loads(row["counts"])), int(row["size"])
+        try:
+            for row in dataset.iter_rows():
+                yield int(row["block"]), Counts(**json.loads(row["counts"])), int(row["size"])
+        finally:  # as long as someone holds an error, its traceback holds the actors, and they their CPUs
+            with suppress(ray.exceptions.RayError):
+                ray.get(attempts.kill_actors.remote(), timeout=30)
 
 
 def _dataset(shared: Shared, blocks: list[int], settings: DecodeSettings, scale: ScaleConfig) -> Any:
@@ -194,6 +198,7 @@ class _Actor:
 
         torch.set_num_threads(num_threads(scale))
         self.shared, self.plan = shared, ray.get(shared.plan)
+        ray.get(shared.attempts.add_actor.remote(ray.get_runtime_context().current_actor))
         # An actor that is started again is the same one.
         with _attempt(shared, "start", ray.get_runtime_context().get_actor_id(), lambda: "the start of an actor"):
             self.labeler = self._load(torch.device("cuda" if scale.use_gpu else "cpu"))
@@ -219,10 +224,20 @@ class _Actor:
 
 
 class _Attempts:
-    """An actor that knows what was begun, and how often, and not ended."""
+    """An actor that knows what was begun, and how often, and not ended; and the actors with the model."""
 
     def __init__(self) -> None:
         self._begun: Counter[tuple[str, int | str]] = Counter()
+        self._actors: list[Any] = []
+
+    def add_actor(self, actor: Any) -> None:
+        self._actors.append(actor)
+
+    def kill_actors(self) -> None:
+        import ray
+
+        while self._actors:
+            ray.kill(self._actors.pop())
 
     def begin(self, stage: str, key: int | str) -> int:
         """How often it was begun now."""

@@ -40,12 +40,9 @@ def pool(tmp_path: Path) -> Path:
 
 
 def on_one_actor() -> dict[str, Any]:
-    """Of the 4 CPUs, so that few tasks read at once, which take longer to start than to read.
-
-    Not more of them: the actor of a labelling that has failed may still be there when the next one starts its own.
-    """
+    """Of the 4 CPUs, so that few tasks read at once, which take longer to start than to read."""
     address = ray.get_runtime_context().gcs_address
-    return {"scale": {"num_workers": 1, "cpus_per_worker": 1.75, "address": address}}
+    return {"scale": {"num_workers": 1, "cpus_per_worker": 3.5, "address": address}}
 
 
 def dying(block: int, deaths: Path, times: int) -> Callable[[int], None]:
@@ -168,11 +165,12 @@ def test_a_block_over_which_every_process_dies_ends_the_job_and_costs_no_other(
     monkeypatch.setattr(on_ray, "BLOCKS_PER_DATASET", 6)
     with monkeypatch.context() as patched:
         die_in(patched, dying(DEADLY, deaths, 1000))
-        with pytest.raises(WorkersFailedError, match=rf"3 processes died over {over}: {advice}"):
+        with pytest.raises(WorkersFailedError, match=rf"3 processes died over {over}: {advice}") as held:
             label(checkpoint, pool, output, **on_one_actor())
     assert deaths.stat().st_size == MAX_DEATHS
     before = parts(output)
     assert len(before) >= (0 if die_in is die_in_starts else 6)
+    assert held.tb is not None, "what the error holds takes no CPU from the next labelling"
     with monkeypatch.context() as patched:
         die_in(patched, dying(DEADLY, tmp_path / "again", MAX_DEATHS - 1))
         label(checkpoint, pool, output, **on_one_actor())
