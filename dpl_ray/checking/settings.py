@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.features import read_spec
+from dpl_ray.data.split import EmptyPoolError
 
 MOST_TIMES = 100  # that a step may take an image of the pool
 
@@ -56,7 +57,8 @@ def check_pool_use(config: Config, splits: Splits) -> None:
     size, pool_size = config.train.batch_size * config.train.mu, len(splits.unlabeled)
     if config.policy.name != "supervised" and size > MOST_TIMES * pool_size:
         most = max(1, pool_size // config.train.batch_size)
-        raise ValueError(
+        kind = ValueError if config.data.labels is None else EmptyPoolError
+        raise kind(
             f"train.mu={config.train.mu}: a step takes {size:,} unlabelled images, train.mu for each of the "
             f"train.batch_size={config.train.batch_size} labelled ones, and the pool has {pool_size:,}; "
             f"train.mu={most} would do"

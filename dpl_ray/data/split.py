@@ -24,7 +24,7 @@ Indices = NDArray[np.int64]
 
 
 class EmptyPoolError(ValueError):
-    """Pseudo-labels have taken the whole pool."""
+    """Pseudo-labels have taken the whole pool, or all but a few images of it."""
 
 
 @dataclass(frozen=True)

@@ -210,8 +210,8 @@ class SelfTraining(Study[Round]):
         except EmptyPoolError:
             show(
                 console,
-                f"round {number - 1} selected the whole pool: this student learns from labels and pseudo-labels alone "
-                "(data.labels_per_class leaves a pool to the policy)",
+                f"round {number - 1} selected the whole pool, or nearly: this student learns from labels and "
+                "pseudo-labels alone (data.labels_per_class leaves a pool to the policy)",
             )
         # Kept before it is trained: a round that goes on must have the same configuration.
         self.info["without_pool"].append(number)
