@@ -3,7 +3,7 @@
 At most some MAX_ROWS labels are looked at: those of parts that are drawn at random, of which only a few columns are
 read. Of these, images are drawn by their worth (dpl_ray/reviewing/choice.py).
 
-Legend: N candidates.
+Legend: N candidates, M labels of the parts.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from dpl_ray.labeling.ledger import Part
-from dpl_ray.reviewing.choice import balance, draw_keys, mass, worth
+from dpl_ray.reviewing.choice import balance, draw_keys, mass, unsure, worth
 from dpl_ray.reviewing.labels import Labels
 
 MAX_ROWS = 2**21
@@ -38,53 +37,43 @@ def draw_candidates(labels: Labels, number: int, seed: int) -> Candidates:
     """A function of the labels, the number and the seed.
 
     Raises:
-        ValueError: a part cannot be read, or the model is sure of every image.
+        ValueError: a part cannot be read, or has no label.
     """
-    parts = labels.parts
-    order = np.random.default_rng([seed, 0]).permutation(len(parts))
-    sizes = np.array([part.num_rows for part in parts])[order]
-    num_parts = int(np.searchsorted(np.cumsum(sizes), MAX_ROWS)) + 1
-    places = np.sort(order[:num_parts])
-    kept, totals = np.empty((0, 5)), np.zeros(len(labels.class_names))  # key, worth, class, part, row
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(labels.parts))
+    ends = np.cumsum([labels.parts[place].num_rows for place in order])
+    num_parts = int(np.searchsorted(ends, MAX_ROWS)) + 1
+    parts = [labels.parts[place] for place in np.sort(order[:num_parts])]
     with ThreadPoolExecutor(_NUM_THREADS) as executor:
-        for found in executor.map(lambda place: _rated(labels, parts[place], seed, place), places.tolist()):
-            totals += np.bincount(found[:, 2].astype(np.int64), found[:, 1], len(totals))
-            kept = np.concatenate([kept, found])
-            kept = kept[np.argsort(-kept[:, 0], kind="stable")[: number + 1]]
-        if not len(kept):
-            raise labels.location.error("the model is sure of every image, or none can be read: nothing is suggested")
-        left = kept[number, 0] if len(kept) > number else -np.inf
-        drawn = kept[:number]
-        drawn = drawn[np.lexsort((drawn[:, 4], drawn[:, 3]))]
-        of_parts = np.split(drawn, np.flatnonzero(np.diff(drawn[:, 3])) + 1)
-        ids = executor.map(lambda some: _ids(labels, parts[int(some[0, 3])], some[:, 4].astype(np.int64)), of_parts)
+        found = list(executor.map(lambda part: _look(labels, part), parts))
+        if not any(len(rows) for rows, *_ in found):
+            raise labels.location.error("has no label: every image is unreadable")
+        row, classes, doubts = map(np.concatenate, zip(*found, strict=True))
+        place = np.repeat(np.arange(len(parts)), [len(rows) for rows, *_ in found])
+        worths = worth(doubts)
+        keys = draw_keys(worths, random)
+        best = np.argsort(-keys, kind="stable")
+        drawn, left = np.sort(best[:number]), best[number:]
+        of_parts = np.split(drawn, np.flatnonzero(np.diff(place[drawn])) + 1)
+        ids = executor.map(lambda some: _ids(labels, parts[place[some[0]]], row[some]), of_parts)
+        totals = np.bincount(classes, worths, len(labels.class_names))
         return Candidates(
             sample_ids=[sample_id for some in ids for sample_id in some],
-            masses=balance(mass(drawn[:, 1], left), drawn[:, 2].astype(np.int64), totals),
-            num_seen=int(sizes[:num_parts].sum()),
-            num_labels=int(sizes.sum()),
+            masses=balance(mass(worths[drawn], keys[left[0]] if len(left) else -np.inf), classes[drawn], totals),
+            num_seen=int(ends[min(num_parts, len(ends)) - 1]),
+            num_labels=int(ends[-1]),
         )
 
 
-def _rated(labels: Labels, part: Part, seed: int, place: int) -> NDArray[np.float64]:
-    """(rows, 5) of the labels of a part that have a worth: key, worth, class, part, row."""
+def _look(labels: Labels, part: Part) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.floating]]:
+    """The rows of a part that have labels, their classes, and how unsure the model is of each."""
     table = labels.read(part.name, _COLUMNS)
-
-    def column(name: str) -> NDArray[np.float32] | None:
-        if name not in table.column_names or table[name].null_count == len(table):
-            return None
-        found: NDArray[np.float32] = table[name].cast(pa.float32()).fill_null(0).to_numpy()
-        return found
-
-    confidence, second, classes = (column(name) for name in ("confidence", "second_confidence", "pseudo_label"))
-    if confidence is None or classes is None:
-        return np.empty((0, 5))
-    # Labels of older versions have no runners-up.
-    worths = worth(confidence, np.zeros_like(confidence) if second is None else second, column("threshold_over"))
-    worths = np.where(table["pseudo_label"].is_valid().to_numpy(), worths, 0)
-    keys = draw_keys(worths, np.random.default_rng([seed, 1, place]))
-    rows = np.flatnonzero(worths)
-    return np.stack([keys[rows], worths[rows], classes[rows], np.full(len(rows), place), rows], axis=1)
+    rows = np.flatnonzero(table["pseudo_label"].is_valid().to_numpy())
+    table = table.take(rows)
+    known = {name: table[name].to_numpy() for name in table.column_names if not table[name].null_count}
+    # Labels of older versions have no runners-up, those of most policies no such thresholds.
+    second = known.get("second_confidence", np.zeros(len(rows), np.float32))
+    return rows, known["pseudo_label"], unsure(known["confidence"], second, known.get("threshold_over"))
 
 
 def _ids(labels: Labels, part: Part, rows: NDArray[np.int64]) -> list[str]:

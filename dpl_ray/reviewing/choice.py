@@ -1,9 +1,10 @@
-"""Which images' labels would teach a model most: those that stand for many that it is unsure of.
+"""Which images' labels would teach a model most: those that stand for many images, and more so for unsure ones.
 
-An image's *worth* says how unsure the model is of it: 1 - (largest probability - second largest), of which SURE counts
-from the over-confident threshold of its class on. Candidates are drawn by it. Among them, an image on which LGP and HGP
-say different classes counts twice, and one of a class of k times the worth counts 1 / sqrt(k). The choice covers the
-worth of the pool in feature space. It is the greedy maximization of the facility-location function
+An image is *unsure* by 1 - (largest probability - second largest), and by nothing from the over-confident threshold of
+its class on. Half of the *worth* of a pool is shared equally by its images, the other half in proportion to how unsure
+they are. Candidates are drawn by worth. Among them, an image on which LGP and HGP say different classes counts twice,
+and one of a class of k times the worth counts 1 / sqrt(k). The choice covers the worth of the pool in feature space. It
+is the greedy maximization of the facility-location function
 
     f(S) = sum_i mass_i * max_{j in S or labelled} max(0, cosine(z_i, z_j)),
 
@@ -20,28 +21,32 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-SURE = 0.1  # so that images above the threshold are chosen where hardly any is below
 Floats = NDArray[np.floating]
 
 
-def worth(confidence: Floats, second: Floats, over: Floats | None = None) -> Floats:
+def unsure(confidence: Floats, second: Floats, over: Floats | None = None) -> Floats:
     """(N,) how unsure the model is of each image, from 0 to 1.
 
     Args:
         confidence, second: (N,) the two largest probabilities.
         over: (N,) over-confident threshold of the likeliest class; None: the policy has none.
     """
-    unsure = np.clip(1 - (confidence - second), 0, 1)
-    return unsure if over is None else np.where(confidence < over, unsure, SURE * unsure)
+    found = np.clip(1 - (confidence - second), 0, 1)
+    return found if over is None else np.where(confidence < over, found, 0)
+
+
+def worth(unsure: Floats) -> Floats:
+    """(N,) of a pool's images, 2 on average: 1 each, and how unsure each is beside the others."""
+    mean = float(unsure.mean()) if len(unsure) else 0.0
+    return 1 + unsure / mean if mean else np.full(len(unsure), 2.0)
 
 
 def draw_keys(worths: Floats, rng: np.random.Generator) -> NDArray[np.float64]:
-    """(N,) log(uniform) / worth, -inf of no worth: the images of the largest keys are drawn in proportion to worth.
+    """(N,) log(uniform) / worth: the images of the largest keys are drawn in proportion to worth.
 
     P. S. Efraimidis and P. G. Spirakis, Weighted random sampling with a reservoir, 2006.
     """
-    with np.errstate(divide="ignore"):
-        return np.log(rng.random(len(worths))) / worths
+    return np.log(rng.random(len(worths))) / worths
 
 
 def mass(worths: Floats, largest_left: float) -> Floats:

@@ -81,7 +81,7 @@ class _Suggestion:
         said = [" or ".join(f"{names[label]} ({probability:.2f})" for label, probability in self.likeliest[:2])]
         if self.heads and self.heads[0] != self.heads[1]:
             said.append(f"LGP says {names[self.heads[0]]}, HGP says {names[self.heads[1]]}")
-        return "; ".join([*said, f"stands for {100 * self.gain:.1f} % of what the model is unsure of"])
+        return "; ".join([*said, f"covers {100 * self.gain:.1f} % more of the pool"])
 
     def row(self, names: Sequence[str]) -> list[str]:
         """Of suggestions.csv."""
