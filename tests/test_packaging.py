@@ -17,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+#: What tests do without -> the distribution that has it.
+NOT_INSTALLED = {"lance": ["pylance"]}
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
@@ -40,9 +42,9 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     extras = PROJECT["optional-dependencies"]
     declared, optional = (
         {normal(re.split(r"[\[><=~!; ]", text)[0]) for text in texts}
-        for texts in (PROJECT["dependencies"], extras["onnx"] + extras["lora"])
+        for texts in (PROJECT["dependencies"], extras["onnx"] + extras["lora"] + extras["lance"])
     )
-    distributions = packages_distributions()
+    distributions = NOT_INSTALLED | packages_distributions()
     provided = {name: {normal(each) for each in distributions[name]} for name in imported()}
     assert {name: providers for name, providers in provided.items() if not providers & (declared | optional)} == {}
     assert declared <= set().union(*provided.values())

@@ -1,4 +1,4 @@
-"""Lance data sets, read as parquet files are, by `lance`, which is not installed with this package."""
+"""Lance data sets, read as parquet files are, by `lance`, which the extra of that name installs."""
 
 from __future__ import annotations
 
