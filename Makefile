@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test explore lint docs bench help
+.PHONY: install demo test explore faults soak lint docs bench help
 
 help:
 	@echo "make demo      train on scikit-learn's digits with 2 workers"
 	@echo "make test      run the tests"
 	@echo "make explore   the tests of properties on examples that no run before has seen"
+	@echo "make faults    kill and damage what runs, at random instants: 25 kills, within 20 minutes"
+	@echo "make soak      the same with 200 kills, which takes hours"
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      build the pages of docs/, the commands and the Python names into site/"
 	@echo "make bench     measure the figures of the documents, and write them there"
@@ -30,6 +32,12 @@ test: install
 
 explore: install
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=explore
+
+faults: install
+	$(BIN)/python -m benchmarks.faults --save
+
+soak: install
+	$(BIN)/python -m benchmarks.faults --rounds 8 --seed 1 --damages 10000
 
 lint: install
 	@$(BIN)/ruff check .

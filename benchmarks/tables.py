@@ -243,6 +243,18 @@ def demo(printed: str) -> str:
     return "\n".join(["```", *lines, "```"])
 
 
+def faults(rows: CsvRows) -> str:
+    """What was done to the jobs, when, and what came of it; the same of one job in one row."""
+    groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["job"], row["what"], row["outcome"]), []).append(row)
+    found = []
+    for (job, what, outcome), same in groups.items():
+        is_same = "yes" if all(row["same"] == "True" for row in same) else "**no**"
+        found.append([job, what, str(len(same)), ", ".join(row["when"] for row in same), outcome, is_same])
+    return table(["job", "what was killed or failed", "times", "when", "what came of it", "same result"], found)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{f"policies/{name}": _setting(name) for name in settings(read("policies"))},
     "policies-dpl": lambda: ours(read("policies"), read("policies_curves")),
@@ -252,5 +264,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "paper": paper.plan,
     "paper-features": paper.features_plan,
     "health": lambda: table(["finding", "when"], [[name, when] for name, (_, when) in KINDS.items()]),
+    "faults": lambda: faults(read("faults")),
     "demo": lambda: demo((FOLDER / "demo.txt").read_text()),
 }

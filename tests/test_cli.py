@@ -14,6 +14,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from dpl_ray.cluster.workers import WorkersLostError
 from dpl_ray.commands import cli, train
 from dpl_ray.commands.command import Command, command_line, print_results
 from dpl_ray.commands.help import print_help
@@ -89,9 +90,8 @@ def failing(error: BaseException) -> Callable[[Config, Console], None]:
     return job
 
 
-def nameless(text: str) -> Interrupted:
-    """The interruption of a run that had no name."""
-    error = Interrupted(text)
+def nameless(error: Interrupted | WorkersLostError) -> BaseException:
+    """What ended a run that had no name."""
     error.run_name = "a"
     return error
 
@@ -108,9 +108,14 @@ def nameless(text: str) -> Interrupted:
         ),
         (RuntimeError("first\nsecond"), 1, "failed: RuntimeError: first second"),
         (OSError(28, "No space left on device"), 1, "failed: OSError: [Errno 28] No space left on device"),
+        (
+            nameless(WorkersLostError("Ray's raylet has ended")),
+            1,
+            "failed: WorkersLostError: Ray's raylet has ended; go on with: dpl-ray train train.seed=7 run.name=a\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted; go on with: dpl-ray train train.seed=7\n"),
         (
-            nameless("step 9 is saved"),
+            nameless(Interrupted("step 9 is saved")),
             130,
             "interrupted: step 9 is saved; go on with: dpl-ray train train.seed=7 run.name=a\n",
         ),

@@ -202,7 +202,10 @@ def connect(scale: ScaleConfig) -> bool:
     _set_environment()
     address = cluster_address(scale)
     import ray
+    from ray._private import worker
 
+    # Pages on standard output of every process that dies: what of it concerns the user is told in a line of our own.
+    worker.print_to_stdstream = lambda *_, **__: None
     started = not ray.is_initialized()
     if started:
         # Train asks the dashboard for the state of placement groups and complains every second without one.
@@ -212,8 +215,8 @@ def connect(scale: ScaleConfig) -> bool:
         try:
             # Where no address is given, a cluster that somebody left on this machine is not taken over.
             ray.init(address=address, **quiet) if address else local.start(**quiet, **own)
-        # Ray ends the process where it gives up.
-        except (OSError, RuntimeError, ValueError, SystemExit) as error:
+        # Ray ends the process where it gives up, and where it waits in vain it raises an Exception of no kind.
+        except (Exception, SystemExit) as error:
             raise (_no_cluster(address, scale, str(error)) if address else _no_start(error)) from None
         finally:
             if callable(on_terminate) and threading.current_thread() is threading.main_thread():

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
 import sys
-from typing import Any
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
 
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
 
 MAX_SOCKET_BYTES = 107 if sys.platform == "linux" else 103  # of the path of a Unix socket
+SERVICES = ("gcs_server", "raylet")  # without which Ray ends
+SECONDS_BETWEEN_LOOKS = 0.2
+T = TypeVar("T")
 MODE, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 _before: dict[str, str | None] = {}  # these two, while a Ray of this process runs
 
@@ -60,6 +67,55 @@ def start(**settings: Any) -> None:
         raise
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = is_open
+
+
+class EndedError(RuntimeError):
+    """A service of the Ray that `start` has started is gone."""
+
+
+def while_alive(work: Callable[[], T]) -> T:
+    """What `work` returns, which waits for Ray.
+
+    Raises:
+        EndedError: a service of the Ray that this process has started is gone. Ray would end this process some seconds
+            later, with pages of its own log.
+    """
+    from ray._private import worker
+
+    known = getattr(worker._global_node, "all_processes", {})
+    services = [(name, info.process) for name in SERVICES for info in known.get(name, ())]
+    waiting = Future[T]()
+
+    def run() -> None:
+        try:
+            waiting.set_result(work())
+        except BaseException as error:
+            waiting.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    while not wait([waiting], timeout=SECONDS_BETWEEN_LOOKS).done:
+        for name, process in services:
+            if process.poll() is not None:
+                raise EndedError(f"Ray's {name} has ended (status {process.returncode})")
+    return waiting.result()
+
+
+def abandon() -> None:
+    """Leave a Ray that is not whole any more: what is left of it is killed, and it is not asked at the end."""
+    from ray._private import worker
+
+    for found in getattr(worker._global_node, "all_processes", {}).values():
+        for info in found:
+            info.process.kill()
+    _forget_token()
+    # Ray's own way to end waits for what is gone, and tells of it.
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def stop() -> None:

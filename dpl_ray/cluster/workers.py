@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from dpl_ray.cluster import connect as cluster
+from dpl_ray.cluster import local
 from dpl_ray.config.schema import ScaleConfig
 from dpl_ray.training.interruption import Stop
 
@@ -18,7 +21,9 @@ SECONDS_TO_DRAIN = 10.0
 
 
 class WorkersLostError(RuntimeError):
-    """Ray gave up on the workers."""
+    """Ray gave up on the workers, or ended itself."""
+
+    run_name: str | None  # that a run was given which had none, and that it goes on under
 
 
 def run_workers(
@@ -40,17 +45,17 @@ def run_workers(
         stop: asked for in this process, from the first news on, worker 0's event is set.
 
     Raises:
-        WorkersLostError: a worker died more than scale.max_failures times.
+        WorkersLostError: a worker died more than scale.max_failures times, or Ray ended.
         ValueError: the cluster is not there or is too small.
     """
-    begun, controllers = threading.Event(), list[Any]()
+    watch, controllers = Watch(scale.seconds_without_progress), list[Any]()
 
     def ask_to_stop() -> None:
-        if not begun.is_set():
+        if not watch.has_news:
             raise KeyboardInterrupt
         mailbox.ask_to_stop.remote()
 
-    stop.pass_on = ask_to_stop
+    stop.pass_on, is_lost = ask_to_stop, False
     started = cluster.connect(scale)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -61,9 +66,11 @@ def run_workers(
 
     for logger in ("ray", "ray.train", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    mailbox: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
-    reader = threading.Thread(target=_read, args=(mailbox, on_news, begun), daemon=True)
+    # One that dies is started again, and asked again: what it had is lost, what is told later is not.
+    mailbox: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Mailbox).remote()
+    reader = threading.Thread(target=_read, args=(mailbox, on_news, watch), daemon=True)
     reader.start()
+    threading.Thread(target=watch.run, daemon=True).start()
 
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
@@ -87,20 +94,80 @@ def run_workers(
         ),
     )
     try:
-        return trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
+        return local.while_alive(lambda: trainer.fit().return_value)
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         raise WorkersLostError(_first_cause(error)) from error
+    except local.EndedError as error:
+        is_lost = True
+        local.abandon()
+        raise WorkersLostError(str(error)) from None
     except KeyboardInterrupt:
         with contextlib.suppress(ray.exceptions.RayError):  # it ends with its answer
             ray.get([controller.abort.remote() for controller in controllers])
         raise
     finally:
-        with contextlib.suppress(ray.exceptions.RayError):  # the mailbox may be lost with its node, the result is not
-            ray.get(mailbox.put.remote(None))
-            reader.join(SECONDS_TO_DRAIN)
-            ray.kill(mailbox)
-        if started:
-            cluster.disconnect()
+        watch.end()
+        if not is_lost:
+            with contextlib.suppress(ray.exceptions.RayError):  # the mailbox may be lost, the result is not
+                ray.get(mailbox.put.remote(None), timeout=SECONDS_TO_DRAIN)
+                reader.join(SECONDS_TO_DRAIN)
+                ray.kill(mailbox)
+            if started:
+                cluster.disconnect()
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """News that a worker has begun."""
+
+    rank: int
+    actor: Any
+
+
+class Watch:
+    """Ends workers that make no progress; Ray Train then starts all of them anew.
+
+    One that hangs holds up the others in the step's collective, and each of them is alive for Ray.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._silence = seconds, 0.0
+        self._actors: list[Any] = []
+        self._starts, self._ended = 0, threading.Event()
+        self.has_news = False  # of a step
+
+    def hear(self, news: Any) -> None:
+        """There is news of the workers."""
+        self._silence = 0.0
+        if not isinstance(news, _Begun):
+            self.has_news = True
+            return
+        self._actors.append(news.actor)
+        self._starts += news.rank == 0
+        if news.rank == 0 and self._starts > 1:
+            _warn("a worker was lost: all go on from the newest checkpoint")
+
+    def run(self) -> None:
+        """Look at the workers now and then until the end."""
+        import ray
+
+        pause, looked = min(1.0, self._seconds / 10), time.monotonic()
+        while not self._ended.wait(pause):
+            # Not the time in which this process was stopped itself.
+            self._silence += min(time.monotonic() - looked, 2 * pause)
+            looked = time.monotonic()
+            if self._silence > self._seconds and self._actors:
+                _warn(f"no progress for {self._seconds:g} s (scale.seconds_without_progress): the workers are ended")
+                while self._actors:
+                    ray.kill(self._actors.pop())
+
+    def end(self) -> None:
+        self._ended.set()
+
+
+def _warn(text: str) -> None:
+    with contextlib.suppress(UserWarning):  # where warnings are errors: this is none for the run
+        warnings.warn(text, stacklevel=2)
 
 
 class _Mailbox:
@@ -128,6 +195,8 @@ def _worker(loop_config: dict[str, Any]) -> Any:
     from ray.train import get_context
 
     mailbox, stop = loop_config["mailbox"], threading.Event()
+    rank = get_context().get_world_rank()
+    mailbox.put.remote(_Begun(rank, ray.get_runtime_context().current_actor))
 
     def tell(news: Any) -> None:
         # Not waited for: news that cannot be delivered must not hold up the training.
@@ -138,23 +207,31 @@ def _worker(loop_config: dict[str, Any]) -> Any:
             ray.get(mailbox.wait_for_stop.remote())
             stop.set()
 
-    if get_context().get_world_rank() == 0:  # the others hear of it in the step's collective
+    if rank == 0:  # the others hear of it in the step's collective
         threading.Thread(target=wait_for_stop, daemon=True).start()
     return loop_config["work"](ray.get(loop_config["payload"]), tell, stop)
 
 
-def _read(mailbox: Any, on_news: Callable[[Any], None], begun: threading.Event) -> None:
-    import ray
-
+def _read(mailbox: Any, on_news: Callable[[Any], None], watch: Watch) -> None:
     failed = False
-    while (news := ray.get(mailbox.get.remote())) is not None:
-        begun.set()
+    for news in _news(mailbox):
+        watch.hear(news)
         try:
-            on_news(news)
+            if not isinstance(news, _Begun):
+                on_news(news)
         except Exception as error:  # what is shown and recorded must not stop what is trained, nor end silently
             if not failed:
-                warnings.warn(f"news of the run got lost: {type(error).__name__}: {error}", stacklevel=1)
+                _warn(f"news of the run got lost: {type(error).__name__}: {error}")
             failed = True
+
+
+def _news(mailbox: Any) -> Iterator[Any]:
+    """Until the run has ended, or what brings the news is lost for good."""
+    import ray
+
+    with contextlib.suppress(ray.exceptions.RayError):
+        while (news := ray.get(mailbox.get.remote())) is not None:
+            yield news
 
 
 def _first_cause(error: Exception) -> str:

@@ -83,17 +83,21 @@ def run(command: Command, arguments: list[str]) -> int:
         show(errors, f"error: {_one_line(error)}")
         return WRONG_USE
     except (ArithmeticError, RuntimeError, OSError) as error:
-        show(errors, f"failed: {type(error).__name__}: {_one_line(error)}")
+        said = f"failed: {type(error).__name__}: {_one_line(error)}"
+        show(errors, said + (f"; {_again(command, arguments, error)}" if hasattr(error, "run_name") else ""))
         return FAILED
     except KeyboardInterrupt as error:
         said = ": ".join(filter(None, ["interrupted", str(error)]))
-        # A run that was given no name goes on under the one that it got.
-        name = getattr(error, "run_name", None)
-        again = shlex.join([*arguments, *([f"run.name={name}"] if name else [])])
-        how = "go on" if command.goes_on else "begin anew"
-        show(errors, f"{said}; {how} with: {program(command.name)} {again}".rstrip())
+        show(errors, f"{said}; {_again(command, arguments, error)}")
         return INTERRUPTED
     return 0
+
+
+def _again(command: Command, arguments: list[str], error: BaseException) -> str:
+    """How the job is gone on with: a run that was given no name under the one that it got."""
+    name = getattr(error, "run_name", None)
+    again = shlex.join([*arguments, *([f"run.name={name}"] if name else [])])
+    return f"{'go on' if command.goes_on else 'begin anew'} with: {program(command.name)} {again}".rstrip()
 
 
 def _one_line(error: object) -> str:

@@ -19,6 +19,7 @@ from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import S, in_short, suggest, validated
 
+LONGEST_VALUE = 2_000  # characters of what is no list
 #: A path that begins with ~ or has a range of numbers, which Hydra's grammar does not know.
 _PATH = r"(?<=[=\[,])(?:~|[^\[\],'\"]*\{\d+\.\.\d+\})[^\[\],'\"]*"
 
@@ -34,6 +35,8 @@ def read_overrides(overrides: Sequence[str], given: Config | None) -> tuple[dict
     """
     groups = list_groups()
     known = [row[0] for row in describe_fields()]
+    for text in overrides:
+        _check_length(text)
     parsed = [(text, parse_override(text, groups, known)) for text in overrides]
     options: dict[str, str] = {"policy": given.policy.name} if given else default_options()
     for text, override in parsed:
@@ -55,6 +58,13 @@ def read_overrides(overrides: Sequence[str], given: Config | None) -> tuple[dict
         if override.is_add() or override.is_delete():
             raise ValueError(f"{text}: fields and groups are there already; set one with field=value, without + or ~")
     return options, [override for _, override in parsed if override.key_or_group not in groups]
+
+
+def _check_length(text: str) -> None:
+    """Hydra's grammar takes a millisecond for a few characters: only lists are waited for, as of many paths."""
+    lists = (row[0] for row in describe_fields() if "list" in row[1].split("|"))
+    if len(text) > LONGEST_VALUE and text.partition("=")[0] not in lists:
+        raise ValueError(f"{text[:100]}...: has {len(text):,} characters; only a list has more than {LONGEST_VALUE:,}")
 
 
 def _check_group(text: str, override: Override, options: dict[str, str]) -> None:

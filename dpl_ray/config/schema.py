@@ -289,7 +289,12 @@ class ScaleConfig(Section):
     address: str | None = Field(
         None, description="Ray cluster: auto, ray://host:port; null: RAY_ADDRESS, else start one here"
     )
-    max_failures: int = Field(0, ge=0, description="restarts from the last checkpoint after a lost worker")
+    max_failures: int = Field(3, ge=0, description="restarts from the last checkpoint after a lost worker")
+    seconds_without_progress: float = Field(
+        1800.0,
+        gt=0,
+        description="longest time without a step, an evaluation or a checkpoint; then the workers are lost",
+    )
 
 
 class RunConfig(Section):

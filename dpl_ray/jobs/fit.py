@@ -17,6 +17,7 @@ from rich.console import Console
 from dpl_ray.checking.findings import quick_findings, show_findings
 from dpl_ray.checking.settings import check_network, check_pool_use, settle_model
 from dpl_ray.cluster.connect import check_readers, checked_resources, cluster_address
+from dpl_ray.cluster.workers import WorkersLostError
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config, DataConfig
@@ -198,9 +199,12 @@ def _train(
 
 @contextmanager
 def _named(config: Config, folder: RunFolder) -> Iterator[None]:
-    """An interruption says under which name a run goes on that was given none."""
+    """An interruption, and lost workers, say under which name a run goes on that was given none."""
     try:
         yield
+    except WorkersLostError as error:
+        error.run_name = None if config.run.name else folder.name
+        raise
     except KeyboardInterrupt as error:
         interrupted = Interrupted(*error.args)
         interrupted.run_name = None if config.run.name else folder.name

@@ -25,6 +25,8 @@ from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.cluster.connect import check_cluster, checked_resources
 from dpl_ray.config.schema import BESIDE_RUNS, ScaleConfig
 from dpl_ray.page.console import Progress
+from dpl_ray.store.history import read_history
+from dpl_ray.store.storage import Storage
 from dpl_ray.training.interruption import Interrupted
 from tests.documents import Document
 from tests.tutorials import FOLDER, Reader, only_line, with_overrides
@@ -140,38 +142,42 @@ def test_mlflow_has_configuration_metrics_thresholds_and_files(whole: FitResult)
     assert run.data.tags["mlflow.note.content"].startswith(str(whole.verdict))
 
 
-def test_after_a_killed_worker_and_an_interruption_the_run_ends_with_the_same_weights(
+def test_after_a_killed_worker_killed_news_and_an_interruption_the_run_ends_with_the_same_weights(
     whole: FitResult, ray_cluster: None, ctrl_c: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
     from ray.util.state import list_actors
 
-    shown, workers, killed = Progress.update, list[int](), list[int]()
+    shown, processes, killed = Progress.update, dict[str, int](), list[int]()
     steps, interrupted = list[int](), list[int]()
 
     def show(self: Progress, done: int, *args: Any, **options: Any) -> None:
         shown(self, done, *args, **options)
         steps.append(done)
-        if not workers:
+        if not processes:
             address = ray.get_runtime_context().gcs_address  # of this cluster, should there be others
             alive = list_actors(address, filters=[("state", "=", "ALIVE")], detail=True)
-            workers.extend(actor.pid for actor in alive if "TrainWorker" in actor.class_name)
+            processes.update({actor.class_name: actor.pid for actor in alive})
         if done >= 60 and not killed:
-            killed.append(workers[-1])
-            os.kill(workers[-1], signal.SIGKILL)
+            killed.extend(pid for name, pid in processes.items() if name in ("RayTrainWorker", "_Mailbox"))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
         # Once it goes on after the step in which a worker was killed.
         if done >= 120 and not interrupted:
             interrupted.append(done)
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Progress, "update", show)
-    overrides = ("scale.max_failures=1", "train.baseline=false", "tracking.enabled=false")
+    overrides = ("train.baseline=false", "tracking.enabled=false")
     with pytest.raises(Interrupted, match=rf"^step \d+ of {NUM_STEPS} of dpl is saved$") as said:
         fit(load_config(arguments(tmp_path, *overrides)))
-    assert killed
+    assert len(killed) == 2
     stopped = int(str(said.value).split()[1])
     assert [path.name for path in sorted((tmp_path / "demo").glob("step-*"))][-1] == f"step-{stopped:08d}"
     result = fit(load_config(arguments(tmp_path, *overrides)))
+    rows = read_history(Storage(str(tmp_path / "demo")))
+    recorded = {row["step"] for row in rows if "train/loss_labeled" in row["metrics"]}
+    assert recorded == set(range(10, NUM_STEPS + 1, 10)), "no row was lost with what brings the news"
     assert any(later < earlier for earlier, later in pairwise(steps)), "some steps are told twice"
     for name in ("student", "teacher", "policy"):
         mine = load_file(Path(result.checkpoint) / f"{name}.safetensors")

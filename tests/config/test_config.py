@@ -20,7 +20,7 @@ from dpl_ray.config.compose import load_config
 from dpl_ray.config.describe import default_options, describe_fields, describe_policies, list_groups, option_values
 from dpl_ray.config.parse import parse_config, parse_policy, to_yaml
 from dpl_ray.config.schema import Config, DataConfig, DataName, OperationName
-from dpl_ray.config.section import Section, suggest, validated
+from dpl_ray.config.section import LONGEST, Section, suggest, validated
 from dpl_ray.data.augment import OPERATIONS
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "storage"
@@ -216,3 +216,27 @@ def test_a_field_that_an_older_file_lacks_has_its_default(field: str, tmp_path: 
     section.pop(name, None)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     assert field_at(load_config([f"config={tmp_path}/config.yaml"]), field) == field_at(Config(), field)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train.seed=" + "a" * 40_000,
+        "a" * 40_000,
+        "a" * 40_000 + "=1",
+        "policy=" + "d" * 40_000,
+        "train.seed=[" + "1," * 20_000 + "1]",
+        "train={" + ",".join(f"k{number}:1" for number in range(5_000)) + "}",
+        "data.class_names=[" + "[" * 3_000 + "]" * 3_000 + "]",
+        "train.seed=" + "${" * 20_000,
+    ],
+    ids=lambda text: text[:12] + text[-4:],
+)
+def test_what_is_long_is_answered_in_short(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And at once: nothing that takes the square of its length, nor Hydra's grammar, sees it."""
+    compared = []
+    monkeypatch.setattr("difflib.get_close_matches", lambda word, *_, **__: compared.append(len(word)) or [])
+    with pytest.raises(ValueError, match=text[:5].replace("[", r"\[")) as error:
+        load_config([text])
+    assert len(str(error.value)) <= LONGEST
+    assert max(compared, default=0) <= 100

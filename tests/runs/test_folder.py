@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import gc
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
+from dpl_ray.jobs.fit import _receiver
+from dpl_ray.page.console import Progress
 from dpl_ray.runs.folder import FREE_FIELDS, FREE_SECTIONS, RunFolder, check_run, run_storage
 from dpl_ray.runs.history_writer import HistoryWriter
+from dpl_ray.store.history import HistoryReader, read_history
 from dpl_ray.store.records import read_tree
 from dpl_ray.store.storage import Storage
+from dpl_ray.tracking.tracker import Tracker
 from dpl_ray.training.records import Outcome, Record
 
 
@@ -239,3 +246,43 @@ def test_half_a_line_of_the_history_costs_no_other(tmp_path: Path) -> None:
     later = HistoryWriter(folder.storage).add(record)
     assert folder.history == [row, later]
     assert (tmp_path / "first" / "history.jsonl").read_text().count("\n") == 2
+
+
+def test_records_are_kept_on_the_disk_and_not_in_memory(tmp_path: Path) -> None:
+    """Those of every step, by all that a training in this process tells of them."""
+    writer, reader = (
+        HistoryWriter(Storage(str(tmp_path))),
+        HistoryReader(Storage(str(tmp_path / "history.jsonl")), "dpl"),
+    )
+
+    def train(first: int, last: int) -> int:
+        for step in range(first, last):
+            metrics = {f"threshold/over/class {number}": step / 7 for number in range(20)}
+            record = Record("dpl", step, 10_000, 1.0, metrics)
+            writer.add(record)
+            receive(record)
+            assert len(reader.read()) == 1
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    with Progress(Console(quiet=True), "steps") as progress:
+        receive = _receiver(progress, Tracker(), None)
+        tracemalloc.start()
+        before = train(0, 100)
+        kept = (train(100, 500) - before) / 400
+        tracemalloc.stop()
+    assert kept < 600, f"{kept:.0f} bytes a record, of some 1,000"
+
+
+def test_in_a_bucket_rows_are_there_from_the_next_save_on(tmp_path: Path) -> None:
+    folder = Storage(str(tmp_path))
+    folder.is_local = False  # nothing can be added to its files
+    first = HistoryWriter(folder)
+    row = first.add(Record("dpl", 1, 9, 1.0, {"loss": 1.5}))
+    assert read_history(folder) == []
+    assert first.save() == (tmp_path / "history.jsonl").stat().st_size
+    assert read_history(folder) == [row]
+    second = HistoryWriter(folder)
+    rows = [row, *(second.add(Record("dpl", step, 9, 1.0, {"loss": 0.5})) for step in (2, 3))]
+    second.save()
+    assert read_history(folder) == rows

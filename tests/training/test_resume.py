@@ -208,12 +208,24 @@ def test_a_write_that_is_interrupted_at_any_file_leaves_the_older_checkpoint(
     assert_same(contents(folder), contents(tmp_path / "whole"))
 
 
-def _failing_after(write: Callable[[Storage, bytes], None], count: int) -> Callable[[Storage, bytes], None]:
-    done = 0
+def test_storage_that_fails_for_a_while_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "whole")
+    monkeypatch.setattr("dpl_ray.training.checkpoint.WAITS", (0, 0, 0))
+    monkeypatch.setattr(Storage, "write", _failing_after(Storage.write, 10, 3))
+    with pytest.warns(UserWarning, match=r"step-00000006: cannot be written \(the disk is gone\); tried again in 0 s"):
+        run(tmp_path / "disturbed")
+    assert_same(contents(tmp_path / "disturbed"), contents(tmp_path / "whole"))
+
+
+def _failing_after(
+    write: Callable[[Storage, bytes], None], count: int, times: int = 10**9
+) -> Callable[[Storage, bytes], None]:
+    done = failed = 0
 
     def failing(self: Storage, data: bytes) -> None:
-        nonlocal done
-        if done == count:
+        nonlocal done, failed
+        if done == count and failed < times:
+            failed += 1
             raise OSError("the disk is gone")
         done += 1
         write(self, data)
