@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
-from torchvision.models import EfficientNet_B0_Weights, resnet18
+from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, resnet18
 
 from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.compose import load_config
@@ -70,7 +70,7 @@ def test_features_of_real_weights_are_those_of_timm_for_the_same_picture(lite0: 
         torch.testing.assert_close(logits, lite0(theirs[None]), rtol=1e-4, atol=1e-4)
 
 
-def test_pictures_for_torchvisions_weights_are_those_of_its_own_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_for_torchvisions_weights_are_those_of_its_own_pipeline() -> None:
     weights = EfficientNet_B0_Weights.IMAGENET1K_V1  # bicubic
     preset = weights.transforms(resize_size=224)
     expected = library_of(ModelConfig(name="torchvision")).preprocessing(
@@ -82,6 +82,22 @@ def test_pictures_for_torchvisions_weights_are_those_of_its_own_pipeline(monkeyp
     ours = decode(encode(Image.fromarray(pixels)), settings)
     scaled = (ours / 255 - np.array(expected.mean)[:, None, None]) / np.array(expected.std)[:, None, None]
     np.testing.assert_allclose(scaled, preset(Image.fromarray(pixels)).numpy(), atol=1e-5)
+
+
+def test_logits_of_torchvisions_weights_are_those_of_its_own_pipeline(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    theirs = resnet18().eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    fields = {"name": "torchvision", "architecture": "resnet18", "weights": str(tmp_path / "w.pth")}
+    pixels = pictures(1, size=300)[0].permute(1, 2, 0).numpy()
+    picture = ResNet18_Weights.IMAGENET1K_V1.transforms(resize_size=224)(Image.fromarray(pixels))
+    network = ["model=torchvision", "model.architecture=resnet18", f"model.weights={fields['weights']}"]
+    config = settle_model(load_config([*network, "data.channels=3"]))
+    ours = decode(encode(Image.fromarray(pixels)), DecodeSettings.from_config(config.data))
+    with torch.no_grad():
+        features, _ = build(**fields)(torch.from_numpy(ours)[None])
+        logits = theirs(picture[None])
+        torch.testing.assert_close(theirs.fc(features), logits, rtol=1e-3, atol=1e-4 * float(logits.std()))
 
 
 def test_grey_pictures_reach_a_pretrained_network_as_colour() -> None:
