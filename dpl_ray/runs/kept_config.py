@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dpl_ray.config.parse import to_yaml
+from dpl_ray.config.parse import from_yaml, to_yaml
 from dpl_ray.config.schema import Config
 from dpl_ray.store.records import OTHER, damaged
 from dpl_ray.store.storage import Storage
@@ -37,7 +37,7 @@ def read_kept(folder: Storage) -> dict[str, Any]:
     try:
         if is_checked and header + end != _header(text):
             raise ValueError(OTHER)
-        tree = yaml.safe_load(data)
+        tree = from_yaml(data)
         if not isinstance(tree, dict) or tree.keys() - Config.model_fields.keys():
             raise ValueError("it is no configuration")
     except (ValueError, RecursionError, yaml.YAMLError) as error:

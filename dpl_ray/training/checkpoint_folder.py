@@ -11,9 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
-from dpl_ray.config.parse import parse_config
+from dpl_ray.config.parse import from_yaml, parse_config
 from dpl_ray.config.schema import BESIDE_RUNS, Config, DataConfig, RunConfig
 from dpl_ray.config.section import suggest
 from dpl_ray.data.dataset import Splits
@@ -123,7 +121,7 @@ def _near(path: Storage) -> str:
 
 def load_config_and_info(checkpoint: Storage) -> tuple[Config, ModelInfo]:
     """The configuration and the model's description that a checkpoint was written with."""
-    config = parse_config(yaml.safe_load(read_file(checkpoint, "config.yaml")))
+    config = parse_config(from_yaml(read_file(checkpoint, "config.yaml")))
     info: dict[str, Any] = json.loads(read_file(checkpoint, "model.json"))
     if spec := feature_spec(checkpoint, config):  # its model takes the images that the features were made of
         read = {name: getattr(spec, name) for name in ("channels", "image_size", "fit", "interpolation")}

@@ -268,8 +268,8 @@ def test_records_are_kept_on_the_disk_and_not_in_memory(tmp_path: Path) -> None:
     with Progress(Console(quiet=True), "steps") as progress:
         receive = _receiver(progress, Tracker(), None)
         tracemalloc.start()
-        before = train(0, 100)
-        kept = (train(100, 500) - before) / 400
+        before = train(0, 50)
+        kept = (train(50, 200) - before) / 150
         tracemalloc.stop()
     assert kept < 600, f"{kept:.0f} bytes a record, of some 1,000"
 
