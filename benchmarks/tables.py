@@ -255,6 +255,44 @@ def faults(rows: CsvRows) -> str:
     return table(["job", "what was killed or failed", "times", "when", "what came of it", "same result"], found)
 
 
+def suggestions(results: CsvRows) -> str:
+    """A row for each data set and way to choose images: accuracy after the last round, and points above random ones."""
+    last = max((int(row["round"]) for row in results), default=0)
+    found: dict[str, dict[str, dict[str, float]]] = {}  # data -> way -> seed -> accuracy
+    first: dict[str, dict[str, float]] = {}
+    for row in results:
+        accuracy = 100 * float(row["accuracy"])
+        if int(row["round"]) == last:
+            found.setdefault(row["data"], {}).setdefault(row["way"], {})[row["seed"]] = accuracy
+        elif row["round"] == "0":
+            first.setdefault(row["data"], {})[row["seed"]] = accuracy
+    body = []
+    for data, ways in found.items():
+        for way, accuracies in ways.items():
+            values = list(accuracies.values())
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            points = [value - ways["random"][seed] for seed, value in accuracies.items() if seed in ways["random"]]
+            above = f"{sum(point > 0 for point in points)} of {len(points)}"
+            body.append(
+                [
+                    data,
+                    way,
+                    f"{statistics.fmean(first[data][seed] for seed in accuracies):.1f}",
+                    f"{statistics.fmean(values):.1f}{spread}",
+                    *(["-", "-"] if way == "random" else [f"{statistics.fmean(points):+.1f}", above]),
+                ]
+            )
+    heading = [
+        "data",
+        "images chosen by",
+        "accuracy before",
+        f"after {last} rounds",
+        "minus random",
+        "seeds above random",
+    ]
+    return table(heading, body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{f"policies/{name}": _setting(name) for name in settings(read("policies"))},
     "policies-dpl": lambda: ours(read("policies"), read("policies_curves")),
@@ -263,6 +301,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "first-runs": lambda: first_runs(read("first_runs")),
     "paper": paper.plan,
     "paper-features": paper.features_plan,
+    "suggest": lambda: suggestions(read("suggest")),
     "health": lambda: table(["finding", "when"], [[name, when] for name, (_, when) in KINDS.items()]),
     "faults": lambda: faults(read("faults")),
     "demo": lambda: demo((FOLDER / "demo.txt").read_text()),

@@ -230,6 +230,23 @@ def test_numbers_that_were_measured_stand_in_tables_alone(name: str) -> None:
     assert not re.findall(r".*(?:(?<![\d.])\d+\.\d+(?!\.?\d)|\d %|\d images/s|\d points?\b|\d times\b).*", prose)
 
 
+def test_ways_to_choose_images_are_set_beside_random_ones_seed_by_seed() -> None:
+    accuracies = {
+        "random": {"0": ("0.5", "0.6"), "1": ("0.5", "0.8")},
+        "suggest": {"0": ("0.5", "0.7"), "1": ("0.5", "0.78")},
+    }
+    rows = [
+        {"data": "digits", "way": way, "seed": seed, "round": str(number), "accuracy": accuracy}
+        for way, seeds in accuracies.items()
+        for seed, found in seeds.items()
+        for number, accuracy in enumerate(found)
+    ]
+    assert tables.suggestions(rows).splitlines()[2:] == [
+        "| digits | random | 50.0 | 70.0 ± 14.1 | - | - |",
+        "| digits | suggest | 50.0 | 74.0 ± 5.7 | +4.0 | 1 of 2 |",
+    ]
+
+
 def test_a_policy_that_ends_below_supervised_in_one_setting_is_not_recommended() -> None:
     accuracies = {"supervised": ("0.50", "0.60"), "good": ("0.51", "0.61"), "bad": ("0.90", "0.59")}
     rows = [
