@@ -18,6 +18,8 @@ Legend: N candidates, L labelled images, C classes, D features.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,7 +62,7 @@ def mass(worths: Floats, largest_left: float) -> Floats:
     return (worths / -np.expm1(worths * largest_left)).astype(np.float32)
 
 
-def balance(masses: Floats, classes: NDArray[np.int64], totals: Floats) -> Floats:
+def balance(masses: Floats, classes: NDArray[np.int64], totals: NDArray[Any]) -> Floats:
     """(N,) the masses, of which those of a class of large total worth count less.
 
     Args:
