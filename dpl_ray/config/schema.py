@@ -155,6 +155,16 @@ class DataConfig(Section):
     allow_overlap: bool = Field(
         False, description="own images: train although test images are labelled ones too, and keep copies in the pool"
     )
+    allow_outside: bool = Field(
+        False,
+        description="read images that a CSV or parquet file names outside of its folder and of the other places of "
+        "data; of a file that you trust",
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="buckets and hosts of addresses in a CSV or parquet file that are read, with your credentials, as "
+        "[bucket,localhost:9000]",
+    )
     max_bad_fraction: float = Field(
         0.01,
         ge=0,

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -43,8 +44,7 @@ IMAGE_EXTENSIONS = (
 FOREIGN = "neither an image nor called one"
 MAX_UNNAMED_BYTES = 64 * 2**20  # a larger file that is not called an image is not read: it may be an archive
 _ANYTHING = "application/octet-stream"
-_NAMELESS = "without extension"
-_BROKEN_LINK = "broken link"
+_NAMELESS, _BROKEN_LINK = "without extension", "broken link"
 _ARCHIVE = "an archive is not read; unpack it, and give the folder"
 _ARRAYS = "arrays are not read from files; load them, and train with dpl_ray.fit_arrays"
 #: Extension -> what to do with such a file.
@@ -69,6 +69,7 @@ class Location:
     scheme: str  # s3:// and so on, "" for local files
     listed: tuple[Location, ...] = ()  # every place of the list, in the same file system
     indexes: str | None = None  # folder that keeps the indexes of its tars (data/tar.py); None: they are not kept
+    reach: Any = None  # a Reach (data/reach.py): where its files may lead
 
     def error(self, message: str) -> ValueError:
         return ValueError(f"{self.field}={self.given}: {message}")

@@ -38,6 +38,7 @@ from dpl_ray.data.labels import Label, as_label, clean_name, in_order_of, some
 from dpl_ray.data.layout import check_layout
 from dpl_ray.data.parquet import read_labels
 from dpl_ray.data.pool.files import PoolFiles, Row, ShardRows, pool_of, rows_of_tar
+from dpl_ray.data.reach import OutOfReachError, Reach, follow
 from dpl_ray.data.samples import read_samples
 from dpl_ray.data.shards import are_parquet, are_shards, are_tars, is_tar, split_id
 from dpl_ray.data.spelling import Spelling
@@ -84,7 +85,7 @@ def list_records(data: DataConfig, field: str, given: str, class_names: tuple[st
     Raises:
         ValueError: something else is there than data.name says, or labels are missing, odd or at odds.
     """
-    location = open_location(field, given)
+    location = replace(open_location(field, given), reach=Reach.of(data))
     listing = list_files(location)
     form = form_of(listing)
     if data.name == "image_folder" and form != "image_folder":
@@ -271,7 +272,7 @@ def is_table(path: str) -> bool:
 
 
 def _read_csv(location: Location, data: DataConfig, class_names: tuple[str, ...] | None) -> Records:
-    """A CSV with the columns path and label; paths are relative to its folder, or absolute, or URIs.
+    """A CSV with the columns path and label; paths are relative to its folder, absolute, or addresses, within reach.
 
     `file.parquet:12` is row 12 of a parquet file, `file.tar:7.jpg` a member of a tar.
     """
@@ -284,7 +285,10 @@ def _read_csv(location: Location, data: DataConfig, class_names: tuple[str, ...]
         if not path:
             raise location.error(f"row {number} has no path")
         file, row = split_id(_with_slashes(location, path, number))
-        place = _csv_place(location, file, spelled)
+        try:
+            place = follow(location, location.path, file, spelled)
+        except OutOfReachError as error:
+            raise location.error(f"row {number} names {path}: {error}") from None
         name = place.name(place.path)
         sample_id = name if row is None else f"{name}:{row}"
         if sample_id in images:
@@ -352,13 +356,6 @@ def _with_slashes(location: Location, path: str, number: int) -> str:
             f"{'/'.join(path.split('/')[-2:])}"
         )
     return path
-
-
-def _csv_place(location: Location, file: str, spelled: Spelling) -> Location:
-    if "://" in file:
-        return open_location(location.field, file)
-    full = posixpath.normpath(posixpath.join(posixpath.dirname(location.path), file))
-    return replace(location, path=spelled(full))
 
 
 def _read_class_names(location: Location, beside: str) -> tuple[str, ...] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import posixpath
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import repeat
@@ -26,12 +25,12 @@ from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
 from dpl_ray.data.files import Location, read_image_file
 from dpl_ray.data.labels import Label, as_label, clean_name, in_order_of
 from dpl_ray.data.lance import LanceTable
+from dpl_ray.data.reach import OutOfReachError, follow
 from dpl_ray.data.shards import is_lance
 from dpl_ray.data.spelling import Spelling
 from dpl_ray.store.file_systems import one_line
 
 NOT_PARQUET = "not a readable parquet file"
-OUTSIDE = "path leads out of the folder of the data"
 _BATCH_ROWS = 1024  # of a row group that are decompressed at a time: it may be a whole file
 Opened: TypeAlias = pq.ParquetFile | LanceTable
 _Row = tuple[Payload, Label]
@@ -267,10 +266,11 @@ def _rows_of(
 
 def _beside(location: Location, parquet: str, spelled: Spelling, path: str) -> Payload:
     """The image file of this path, which is relative to the parquet file's folder."""
-    full = posixpath.normpath(posixpath.join(posixpath.dirname(parquet), path))
-    if not full.startswith(location.root_of(parquet).rstrip("/") + "/"):
-        return failing(OUTSIDE)
-    return partial(read_image_file, location.filesystem, spelled(full))
+    try:
+        place = follow(location, parquet, path, spelled)
+    except OutOfReachError as error:
+        return failing(error.reason)
+    return partial(read_image_file, place.filesystem, place.path)
 
 
 def _one_column(whole: str, schema: pa.Schema, column: str, near: str) -> pa.Field:

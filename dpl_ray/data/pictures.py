@@ -14,7 +14,8 @@ from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.decode_many import decode_many
 from dpl_ray.data.features import read_spec
-from dpl_ray.data.files import Location
+from dpl_ray.data.files import Location, open_location
+from dpl_ray.data.reach import OutOfReachError, check_addresses
 from dpl_ray.data.samples import read_samples
 from dpl_ray.store.file_systems import open_uri
 
@@ -27,6 +28,10 @@ def read_pictures(part: ImageSet, rows: NDArray[np.int64], data: DataConfig) -> 
     spec = read_spec("data.train", data.train)
     settings = DecodeSettings(spec.image_size, spec.channels, spec.fit, spec.interpolation)  # type: ignore[arg-type]
     ids = part.ids[rows].tolist()
+    try:
+        check_addresses(ids, open_location("data.train", data.train), data)
+    except OutOfReachError:
+        return None
     images, _, bad = decode_many(zip(ids, read_samples(ids, data.image_column, locate), strict=True), settings)
     return None if bad else images
 

@@ -6,7 +6,7 @@ Of the output, only the ids and labels of the selected samples are held; their i
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from dpl_ray.data.labeled import Records
 from dpl_ray.data.labels import clean_name, some
 from dpl_ray.data.pool.choice import bytes_per_image, memory_size
 from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.reach import OutOfReachError, Reach, check_addresses
 from dpl_ray.data.shards import is_parquet
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.records import parse_tree
@@ -71,7 +72,7 @@ class PseudoLabels:
             ValueError: the pool lacks a sample, or the images would not fit into memory.
         """
         assert data.unlabeled is not None
-        location = open_location("data.unlabeled", data.unlabeled)
+        location = replace(open_location("data.unlabeled", data.unlabeled), reach=Reach.of(data))
         pool = list_pool(location, image_column=data.image_column)
         wanted = self.labels.keys() - set(taken)
         rows = sorted(pool.rows(wanted).items())
@@ -112,6 +113,11 @@ def read_pseudo_labels(data: DataConfig) -> PseudoLabels:
         raise location.error(f"{NO_OUTPUT} ({one_line(error)})") from None
     labels = _to_labels(location, table, class_names)
     pool = job["pool"] if isinstance(job["pool"], str) else tuple(job["pool"])
+    if data.unlabeled is None:
+        try:
+            check_addresses([pool] if isinstance(pool, str) else pool, location, data)
+        except OutOfReachError as error:
+            raise location.error(f"its pool is {shown(pool)}: {error}; or set data.unlabeled to it") from None
     return PseudoLabels(location, class_names, pool, labels, frozenset(bad.column("sample_id").to_pylist()))
 
 

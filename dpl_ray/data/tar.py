@@ -32,7 +32,8 @@ from pyarrow import fs
 from dpl_ray.data.decode import MAX_PIXELS, MISSING, UNREADABLE, Payload
 from dpl_ray.data.files import IMAGE_EXTENSIONS, Location, passed_over
 from dpl_ray.data.labels import Label, as_label
-from dpl_ray.data.parquet import OUTSIDE, failing
+from dpl_ray.data.parquet import failing
+from dpl_ray.data.reach import OUTSIDE
 from dpl_ray.store.storage import Storage
 
 INDEX_FOLDER = ".tar-index"  # of a run's storage_path or an output; made anew where it was removed

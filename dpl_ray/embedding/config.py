@@ -44,6 +44,8 @@ class EmbedConfig(Section):
     augment: ViewsConfig = Field(ViewsConfig(), description="how the views are made, as data.views")
     image_column: str = Field("image", description="parquet column of encoded bytes or {bytes, path}")
     label_column: str = Field("label", description="parquet column of labels, where labelled=true")
+    allow_outside: bool = Field(False, description="as data.allow_outside of a training")
+    allowed_hosts: tuple[str, ...] = Field((), description="as data.allowed_hosts of a training")
     batch_size: int = Field(128, ge=1, description="images that pass through the network at once")
     rows_per_part: int = Field(8192, ge=1, description="most rows of an output file; a kill loses those in progress")
     max_bad_fraction: float = Field(

@@ -21,6 +21,7 @@ from dpl_ray.data.labeled import form_of, is_table, list_records
 from dpl_ray.data.labels import clean_name, label_indices
 from dpl_ray.data.pool.choice import files_named
 from dpl_ray.data.pool.files import list_pool
+from dpl_ray.data.reach import Reach
 from dpl_ray.embedding.config import EmbedConfig, load_embedding
 from dpl_ray.labeling.fill import check_bad, count_workers, fill, place_of
 from dpl_ray.labeling.ledger import Ledger
@@ -68,7 +69,7 @@ def embed(
     """
     config, console = read_given(config, keywords, load_embedding, EmbedConfig), open_console(console)
     with indexes_in(config.output):
-        location = open_location("pool", config.pool)
+        location = replace(open_location("pool", config.pool), reach=Reach.of(_data(config, "parquet")))
     if config.scale.num_workers != 0:
         for field in ("pool", "output"):
             cluster.check_shared(config.scale.with_workers(1), field, getattr(config, field))
@@ -92,7 +93,7 @@ def embed(
             f"output={config.output}: lies in the pool, which would grow by its own features; take another"
         )
     if isinstance(config.pool, str) and is_table(location.path):
-        table = list_records(DataConfig(name="image_folder", train=config.pool), "pool", config.pool)
+        table = list_records(_data(config, "image_folder"), "pool", config.pool)
         listed = files_named(table, sorted(table.ids))
     else:
         listed = list_pool(location, image_column=config.image_column)
@@ -136,18 +137,24 @@ def _labels(config: EmbedConfig) -> tuple[dict[str, str], tuple[str, ...]]:
     if not isinstance(config.pool, str):
         return _folder_labels(config.pool)
     location = open_location("pool", config.pool)
-    data = DataConfig(
-        name=form_of(list_files(location)),
-        train=config.pool,
-        image_column=config.image_column,
-        label_column=config.label_column,
-    )
+    data = _data(config, form_of(list_files(location)))
     records = list_records(data, "pool", config.pool)
     names = find_class_names(data, records)
     targets = label_indices(records.labels, names).tolist()
     return {
         sample_id: names[target] for sample_id, target in zip(records.ids, targets, strict=True) if target >= 0
     }, names
+
+
+def _data(config: EmbedConfig, name: Any) -> DataConfig:
+    return DataConfig(
+        name=name,
+        train=config.pool if isinstance(config.pool, str) else None,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        allow_outside=config.allow_outside,
+        allowed_hosts=config.allowed_hosts,
+    )
 
 
 def _folder_labels(folders: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -45,6 +45,8 @@ def read_labeled_images(
     image_column: str | None = None,
     label_column: str | None = None,
     allow_overlap: bool = False,
+    allow_outside: bool = False,
+    allowed_hosts: tuple[str, ...] = (),
 ) -> LabeledImages:
     """Read a folder with a subfolder a class, a CSV of path,label, shards, a folder of features, or a name of
     STANDARD, of which the test split is taken.
@@ -53,6 +55,7 @@ def read_labeled_images(
         field: that names the place in messages.
         image_column, label_column: of parquet files; None: those of the training.
         allow_overlap: whether the model may have been trained on some of these images with labels.
+        allow_outside, allowed_hosts: as of `DataConfig`.
 
     Raises:
         ValueError: an image has no label or a class that the model does not know; there are no images, of another size
@@ -81,6 +84,9 @@ def read_labeled_images(
         images, bad = read_labeled_features(list_features(location, feature_spec(checkpoint, config)), names)
         found = LabeledImages(images, tuple(bad))
     else:
+        # Where data may lead is said by who evaluates, not by the checkpoint.
+        fields |= {"train": None, "unlabeled": None, "test": None}
+        fields |= {"allow_outside": allow_outside, "allowed_hosts": allowed_hosts}
         data = data.changed(name=form_of(list_files(location)), **fields)
         images, reader = read_labeled(data, field, given, names)
         shape = (info.channels, *info.image_size)

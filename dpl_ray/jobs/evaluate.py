@@ -84,6 +84,8 @@ def evaluate(
             image_column=config.image_column,
             label_column=config.label_column,
             allow_overlap=config.allow_overlap,
+            allow_outside=config.allow_outside,
+            allowed_hosts=config.allowed_hosts,
         )
     except ValueError as error:  # these two are fields of their own here
         raise ValueError(re.sub(r"\bdata\.(image_column|label_column)\b", r"\1", str(error))) from None

@@ -27,6 +27,8 @@ class EvaluateConfig(Section):
     allow_overlap: bool = Field(
         False, description="evaluate although the model was trained on some of these images: the scores are too good"
     )
+    allow_outside: bool = Field(False, description="as data.allow_outside of a training")
+    allowed_hosts: tuple[str, ...] = Field((), description="as data.allowed_hosts of a training")
     batch_size: int = Field(256, ge=1, description="images that pass through the model at once")
 
 
@@ -37,6 +39,8 @@ INSTEAD = {
     "data.image_column": "image_column",
     "data.label_column": "label_column",
     "data.allow_overlap": "allow_overlap",
+    "data.allow_outside": "allow_outside",
+    "data.allowed_hosts": "allowed_hosts",
 }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.config.schema import Config
+from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.decode import DecodeSettings, decode_or_reason
 from dpl_ray.data.files import open_location
@@ -19,6 +19,7 @@ from dpl_ray.data.pictures import locate
 from dpl_ray.data.pool.features import StreamedFeatures
 from dpl_ray.data.pool.files import Rows, list_pool
 from dpl_ray.data.pool.windows import StreamedPool
+from dpl_ray.data.reach import OutOfReachError, check_addresses
 from dpl_ray.data.samples import read_samples
 from dpl_ray.data.shards import is_shard, is_tar, split_id
 from dpl_ray.data.sources import load_splits
@@ -191,6 +192,10 @@ def _of_features(
     sample_id: str, known: str | None, config: Config, info: ModelInfo
 ) -> tuple[NDArray[np.uint8], str, str | None]:
     """The image that they were made of."""
+    try:
+        check_addresses([sample_id], open_location("data.train", config.data.train or ""), DataConfig())
+    except OutOfReachError:
+        raise ValueError(f"sample: the features say {sample_id}, of another host; give the image itself") from None
     payload = next(read_samples([sample_id], config.data.image_column, locate))
     return _decode([(sample_id, payload, None)], info.decode_settings(config.data), sample_id), sample_id, known
 

@@ -108,7 +108,10 @@ def open_held_out(config: LabelConfig, checkpoint: Storage, trained: Config, cla
             "not; start its training command again, which adds them"
         )
     if config.audit is not None:
-        audit = list_records(trained.data.changed(name="image_folder"), "audit", config.audit, class_names)
+        # Nothing is read where the audit says: its images are those of the pool.
+        reach = {"train": None, "test": None, "unlabeled": config.pool, "allow_outside": True, "allowed_hosts": ()}
+        data = trained.data.changed(name="image_folder", **reach)
+        audit = list_records(data, "audit", config.audit, class_names)
         find_targets(audit, class_names)
         drawn = _equally_likely(audit)
         told = "" if drawn is audit else f" ({len(drawn.ids):,} of {len(audit.ids):,}, each as likely to be drawn)"

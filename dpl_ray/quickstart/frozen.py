@@ -185,6 +185,7 @@ def embed_images(
         labelled = [] if role == "unlabeled" else ["labelled=true"]
         pool = place if isinstance(place, str) else quoted(place)
         fields = [f"pool={pool}", f"output={folders[role]}", f"image_size={size}", f"channels={data.channels}"]
+        fields += [f"allow_outside={str(data.allow_outside).lower()}", f"allowed_hosts={quoted(data.allowed_hosts)}"]
         options = [*weights.overrides, *fields, f"views={views}", "scale.num_workers=0", "max_bad_fraction=1", *augment]
         embed(load_embedding([*options, *labelled, *columns]), console=console)
     return ["data=features", *(f"data.{role}={quoted(folder)}" for role, folder in folders.items())]

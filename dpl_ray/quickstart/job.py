@@ -108,7 +108,7 @@ def quickstart(
     if layout.has_unlabelled_rows:
         show(console, "unlabeled   the rows of these that have no label")
     if layout.classes:
-        start = start.changed(data={"train": str(_write_labels(layout, storage))})
+        start = start.changed(data={"train": str(_write_labels(layout, storage)), "allow_outside": True})
     if (storage / CONFIG_FILE).exists():
         show(
             console,

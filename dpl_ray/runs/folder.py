@@ -65,6 +65,8 @@ FREE_FIELDS = (
     "data.download",
     "data.max_bad_fraction",
     "data.allow_overlap",  # the fingerprint says whether it is the same data
+    "data.allow_outside",
+    "data.allowed_hosts",
     "data.pool.memory_share",
     "data.pool.windows_ahead",
 )

@@ -237,9 +237,9 @@ def test_a_file_is_opened_once_and_not_read_to_its_end_before_its_rows_are_taken
     opened, made = [], []
     parquet_file, rows_of = pq.ParquetFile, parquet._rows_of
 
-    def opening(path: str, **options: object) -> pq.ParquetFile:
-        opened.append(path)
-        return parquet_file(path, **options)
+    def opening(file: object, **options: object) -> pq.ParquetFile:
+        opened.append(file)
+        return parquet_file(file, **options)
 
     def making(batch: pa.RecordBatch, **options: object) -> list:
         made.append(len(batch))
@@ -254,7 +254,7 @@ def test_a_file_is_opened_once_and_not_read_to_its_end_before_its_rows_are_taken
     assert made == [5, 3]
     assert len(list(rows)) == 16
     assert made == [5, 3] * 4
-    assert opened == [str(tmp_path / "a.parquet")]
+    assert len(opened) == 1
 
 
 def test_parquet_files_without_a_row_are_an_error(tmp_path: Path) -> None:

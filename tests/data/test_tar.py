@@ -22,9 +22,9 @@ from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.decode_many import decode_many
 from dpl_ray.data.files import indexes_in, open_location
-from dpl_ray.data.parquet import OUTSIDE
 from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.data.pool.windows import StreamedPool, Windows, read_window
+from dpl_ray.data.reach import OUTSIDE
 from dpl_ray.data.samples import read_samples
 from tests.data.test_real_pools import read_streamed
 from tests.data.test_sources import CLASSES, all_labels, fails, load, png, write_parquet

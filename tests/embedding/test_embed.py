@@ -191,6 +191,9 @@ def test_a_table_names_images_and_labels(weights: str, images: Path, tmp_path: P
     ]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
     fields = ("labelled=true", "max_bad_fraction=0.5")
+    with pytest.raises(ValueError, match=r"^pool=.*: row 1 names .*: path leads out .*; allow_outside=true reads it"):
+        run(weights, tmp_path / "labels.csv", tmp_path / "out", *fields)
+    fields = (*fields, "allow_outside=true")
     result = run(weights, tmp_path / "labels.csv", tmp_path / "out", *fields)
     assert (result.num_rows, sum(result.unreadable.values())) == (14, 1)
     assert run(weights, tmp_path / "labels.csv", tmp_path / "out", *fields).num_rows == 14, "begun, it goes on"

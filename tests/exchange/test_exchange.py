@@ -65,7 +65,7 @@ def export(labels: Path, output: Path, form: str, **fields: Any) -> ExportLabels
 
 def read_table(file: str) -> dict[str, str | int | None]:
     """Path -> label, as a training reads a CSV."""
-    records = list_records(DataConfig(name="image_folder"), "data.train", file)
+    records = list_records(DataConfig(name="image_folder", allow_outside=True), "data.train", file)
     return dict(zip(records.ids, records.labels, strict=True))
 
 

@@ -18,6 +18,7 @@ from dpl_ray.data.labels import label_indices
 from dpl_ray.data.pool.benchmark import is_shaped
 from dpl_ray.data.pool.files import PoolFiles, list_pool, pool_of
 from dpl_ray.data.pool.windows import StreamedPool
+from dpl_ray.data.reach import Reach
 from dpl_ray.data.shards import are_shards
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -101,7 +102,7 @@ def list_unlabeled(data: DataConfig, class_names: tuple[str, ...] | None = None)
             that cannot be read.
     """
     assert data.unlabeled is not None, "asked for where it is given"
-    location = open_location("data.unlabeled", data.unlabeled)
+    location = replace(open_location("data.unlabeled", data.unlabeled), reach=Reach.of(data))
     files = list_pool(location, image_column=data.image_column, label_column=data.label_column, class_names=class_names)
     files.check_image_column("data.image_column")
     files.check_unopened("data.max_bad_fraction", data.max_bad_fraction)
