@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from dpl_ray.checking.findings import Finding
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.decode import FORMATS, Payload, quiet_pillow
+from dpl_ray.data.decode import Payload, open_image, quiet_pillow
 from dpl_ray.data.labeled import list_records
 from dpl_ray.data.pool.choice import list_unlabeled
 
@@ -63,7 +62,7 @@ def read_header(payload: Payload) -> Header | None:
     try:
         encoded = payload() if callable(payload) else payload
         assert isinstance(encoded, bytes), "of a file"
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        with open_image(encoded) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
             return Header(image.format or "", image.mode, image.width, image.height, turned)
     except Exception:  # Pillow lets anything out that a broken file provokes; decoding says what is wrong with it

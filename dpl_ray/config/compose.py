@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,6 +21,7 @@ from dpl_ray.config.parse import parse_config, parse_policy
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import in_short
 from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.records import from_yaml
 from dpl_ray.store.storage import Storage
 
 PATH_FIELDS = (
@@ -83,8 +83,8 @@ def _read_config(path: str) -> Config:
         ValueError: it cannot be read, or is no configuration.
     """
     try:
-        tree = yaml.safe_load(Storage(path).read())
-    except (OSError, ValueError, pa.ArrowException, yaml.YAMLError) as error:
+        tree = from_yaml(Storage(path).read())
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"config={path}: cannot be read ({one_line(error)}); give a YAML file") from None
     if not isinstance(tree, dict):
         raise ValueError(f"config={path}: holds no configuration; give a YAML file as config.yaml of a run's folder")

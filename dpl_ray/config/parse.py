@@ -140,15 +140,6 @@ def _check_across(config: Config) -> None:
         )
 
 
-def from_yaml(data: bytes) -> Any:
-    """What `yaml.safe_load` makes of it, at a tenth of the time where PyYAML has its parser in C.
-
-    Raises:
-        yaml.YAMLError: it is no YAML. ValueError: it has a date that is none, or is no text.
-    """
-    return yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML; `parse_config(from_yaml(text))` gives it back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -22,17 +22,19 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
-from PIL.TiffImagePlugin import BITSPERSAMPLE
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TILELENGTH, TILEWIDTH
 
 if TYPE_CHECKING:
     from dpl_ray.config.schema import DataConfig
@@ -115,13 +117,32 @@ def decode(
 
 
 def _decode(encoded: bytes, settings: DecodeSettings, least_side: int | None) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise DecodeError(TOO_LARGE)
+    with open_image(encoded) as image:
         if least_side is not None:
             # Only JPEG has drafts. The mode stays, so that grey is made in one place.
             image.draft(image.mode, (2 * least_side, 2 * least_side))
         return _convert(image, settings)
+
+
+def open_image(encoded: bytes) -> ImageFile:
+    """Pillow's image, not decoded yet; `DecodeError` where it, a tile of a TIFF or an icon is declared too large."""
+    if any(abs(width * height) > MAX_PIXELS for width, height in _icons(encoded)):  # which are decoded when opened
+        raise DecodeError(TOO_LARGE)
+    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    if max(image.width * image.height, tags.get(TILEWIDTH, 0) * tags.get(TILELENGTH, 0)) > MAX_PIXELS:
+        raise DecodeError(TOO_LARGE)
+    return image
+
+
+def _icons(encoded: bytes) -> Iterator[tuple[int, int]]:
+    """Width and height of each image of an icon, from its own header: the directory has a byte for each."""
+    is_icon = encoded.startswith(b"\0\0\1\0")
+    with suppress(struct.error):  # ends too early
+        for number in range(struct.unpack_from("<H", encoded, 4)[0] if is_icon else 0):
+            (start,) = struct.unpack_from("<I", encoded, 18 + 16 * number)
+            form, at = (">2I", 16) if encoded.startswith(PNG_SIGNATURE, start) else ("<2i", 4)
+            yield struct.unpack_from(form, encoded, start + at)
 
 
 def _convert(image: Image.Image, settings: DecodeSettings) -> NDArray[np.uint8]:
@@ -185,7 +206,7 @@ def _upright(image: Image.Image, original: Image.Image) -> Image.Image:
 def has_image_header(encoded: bytes) -> bool:
     """Whether it begins as an image does: broken ones too, text and archives not."""
     try:
-        with quiet_pillow(), Image.open(io.BytesIO(encoded), formats=FORMATS):
+        with quiet_pillow(), open_image(encoded):
             return True
     except UnidentifiedImageError:
         return False

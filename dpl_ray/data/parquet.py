@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import repeat
 from typing import TypeAlias
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow import fs
 
 from dpl_ray.config.section import suggest
 from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
@@ -31,7 +33,10 @@ from dpl_ray.data.spelling import Spelling
 from dpl_ray.store.file_systems import one_line
 
 NOT_PARQUET = "not a readable parquet file"
-_BATCH_ROWS = 1024  # of a row group that are decompressed at a time: it may be a whole file
+_BATCH_ROWS = 1024  # of a row group that are decompressed at a time, at most: it may be a whole file
+_BATCH_BYTES = 2**29  # of as many values as the group's largest could be
+_MAX_UNPACKED, _MAX_RATIO = 2**28, 100  # bytes of a column's part in a row group, and to one byte of the file
+_ROWS_PER_BYTE = 64
 Opened: TypeAlias = pq.ParquetFile | LanceTable
 _Row = tuple[Payload, Label]
 
@@ -45,10 +50,38 @@ def failing(reason: str) -> Payload:
     return partial(_fail, reason)
 
 
-def open_table(location: Location, path: str) -> Opened:
+def open_table(location: Location, path: str, label_column: str | None = None) -> AbstractContextManager[Opened]:
+    """
+    Args:
+        label_column: of which a text of a parquet file stays one, however often it is there.
+
+    Raises:
+        OSError, pa.ArrowException: it cannot be opened, or says that it unpacks to more than a file of its size may.
+    """
     if is_lance(path):
         return LanceTable(location.name(path))
-    return pq.ParquetFile(path, filesystem=location.filesystem)
+    return _open_parquet(location.filesystem, path, label_column)
+
+
+@contextlib.contextmanager
+def _open_parquet(filesystem: fs.FileSystem, path: str, label_column: str | None) -> Iterator[pq.ParquetFile]:
+    with filesystem.open_input_file(path) as file:
+        metadata, size = pq.read_metadata(file), file.size()
+        parts = [
+            metadata.row_group(group).column(column)
+            for group in range(metadata.num_row_groups)
+            for column in range(metadata.num_columns)
+        ]
+        unpacked = [
+            part.total_uncompressed_size
+            for part in parts
+            if part.total_uncompressed_size > max(_MAX_UNPACKED, _MAX_RATIO * min(size, part.total_compressed_size))
+        ]
+        if unpacked or metadata.num_rows > _ROWS_PER_BYTE * size:
+            what = f"{max(unpacked):,} bytes in a column" if unpacked else f"{metadata.num_rows:,} rows"
+            raise pa.ArrowInvalid(f"it would unpack to {what}, of {size:,} bytes")
+        texts = {part.path_in_schema for part in parts if part.physical_type == "BYTE_ARRAY"} & {label_column}
+        yield pq.ParquetFile(file, metadata=metadata, read_dictionary=list(texts))
 
 
 def group_rows(opened: Opened) -> list[int]:
@@ -120,7 +153,7 @@ def read_labels(
     """
     name = location.name(path)
     try:
-        with open_table(location, path) as opened:
+        with open_table(location, path, label_column) as opened:
             schema = opened.schema_arrow
             check_image_column(name, schema, image_column)
             groups = group_rows(opened)
@@ -142,10 +175,16 @@ def labels_of(
     opened: Opened, column: str, class_names: Collection[str] = ()
 ) -> tuple[list[Label], tuple[str, ...] | None]:
     """The label of every row, and the names of Hugging Face's `ClassLabel`; others are listed as `class_names`."""
-    labels = opened.read(columns=[column]).column(0).to_pylist()
     names = _hugging_face_names(opened.schema_arrow, column)
     known = {*class_names, *(names or ())}
-    return [as_label(label, known) for label in labels], names
+    labels: list[Label] = []
+    for chunk in opened.read(columns=[column]).column(0).chunks:
+        if not pa.types.is_dictionary(chunk.type):
+            labels += [as_label(label, known) for label in chunk.to_pylist()]
+            continue
+        of_index = {index: as_label(text, known) for index, text in enumerate(chunk.dictionary.to_pylist())}
+        labels += map(of_index.get, chunk.indices.to_pylist())
+    return labels, names
 
 
 def _has_fractions(opened: Opened, column: str) -> bool:
@@ -222,7 +261,8 @@ def _wanted(
         wanted = rows[slice(*np.searchsorted(rows, [start, end]))] - start
         begin = done = 0
         with contextlib.suppress(pa.ArrowException, OSError):
-            for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns) if len(wanted) else ():
+            size = _batch_rows(opened, group)
+            for batch in opened.iter_batches(size, row_groups=[group], columns=columns) if len(wanted) else ():
                 places = wanted[done : np.searchsorted(wanted, begin + len(batch))] - begin
                 if len(places):
                     found = rows_of(batch.slice(places[0], places[-1] - places[0] + 1))
@@ -232,6 +272,15 @@ def _wanted(
                     break
                 begin += len(batch)
         yield from repeat((failing(UNREADABLE), None), len(wanted) - done)
+
+
+def _batch_rows(opened: Opened, group: int) -> int:
+    """So many rows that they fit into memory if each had the largest value: a dictionary has it once in the file."""
+    if isinstance(opened, LanceTable):
+        return _BATCH_ROWS
+    columns = opened.metadata.row_group(group)
+    largest = max((columns.column(column).total_uncompressed_size for column in range(columns.num_columns)), default=0)
+    return min(_BATCH_ROWS, max(8, _BATCH_BYTES // max(1, largest)))
 
 
 def _rows_of(
@@ -299,7 +348,7 @@ def _is_text(type_: pa.DataType) -> bool:
 
 
 def _short_type(type_: pa.DataType) -> str:
-    text = str(type_)
+    text = str(type_.value_type if pa.types.is_dictionary(type_) else type_)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

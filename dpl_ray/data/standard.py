@@ -6,6 +6,7 @@ They are looked for in data.root, else in the usual places; then downloaded, if 
 from __future__ import annotations
 
 import gzip
+import math
 import socket
 import tarfile
 import zlib
@@ -29,6 +30,7 @@ FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+MAX_IDX_BYTES = 2**28
 _DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer
 _FIRST_FILES = {
     "cifar10": "cifar-10-batches-py/data_batch_1",
@@ -63,22 +65,26 @@ def read_standard(data: DataConfig, *, reads_unlabeled: bool) -> Source:
 
 def read_idx(path: Path, num_dims: int) -> NDArray[np.uint8]:
     """An array of unsigned bytes in the IDX format of MNIST, gzipped or plain."""
+    start = 4 + 4 * num_dims
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.read(start)
+            if len(header) < start or header[:4] != bytes((0, 0, 8, num_dims)):
+                raise ValueError(f"{path}: not an IDX file of unsigned bytes in {num_dims} dimensions; fetch it again")
+            shape = tuple(np.frombuffer(header, ">u4", offset=4).tolist())
+            expected = math.prod(shape)
+            if expected > MAX_IDX_BYTES:
+                raise ValueError(f"{path}: declares {expected:,} bytes, more than any such set has; fetch it again")
+            content = file.read(expected + 1)
     except EOFError:
         raise ValueError(f"{path}: truncated gzip file; fetch it again") from None
     except (OSError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read ({error}); fetch it again") from None
-    start = 4 + 4 * num_dims
-    if len(content) < start or content[:4] != bytes((0, 0, 8, num_dims)):
-        raise ValueError(f"{path}: not an IDX file of unsigned bytes in {num_dims} dimensions; fetch it again")
-    shape = tuple(int(length) for length in np.frombuffer(content, ">u4", num_dims, offset=4))
-    expected = int(np.prod(shape, dtype=np.int64))
-    if len(content) - start != expected:
+    if len(content) != expected:
         raise ValueError(
-            f"{path}: truncated, or the header is wrong: {len(content) - start} of {expected} bytes; fetch it again"
+            f"{path}: truncated, or the header is wrong: {len(content)} of {expected} bytes; fetch it again"
         )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _check_root(data: DataConfig) -> None:

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,11 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.console import Console
 
 from dpl_ray.config.given import read_given
-from dpl_ray.data.decode import MISSING, DecodeError, Payload, quiet_pillow
+from dpl_ray.data.decode import MISSING, DecodeError, Payload, open_image, quiet_pillow
 from dpl_ray.data.files import Location, open_location
 from dpl_ray.data.samples import read_samples
 from dpl_ray.data.shards import split_id
@@ -167,7 +165,7 @@ def _name(sample_id: str, content: bytes) -> str:
     if row is not None:
         name, extension = (
             f"{name}-{row.replace('/', '-')}",
-            f".{(Image.open(io.BytesIO(content)).format or 'png').lower()}",
+            f".{(open_image(content).format or 'png').lower()}",
         )
     digest = hashlib.blake2b(sample_id.encode(errors="surrogateescape"), digest_size=4).hexdigest()
     return f"{name}-{digest}{extension}"
@@ -188,7 +186,7 @@ def _link(sample_id: str, place: Storage) -> None:
 
 
 def _size(content: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(content)) as image:
+    with open_image(content) as image:
         return image.size
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import yaml
-
-from dpl_ray.config.parse import from_yaml, to_yaml
+from dpl_ray.config.parse import to_yaml
 from dpl_ray.config.schema import Config
-from dpl_ray.store.records import OTHER, damaged
+from dpl_ray.store.records import OTHER, damaged, from_yaml
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import list_checkpoints
 
@@ -40,7 +38,7 @@ def read_kept(folder: Storage) -> dict[str, Any]:
         tree = from_yaml(data)
         if not isinstance(tree, dict) or tree.keys() - Config.model_fields.keys():
             raise ValueError("it is no configuration")
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except ValueError as error:
         saved = list_checkpoints(folder)
         remedy = f"copy {saved[-1] / CONFIG_FILE} over it" if saved else "remove the folder to begin anew"
         raise damaged(file, error, f"{remedy}, or take another run.name") from None

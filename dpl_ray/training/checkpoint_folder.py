@@ -11,14 +11,14 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dpl_ray.config.parse import from_yaml, parse_config
+from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import BESIDE_RUNS, Config, DataConfig, RunConfig
 from dpl_ray.config.section import suggest
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.features import BACKBONE_SPEC, Spec, parse_spec
 from dpl_ray.store.file_systems import one_line
-from dpl_ray.store.records import read_tree
+from dpl_ray.store.records import from_yaml, read_tree
 from dpl_ray.store.storage import Storage
 
 MANIFEST = "manifest.json"

@@ -97,7 +97,8 @@ def test_fashion_mnist_is_found(tmp_path: Path, place: str, suffix: str) -> None
         (struct.pack(">4B1I", 0, 0, 8, 1, 3) + b"1234", 1, "4 of 3 bytes"),
         (struct.pack(">4B1I", 0, 0, 13, 1, 1) + b"1234", 1, "not an IDX file of unsigned bytes in 1 dim"),
         (struct.pack(">4B1I", 0, 0, 8, 1, 3) + b"123", 3, "not an IDX file of unsigned bytes in 3 dim"),
-        (struct.pack(">4B3I", 0, 0, 8, 3, *[2**32 - 1] * 3), 3, "truncated"),
+        (struct.pack(">4B3I", 0, 0, 8, 3, *[2**32 - 1] * 3), 3, r"declares 79,\d+.* bytes"),
+        (struct.pack(">4B1I", 0, 0, 8, 1, 2**28 + 1) + bytes(9), 1, "declares 268,435,457 bytes, more than any"),
     ],
 )
 def test_damaged_idx(tmp_path: Path, content: bytes, num_dims: int, message: str) -> None:

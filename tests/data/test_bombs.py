@@ -1,0 +1,161 @@
+"""Files of a few bytes that declare to be huge are refused by what they declare, before anything is unpacked."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dpl_ray.config.compose import load_config
+from dpl_ray.data import decode as decoding
+from dpl_ray.data import parquet
+from dpl_ray.data.decode import DecodeError, DecodeSettings, decode
+from dpl_ray.data.files import open_location
+from dpl_ray.store.records import from_yaml
+from tests.data.test_sources import fails, load, png
+
+WIDTH, HEIGHT = 77, 99  # of the small images, whose headers are changed
+SIDE = 13_000
+
+
+def small(kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def declaring(encoded: bytes, form: str, side: int = SIDE) -> bytes:
+    """The image with another size in every place where its size stands."""
+    old = struct.pack(form, WIDTH) + struct.pack(form, HEIGHT)
+    swapped = struct.pack(form, HEIGHT) + struct.pack(form, WIDTH)
+    assert old in encoded or swapped in encoded
+    new = struct.pack(form, side) * 2
+    return encoded.replace(old, new).replace(swapped, new)
+
+
+def huge_png() -> bytes:
+    encoded = bytearray(declaring(small("PNG"), ">I"))
+    encoded[29:33] = zlib.crc32(bytes(encoded[12:29])).to_bytes(4, "big")
+    return bytes(encoded)
+
+
+def icon(content: bytes) -> bytes:
+    """Of 32 x 32 pixels, as its directory says."""
+    return struct.pack("<3H4B2H2I", 0, 1, 1, 32, 32, 0, 0, 1, 32, len(content), 22) + content
+
+
+def tiff(side: int, tile: int) -> bytes:
+    """A deflated tile."""
+    data = zlib.compress(bytes(1024))
+    tags = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 8, 325: len(data)}
+    entries = b"".join(struct.pack("<2H2I", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "PNG": huge_png,
+    "JPEG": lambda: declaring(small("JPEG"), ">H"),
+    "GIF": lambda: declaring(small("GIF"), "<H"),
+    "frame of a GIF": lambda: (
+        small("GIF")[:6] + declaring(small("GIF"), "<H")[6:10] + declaring(small("GIF"), "<H")[10:]
+    ),
+    "BMP": lambda: declaring(small("BMP"), "<i"),
+    "PPM": lambda: b"P6 13000 13000 255\n",
+    "JPEG2000": lambda: declaring(small("JPEG2000"), ">I"),
+    "AVIF": lambda: declaring(small("AVIF"), ">I"),
+    "TIFF": lambda: tiff(SIDE, 32),
+    "tile of a TIFF": lambda: tiff(32, 20_000),
+    "PNG in an icon": lambda: icon(huge_png()),
+    "BMP in an icon": lambda: icon(declaring(small("BMP"), "<i")[14:]),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_an_image_is_refused_by_its_header(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_convert", lambda *_: pytest.fail("it is decoded"))
+    with pytest.raises(DecodeError, match=decoding.TOO_LARGE):
+        decode(BOMBS[kind](), DecodeSettings(8))
+
+
+def write(path: Path, values: list[bytes], labels: list[Any], **options: Any) -> Path:
+    pq.write_table(pa.table({"image": values, "label": labels}), path, compression="zstd", **options)
+    return path
+
+
+def test_a_column_of_parquet_that_unpacks_to_far_more_than_the_file_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with the bounds of the product and 100 times as much of it."""
+    monkeypatch.setattr(parquet, "_MAX_UNPACKED", 2**20)
+    path = write(tmp_path / "a.parquet", [bytes(2**19)] * 3, [0, 1, 2], use_dictionary=False)
+    assert path.stat().st_size < 5_000
+    message = r"a\.parquet is not a readable parquet file \(it would unpack to 1,57\d,\d+ bytes in a column, of"
+    fails(message, "parquet", train=path)
+    images = [png(value) for value in range(30)]
+    train = write(tmp_path / "train.parquet", images, [row % 3 for row in range(30)])
+    pool = load(
+        "parquet", train=train, unlabeled=path, uses_unlabeled=True, num_labels_per_class=2, max_bad_fraction=1.0
+    )
+    assert [bad.reason for bad in pool.bad] == [parquet.NOT_PARQUET]
+    noise = write(tmp_path / "b.parquet", [random.Random(0).randbytes(2**20)] * 3, [0, 1, 2])
+    with parquet.open_table(open_location("pool", str(noise)), str(noise)) as opened:  # no more than it may be
+        assert opened.metadata.num_rows == 3
+
+
+def test_rows_that_a_footer_only_says_are_not_made(tmp_path: Path) -> None:
+    number = 10**6
+    table = pa.table({"image": pa.nulls(number, pa.binary()), "label": pa.nulls(number, pa.int8())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    fails(r"it would unpack to 1,000,000 rows, of [\d,]+ bytes", "parquet", train=tmp_path / "a.parquet")
+
+
+def test_values_that_a_dictionary_has_once_are_not_multiplied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.parquet", [bytes(2**14)] * 500, ["x" * 2**14] * 500)
+    location = open_location("data.train", str(path))
+    _, labels, _ = parquet.read_labels(location, str(path), image_column="image", label_column="label")
+    assert len(labels) == 500
+    assert len({id(label) for label in labels}) == 1
+    monkeypatch.setattr(parquet, "_BATCH_BYTES", 2**20)
+    batches = []
+
+    def count(batch: pa.RecordBatch, **_: Any) -> list[tuple[None, None]]:
+        batches.append(len(batch))
+        return [(None, None)] * len(batch)
+
+    monkeypatch.setattr(parquet, "_rows_of", count)
+    assert len(list(parquet.read_rows(location, str(path), np.arange(500), "image"))) == 500
+    assert max(batches) < 64
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+        "a: &a [*a, *a]",
+        "a: &a {b: *a}",
+        "[" * 100_000,
+    ],
+    ids=["aliases of aliases", "a list in itself", "a mapping in itself", "deep"],
+)
+def test_yaml_that_stands_for_more_than_it_says_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"^config=.*: cannot be read \((its aliases stand for more than|.*deep)"):
+        load_config([f"config={tmp_path / 'config.yaml'}"])
+
+
+def test_aliases_as_people_write_them_are_read() -> None:
+    tree = from_yaml(b"a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\nd: [*a, *a]\n")
+    assert tree == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}, "d": [{"x": 1}, {"x": 1}]}
+    assert len(from_yaml(b"- 1\n" * 1_000)) == 1_000
+    assert from_yaml(b"") is None
