@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ SECONDS_TO_ANSWER = 2.0
 READER_CPUS = (
     0.5  # that a task which reads and decodes a streamed pool reserves; two a CPU, since tasks wait in between
 )
+TOKEN_COMMAND = "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')"
 CLIENT_PORT = 10001  # of ray://
 #: Scheme of an address -> a call that its service knows: for ray:// the client server, else the control service.
 FIRST_CALLS = {"": "/ray.rpc.NodeInfoGcsService/GetClusterId", "ray": "/ray.rpc.RayletDriver/ClusterInfo"}
@@ -267,6 +269,29 @@ def _check_address(address: str, scale: ScaleConfig) -> None:
         raise _no_cluster(address, scale, str(error)) from None
     if (reason := _refusal(f"{host}:{port}", FIRST_CALLS[scheme])) is not None:
         raise _no_cluster(address, scale, reason)
+    told = os.environ.get("RAY_USE_TLS") == "1" or os.environ.get(local.MODE, "token").lower() != "token"
+    if not told and not _is_loopback(host) and _is_open(f"{host}:{port}", FIRST_CALLS[scheme]):
+        raise ValueError(
+            f"{_field(address, scale)}={address}: this cluster takes no token: whoever reaches it runs programs with "
+            f"its files and credentials; start it anew, on each node after `{TOKEN_COMMAND}`, or set "
+            "RAY_AUTH_MODE=disabled to use it as it is"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    return ip_address(socket.getaddrinfo(host.strip("[]"), None)[0][4][0]).is_loopback
+
+
+def _is_open(place: str, call: str) -> bool:
+    """Whether a call without a token is answered."""
+    import grpc
+
+    with grpc.insecure_channel(place) as channel:
+        try:
+            channel.unary_unary(call)(b"", timeout=SECONDS_TO_ANSWER)
+        except grpc.RpcError as error:
+            return error.code() is not grpc.StatusCode.UNAUTHENTICATED
+    return True
 
 
 def _refusal(place: str, call: str) -> str | None:
@@ -297,8 +322,12 @@ def _no_start(error: BaseException) -> ValueError:
     )
 
 
+def _field(address: str | None, scale: ScaleConfig) -> str:
+    return "scale.address" if address == scale.address else "RAY_ADDRESS"
+
+
 def _no_cluster(address: str | None, scale: ScaleConfig, reason: str) -> ValueError:
-    field = "scale.address" if address == scale.address else "RAY_ADDRESS"
+    field = _field(address, scale)
     if reason == REFUSALS["UNAUTHENTICATED"]:
         return ValueError(f"{field}={address}: a Ray cluster answers there, but {reason}")
     first_line = next(iter(reason.strip().splitlines()), "no answer")

@@ -6,7 +6,9 @@ import http.server
 import math
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 
 from dpl_ray.cluster import connect as cluster
@@ -107,6 +109,56 @@ def test_what_ray_itself_refuses_names_where_it_writes(monkeypatch: pytest.Monke
     expected = r"^scale\.num_workers: Ray cannot start .*\(AF_UNIX path .*RAY_TMPDIR=/tmp, .*scale\.num_workers=0 does"
     with pytest.raises(ValueError, match=expected):
         cluster.connect(ScaleConfig(num_workers=1))
+
+
+@pytest.fixture
+def control_service() -> Iterator[tuple[int, list[bool]]]:
+    """The port of what knows the calls of Ray's services; and whether it asks for a token."""
+    asks = [False]
+
+    def answer(_request: bytes, context: grpc.ServicerContext) -> bytes:
+        if asks[0] and not dict(context.invocation_metadata()).get("authorization"):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+        return b""
+
+    class Any(grpc.GenericRpcHandler):
+        def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Any()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port, asks
+    server.stop(None).wait()
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_takes_no_token_is_refused_unless_it_is_on_loopback_or_wanted(
+    scheme: str, control_service: tuple[int, list[bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, asks = control_service
+    for name in ("RAY_AUTH_MODE", "RAY_USE_TLS"):
+        monkeypatch.delenv(name, raising=False)
+    scale = ScaleConfig(address=f"{scheme}127.0.0.1:{port}")
+    assert scale.address is not None
+    cluster._check_address(scale.address, scale)
+    monkeypatch.setattr(cluster, "_is_loopback", lambda _host: False)
+    message = rf"^scale\.address={scheme}127.*: this cluster takes no token: .* after `export RAY_AUTH_MODE=token RAY"
+    with pytest.raises(ValueError, match=message):
+        cluster._check_address(scale.address, scale)
+    with monkeypatch.context() as told:
+        told.setenv("RAY_AUTH_MODE", "disabled")
+        cluster._check_address(scale.address, scale)
+    monkeypatch.setattr(cluster, "_refusal", lambda *_: None)  # as with the token
+    asks[0] = True
+    cluster._check_address(scale.address, scale)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"), [("localhost", True), ("127.0.0.1", True), ("[::1]", True), ("192.0.2.1", False)]
+)
+def test_what_loopback_is(host: str, is_loopback: bool) -> None:
+    assert cluster._is_loopback(host) == is_loopback
 
 
 @pytest.mark.parametrize("path", ["/runs", "~/runs", "s3://bucket/runs"])
