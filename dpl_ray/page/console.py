@@ -1,7 +1,7 @@
 """What a terminal or a log file is shown: text as it is, tables, and how far something is.
 
 Text of data (names of classes, paths, causes) is never read as rich's markup, emoji or something to be coloured:
-everything that is shown goes through `show`, `Progress` or `console_table`.
+everything that is shown goes through `show`, `Progress` or `console_table`. Nor does a terminal obey it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0  # of a log file
+#: Control characters, but for the end of a line and the tab; and those by which a name could look like another one.
+_SPELLED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+_SPELLED |= {code: f"\\u{code:04x}" for code in (*range(0x2028, 0x202F), *range(0x2066, 0x206A))}
 WIDE = 120  # columns of a terminal that has room for a bar beside the text
 
 
@@ -33,18 +36,23 @@ def show(console: Console, text: str, *, style: str = "", wraps: bool = False) -
     Args:
         wraps: on a terminal, between words.
     """
-    console.print(Text(text, style=style), soft_wrap=not (wraps and console.is_terminal))
+    console.print(Text(inert(text), style=style), soft_wrap=not (wraps and console.is_terminal))
+
+
+def inert(text: str) -> str:
+    """Text with the signs spelled out that a terminal obeys, or that turn the order of others: ESC as \\x1b."""
+    return text.translate(_SPELLED)
 
 
 def console_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, num_text_columns: int = 1
 ) -> Table:
     """A table of text as it is; the first columns are set left, the others, of numbers, right."""
-    table = Table(title=Text(title), title_justify="left", show_header=any(columns))
+    table = Table(title=Text(inert(title)), title_justify="left", show_header=any(columns))
     for place, name in enumerate(columns):
-        table.add_column(Text(name), justify="left" if place < num_text_columns else "right", overflow="fold")
+        table.add_column(Text(inert(name)), justify="left" if place < num_text_columns else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(inert(cell)) for cell in row))
     return table
 
 
@@ -116,4 +124,4 @@ class Progress:
         parts.append(f"{'-:--:--' if left is None else timedelta(seconds=left)} left")
         if self._shows_speed and task.speed:
             parts.append(f"{task.speed:,.0f} {self._unit}/s")
-        return "  ".join(filter(None, [*parts, state]))
+        return inert("  ".join(filter(None, [*parts, state])))

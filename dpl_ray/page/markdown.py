@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from dpl_ray.page.console import inert
+
 #: Signs that Markdown, or what shows it, may read as more than text. An underscore within a word is none.
 SIGNS = re.compile(r"[\\`*<|$&~]|\](?=\()|:(?=\w+:)|(?<!\w)_|_(?!\w)")
 
 
 def markdown(text: str) -> str:
     """Text on one line, its signs escaped."""
-    return SIGNS.sub(r"\\\g<0>", " ".join(text.split("\n")))
+    return SIGNS.sub(r"\\\g<0>", inert(" ".join(text.split("\n"))))
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 
 from markupsafe import Markup
 
+from dpl_ray.page.console import inert
+
 
 class Result(ABC):
     """The base of results: dataclasses without a `repr` of their own."""
@@ -18,7 +20,7 @@ class Result(ABC):
         return [(name, value) for name, value in self._facts().items() if value is not None]
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {', '.join(f'{name} {value}' for name, value in self._told())}>"
+        return inert(f"<{type(self).__name__}: {', '.join(f'{name} {value}' for name, value in self._told())}>")
 
     def _repr_html_(self) -> str:
         row = Markup('<tr><th style="text-align: left">{}</th><td style="text-align: left">{}</td></tr>')

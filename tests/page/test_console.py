@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 
@@ -9,6 +10,9 @@ import pytest
 from rich.console import Console
 
 from dpl_ray.page.console import SECONDS_BETWEEN_LINES, Progress, console_table, open_console, show
+from dpl_ray.page.markdown import markdown
+from dpl_ray.studies.comparison.table import to_csv
+from tests.studies.test_comparison_table import cell
 
 
 class Clock:
@@ -111,3 +115,27 @@ def test_a_bar_moves_in_a_notebook_that_has_widgets(monkeypatch: pytest.MonkeyPa
     assert Progress(Console(force_jupyter=True), "steps")._bars.disable == (not has_widgets)
     assert Progress(Console(force_jupyter=False, file=io.StringIO()), "steps")._bars.disable
     assert Progress(Console(force_jupyter=True, quiet=True), "steps")._bars.disable
+
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\rno error\x00\u202egpj.exe\u2066"
+SPELLED = r"\x1b]0;owned\x07\x1b[2J\x9b31m\x0dno error\x00\u202egpj.exe\u2066"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_no_terminal_obeys_text_of_data(is_terminal: bool) -> None:
+    made = console(300, is_terminal=is_terminal)
+    show(made, EVIL)
+    made.print(console_table(EVIL, [EVIL], [[EVIL]]))
+    with Progress(made, "steps") as progress:
+        progress.update(1, 1, EVIL)
+    assert isinstance(made.file, io.StringIO)
+    written = made.file.getvalue()
+    own = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", written)  # of rich's own progress line
+    assert own.count(SPELLED) == 5 if not is_terminal else own.count(SPELLED) >= 5
+    assert not set("\x1b\x07\x9b\x00\u202e\u2066") & set(own)
+    assert SPELLED.replace("[", "").replace("\\", "") in markdown(EVIL).replace("[", "").replace("\\", "")
+
+
+def test_a_table_of_a_comparison_has_no_formula() -> None:
+    rows = list(csv.reader(io.StringIO(to_csv([cell("=1+1", 0, 0.5), cell("fixmatch", 0, 0.5)], "fixmatch"))))
+    assert [row[0] for row in rows] == ["policy", "'=1+1", "fixmatch"]

@@ -5,8 +5,6 @@ Policies are compared in pairs that have the labelled subset and the seed of all
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -15,6 +13,7 @@ from typing import Any
 
 from dpl_ray.page.markdown import markdown, markdown_table
 from dpl_ray.report.health import study_line
+from dpl_ray.store.records import csv_text
 from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.two_level import LEAST_SUBSETS, Interval, two_level_interval
 
@@ -145,11 +144,8 @@ def to_csv(cells: Sequence[CellResult], reference: str) -> str:
             | {"checkpoint": cell.checkpoint}
             | cell.facts
         )
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return csv_text([columns, *([row.get(column, "") for column in columns] for row in rows)])
 
 
 #: Heading -> what stands below it, of a row.
