@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 LONGEST = 600  # characters of a message about a mistake
+#: In an address; a variable in its place is none.
+_SECRET = re.compile(r"(?<=://)[^/@\s]*:(?!\$)[^/@\s]+@|[?&][^=&#]*(key|pass|pwd|token|secret)[^=&#]*=", re.IGNORECASE)
 LONGEST_WORD = 100  # that what is known is compared with
 
 
@@ -42,9 +44,26 @@ S = TypeVar("S", bound=Section)
 def validated(model: type[S], values: Mapping[str, Any]) -> S:
     """The section of these values; the first mistake is a `ValueError` naming field, value and what would be right."""
     try:
-        return model.model_validate(values)
+        made = model.model_validate(values)
     except ValidationError as error:
         raise ValueError(_explain(model, error)) from None
+    _refuse_secrets(made)
+    return made
+
+
+def _refuse_secrets(section: Section, above: str = "") -> None:
+    """Configurations are written into files, pages and MLflow: no address in one may hold a password."""
+    for name, value in section:
+        field = f"{above}{name}"
+        if isinstance(value, Section):
+            _refuse_secrets(value, f"{field}.")
+        for text in value if isinstance(value, tuple) else (value,):
+            # Addresses of MLflow have a check of their own.
+            if isinstance(text, str) and name != "uri" and (secret := _SECRET.search(text)):
+                raise ValueError(
+                    f"{field}={text[: secret.start()]}...: holds a password or key, which would be written into files; "
+                    "give it in the environment, for s3:// as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                )
 
 
 @contextmanager
