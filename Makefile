@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test explore faults soak lint docs bench help
+.PHONY: install demo test explore faults soak lint audit docs bench help
 
 help:
 	@echo "make demo      train on scikit-learn's digits with 2 workers"
@@ -13,6 +13,7 @@ help:
 	@echo "make faults    kill and damage what runs, at random instants: 25 kills, within 20 minutes"
 	@echo "make soak      the same with 200 kills, which takes hours"
 	@echo "make lint      ruff and mypy"
+	@echo "make audit     ask for known weaknesses of the packages that are tested with"
 	@echo "make docs      build the pages of docs/, the commands and the Python names into site/"
 	@echo "make bench     measure the figures of the documents, and write them there"
 	@echo "make install   what all of them need, into .venv"
@@ -43,6 +44,10 @@ lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# Takes pip-audit, and a network in which it reaches its data base.
+audit: install
+	@$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip
 
 docs: install
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build

@@ -66,6 +66,14 @@ def test_every_document_has_a_page_that_can_be_found(site: Path) -> None:
         assert (site / page).exists()
         assert f'href="{page}"' in home, page
     assert "0.1.0" in text_of(site / "changes.html")
+    assert "Secrets" in text_of(site / "security.html")
+
+
+def test_no_dependency_has_a_licence_that_would_bind_this_package(site: Path) -> None:
+    page = text_of(site / "licences.html")
+    assert re.search(r"numpy\s+\d\S+\s+BSD", page)
+    assert page.count("says none in its metadata") <= 3
+    assert not re.search(r"\bA?GPL", page)
     assert f"[{dpl_ray.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 

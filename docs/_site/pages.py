@@ -10,6 +10,8 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageMetadata, PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         *sections_of((Path(config.docs_dir) / "index.md").read_text()),
         {"Commands": [{name: f"commands/{name}.md"} for name in commands()]},
         {"Python": [{name: f"python/{name}.md"} for name in sorted(NAMES, key=_functions_first)]},
-        {"Security": "security.md"},
+        {"Security": [{"Security": "security.md"}, {"Licences": "licences.md"}]},
         {"Changes": "changes.md"},
     ]
     return config
@@ -48,10 +50,29 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made = {f"commands/{name}.md": "\n".join(command_page(name, command)) for name, command in commands().items()}
     made |= {f"python/{name}.md": "\n".join(name_page(name)) for name in NAMES}
     made["changes.md"] = (ROOT / "CHANGELOG.md").read_text()
+    made["licences.md"] = "\n".join(licences_page())
     made["security.md"] = (ROOT / "SECURITY.md").read_text().replace("](docs/", "](")
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+def licences_page() -> Iterator[str]:
+    """Markdown of the packages of constraints.txt that are installed, with the licence that each says it has."""
+    yield "# Licences\n\nWhat this package is tested with, and the licences that the packages say they have.\n"
+    yield from ("| package | version | licence |", "|---|---|---|")
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE):
+        with suppress(PackageNotFoundError):
+            yield f"| {name} | {version} | {licence(metadata(name))} |"
+
+
+def licence(package: PackageMetadata) -> str:
+    """An SPDX expression, else what older packages have in its place."""
+    classes = [
+        each.rpartition(" :: ")[2] for each in package.get_all("Classifier", []) if each.startswith("License ::")
+    ]
+    found = package.get("License-Expression") or ", ".join(classes) or (package.get("License") or "").partition("\n")[0]
+    return found if found not in ("", "UNKNOWN") else "says none in its metadata"
 
 
 def on_page_content(html: str, **_: Any) -> str:
