@@ -11,7 +11,7 @@ help:
 	@echo "make test      run the tests"
 	@echo "make explore   the tests of properties on examples that no run before has seen"
 	@echo "make faults    kill and damage what runs, at random instants: 25 kills, within 20 minutes"
-	@echo "make soak      the same with 200 kills, which takes hours"
+	@echo "make soak      the same with 200 kills and 10,000 damaged inputs, which takes hours"
 	@echo "make lint      ruff and mypy"
 	@echo "make audit     ask for known weaknesses of the packages that are tested with"
 	@echo "make docs      build the pages of docs/, the commands and the Python names into site/"
@@ -38,6 +38,7 @@ faults: install
 	$(BIN)/python -m benchmarks.faults --save
 
 soak: install
+	FUZZ_CASES=10000 $(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=explore --timeout=0
 	$(BIN)/python -m benchmarks.faults --rounds 8 --seed 1 --damages 10000
 
 lint: install

@@ -14,16 +14,18 @@ directory without a manifest is a write that did not finish, and does not count.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import pickle
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dpl_ray.algorithm.policies import build_policy
@@ -118,10 +120,10 @@ def load_state(checkpoint: Storage, state: TrainState, workers: Workers) -> None
     """Bring a freshly built state to where the checkpoint was written, by any number of workers."""
     device = state.student.classifier.weight.device
     for name in MODULES:
-        tensors = safetensors.torch.load(read_file(checkpoint, f"{name}.safetensors"))
-        if name == "policy":
-            tensors |= {key: tensors[key][workers.rank :: workers.world_size] for key in state.policy.sharded}
-        getattr(state, name).load_state_dict(tensors)
+        with _tensors(checkpoint, f"{name}.safetensors") as tensors:
+            if name == "policy":
+                tensors |= {key: tensors[key][workers.rank :: workers.world_size] for key in state.policy.sharded}
+            getattr(state, name).load_state_dict(tensors)
     try:
         trainer = torch.load(io.BytesIO(read_file(checkpoint, "trainer.pt")), map_location=device, weights_only=True)
     except pickle.UnpicklingError:
@@ -137,7 +139,8 @@ def load_classifier(checkpoint: Storage, which: str = "teacher") -> tuple[Classi
     config, info = load_config_and_info(checkpoint)
     # The weights come from the checkpoint: pretrained ones would be downloaded for nothing.
     model = build_model(config.model.model_copy(update={"weights": None}), info.channels, len(info.class_names))
-    model.load_state_dict(safetensors.torch.load(read_file(checkpoint, f"{which}.safetensors")))
+    with _tensors(checkpoint, f"{which}.safetensors") as tensors:
+        model.load_state_dict(tensors)
     if config.model.adapter is not None:
         merge_lora(model)
     if config.model.name == "head":
@@ -167,6 +170,17 @@ def load_policy(checkpoint: Storage) -> Policy:
     policy.join(RunFacts(pool_size, config.train.batch_size * config.train.mu, frozen=config.model.name == "head"))
     policy.load_state_dict(tensors)
     return policy.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def _tensors(checkpoint: Storage, name: str) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a file; `ValueError`, also of what is done with them, where they are not those of the network."""
+    data = read_file(checkpoint, name)
+    try:
+        yield safetensors.torch.load(data)
+    except (SafetensorError, RuntimeError, LookupError, TypeError) as error:
+        text = f"{name} does not hold the tensors of its configuration ({one_line(error)})"
+        raise ValueError(f"checkpoint={checkpoint}: {text}") from None
 
 
 def _gather_shards(policy: Policy, workers: Workers) -> dict[str, Tensor]:

@@ -121,8 +121,15 @@ def _near(path: Storage) -> str:
 
 def load_config_and_info(checkpoint: Storage) -> tuple[Config, ModelInfo]:
     """The configuration and the model's description that a checkpoint was written with."""
-    config = parse_config(from_yaml(read_file(checkpoint, "config.yaml")))
-    info: dict[str, Any] = json.loads(read_file(checkpoint, "model.json"))
+    written, described = read_file(checkpoint, "config.yaml"), read_file(checkpoint, "model.json")
+    try:
+        config = parse_config(from_yaml(written))
+        info: dict[str, Any] = json.loads(described)
+        names, channels, size = tuple(map(str, info["class_names"])), int(info["channels"]), info["image_size"]
+        info |= {"class_names": names, "channels": channels, "image_size": (int(size[0]), int(size[1]))}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        text = f"config.yaml or model.json is not that of a checkpoint ({one_line(error)})"
+        raise ValueError(f"checkpoint={checkpoint}: {text}") from None
     if spec := feature_spec(checkpoint, config):  # its model takes the images that the features were made of
         read = {name: getattr(spec, name) for name in ("channels", "image_size", "fit", "interpolation")}
         config = config.changed(data=read)
