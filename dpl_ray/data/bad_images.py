@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from itertools import islice
 
-from dpl_ray.store.records import csv_text, damaged
+from dpl_ray.store.records import csv_text, damaged, from_cell
 from dpl_ray.store.storage import Storage
 
 BAD_IMAGES_FILE = "bad_images.csv"
@@ -33,7 +33,7 @@ def read_bad(folder: Storage) -> dict[str, str]:
         names, *rows = csv.reader(io.StringIO(place.read().decode(), newline=""), strict=True)
         if tuple(names) != COLUMNS:
             raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-        return dict(rows)
+        return {from_cell(sample_id): reason for sample_id, reason in rows}
     except (ValueError, csv.Error) as error:
         raise damaged(place, error, "remove it: images that are met again are listed again") from None
 

@@ -43,6 +43,7 @@ from dpl_ray.data.samples import read_samples
 from dpl_ray.data.shards import are_parquet, are_shards, are_tars, is_tar, split_id
 from dpl_ray.data.spelling import Spelling
 from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.records import from_cell
 
 
 @dataclass(frozen=True)
@@ -330,7 +331,8 @@ def _csv_table(location: Location) -> tuple[list[str], list[list[str]]]:
         text = content.decode(_encoding(content))
         # Spreadsheets write what their language has for a comma.
         delimiter = max(",;\t", key=text.partition("\n")[0].count)
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+        table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        rows = [[from_cell(cell) for cell in row] for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise location.error(f"cannot be read as CSV in UTF-8 ({one_line(error)}); save it as CSV in UTF-8") from None
     header = [name.strip() for name in rows[0]] if rows else []

@@ -33,7 +33,7 @@ from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result
 from dpl_ray.reviewing.labels import Labels, open_labels
 from dpl_ray.store.file_systems import one_line
-from dpl_ray.store.records import table_text
+from dpl_ray.store.records import csv_text
 from dpl_ray.store.storage import Storage
 
 ROWS_AT_A_TIME = 256  # whose images are held
@@ -213,4 +213,4 @@ def _write(rows: Sequence[Exported], config: ExportLabelsConfig, labels: Labels,
             write("data.json", paths)
         return write("labels.json", found)
     table = [(row.image, names[row.label], f"{row.confidence:.4f}", row.selected) for row in rows]
-    return write("labels.csv", table_text([("path", "label", "confidence", "selected"), *table]))
+    return write("labels.csv", csv_text([("path", "label", "confidence", "selected"), *table]))

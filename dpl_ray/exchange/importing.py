@@ -22,7 +22,7 @@ from dpl_ray.exchange.formats import Row, from_coco, from_fiftyone, from_label_s
 from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result
 from dpl_ray.store.file_systems import one_line
-from dpl_ray.store.records import table_text
+from dpl_ray.store.records import csv_text
 from dpl_ray.store.storage import Storage
 
 
@@ -76,7 +76,7 @@ def import_labels(
     if not num_labels:
         raise location.error(f"no image has a class yet ({len(answers) + num_open:,} are there)")
     _check_there(location, list(answers))
-    output.write(table_text([("path", "label"), *answers.items()]).encode(errors="surrogateescape"))
+    output.write(csv_text([("path", "label"), *answers.items()]).encode(errors="surrogateescape"))
     result = ImportLabelsResult(str(output), num_labels, len(answers) - num_labels, num_open)
     show(console, ", ".join(f"{value} {name}" for name, value in result._told()[:-1]))
     return result

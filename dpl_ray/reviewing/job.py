@@ -41,7 +41,7 @@ from dpl_ray.reviewing.labels import Labels, open_labels
 from dpl_ray.reviewing.page import Item, write_review
 from dpl_ray.runs.provenance import describe_code
 from dpl_ray.store.file_systems import one_line
-from dpl_ray.store.records import read_json, table_text, write_json
+from dpl_ray.store.records import csv_text, read_json, write_json
 from dpl_ray.store.storage import Storage
 
 PAGE_FILE, DRAW_FILE, CERTIFICATE_FILE = "review.html", "draw.json", "certificate.json"
@@ -203,7 +203,7 @@ def _write_labels(draw: Draw, answers: Sequence[int], output: Storage) -> None:
     for item, answer in zip(draw.items, answers, strict=False):
         name = draw.class_names[answer] if answer >= 0 else ""
         table.append((item.sample_id, name, len(answers) / sum(draw.cells)))
-    text = table_text(row if draw.is_random else row[:2] for row in table)
+    text = csv_text(row if draw.is_random else row[:2] for row in table)
     (output / TRAIN_FILE).write(text.encode(errors="surrogateescape"))
     (output / NAMES_FILE).write("".join(f"{name}\n" for name in draw.class_names).encode())
 

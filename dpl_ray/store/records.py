@@ -68,14 +68,14 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
 
     A text that a spreadsheet would run as a formula, as a class that is called `=1+1`, gets an apostrophe before it.
     """
-    return table_text([_inert(value) for value in row] for row in rows)
-
-
-def table_text(rows: Iterable[Sequence[Any]]) -> str:
-    """The same with every text as it is: paths and labels that trainings read again."""
     text = io.StringIO()
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows([_inert(value) for value in row] for row in rows)
     return text.getvalue()
+
+
+def from_cell(text: str) -> str:
+    """The text that `csv_text` has written, without the apostrophe."""
+    return text[1:] if text[:1] == "'" and _inert(text[1:]) == text else text
 
 
 def _inert(value: Any) -> Any:

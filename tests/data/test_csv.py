@@ -9,6 +9,7 @@ from unicodedata import normalize
 import pytest
 
 from dpl_ray.data.labels import NOTHING, as_label
+from dpl_ray.store.records import csv_text, from_cell
 from tests.data.test_class_names import NFC, NFD, write_class
 from tests.data.test_sources import CLASSES, all_labels, csv_lines, fails, load, write_csv, write_folder, write_parquet
 
@@ -166,3 +167,17 @@ def test_rows_of_parquet_files_in_a_csv(tmp_path: Path) -> None:
     gone = write_csv(tmp_path, ["path,label", *lines, f"{pool}:40,bee"])
     bad = load(train=gone, image_column="img", max_bad_fraction=0.2).bad
     assert [(image.id, image.reason) for image in bad] == [(f"{pool}:40", "file is missing")]
+
+
+def test_names_that_a_spreadsheet_would_run_are_read_as_they_were_before_they_were_written(tmp_path: Path) -> None:
+    """So that a table of ours is safe to open, and to train on."""
+    names = ("+bee", "-ant", "=1+1")
+    write_folder(tmp_path, classes=names)
+    rows = [(f"{name}/{number}.png", name) for name in names for number in range(10)]
+    table = tmp_path / "labels.csv"
+    table.write_text(csv_text([("path", "label"), *rows]))
+    assert table.read_text().splitlines()[1] == "'+bee/0.png,'+bee"
+    splits = load(train=table)
+    assert splits.class_names == names
+    assert splits.bad == ()
+    assert [from_cell(cell) for cell in ("'a", "'", "-1", "'-1", "'=1")] == ["'a", "'", "-1", "'-1", "=1"]
