@@ -86,12 +86,20 @@ def tiny_splits(
         name: tiny_set(name, number, num_classes, channels, size, seed=4 * seed + index)
         for index, (name, number) in enumerate(numbers.items())
     }
-    return Splits(**sets, class_names=tuple(f"class{k}" for k in range(num_classes)), bad=())
+    return Splits(
+        sets["labeled"],
+        sets["unlabeled"],
+        sets["validation"],
+        sets["test"],
+        class_names=tuple(f"class{k}" for k in range(num_classes)),
+        bad=(),
+    )
 
 
 def tiny_feed(config: Config, splits: Splits, rank: int = 0, world_size: int = 1) -> BatchFeed:
     """The feed as the training loop makes it."""
     pool = splits.unlabeled if POLICIES[config.policy.name].uses_unlabeled else None
+    assert pool is None or isinstance(pool, ImageSet)
     return BatchFeed(config, splits.labeled, pool, rank, world_size)
 
 
