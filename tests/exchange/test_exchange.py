@@ -233,7 +233,7 @@ def task(*annotations: dict[str, Any]) -> dict[str, Any]:
         (lambda folder, pool: {"annotations": str(pool / "a")}, "0000.png lies in no subfolder"),
         (lambda folder, pool: written("path,label")(folder, pool) | {"output": "answers.txt"}, "must end in .csv"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_annotations_that_do_not_fit_are_answered_in_one_line(
     spoil: Spoil, message: str, pool: Path, tmp_path: Path
