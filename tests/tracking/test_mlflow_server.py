@@ -20,7 +20,7 @@ import pytest
 
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.commands import cli, sync_tracking
-from dpl_ray.runs.folder import RunFolder
+from dpl_ray.runs.history_writer import HistoryWriter
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
 from dpl_ray.training.records import Record
@@ -132,10 +132,10 @@ def test_a_server_that_dies_in_the_middle_costs_one_warning_and_is_told_later(
 ) -> None:
     from mlflow import MlflowClient
 
-    client, add = MlflowClient(tracking_uri=server.address), RunFolder.add
+    client, add = MlflowClient(tracking_uri=server.address), HistoryWriter.add
     experiment = client.create_experiment("dying")
 
-    def killing(self: RunFolder, record: Record) -> dict[str, Any]:
+    def killing(self: HistoryWriter, record: Record) -> dict[str, Any]:
         row = add(self, record)
         if "train/loss_labeled" in record.metrics and record.step == STEPS[1]:
             # It has begun: the first metrics are there.
@@ -144,7 +144,7 @@ def test_a_server_that_dies_in_the_middle_costs_one_warning_and_is_told_later(
             server.kill()
         return row
 
-    monkeypatch.setattr(RunFolder, "add", killing)
+    monkeypatch.setattr(HistoryWriter, "add", killing)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
         result = train(server, tmp_path, "tracking.experiment=dying", "registry.name=later")
