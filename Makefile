@@ -54,6 +54,7 @@ docs: install
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 # IMAGES='cifar10/train-*.parquet': JPEG images for labelling and pools, in place of scikit-learn's digits.
+# SEMILEARN=folder IMAGE_FILE=cifar10/train-00000.parquet: semilearn beside ours (benchmarks/peer.py).
 bench: install
 	$(BIN)/python -m benchmarks.views --save
 	$(BIN)/python -m benchmarks.views --batch 112 --save views_112
@@ -62,6 +63,9 @@ bench: install
 	$(BIN)/python -m benchmarks.feature_rates --save
 	$(BIN)/python -m benchmarks.step --compare --save step_compare
 	$(BIN)/python -m benchmarks.step --compare --weak-precision bfloat16 --save step_compare_bfloat16
+	$(if $(SEMILEARN),$(BIN)/python -m benchmarks.peer --semilearn $(SEMILEARN) --images $(IMAGE_FILE) --save)
+	$(if $(SEMILEARN),$(BIN)/python -m benchmarks.peer --semilearn $(SEMILEARN) --images $(IMAGE_FILE) --weak-precision bfloat16 --save peer_bfloat16)
+	$(BIN)/python -m benchmarks.start --save
 	$(BIN)/python -m benchmarks.threads --save
 	$(BIN)/python -m benchmarks.finetune --save
 	$(BIN)/python -m benchmarks.label $(if $(IMAGES),--images '$(IMAGES)') --save
