@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
 T = TypeVar("T")
 MODE, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 _before: dict[str, str | None] = {}  # these two, while a Ray of this process runs
+_watchers: list[subprocess.Popen[bytes]] = []  # of that Ray
 
 
 def check_surroundings() -> None:
@@ -62,11 +64,28 @@ def start(**settings: Any) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(address="local", **settings)
+        _watchers.append(_watch())
     except BaseException:
         _forget_token()
         raise
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = is_open
+
+
+def _watch() -> subprocess.Popen[bytes]:
+    """A process that kills the agents of Ray's node when this process has ended, however it ends.
+
+    All other processes of Ray end within seconds after a SIGKILL of this one. The agents would try for a minute to tell
+    the control service of it, which has ended too.
+    """
+    import psutil
+    from ray._private import worker
+
+    (raylet,) = worker._global_node.all_processes["raylet"]
+    agents = [str(child.pid) for child in psutil.Process(raylet.process.pid).children()]
+    command = ["sh", "-c", f"read _; kill -KILL {' '.join(agents)}"]  # the end of this process ends its input
+    # In a session of its own, as Ctrl-C in a terminal would end it.
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 class EndedError(RuntimeError):
@@ -123,6 +142,9 @@ def stop() -> None:
     import ray
 
     ray.shutdown()
+    while _watchers:
+        (watcher := _watchers.pop()).kill()
+        watcher.communicate()
     _forget_token()
 
 

@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -205,6 +206,21 @@ def test_a_signal_ends_with_one_line_and_its_status(tmp_path: Path) -> None:
     again = shlex.join(["python", *command[1:]])
     assert errors == f"interrupted: step {step:,} of 100,000 of dpl is saved; go on with: {again}\n"
     assert history.read_bytes()
+
+
+@pytest.mark.slow
+def test_all_that_a_command_has_started_ends_soon_after_its_sigkill() -> None:
+    """Ray's own agents would try for a minute to reach its control service, which is gone."""
+    code = "import sys; from dpl_ray.cluster import local; local.start(include_dashboard=False)"
+    code += "; print(); sys.stdin.read()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert len(started) > 5
+    process.kill()
+    process.communicate()
+    assert psutil.wait_procs(started, timeout=50)[1] == []
 
 
 def test_more_workers_than_the_cluster_carries_are_refused(ray_cluster: None) -> None:
