@@ -31,7 +31,7 @@ EMBED = (*LITE0, "image_size=96", "views=1", "labelled=true", "image_column=img"
 LABELS = (4, 25)  # a class
 POLICIES = (
     "supervised,pseudolabel,uda,fixmatch,flexmatch,adamatch,dash,softmatch,freematch,dpl,"
-    # What the parts of dpl are worth there; the last is dpl as it is on images.
+    # What the parts of dpl are worth there; the last has the parameters of dpl on images.
     "dpl(heads_weight=1),dpl(heads_weight=30),dpl(pace=1,heads_weight=1,balance=0)"
 )
 COLUMNS = ("data", "setting", "policy", "seed", "steps", *METRICS, "training_seconds")

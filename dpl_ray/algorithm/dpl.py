@@ -125,6 +125,8 @@ class DynamicPseudoLabels(Policy):
 
     def join(self, run: RunFacts) -> None:
         self._take(FROZEN if run.frozen else TRAINED)
+        if run.frozen:  # a classifier that has hardly begun says little: its first labels wait
+            self.states.fill_(1)
         counts = run.labeled_counts
         if self.as_labeled and counts is not None:
             self._aim(counts + 1)  # Laplace's rule: a few labels say little of a rare class

@@ -451,10 +451,11 @@ def test_weights_read_the_thresholds_of_each_samples_class(rule: str) -> None:
 
 
 def test_what_is_not_given_depends_on_whether_the_data_are_stored_features() -> None:
-    policy = make_policy("dpl", 3, 2)
-    for frozen, expected in ((True, (0.99**10, 10.0, 0.5)), (False, (0.99, 1.0, 0.0))):
+    for frozen, expected, start in ((True, (0.99**10, 10.0, 0.5), 1.0), (False, (0.99, 1.0, 0.0), 0.5)):
+        policy = make_policy("dpl", 3, 2)
         policy.join(RunFacts(10, 4, frozen=frozen))
         assert (policy.ema_decay, policy.heads_weight, policy.balance) == expected
+        assert policy.states.tolist() == [[start] * 2] * 2
     policy = make_policy("dpl", 3, 2, ema_decay=0.5, pace=2.0, balance=0.0)
     policy.join(RunFacts(10, 4, frozen=True))
     assert (policy.ema_decay, policy.heads_weight, policy.balance) == (0.25, 10.0, 0.0)
