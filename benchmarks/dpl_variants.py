@@ -69,7 +69,7 @@ class LabelSets(DynamicPseudoLabels):
     min_weight = -1.0  # the most uncertain samples, of no weight, are what the sets are for
 
     def auxiliary_loss(self, pseudo: PseudoLabels, *rest: Any) -> Tensor:
-        loss, (logits_strong, kept) = super().auxiliary_loss(pseudo, *rest), rest[-2:]
+        loss, (logits_strong, kept) = super().auxiliary_loss(pseudo, *rest), rest[3:5]
         probs = pseudo.probs[kept]
         over = self.thresholds()["over"][pseudo.labels[kept]].to(probs.dtype)
         values, order = probs.sort(dim=1, descending=True)
@@ -104,7 +104,7 @@ class Fairness(DynamicPseudoLabels):
         ema_(self.histogram, counts / counts.sum().clamp(min=1), self.ema_decay)
 
     def auxiliary_loss(self, pseudo: PseudoLabels, *rest: Any) -> Tensor:
-        loss, (logits_strong, kept) = super().auxiliary_loss(pseudo, *rest), rest[-2:]
+        loss, (logits_strong, kept) = super().auxiliary_loss(pseudo, *rest), rest[3:5]
         if not len(kept):
             return loss
         probs = logits_strong.double().softmax(dim=1)

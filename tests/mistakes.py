@@ -149,7 +149,7 @@ MISTAKES = (
     Mistake(
         "policy",
         plain("policy=fixmach"),
-        ("no such policy; known: adamatch, dash, debiaspl, dpl, fixmatch", "did you mean fixmatch?"),
+        ("no such policy; known: abc, adamatch, dash, debiaspl, dpl, fixmatch", "did you mean fixmatch?"),
     ),
     Mistake("policy_after", plain("policy.rule=band", "policy=nope"), ("policy=nope: there is no such policy",)),
     Mistake("policy_name", plain("policy.name=fixmatch"), ("policy.name=fixmatch: policy is chosen as policy=",)),

@@ -217,6 +217,7 @@ class DynamicPseudoLabels(Policy):
         targets: Tensor,
         logits_strong: Tensor | None = None,  # noqa: ARG002
         kept: Tensor | None = None,  # noqa: ARG002
+        features_strong: Tensor | None = None,  # noqa: ARG002
     ) -> Tensor:
         """The two heads' cut cross-entropies, each a mean over all B + U samples."""
         all_labels = torch.cat([targets, pseudo.labels])

@@ -79,6 +79,7 @@ class FreeMatch(Policy):
         targets: Tensor,  # noqa: ARG002
         logits_strong: Tensor | None = None,
         kept: Tensor | None = None,
+        features_strong: Tensor | None = None,  # noqa: ARG002
     ) -> Tensor:
         """fairness_weight * `fairness` over the selected samples of all workers: a second, small sum over them."""
         if not self.fairness_weight or logits_strong is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dpl_ray.algorithm.adamatch import AdaMatch
+from dpl_ray.algorithm.balanced_classifier import AuxiliaryBalancedClassifier
 from dpl_ray.algorithm.dash import Dash
 from dpl_ray.algorithm.debiaspl import DebiasPL
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
@@ -12,9 +13,11 @@ from dpl_ray.algorithm.fixed_threshold import FixMatch, PseudoLabel, Supervised,
 from dpl_ray.algorithm.flexmatch import FlexMatch
 from dpl_ray.algorithm.freematch import FreeMatch
 from dpl_ray.algorithm.policy import Policy
+from dpl_ray.algorithm.simpro import SimPro
 from dpl_ray.algorithm.softmatch import SoftMatch
 
 POLICIES: dict[str, type[Policy]] = {
+    "abc": AuxiliaryBalancedClassifier,
     "adamatch": AdaMatch,
     "dash": Dash,
     "debiaspl": DebiasPL,
@@ -23,6 +26,7 @@ POLICIES: dict[str, type[Policy]] = {
     "flexmatch": FlexMatch,
     "freematch": FreeMatch,
     "pseudolabel": PseudoLabel,
+    "simpro": SimPro,
     "softmatch": SoftMatch,
     "supervised": Supervised,
     "uda": Uda,

@@ -103,6 +103,7 @@ class Policy(nn.Module, ABC):
         targets: Tensor,  # noqa: ARG002
         logits_strong: Tensor | None = None,  # noqa: ARG002
         kept: Tensor | None = None,  # noqa: ARG002
+        features_strong: Tensor | None = None,  # noqa: ARG002
     ) -> Tensor:
         """What the policy trains of its own, as this worker's mean: ().
 
@@ -112,6 +113,7 @@ class Policy(nn.Module, ABC):
             logits_strong: (K, C) of the strong views, gradients attached.
             kept: (K,) int64, which of the U samples they are; -1 for one that fills the room on a GPU and does not
                 count.
+            features_strong: (K, D), gradients attached.
         """
         return logits.new_zeros(())
 

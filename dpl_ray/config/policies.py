@@ -16,6 +16,14 @@ EmaDecay = Annotated[
 Alignment = Annotated[bool, Field(description="uniform alignment of the class probabilities")]
 
 
+class AbcConfig(Section):
+    """ABC, the auxiliary balanced classifier (Lee 2021)."""
+
+    name: Literal["abc"] = "abc"
+    threshold: Threshold = 0.95
+    ema_decay: EmaDecay = 0.99
+
+
 class AdaMatchConfig(Section):
     """AdaMatch (Berthelot 2022)."""
 
@@ -118,6 +126,14 @@ class PseudoLabelConfig(Section):
     threshold: Threshold = 0.95
 
 
+class SimProConfig(Section):
+    """SimPro (Du 2024)."""
+
+    name: Literal["simpro"] = "simpro"
+    threshold: Threshold = 0.95
+    ema_decay: EmaDecay = 0.99
+
+
 class SoftMatchConfig(Section):
     """SoftMatch (Chen 2023)."""
 
@@ -144,7 +160,8 @@ class UdaConfig(Section):
 
 
 PolicyConfig = (
-    AdaMatchConfig
+    AbcConfig
+    | AdaMatchConfig
     | DashConfig
     | DebiasPLConfig
     | DplConfig
@@ -152,6 +169,7 @@ PolicyConfig = (
     | FlexMatchConfig
     | FreeMatchConfig
     | PseudoLabelConfig
+    | SimProConfig
     | SoftMatchConfig
     | SupervisedConfig
     | UdaConfig

@@ -38,7 +38,7 @@ def label_batch(model: Classifier, policy: Policy, images: Tensor) -> dict[str, 
         confidence_lgp, confidence_hgp: float32, max of each head's softmax (dpl).
         threshold_over, threshold_under: float32, of the class of the pseudo-label (dpl).
         weight: float32, of `policy.weights`; of `supervised` 1 from SUPERVISED_THRESHOLD on, else 0.
-        selected: bool, whether the weight is one that training does not skip (> policy.min_weight).
+        selected: bool, whether the weight is one that training does not skip (> policy.min_weight, > 0).
 
     Raises:
         ArithmeticError: some logits are not finite.
@@ -64,7 +64,7 @@ def label_batch(model: Classifier, policy: Policy, images: Tensor) -> dict[str, 
         "threshold_over": thresholds.get("over"),
         "threshold_under": thresholds.get("under"),
         "weight": weights,
-        "selected": weights > policy.min_weight,
+        "selected": weights > max(policy.min_weight, 0.0),
     }
 
 

@@ -85,7 +85,13 @@ def train_step(state: TrainState, batch: Batch, config: Config, workers: Workers
         loss_unlabeled = consistency(logits_read, targets[rows], chosen.weights, len(weights))
     with record_function("heads and policy"):
         loss_auxiliary = policy.auxiliary_loss(
-            pseudo, features[:num_labeled], logits[:num_labeled], batch.targets, logits_strong, chosen.kept
+            pseudo,
+            features[:num_labeled],
+            logits[:num_labeled],
+            batch.targets,
+            logits_strong,
+            chosen.kept,
+            features_strong,
         )
     with record_function("forward and backward"):
         terms = torch.stack([loss_labeled, numbers.lambda_u * loss_unlabeled, loss_auxiliary])

@@ -138,6 +138,34 @@ def debiaspl(
         yield [float(max(row) >= threshold) for row in debiased], labels_of(debiased)
 
 
+def simpro(
+    steps: list[Step], classifier: nn.Linear, threshold: float = 0.95, ema_decay: float = 0.99
+) -> Iterator[Answer]:
+    num_classes = len(classifier.bias)
+    prior = [1 / num_classes] * num_classes
+    for step in steps:
+        targets = scaled([softmax(row) for row in step.logits], prior)
+        confident = [row for row in targets if max(row) >= threshold]
+        if confident:
+            prior = moved(prior, mean_row(confident), ema_decay)
+        yield [float(max(row) >= threshold) for row in targets], targets
+
+
+def abc(steps: list[Step], classifier: nn.Linear, threshold: float = 0.95, ema_decay: float = 0.99) -> Iterator[Answer]:
+    num_classes = len(classifier.bias)
+    found = [1 / num_classes] * num_classes
+    for step in steps:
+        targets = [softmax(row) for row in step.logits]
+        confident = [argmax(row) for row in targets if max(row) >= threshold]
+        if confident:
+            counts = Counter(confident)
+            found = moved(found, [counts[k] / len(confident) for k in range(num_classes)], ema_decay)
+        least = [max(n, 0.01 / num_classes) for n in found]
+        kept = [min(least) / n for n in least]
+        weights = [(max(row) >= threshold) * (1 - step.progress * (1 - kept[argmax(row)])) for row in targets]
+        yield weights, targets
+
+
 def adamatch(
     steps: list[Step], classifier: nn.Linear, threshold: float = 0.95, ema_decay: float = 0.99
 ) -> Iterator[Answer]:

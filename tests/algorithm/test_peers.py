@@ -142,3 +142,34 @@ def test_flexmatch_goes_on_with_another_number_of_workers(tmp_path: Path) -> Non
         load_state(folder / "step-00000004", state, workers)
         assert torch.equal(state.policy.get_buffer("last_labels"), whole[rank::3])
         assert torch.equal(state.policy.get_buffer("counts"), alone.policy.get_buffer("counts"))
+
+
+def test_simpro_trains_on_logits_of_pool_and_labelled_images_together() -> None:
+    policy = make_policy("simpro", 2, 2, ema_decay=0.0)
+    # The pool's confident targets are of class 0, and one labelled image of each class came with them.
+    facts = StepFacts(0.0, torch.arange(2), torch.tensor([0, 1]))
+    policy.update(policy.statistics(pseudo_labels(torch.zeros(2, 2), torch.tensor([[50.0, 0], [50, 0]]), facts=facts)))
+    assert policy.get_buffer("prior").tolist() == pytest.approx([1, 0])
+    assert policy.get_buffer("joint").tolist() == pytest.approx([0.75, 0.25])
+    logits = torch.tensor([[0.0, 0.0], [1.0, 3.0]])
+    expected = -math.log(0.25), -math.log(0.75 * math.e / (0.75 * math.e + 0.25 * math.e**3))
+    assert policy.labeled_loss(logits, torch.tensor([1, 0])).item() == pytest.approx(sum(expected) / 2)
+    assert policy.unlabeled_logits(logits)[0].tolist() == pytest.approx([math.log(0.75), math.log(0.25)])
+
+
+def test_abc_trains_its_base_classifier_by_fixmatch_and_balances_its_labels() -> None:
+    policy = make_policy("abc", 2, 2, threshold=0.8)
+    policy.join(RunFacts(3, 3, labeled_counts=torch.tensor([8, 2])))
+    logits, targets = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])
+    losses = [math.log(1 + math.exp(-1)), math.log(2)]
+    assert policy.labeled_loss(logits, targets).item() == pytest.approx((losses[0] / 4 + losses[1]) / 2)
+    base = torch.nn.Linear(2, 2)
+    base.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+    policy.start_as(base)
+    # The base classifier is sure of the first and third image (class 0, class 1); the main one's logits do not count.
+    pseudo = pseudo_labels(torch.tensor([[2.0, 0.0], [1.0, 0.9], [0.0, 3.0]]), torch.zeros(3, 2))
+    strong = torch.tensor([[0.0, 1.0], [5.0, 5.0], [0.0, 2.0], [7.0, 7.0]])
+    kept = torch.tensor([0, 1, 2, -1])
+    loss = policy.auxiliary_loss(pseudo, torch.zeros(2, 2), logits, targets, torch.zeros(4, 2), kept, strong)
+    expected = math.log(2) + (math.log(1 + math.e) + math.log(1 + math.exp(-2))) / 3
+    assert loss.item() == pytest.approx(expected)

@@ -44,11 +44,18 @@ class Row:
     #: Values that are refused.
     wrong: tuple[tuple[str, Any], ...] = ()
     uses_unlabeled: bool = field(default=True)
+    trains_features: bool = False  # whether its auxiliary loss does
 
 
 OUT_OF_SHARE = (-0.1, 1.1, math.nan)
 
 ROWS = {
+    "abc": Row(
+        references.abc,
+        variants=({"ema_decay": 0.5, "threshold": 0.6},),
+        wrong=(("ema_decay", 1.0), *(("threshold", value) for value in OUT_OF_SHARE)),
+        trains_features=True,
+    ),
     "adamatch": Row(
         references.adamatch,
         variants=({"ema_decay": 0.5}, {"threshold": 0.7}),
@@ -87,6 +94,11 @@ ROWS = {
     ),
     "pseudolabel": Row(
         references.fixmatch, variants=({"threshold": 0.6},), wrong=tuple(("threshold", v) for v in OUT_OF_SHARE)
+    ),
+    "simpro": Row(
+        references.simpro,
+        variants=({"ema_decay": 0.5, "threshold": 0.6},),
+        wrong=(("ema_decay", 1.0), *(("threshold", value) for value in OUT_OF_SHARE)),
     ),
     "softmatch": Row(
         references.softmatch,
@@ -334,7 +346,7 @@ def test_the_heads_loss_is_one_number_without_a_gradient_for_the_student(paramet
     loss = policy.auxiliary_loss(observe(policy, 0), features, logits, torch.tensor([0, 1, 2, 0]))
     assert loss.shape == ()
     (loss + 0 * (features.sum() + logits.sum())).backward()
-    assert not features.grad.any()
+    assert features.grad.any() == ROWS[parameters["name"]].trains_features
     assert not logits.grad.any()
 
 
@@ -403,8 +415,9 @@ def test_a_policy_may_read_pool_indices_progress_labelled_answers_and_strong_log
     assert pseudo.facts.progress == 0
     assert pseudo.logits_labeled.shape == (4, 3)
     assert len(pseudo.logits) == 12
-    logits_strong, kept = policy.seen["strong"]
+    logits_strong, kept, features_strong = policy.seen["strong"]
     assert kept.tolist() == list(range(1, 12, 2))
     assert logits_strong.shape == (6, 3)
+    assert features_strong.shape == (6, policy.num_features)
     # The images that the loss is computed on: those of the pass without gradient, or other views of them.
     assert torch.equal(forwarded[1][4:], forwarded[0][kept]) == (view == "weak")

@@ -99,9 +99,10 @@ class SlowRun(Run):
         weights, targets = policy.weights(pseudo), policy.targets(pseudo)
         self.weights_seen += weights.tolist()
 
-        loss_labeled = sum(cross_entropy(*pair) for pair in zip(logits, batch.targets, strict=True)) / len(logits)
+        read = logits + policy.joint.log().float() if config.policy.name == "simpro" else logits
+        loss_labeled = sum(cross_entropy(*pair) for pair in zip(read, batch.targets, strict=True)) / len(logits)
         loss_unlabeled = torch.zeros(())
-        logits_kept = [torch.zeros(0, NUM_CLASSES)]
+        features_kept, logits_kept = [torch.zeros(0, width)], [torch.zeros(0, NUM_CLASSES)]
         view, uniforms = (
             (strong, batch.uniforms_strong) if policy.trains_on == "strong" else (weak, batch.uniforms_weak)
         )
@@ -114,11 +115,15 @@ class SlowRun(Run):
             read = logits_strong[0]
             if config.policy.name == "debiaspl":
                 read = read + config.policy.debias * policy.mean_probs.log().float()
+            if config.policy.name == "simpro":
+                read = read + policy.joint.log().float()
             loss_unlabeled = loss_unlabeled + counts * cross_entropy(read, target) / num_unlabeled
-            logits_kept += [logits_strong] if weight > policy.min_weight else []
+            if weight > policy.min_weight:
+                features_kept, logits_kept = [*features_kept, features_strong], [*logits_kept, logits_strong]
         kept = (weights > policy.min_weight).nonzero().squeeze(1)
         loss_unlabeled = config.train.lambda_u * loss_unlabeled
-        loss_auxiliary = policy.auxiliary_loss(pseudo, features, logits, batch.targets, torch.cat(logits_kept), kept)
+        strong_rows = torch.cat(logits_kept), kept, torch.cat(features_kept)
+        loss_auxiliary = policy.auxiliary_loss(pseudo, features, logits, batch.targets, *strong_rows)
 
         parameters = self.named_parameters()
         loss = loss_labeled + loss_unlabeled + loss_auxiliary
@@ -146,6 +151,8 @@ CASES: dict[str, dict[str, Any]] = {
     "dpl that moves the classifier later": {"name": "dpl", "classifier_from": 0.1},
     "fixmatch that takes some": {"name": "fixmatch", "threshold": 0.5},
     "debiaspl that takes some": {"name": "debiaspl", "threshold": 0.4, "debias": 1.0, "ema_decay": 0.5},
+    "simpro that takes some": {"name": "simpro", "threshold": 0.4, "ema_decay": 0.5},
+    "abc that takes some": {"name": "abc", "threshold": 0.4, "ema_decay": 0.5},
     "pseudolabel that takes some": {"name": "pseudolabel", "threshold": 0.5},
     "uda that takes some": {"name": "uda", "threshold": 0.5},
     "flexmatch that takes some": {"name": "flexmatch", "threshold": 0.5},
