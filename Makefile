@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test explore faults soak lint audit docs bench help
+.PHONY: install demo test test-jobs explore faults soak lint audit docs bench help
 
 help:
 	@echo "make demo      train on scikit-learn's digits with 2 workers"
 	@echo "make test      run the tests"
+	@echo "make test-jobs train and label as jobs of a cluster of two nodes on this machine"
 	@echo "make explore   the tests of properties on examples that no run before has seen"
 	@echo "make faults    kill and damage what runs, at random instants: 25 kills, within 20 minutes"
 	@echo "make soak      the same with 200 kills and 10,000 damaged inputs, which takes hours"
@@ -30,6 +31,9 @@ demo: install
 
 test: install
 	@$(BIN)/python -m pytest -n 2
+
+test-jobs: install
+	@$(BIN)/python -m pytest -m long tests/cluster
 
 explore: install
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=explore

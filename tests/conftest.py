@@ -56,8 +56,12 @@ def place(file: str) -> int:
     return 0 if group(file) == "ray" else 1 if "mark.slow" in (ROOT / file).read_text() else 2
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest come first."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest come first; tests marked long run with `-m long` alone."""
+    if "long" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
     items.sort(key=lambda item: place(item.nodeid.partition("::")[0]))
 
 

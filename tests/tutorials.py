@@ -161,7 +161,7 @@ def parse_line(reader: Reader, line: str) -> dict[str, Any]:
 
 
 def run_job(reader: Reader, line: str) -> None:
-    """Its options are parsed, and what it submits is run here; cluster/test_ray.py submits it to a cluster."""
+    """Its options are parsed, and what it submits is run here; cluster/test_jobs.py submits it to a cluster."""
     assert run(parse_line(reader, line)["entrypoint"]) == 0
 
 

@@ -1,18 +1,14 @@
-"""Training through Ray Train with 2 workers: the demo, a killed worker, Ctrl-C, and a job on a cluster."""
+"""Training through Ray Train with 2 workers: the demo, a killed worker, and Ctrl-C."""
 
 from __future__ import annotations
 
 import os
 import re
-import secrets
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,12 +25,10 @@ from dpl_ray.page.console import Progress
 from dpl_ray.store.history import read_history
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.interruption import Interrupted
-from tests.documents import Document
-from tests.tutorials import FOLDER, Reader, only_line, with_overrides
+from tests.tutorials import with_overrides
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
-TUTORIAL = Document(FOLDER / "cluster.md", (FOLDER / "cluster.md").read_text())
 NUM_STEPS = 200
 #: What conftest.py sets for the other tests. A user has not set it: what it would silence must be silent by itself.
 SET_BY_TESTS = (
@@ -239,82 +233,6 @@ def test_the_address_of_a_cluster_is_recognized_and_its_other_form_is_not(ray_cl
     message = rf"^scale\.address=ray://{address}: .* --ray-client-server-port"
     with pytest.raises(ValueError, match=message), checked_resources(wrong):
         pass
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """`ray start --head` with token authentication; yields the environment of a client, and the two addresses."""
-    ports = []
-    for _ in range(4):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(str(probe.getsockname()[1]))
-    port, dashboard_port, client_port, agent_port = ports
-    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    env["RAY_TMPDIR"] = tempfile.mkdtemp(dir=os.environ["RAY_TMPDIR"])
-    env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody has to be moved to another node at the end
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # as in an environment that is activated
-    command = [*shlex.split(only_line(TUTORIAL, "ray start --head")), "--block", "--num-cpus=2"]
-    command += [f"--port={port}", f"--dashboard-port={dashboard_port}"]
-    # Every cluster of a machine needs an agent's port of its own, or no job can be submitted to it.
-    command += [f"--ray-client-server-port={client_port}", f"--dashboard-agent-listen-port={agent_port}"]
-    log = tmp_path_factory.mktemp("head") / "log"
-    process = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=log.open("w"), text=True, start_new_session=True
-    )
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if "Ray runtime started" in line:
-            break
-    else:
-        pytest.fail("".join(lines) + log.read_text())
-    addresses = {"CONTROL": f"127.0.0.1:{port}", "CLIENT": f"ray://127.0.0.1:{client_port}"}
-    yield env | addresses | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}", "HEAD_LOG": str(log)}
-    process.terminate()
-    process.wait()
-
-
-def submit(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
-
-
-@pytest.mark.slow
-def test_the_command_of_the_tutorial_runs_as_a_job_of_a_cluster_with_tokens(
-    head: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    exec(TUTORIAL.blocks[0].text, {})  # writes the images
-    words = Reader(environment=head | {"PWD": str(tmp_path)}).words(only_line(TUTORIAL, "ray job submit"))
-    small = ("train.num_steps=20", "train.baseline=false", "tracking.enabled=false", "scale.num_workers=1")
-    command = with_overrides(words, small)
-    refused = submit(command, head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
-    assert refused.returncode != 0
-    assert not (tmp_path / "runs").exists()
-    # A head that has just been started answers before its agent does; each attempt takes seconds by itself.
-    for _ in range(5):
-        done = submit(command, head)
-        if "No available agent" not in done.stderr:
-            break
-    assert done.returncode == 0, done.stdout + done.stderr + Path(head["HEAD_LOG"]).read_text()
-    assert "accuracy" in done.stdout
-    assert (tmp_path / "runs" / "job" / "step-00000020" / "manifest.json").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["CONTROL", "CLIENT"])
-def test_both_forms_of_an_address_are_recognized_with_the_token_and_refused_with_another(
-    head: dict[str, str], kind: str
-) -> None:
-    code = "from dpl_ray.cluster.connect import _check_address as check; from dpl_ray.config.schema import ScaleConfig;"
-    command = [sys.executable, "-c", code + f"check({head[kind]!r}, ScaleConfig(address={head[kind]!r}))"]
-    done = subprocess.run(command, cwd=ROOT, env=head, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    wrong = head | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    refused = subprocess.run(command, cwd=ROOT, env=wrong, capture_output=True, text=True, check=False)
-    assert refused.returncode == 1
-    assert f"scale.address={head[kind]}: a Ray cluster answers there, but it refuses the token" in refused.stderr
 
 
 def test_what_travels_to_a_cluster_is_under_5_mb(tmp_path: Path) -> None:

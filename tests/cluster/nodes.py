@@ -1,0 +1,86 @@
+"""A Ray cluster of several nodes on this machine, with a token, started with the commands of docs/cluster.md."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.documents import ROOT, Document
+from tests.processes import descendants
+from tests.tutorials import only_line
+
+PAGE = Document(ROOT / "docs" / "cluster.md", (ROOT / "docs" / "cluster.md").read_text())
+NUM_CPUS = 2  # of each node
+
+
+class Node:
+    """`ray start ... --block`; waits until it has started."""
+
+    def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
+        # Every node of a machine needs an agent's port of its own, or no job can be submitted to it.
+        command = [*command, "--block", f"--num-cpus={NUM_CPUS}", f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
+        self._process = subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=log.open("w"), text=True, start_new_session=True
+        )
+        assert self._process.stdout is not None
+        lines = []
+        for line in self._process.stdout:
+            lines.append(line)
+            if "Ray runtime started" in line:
+                return
+        raise AssertionError("".join(lines) + log.read_text())
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+    def kill(self) -> None:
+        """As if the machine were lost."""
+        for pid in (self._process.pid, *descendants(self._process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.communicate()
+
+
+class Cluster:
+    """A head, and the nodes that `add` starts."""
+
+    def __init__(self, logs: Path) -> None:
+        port, dashboard_port, client_port = free_ports(3)
+        self.address, self.client = f"127.0.0.1:{port}", f"ray://127.0.0.1:{client_port}"
+        self.env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody has to be moved to another node at the end
+        # As in an environment that is activated.
+        self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.env['PATH']}"
+        self._logs, self.nodes = logs, list[Node]()
+        places = [f"--port={port}", f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}"]
+        self._start([*shlex.split(only_line(PAGE, "ray start --head")), *places])
+        self.env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard_port}"
+
+    def add(self) -> None:
+        self._start(shlex.split(only_line(PAGE, "ray start --address").replace("HEAD:6379", self.address)))
+
+    def _start(self, command: list[str]) -> None:
+        # Nodes of one folder remove the working directory of each other's jobs: each unpacks the same package there.
+        folder = tempfile.mkdtemp(dir=os.environ.get("RAY_TMPDIR"))
+        self.nodes.append(Node([*command, f"--temp-dir={folder}"], self.env, self._logs / f"node{len(self.nodes)}"))
+
+    def end(self) -> None:
+        for node in reversed(self.nodes):
+            node.end()
+
+
+def free_ports(number: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
