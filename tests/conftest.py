@@ -134,6 +134,27 @@ def mlflow_uri(mlflow_template: Path, tmp_path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, str]]:
+    """The file system of an S3 server on this machine with two buckets, and the options of its addresses."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs
+
+    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("EC2_METADATA_DISABLED", "true")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    options = f"?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    filesystem = fs.S3FileSystem(
+        endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
+    )
+    for bucket in ("images", "labels"):
+        filesystem.create_dir(bucket)
+    yield filesystem, options
+    server.stop()
+
+
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody cuts the power: what is written waits for no disk. tests/crashes.py says what fsync is for."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from dpl_ray.data import tar
@@ -20,24 +18,6 @@ from dpl_ray.labeling.blocks import BlockLabeler
 from dpl_ray.reviewing.job import review
 from tests.data.test_tar import pack
 from tests.labeling.jobs import label, make_checkpoint, png, rows, write_images
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[fs.S3FileSystem, str]]:
-    """The file system of a server with two buckets, and the options of its addresses."""
-    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("EC2_METADATA_DISABLED", "true")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    options = f"?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
-    filesystem = fs.S3FileSystem(
-        endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
-    )
-    for bucket in ("images", "labels"):
-        filesystem.create_dir(bucket)
-    yield filesystem, options
-    server.stop()
 
 
 def put(filesystem: fs.S3FileSystem, path: str, content: bytes) -> None:

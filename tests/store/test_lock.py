@@ -12,6 +12,7 @@ import pytest
 
 from dpl_ray.commands import cli, compare, label, self_train, train, tune
 from dpl_ray.commands.command import Command
+from dpl_ray.store import lock
 from dpl_ray.store.lock import LOCK_FILE, sole_use
 from dpl_ray.store.storage import Storage
 from tests.labeling.jobs import make_checkpoint, write_images
@@ -102,3 +103,65 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     message = r"^output=link: the folder cannot be made \(.*link'\); take another output$"
     with pytest.raises(ValueError, match=message), sole_use("output=link", Storage(f"{tmp_path}/link")):
         pass
+
+
+# Buckets
+
+
+@pytest.fixture
+def bucket(s3: tuple[Any, str]) -> Storage:
+    return Storage(f"s3://labels/first{s3[1]}")
+
+
+def test_in_a_bucket_a_command_at_work_is_found_out_and_left_alone(
+    bucket: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = bucket / LOCK_FILE
+    with sole_use("run.name=first", bucket):
+        (held,) = leases.list()
+        # In the time for which the other one waits, this one renews its lease.
+        monkeypatch.setattr(lock.time, "sleep", lambda _: (leases / held).write(b""))
+        message = (
+            "^run.name=first: another command is at work in this folder; wait for its end, or take another run.name$"
+        )
+        with (
+            pytest.warns(
+                UserWarning, match="at work in this folder, or was killed there; which one is known within 60 s"
+            ),
+            pytest.raises(ValueError, match=message),
+            sole_use("run.name=first", bucket),
+        ):
+            pass
+        assert leases.list() == [held]
+    assert leases.list() == []
+
+
+def test_in_a_bucket_the_lease_of_a_command_that_was_killed_expires(
+    bucket: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (killed := bucket / LOCK_FILE / "of-the-killed").write(b"")
+    waited = []
+
+    def pass_time(seconds: float) -> None:
+        waited.append(seconds)
+        monkeypatch.setattr(lock, "LEASE_SECONDS", 0)
+
+    monkeypatch.setattr(lock.time, "sleep", pass_time)
+    with pytest.warns(UserWarning, match="was killed there"), sole_use("run.name=first", bucket):
+        assert not killed.exists()
+    assert len(waited) == 1
+
+
+def test_in_a_bucket_a_command_is_interrupted_when_another_one_has_taken_its_folder_over(
+    bucket: Storage, ctrl_c: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "SECONDS_TO_RENEW", 0.01)
+
+    def work() -> None:
+        with sole_use("run.name=first", bucket):
+            (held,) = (bucket / LOCK_FILE).list()
+            while True:
+                (bucket / LOCK_FILE / held).remove()
+
+    with pytest.warns(UserWarning, match="another command has taken"), pytest.raises(KeyboardInterrupt):
+        work()
