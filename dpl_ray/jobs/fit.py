@@ -175,7 +175,8 @@ def _train(
 ) -> FitResult:
     """Train what is missing, with its records in the folder, on the console and in MLflow."""
     params, tags = describe_config(config), describe_run(splits)
-    tracker = start_tracker(config, uri, Journal(folder.storage), name=folder.name, params=params, tags=tags)
+    journal = Journal(folder.storage)
+    tracker = start_tracker(config, uri, journal, name=folder.name, params=params, tags=tags, waits=True)
     with recording(tracker, console):
         tracker.log_file("config.yaml")
         with Progress(console, "steps") as progress:
@@ -217,6 +218,7 @@ def _receiver(progress: Progress, tracker: Tracker, page: LivePage | None) -> Ca
     newest: dict[str, dict[str, float]] = {}
 
     def receive(record: Record) -> None:
+        tracker.begin()
         newest[record.phase] = newest.get(record.phase, {}) | record.metrics
         state = f"{record.images_per_second:,.0f} images/s  {training_state(newest[record.phase])}".rstrip()
         progress.update(record.step, record.num_steps, state, name=record.phase)

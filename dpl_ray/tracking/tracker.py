@@ -38,6 +38,9 @@ class Tracker:
         """Whether `log_child` has something to send: false where the run is there whole, or nothing is recorded."""
         return False
 
+    def begin(self) -> None:
+        """Send from now on, where the tracker waits for this: MLflow's import takes seconds of the processor."""
+
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Metrics that no history.jsonl has."""
         self._put("metrics", values=metrics, step=step)
@@ -79,11 +82,12 @@ class MlflowTracker(Tracker):
 
     is_recording = True
 
-    def __init__(self, journal: Journal, uri: str, start: Entry) -> None:
+    def __init__(self, journal: Journal, uri: str, start: Entry, *, waits: bool = False) -> None:
         """
         Args:
             journal: knows the run where it goes on.
             start: of the entry with which it begins.
+            waits: sends nothing before `begin`.
         """
         self._journal, self._uri = journal, uri
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
@@ -92,6 +96,9 @@ class MlflowTracker(Tracker):
         self._failed_at = 0.0
         self._problem: str | None = None  # what there is to warn of
         self._is_warned = False
+        self._begun = threading.Event()
+        if not waits:
+            self._begun.set()
         start = {**start, "kind": "start", "uri": shown_uri(uri), "time": _now()}
         # The run goes on, whatever was said at its last end.
         journal.unsent = [start, *(entry for entry in journal.unsent if entry["kind"] not in ("start", "finish"))]
@@ -110,8 +117,12 @@ class MlflowTracker(Tracker):
     def needs_child(self, name: str) -> bool:
         return not self._knows_server or name not in self._journal.children
 
+    def begin(self) -> None:
+        self._begun.set()
+
     def finish(self, status: str, console: Console) -> None:
         self._put("finish", status=status)
+        self.begin()
         progress, since = self._progress(), time.monotonic()
         while self._thread.is_alive() and time.monotonic() - since < SECONDS_TO_FINISH:
             self._thread.join(0.1)
@@ -151,6 +162,7 @@ class MlflowTracker(Tracker):
         return f"dpl-ray sync-tracking run={shlex.quote(str(self._journal.folder))}"
 
     def _work(self) -> None:
+        self._begun.wait()
         self._send([])
         while (first := self._queue.get()) is not None:
             entries = [first, *_drain(self._queue)]
@@ -204,12 +216,20 @@ def recording(tracker: Tracker, console: Console) -> Iterator[None]:
 
 
 def start_tracker(
-    config: Config, uri: str | None, journal: Journal, *, name: str, params: dict[str, str], tags: dict[str, str]
+    config: Config,
+    uri: str | None,
+    journal: Journal,
+    *,
+    name: str,
+    params: dict[str, str],
+    tags: dict[str, str],
+    waits: bool = False,
 ) -> Tracker:
     """The MLflow run of a folder, new or the one that its journal knows; what records nothing where `uri` is None.
 
     Args:
         name: of the run.
+        waits: it sends nothing before `begin`.
     """
     if uri is None:
         return Tracker()
@@ -224,7 +244,7 @@ def start_tracker(
         "params": params,
         "tags": tags | {"dpl_ray.folder": str(journal.folder)},
     }
-    return MlflowTracker(journal, uri, start)
+    return MlflowTracker(journal, uri, start, waits=waits)
 
 
 def _drain(entries: queue.SimpleQueue[Entry | None]) -> list[Entry]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -133,8 +134,22 @@ def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.Optimi
         ]
     if config.name == "sgd":
         nesterov = config.momentum > 0
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=True)
+        return _SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
+    return _AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=True)
+
+
+T = TypeVar("T", bound=torch.optim.Optimizer)
+
+
+def _plain(optimizer: type[T]) -> type[T]:
+    """The same without torch's wrappers for torch.compile, which import its compiler: a second of every start."""
+    wrapped = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in wrapped}
+    methods["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), methods)
+
+
+_SGD, _AdamW = _plain(torch.optim.SGD), _plain(torch.optim.AdamW)
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:

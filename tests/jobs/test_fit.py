@@ -81,6 +81,24 @@ def test_a_finished_run_that_is_started_again_shows_what_it_had_measured(
     assert (tmp_path / "tiny" / "history.jsonl").read_bytes() == history
 
 
+def test_nothing_is_sent_to_mlflow_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def step(*_: Any) -> Tensor:
+        order.append("step")
+        raise ArithmeticError("the step fails")
+
+    def start_sender(*_: Any) -> None:
+        order.append("sender")
+        raise ConnectionError
+
+    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr(Sender, "__init__", start_sender)
+    with pytest.raises(ArithmeticError):
+        run(tmp_path, "tracking.enabled=true", "policy=supervised")
+    assert order[:2] == ["step", "sender"]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """What a run that nothing interrupts has on the test split."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -297,6 +298,30 @@ def test_true_targets_of_unlabelled_images_never_reach_training(policy: str) -> 
     for run in (lied_to, told_nothing):
         for name, value in everything(run.state).items():
             assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_the_optimizer_moves_as_torchs_and_does_not_import_its_compiler(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(f"dpl_ray.training.state._{name}", getattr(torch.optim, name))
+        expected = run_of(optim={"name": name.lower()})
+        for _ in range(2):
+            expected.step()
+    imported, plain_import = [], builtins.__import__
+
+    def noted_import(module: str, *given: Any, **named: Any) -> Any:
+        imported.append(module)
+        return plain_import(module, *given, **named)
+
+    monkeypatch.setattr(builtins, "__import__", noted_import)
+    run = run_of(optim={"name": name.lower()})
+    for _ in range(2):
+        run.step()
+    assert "torch._dynamo" not in imported
+    for key, value in everything(expected.state).items():
+        assert torch.equal(value, everything(run.state)[key]), key
 
 
 # A loss that is not finite.
