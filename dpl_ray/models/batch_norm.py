@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -29,23 +29,24 @@ class CountedBatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.momentum is not None
         assert self.num_batches_tracked is not None
-        # Near its mean a variance is a difference of two sums without loss of digits; so the values are read once.
-        near = values.float() - self.running_mean.clone()[:, None, None]
-        counted = near.new_ones(len(near)) if self.counted is None else self.counted.float()
-        weighted = near * counted[:, None, None, None]
-        number = (counted.sum() * values[0, 0].numel())[None]
-        sums = torch.cat([number, weighted.sum(dim=(0, 2, 3)), (weighted * near).sum(dim=(0, 2, 3))])
-        if is_shared:
-            sums = _sum_over_workers(sums)
-        number, mean, square = sums.split([1, len(self.weight), len(self.weight)])
-        mean = mean / number
-        variance = (square / number - mean.square()).clamp(min=0)
         with torch.no_grad():
+            # Near its mean a variance is a difference of two sums without loss of digits; so the values are read once.
+            center = self.running_mean.clone()
+            near = values.float() - center[:, None, None]
+            counted = near.new_ones(len(near)) if self.counted is None else self.counted.float()
+            weighted = near * counted[:, None, None, None]
+            number = (counted.sum() * values[0, 0].numel())[None]
+            sums = torch.cat([number, weighted.sum(dim=(0, 2, 3)), (weighted * near).sum(dim=(0, 2, 3))])
+            if is_shared:
+                dist.all_reduce(sums)
+            number, mean, square = sums.split([1, len(self.weight), len(self.weight)])
+            mean = mean / number
+            variance = (square / number - mean.square()).clamp(min=0)
             self.num_batches_tracked += 1
             self.running_mean.add_(mean, alpha=self.momentum)
             self.running_var.lerp_(variance * (number / (number - 1)), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return ((near - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(values.dtype)
+            moments = center + mean, (variance + self.eps).rsqrt()
+        return _Normalize.apply(values, self.weight, self.bias, *moments, counted / number, is_shared)
 
 
 class SyncedBatchNorm2d(CountedBatchNorm2d):
@@ -54,11 +55,44 @@ class SyncedBatchNorm2d(CountedBatchNorm2d):
     is_synced = True
 
 
-def _sum_over_workers(values: Tensor) -> Tensor:
-    """The sum, whose gradient is the sum over all workers of theirs."""
-    from torch.distributed.nn.functional import all_reduce
+class _Normalize(torch.autograd.Function):
+    """weight * (values - mean) / deviation + bias, where mean and deviation are those of the values that count.
 
-    return all_reduce(values)
+    The gradient is BatchNorm's own formula (Ioffe and Szegedy 2015), with each image's share of the mean: two passes
+    over the values, where autograd makes more of the moments.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        inverse: Tensor,
+        shares: Tensor,
+        is_shared: bool,
+    ) -> Tensor:
+        """Mean and 1 / deviation (C,); shares (N,): 1 / number of values that count, 0 if the image does not."""
+        ctx.save_for_backward(values, weight, mean, inverse, shares)
+        ctx.is_shared = is_shared
+        scale = weight * inverse
+        return ((values.float() - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        values, weight, mean, inverse, shares = ctx.saved_tensors
+        gradient = gradient.float()
+        normalized = (values.float() - mean[:, None, None]) * inverse[:, None, None]
+        sums = torch.stack([gradient.sum(dim=(0, 2, 3)), (gradient * normalized).sum(dim=(0, 2, 3))])
+        of_bias, of_weight = sums
+        if ctx.is_shared:
+            sums = sums.clone()
+            dist.all_reduce(sums)
+        through_mean, through_deviation = sums[:, :, None, None]
+        through = shares[:, None, None, None] * (through_mean + normalized * through_deviation)
+        of_values = (weight * inverse)[:, None, None] * (gradient - through)
+        return of_values.to(values.dtype), of_weight, of_bias, None, None, None, None
 
 
 @contextmanager
