@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from dpl_ray.algorithm.policies import POLICIES
-from dpl_ray.data import rounds
+from dpl_ray.data import views
 from dpl_ray.data.augment import strong, weak
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.capture import Captured
@@ -164,7 +164,7 @@ def test_a_captured_step_is_the_step(policy: str, optimizer: str, monkeypatch: p
 
 
 def test_a_compiled_step_trains_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "_on_gpu", rounds.apply_rounds_to_all)  # which compiling replaces
+    monkeypatch.setattr(views, "_compiled", {})  # which compiling fills
     splits, workers = tiny_splits(NUM_CLASSES), Workers(device=GPU)
     losses = []
     for compiled in (False, True):

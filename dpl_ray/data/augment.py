@@ -17,6 +17,8 @@ coordinates, same truncations, so each operation gives the bytes that Pillow giv
 The rounds of operations of a strong view are in rounds.py.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -268,7 +270,8 @@ def strong(images: Tensor, uniforms: Tensor, settings: ViewsConfig) -> Tensor:
     column = WEAK_UNIFORMS + 2 * settings.num_operations
     draws = uniforms[:, WEAK_UNIFORMS:column]
     # Hundreds of small kernels: without autograd's bookkeeping a CPU launches them a tenth faster.
-    with torch.inference_mode():
+    # torch.compile has no such bookkeeping, and no inference tensors.
+    with nullcontext() if torch.compiler.is_compiling() else torch.inference_mode():
         views = weak(images, uniforms, settings)
         if settings.num_operations > 0:
             views = rounds_on(images.device)(views, draws[:, 0::2], draws[:, 1::2], operations)

@@ -40,13 +40,7 @@ def draw(uniforms: Tensor, count: int) -> Tensor:
 
 def rounds_on(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, list[Operation]], Tensor]:
     """How the rounds are computed there: the host waits for no device to learn how many images drew what."""
-    return apply_rounds if device.type == "cpu" else _on_gpu
-
-
-def compile_rounds() -> None:
-    """Let torch.compile make a few kernels of the hundreds of a GPU's rounds; some pixels are rounded otherwise."""
-    global _on_gpu
-    _on_gpu = torch.compile(apply_rounds_to_all, dynamic=False)
+    return apply_rounds if device.type == "cpu" else apply_rounds_to_all
 
 
 def apply_rounds(views: Tensor, choices: Tensor, magnitudes: Tensor, operations: list[Operation]) -> Tensor:
@@ -94,6 +88,3 @@ def apply_rounds_to_all(views: Tensor, choices: Tensor, magnitudes: Tensor, oper
             is_member = (drawn >= first) & (drawn < first + len(group))
             views = torch.where(is_member[:, None, None, None], leader.apply(before, plan), views)
     return views
-
-
-_on_gpu = apply_rounds_to_all

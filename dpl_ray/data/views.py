@@ -5,6 +5,8 @@ Legend: N images, C channels, D features, V stored weak views and as many strong
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,14 +29,24 @@ def weak(images: Tensor, uniforms: Tensor, settings: ViewsConfig, rows: Tensor |
     """
     if images.dtype == FEATURES:
         return _chosen(images, uniforms, rows, is_strong=False)
-    return augment.weak(*_of(images, uniforms, rows), settings)
+    make = _compiled["weak"] if images.is_cuda and _compiled else augment.weak
+    return make(*_of(images, uniforms, rows), settings)
 
 
 def strong(images: Tensor, uniforms: Tensor, settings: ViewsConfig, rows: Tensor | None = None) -> Tensor:
     """The strong view of each image; arguments and result as of `weak`, with num_strong_uniforms columns."""
     if images.dtype == FEATURES:
         return _chosen(images, uniforms, rows, is_strong=True)
-    return augment.strong(*_of(images, uniforms, rows), settings)
+    make = _compiled["strong"] if images.is_cuda and _compiled else augment.strong
+    return make(*_of(images, uniforms, rows), settings)
+
+
+_compiled: dict[str, Callable[[Tensor, Tensor, ViewsConfig], Tensor]] = {}
+
+
+def compile_views() -> None:
+    """Let torch.compile make a few kernels of a GPU's hundreds; some pixels of strong views are rounded otherwise."""
+    _compiled.update({make.__name__: torch.compile(make, dynamic=False) for make in (augment.weak, augment.strong)})
 
 
 def _of(images: Tensor, uniforms: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpl_ray.config.schema import Config
 from dpl_ray.data.batches import Batch
-from dpl_ray.data.rounds import compile_rounds
+from dpl_ray.data.views import compile_views
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState, step_numbers
 
@@ -34,7 +34,7 @@ class Captured:
             torch.backends.cudnn.benchmark = True  # the shapes stay
             if config.train.compile:
                 state.student.compile(dynamic=False)
-                compile_rounds()
+                compile_views()
         self._plain_steps: Counter[int] = Counter()  # by capacity
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._batch: Batch | None = None  # whose memory the graphs read
