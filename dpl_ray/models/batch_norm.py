@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -20,11 +21,12 @@ class CountedBatchNorm2d(nn.BatchNorm2d):
     is_synced: ClassVar[bool] = False
     counted: Tensor | None = None  # (N,) bool
 
-    def forward(self, values: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape and dtype; all images are normalized, also those that do not count."""
+    def forward(self, values: Tensor, slope: float = 1.0) -> Tensor:
+        """(N, C, H, W) -> leaky_relu of the normalized values, the same shape and dtype, also where nothing counts."""
         is_shared = self.is_synced and dist.is_initialized() and dist.get_world_size() > 1
         if not self.training or (self.counted is None and not is_shared):
-            return super().forward(values)
+            normalized = super().forward(values)
+            return normalized if slope == 1 else F.leaky_relu(normalized, slope, inplace=True)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
@@ -46,7 +48,7 @@ class CountedBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.add_(mean, alpha=self.momentum)
             self.running_var.lerp_(variance * (number / (number - 1)), self.momentum)
             moments = center + mean, (variance + self.eps).rsqrt()
-        return _Normalize.apply(values, self.weight, self.bias, *moments, counted / number, is_shared)
+        return _Normalize.apply(values, self.weight, self.bias, *moments, counted / number, slope, is_shared)
 
 
 class SyncedBatchNorm2d(CountedBatchNorm2d):
@@ -56,10 +58,10 @@ class SyncedBatchNorm2d(CountedBatchNorm2d):
 
 
 class _Normalize(torch.autograd.Function):
-    """weight * (values - mean) / deviation + bias, where mean and deviation are those of the values that count.
+    """leaky_relu(weight * (values - mean) / deviation + bias), with mean and deviation of the values that count.
 
     The gradient is BatchNorm's own formula (Ioffe and Szegedy 2015), with each image's share of the mean: two passes
-    over the values, where autograd makes more of the moments.
+    over the values and the gradient, and no more, since the activation's sign is computed anew.
     """
 
     @staticmethod
@@ -71,28 +73,29 @@ class _Normalize(torch.autograd.Function):
         mean: Tensor,
         inverse: Tensor,
         shares: Tensor,
+        slope: float,
         is_shared: bool,
     ) -> Tensor:
         """Mean and 1 / deviation (C,); shares (N,): 1 / number of values that count, 0 if the image does not."""
-        ctx.save_for_backward(values, weight, mean, inverse, shares)
-        ctx.is_shared = is_shared
-        scale = weight * inverse
-        return ((values.float() - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]).to(values.dtype)
+        ctx.save_for_backward(values, weight, bias, mean, inverse, shares)
+        ctx.slope, ctx.is_shared = slope, is_shared
+        normalized = (values.float() - mean[:, None, None]) * inverse[:, None, None]
+        return F.leaky_relu(normalized * weight[:, None, None] + bias[:, None, None], slope).to(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        values, weight, mean, inverse, shares = ctx.saved_tensors
-        gradient = gradient.float()
+        values, weight, bias, mean, inverse, shares = ctx.saved_tensors
         normalized = (values.float() - mean[:, None, None]) * inverse[:, None, None]
-        sums = torch.stack([gradient.sum(dim=(0, 2, 3)), (gradient * normalized).sum(dim=(0, 2, 3))])
-        of_bias, of_weight = sums
+        is_above = normalized * weight[:, None, None] + bias[:, None, None] > 0
+        gradient = torch.where(is_above, gradient.float(), ctx.slope * gradient.float())
+        of_bias, of_weight = gradient.sum(dim=(0, 2, 3)), (gradient * normalized).sum(dim=(0, 2, 3))
+        through = torch.stack([of_bias, of_weight])
         if ctx.is_shared:
-            sums = sums.clone()
-            dist.all_reduce(sums)
-        through_mean, through_deviation = sums[:, :, None, None]
+            dist.all_reduce(through)
+        through_mean, through_deviation = through[:, :, None, None]
         through = shares[:, None, None, None] * (through_mean + normalized * through_deviation)
         of_values = (weight * inverse)[:, None, None] * (gradient - through)
-        return of_values.to(values.dtype), of_weight, of_bias, None, None, None, None
+        return of_values.to(values.dtype), of_weight, of_bias, None, None, None, None, None
 
 
 @contextmanager
@@ -102,8 +105,9 @@ def counting(network: nn.Module, counted: Tensor | None, num_before: int) -> Ite
         yield
         return
     norms = [module for module in network.modules() if isinstance(module, CountedBatchNorm2d)]
+    counted = torch.cat([counted.new_ones(num_before), counted])
     for norm in norms:
-        norm.counted = torch.cat([counted.new_ones(num_before), counted])
+        norm.counted = counted
     try:
         yield
     finally:

@@ -22,6 +22,12 @@ def _norm(channels: int, kind: str, momentum: float) -> nn.Module:
     return (SyncedBatchNorm2d if kind == "sync" else CountedBatchNorm2d)(channels, momentum=momentum)
 
 
+def _activated(norm: nn.Module, values: Tensor) -> Tensor:
+    if isinstance(norm, CountedBatchNorm2d):
+        return norm(values, SLOPE)
+    return F.leaky_relu(norm(values), SLOPE, inplace=True)
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut, normalization and activation before each convolution."""
 
@@ -36,8 +42,8 @@ class Block(nn.Module):
         self.first = first
 
     def forward(self, x: Tensor) -> Tensor:
-        activated = F.leaky_relu(self.norm1(x), SLOPE, inplace=True)
-        out = F.leaky_relu(self.norm2(self.conv1(activated)), SLOPE, inplace=True)
+        activated = _activated(self.norm1, x)
+        out = _activated(self.norm2, self.conv1(activated))
         out = self.conv2(out)
         carried = activated if self.first else x
         return out.add_(carried if self.shortcut is None else self.shortcut(carried))
@@ -70,5 +76,5 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu", a=SLOPE)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = F.leaky_relu(self.norm(self.blocks(self.stem(images))), SLOPE, inplace=True)
+        features = _activated(self.norm, self.blocks(self.stem(images)))
         return torch.mean(features, dim=(2, 3))
