@@ -12,6 +12,8 @@ from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.fixed_threshold import FixMatch, PseudoLabel, Supervised, Uda
 from dpl_ray.algorithm.flexmatch import FlexMatch
 from dpl_ray.algorithm.freematch import FreeMatch
+from dpl_ray.algorithm.iomatch import IOMatch
+from dpl_ray.algorithm.openmatch import OpenMatch
 from dpl_ray.algorithm.policy import Policy
 from dpl_ray.algorithm.simpro import SimPro
 from dpl_ray.algorithm.softmatch import SoftMatch
@@ -25,6 +27,8 @@ POLICIES: dict[str, type[Policy]] = {
     "fixmatch": FixMatch,
     "flexmatch": FlexMatch,
     "freematch": FreeMatch,
+    "iomatch": IOMatch,
+    "openmatch": OpenMatch,
     "pseudolabel": PseudoLabel,
     "simpro": SimPro,
     "softmatch": SoftMatch,

@@ -119,6 +119,33 @@ class FreeMatchConfig(Section):
     fairness_weight: float = Field(0.01, ge=0, le=1, description="weight of the self-adaptive fairness term")
 
 
+class IOMatchConfig(Section):
+    """IOMatch (Li 2023)."""
+
+    name: Literal["iomatch"] = "iomatch"
+    threshold: Threshold = 0.95
+    open_threshold: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="least probability of a class, or of foreign, that trains the open classifier",
+    )
+    one_vs_all_weight: float = Field(1.0, ge=0, description="weight of the one-vs-all classifiers' loss")
+    open_weight: float = Field(1.0, ge=0, description="weight of the open classifier's loss")
+
+
+class OpenMatchConfig(Section):
+    """OpenMatch (Saito 2021)."""
+
+    name: Literal["openmatch"] = "openmatch"
+    threshold: float = Field(0.0, ge=0, le=1, description="least confidence of an inlier that counts")
+    warmup: float = Field(0.02, ge=0, le=1, description="share of the run before the first pseudo-label counts")
+    entropy_weight: float = Field(0.1, ge=0, description="weight of the one-vs-all classifiers' entropy on the pool")
+    consistency_weight: float = Field(
+        0.5, ge=0, description="weight of the distance between their answers to the two views of an image"
+    )
+
+
 class PseudoLabelConfig(Section):
     """Pseudo-Label (Lee 2013)."""
 
@@ -168,6 +195,8 @@ PolicyConfig = (
     | FixMatchConfig
     | FlexMatchConfig
     | FreeMatchConfig
+    | IOMatchConfig
+    | OpenMatchConfig
     | PseudoLabelConfig
     | SimProConfig
     | SoftMatchConfig

@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from tests.algorithm.test_dpl import Reference, argmax, softmax
+from tests.builders import make_policy
 
 Row = list[float]
 Answer = tuple[Row, list[Any]]
@@ -164,6 +166,49 @@ def abc(steps: list[Step], classifier: nn.Linear, threshold: float = 0.95, ema_d
         kept = [min(least) / n for n in least]
         weights = [(max(row) >= threshold) * (1 - step.progress * (1 - kept[argmax(row)])) for row in targets]
         yield weights, targets
+
+
+def start(name: str, classifier: nn.Linear) -> dict[str, Any]:
+    """Weights of a policy's own classifiers as the tests build it: lists of rows, by name."""
+    torch.manual_seed(0)
+    policy = make_policy(name, classifier.in_features, classifier.out_features)
+    return {name: value.tolist() for name, value in policy.state_dict().items()}
+
+
+def linear(weight: list[Row], bias: Row, row: Row) -> Row:
+    return [sum(w * x for w, x in zip(weights, row, strict=True)) + b for weights, b in zip(weight, bias, strict=True)]
+
+
+def out_probs(logits: Row) -> Row:
+    """Of each class, the probability that an image is not of it: the first half says no, the second yes."""
+    half = len(logits) // 2
+    return [softmax([no, yes])[0] for no, yes in zip(logits[:half], logits[half:], strict=True)]
+
+
+def iomatch(steps: list[Step], classifier: nn.Linear, threshold: float = 0.95) -> Iterator[Answer]:
+    own, none = start("iomatch", classifier), [0.0] * 128
+    for step in steps:
+        weights, targets = [], [softmax(row) for row in step.logits]
+        for features, probs in zip(step.features, targets, strict=True):
+            hidden = [max(0, x) for x in linear(own["projection.0.weight"], own["projection.0.bias"], features)]
+            projected = linear(own["projection.2.weight"], own["projection.2.bias"], hidden)
+            out = out_probs(linear(own["one_vs_all.weight"], none[: 2 * len(probs)], projected))
+            foreign = sum(p * o for p, o in zip(probs, out, strict=True))
+            weights.append(float(max(probs) >= threshold and foreign < 0.5))
+        yield weights, targets
+
+
+def openmatch(
+    steps: list[Step], classifier: nn.Linear, threshold: float = 0.0, warmup: float = 0.02
+) -> Iterator[Answer]:
+    own = start("openmatch", classifier)["one_vs_all.weight"]
+    for step in steps:
+        weights, labels = [], labels_of(step.logits)
+        for features, logits, label in zip(step.features, step.logits, labels, strict=True):
+            out = out_probs(linear(own, [0.0] * len(own), features))
+            counts = max(softmax(logits)) >= threshold and out[label] < 0.5 and step.progress >= warmup
+            weights.append(float(counts))
+        yield weights, labels
 
 
 def adamatch(

@@ -18,6 +18,7 @@ from dpl_ray.training.checkpoint import ModelInfo, load_state, save_checkpoint
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import train_step
+from tests.algorithm.policy_references import out_probs
 from tests.builders import make_policy, tiny_config, tiny_feed, tiny_splits
 
 NUM_CLASSES = 4
@@ -173,3 +174,48 @@ def test_abc_trains_its_base_classifier_by_fixmatch_and_balances_its_labels() ->
     loss = policy.auxiliary_loss(pseudo, torch.zeros(2, 2), logits, targets, torch.zeros(4, 2), kept, strong)
     expected = math.log(2) + (math.log(1 + math.e) + math.log(1 + math.exp(-2))) / 3
     assert loss.item() == pytest.approx(expected)
+
+
+def test_iomatch_trains_one_vs_all_classifiers_on_labels_and_the_open_one_on_all_strong_views() -> None:
+    torch.manual_seed(0)
+    policy = make_policy("iomatch", 2, 2, threshold=0.6, open_threshold=0.42, one_vs_all_weight=0.5, open_weight=2.0)
+    labeled, targets = torch.tensor([[1.0, 0.0], [0.5, 2.0]]), torch.tensor([0, 1])
+    pseudo = pseudo_labels(torch.tensor([[2.0, 0.0], [1.0, 0.9], [0.0, 3.0]]), torch.tensor([[2.0, 0], [0, 1], [0, 0]]))
+    strong, kept = torch.tensor([[0.0, 1.0], [5.0, 5.0], [0.0, 2.0], [7.0, 7.0]]), torch.tensor([0, 1, 2, -1])
+
+    def out_of(features: torch.Tensor) -> list[float]:
+        return out_probs(policy.one_vs_all(policy.projection(features)).tolist())
+
+    expected = num_counted = 0.0
+    for features, target in zip(labeled, targets.tolist(), strict=True):
+        out = out_of(features)
+        expected += 0.5 * (-math.log(1 - out[target]) - math.log(out[1 - target])) / 2
+    for features, view, probs in zip(pseudo.features, strong, pseudo.probs.tolist(), strict=False):
+        out = out_of(features)
+        q = [p * (1 - o) for p, o in zip(probs, out, strict=True)]
+        q.append(1 - sum(q))
+        said = policy.open(policy.projection(view)).log_softmax(dim=0).tolist()
+        num_counted += max(q) >= 0.42
+        expected += 2.0 * (max(q) >= 0.42) * -sum(a * b for a, b in zip(q, said, strict=True)) / 3
+    assert 0 < num_counted < 3
+    loss = policy.auxiliary_loss(pseudo, labeled, labeled, targets, strong, kept, strong)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_openmatch_trains_its_classifiers_by_labels_entropy_and_consistency() -> None:
+    torch.manual_seed(0)
+    policy = make_policy("openmatch", 2, 2, entropy_weight=0.2, consistency_weight=0.7)
+    labeled, targets = torch.tensor([[1.0, 0.0], [0.5, 2.0]]), torch.tensor([0, 1])
+    pseudo = pseudo_labels(torch.tensor([[2.0, 0.0], [1.0, 0.9], [0.0, 3.0]]), torch.zeros(3, 2))
+    strong, kept = torch.tensor([[0.0, 1.0], [5.0, 5.0], [7.0, 7.0]]), torch.tensor([0, 2, -1])
+    expected = 0.0
+    for features, target in zip(labeled, targets.tolist(), strict=True):
+        out = out_probs(policy.one_vs_all(features).tolist())
+        expected += (-math.log(1 - out[target]) - math.log(out[1 - target])) / 2
+    for row, view in ((0, strong[0]), (2, strong[1])):
+        weak = out_probs(policy.one_vs_all(pseudo.features[row]).tolist())
+        for before, after in zip(weak, out_probs(policy.one_vs_all(view).tolist()), strict=True):
+            entropy = -after * math.log(after) - (1 - after) * math.log(1 - after)
+            expected += (0.2 * entropy / 2 + 0.7 * 2 * (before - after) ** 2) / 3
+    loss = policy.auxiliary_loss(pseudo, labeled, labeled, targets, strong, kept, strong)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)

@@ -92,6 +92,18 @@ ROWS = {
         variants=({"ema_decay": 0.5}, {"ema_decay": 0.0, "fairness_weight": 0.0}),
         wrong=(("ema_decay", 1.0), ("fairness_weight", -0.1)),
     ),
+    "iomatch": Row(
+        references.iomatch,
+        variants=({"threshold": 0.6},),
+        wrong=(("open_weight", -0.1), *(("open_threshold", value) for value in OUT_OF_SHARE)),
+        trains_features=True,
+    ),
+    "openmatch": Row(
+        references.openmatch,
+        variants=({"threshold": 0.6, "warmup": 0.5},),
+        wrong=(("entropy_weight", -0.1), *(("warmup", value) for value in OUT_OF_SHARE)),
+        trains_features=True,
+    ),
     "pseudolabel": Row(
         references.fixmatch, variants=({"threshold": 0.6},), wrong=tuple(("threshold", v) for v in OUT_OF_SHARE)
     ),
@@ -160,6 +172,7 @@ def main_classifier() -> nn.Linear:
 
 
 def build(parameters: dict[str, Any], rank: int = 0, world_size: int = 1) -> Policy:
+    torch.manual_seed(0)  # as references.start has it
     policy = make_policy(num_features=NUM_FEATURES, num_classes=NUM_CLASSES, **parameters)
     policy.start_as(main_classifier())
     policy.join(RunFacts(references.POOL_SIZE, NUM_UNLABELED, rank, world_size))

@@ -153,6 +153,8 @@ CASES: dict[str, dict[str, Any]] = {
     "fixmatch that takes some": {"name": "fixmatch", "threshold": 0.5},
     "debiaspl that takes some": {"name": "debiaspl", "threshold": 0.4, "debias": 1.0, "ema_decay": 0.5},
     "simpro that takes some": {"name": "simpro", "threshold": 0.4, "ema_decay": 0.5},
+    "iomatch that takes some": {"name": "iomatch", "threshold": 0.4, "open_threshold": 0.3},
+    "openmatch that takes all": {"name": "openmatch", "warmup": 0.0},
     "abc that takes some": {"name": "abc", "threshold": 0.4, "ema_decay": 0.5},
     "pseudolabel that takes some": {"name": "pseudolabel", "threshold": 0.5},
     "uda that takes some": {"name": "uda", "threshold": 0.5},
