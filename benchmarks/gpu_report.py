@@ -29,6 +29,7 @@ MOST_MILLISECONDS, MOST_WAIT, LEAST_ACCURACY = 10, 2, 90
 def table(rows: list[dict[str, Any]]) -> Figures:
     """Times of a step at each coverage, data wait and accuracy, as far as they were measured."""
     figures: Figures = {}
+    curve: list[dict[str, Any]] = []
     for row in rows:
         name, value = row["name"], row["value"]
         spread = {key: row[key] for key in ("low", "high") if key in row}
@@ -40,12 +41,20 @@ def table(rows: list[dict[str, Any]]) -> Figures:
             figures["share of the step that waits for data"] = {
                 "coverage 1": Figure(value, "%", **spread, at_most=MOST_WAIT)
             }
+        elif name == "curve":
+            curve.append(row)
         elif name == "test accuracy":
+            half = [point["value"] for point in curve if point["step"] <= row["steps"] / 2][-1]
+            metrics = row["metrics"]
             figures[f"CIFAR-10, 25 labels a class, {row['policy']}, seed {row['seed']}"] = {
                 "test accuracy": Figure(value, "%", at_least=LEAST_ACCURACY),
                 "training": Figure(row["seconds"] / 60, "min", at_most=10),
                 "steps": Figure(row["steps"]),
+                "half way": Figure(half, "%"),
+                "right pseudo-labels": Figure(100 * metrics["pseudo/precision"], "%"),
+                "wait for data": Figure(100 * metrics["time/data_wait"] / metrics["time/step"], "%", at_most=MOST_WAIT),
             }
+            curve = []
     return figures
 
 
