@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import mean
+
 from benchmarks.tables import OURS, SUPERVISED, CsvRows, cell, read, settings, table
 from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.table import Row, make_rows
@@ -40,6 +42,23 @@ def study() -> str:
     return f"{table(HEADING, body)}\n\n{summary}"
 
 
+def tails() -> str:
+    """A row for each policy and a column for each long-tailed pool of frozen features: mean accuracy, in %."""
+    found = [row for row in read("study") if int(row["subset"]) in REPORTED and "(" not in row["policy"]]
+    columns = {
+        setting: {row.label: row.accuracy for row in make_rows(_shared(found, setting), SUPERVISED)}
+        for setting in settings(found)
+        if setting.startswith("frozen") and setting.endswith(("-lt20", "-lt100", "-lt100r"))
+    }
+    policies = {policy for column in columns.values() for policy in column}
+    means = {policy: mean(column[policy] for column in columns.values()) for policy in policies}
+    body = [
+        [policy, *(f"{100 * column[policy]:.1f}" for column in columns.values()), f"{100 * means[policy]:.1f}"]
+        for policy in sorted(policies, key=lambda policy: -means[policy])
+    ]
+    return table(("policy", *columns, "mean"), body)
+
+
 def variants() -> str:
     """A row for each policy of a setting in which `dpl` was trained with parameters too, the best first."""
     found = [row for row in read("study") if int(row["subset"]) in REPORTED]
@@ -70,4 +89,4 @@ def _minus(row: Row, *, of_ours: bool = True) -> str:
     return f"{sign * row.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-TABLES = {"study": study, "study-variants": variants}
+TABLES = {"study": study, "study-tails": tails, "study-variants": variants}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import backbones, paper, results, tables
+from benchmarks import backbones, paper, results, study_table, tables
 from benchmarks.figures import Figure, Measurement, command_line, mean_deviation, median, quartiles
 from dpl_ray.config.describe import list_groups
 from dpl_ray.config.schema import Config
@@ -96,6 +96,31 @@ def test_an_ablation_shows_differences_and_seeds_of_what_can_be_measured_again()
         "| worse | -10.00 (1) |  |  |  | 0.90, 0.80 |",
         "",
         "On fashion14-4, 0 of 1 changes have a higher mean than dpl.",
+    ]
+
+
+def test_the_long_tails_have_a_row_for_each_policy_on_the_labelled_subsets_that_all_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [
+        result(policy, subset, str(accuracy), setting=setting) | {"subset": str(subset)}
+        for setting, policy, subset, accuracy in [
+            ("frozen-4-lt20", "dpl", 5, 0.6),
+            ("frozen-4-lt20", "supervised", 5, 0.5),
+            ("frozen-4-lt20", "supervised", 6, 0.1),
+            ("frozen-4-lt20", "dpl(cut=own)", 5, 0.9),
+            ("frozen-4-lt100r", "dpl", 5, 0.4),
+            ("frozen-4-lt100r", "supervised", 5, 0.6),
+            ("frozen-4-lt100r", "dpl", 0, 0.0),
+            ("frozen-4", "dpl", 5, 0.9),
+        ]
+    ]
+    monkeypatch.setattr(study_table, "read", lambda _: rows)
+    assert study_table.tails().splitlines() == [
+        "| policy | frozen-4-lt20 | frozen-4-lt100r | mean |",
+        "| --- | --- | --- | --- |",
+        "| supervised | 50.0 | 60.0 | 55.0 |",
+        "| dpl | 60.0 | 40.0 | 50.0 |",
     ]
 
 
