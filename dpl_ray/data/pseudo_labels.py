@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
@@ -30,12 +29,13 @@ from dpl_ray.data.shards import is_parquet
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.records import parse_tree
 
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
+
 JOB_FILE = "_ledger/job.json"
 SUMMARY_FILE = "_report/summary.json"  # written when the job has finished
 MEMORY_SHARE = 0.5  # of the machine's, that the selected images may take
 BATCH_ROWS = 65_536
-_SCAN = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-PARTS = ds.ParquetFileFormat(default_fragment_scan_options=_SCAN)
 NO_OUTPUT = "is no output of dpl-ray label"
 
 
@@ -105,10 +105,9 @@ def read_pseudo_labels(data: DataConfig) -> PseudoLabels:
     if not (parts := part_files(location)):
         raise location.error(f"{NO_OUTPUT} (no parquet file in it)")
     try:
-        table = _read_selected(location, parts, data, len(class_names))
-        bad = ds.dataset(parts, filesystem=location.filesystem, format=PARTS).to_table(
-            columns=["sample_id"], filter=pc.field("error").is_valid()
-        )
+        dataset = _open(location, parts)
+        table = _read_selected(location, dataset, data, len(class_names))
+        bad = dataset.to_table(columns=["sample_id"], filter=pc.field("error").is_valid())
     except (pa.ArrowException, OSError, KeyError) as error:
         raise location.error(f"{NO_OUTPUT} ({one_line(error)})") from None
     labels = _to_labels(location, table, class_names)
@@ -146,8 +145,16 @@ def read_job(location: Location) -> dict[str, Any]:
     return job
 
 
-def _read_selected(location: Location, parts: list[str], data: DataConfig, num_classes: int) -> pa.Table:
-    dataset = ds.dataset(parts, filesystem=location.filesystem, format=PARTS)
+def _open(location: Location, parts: list[str]) -> Dataset:
+    from pyarrow import dataset as ds  # imports pandas
+
+    scan = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    return ds.dataset(
+        parts, filesystem=location.filesystem, format=ds.ParquetFileFormat(default_fragment_scan_options=scan)
+    )
+
+
+def _read_selected(location: Location, dataset: Dataset, data: DataConfig, num_classes: int) -> pa.Table:
     per_class = data.labels_per_class
     if data.image_size is not None:
         # Before an id is held: there may be more of them than fit.

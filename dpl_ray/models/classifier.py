@@ -11,7 +11,6 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dpl_ray.config.schema import Config, ModelConfig
 from dpl_ray.models.adapters import add_lora
@@ -170,6 +169,8 @@ def check_model(config: Config, channels: int, image_size: tuple[int, int], num_
 
 def count_forward_operations(config: ModelConfig, channels: int, image_size: Sequence[int], num_classes: int) -> int:
     """Floating-point operations of a pass of one image without gradient, of those that `FlopCounterMode` counts."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+
     with torch.device("meta"):  # shapes alone
         model = build_model(config.model_copy(update={"weights": None}), channels, num_classes).eval()
         images = torch.zeros(1, channels, *image_size)

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import scipy.io
 import yaml
+from sklearn.datasets import load_digits
 
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import DataConfig, DataName
 from dpl_ray.data import standard
 from dpl_ray.data.sources import load_splits
-from dpl_ray.data.standard import FASHION_MNIST_CLASSES, read_idx
+from dpl_ray.data.standard import FASHION_MNIST_CLASSES, read_idx, read_standard
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 
@@ -53,6 +54,9 @@ def test_digits() -> None:
         load_splits(DataConfig(num_labels_per_class=200), seed=0)
     with pytest.raises(ValueError, match=r"data.root=/x: digits comes with scikit-learn"):
         load_splits(DataConfig(root="/x"), seed=0)
+    digits, source = load_digits(), read_standard(DataConfig(channels=1), reads_unlabeled=False)
+    assert np.array_equal(source.train.images[:, 0], np.rint(digits.images * (255 / 16)))
+    assert np.array_equal(source.train.targets, digits.target)
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
