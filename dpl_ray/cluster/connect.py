@@ -210,8 +210,7 @@ def connect(scale: ScaleConfig) -> bool:
     worker.print_to_stdstream = lambda *_, **__: None
     started = not ray.is_initialized()
     if started:
-        # Train asks the dashboard for the state of placement groups and complains every second without one.
-        own: dict[str, Any] = {"include_dashboard": True, "dashboard_port": 0, "num_cpus": os.cpu_count()}
+        own: dict[str, Any] = {"include_dashboard": False, "num_cpus": os.cpu_count()}
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:

@@ -20,7 +20,8 @@ SERVICES = ("gcs_server", "raylet")  # without which Ray ends
 SECONDS_BETWEEN_LOOKS = 0.2
 T = TypeVar("T")
 MODE, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
-_before: dict[str, str | None] = {}  # these two, while a Ray of this process runs
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # of machines that a cloud takes back
+_before: dict[str, str | None] = {}  # these three, while a Ray of this process runs
 _watchers: list[subprocess.Popen[bytes]] = []  # of that Ray
 
 
@@ -56,7 +57,8 @@ def start(**settings: Any) -> None:
     import ray
     from ray._private import ray_constants
 
-    _before.update({name: os.environ.get(name) for name in (MODE, TOKEN)})
+    _before.update({name: os.environ.get(name) for name in (MODE, TOKEN, WATCHER)})
+    os.environ.setdefault(WATCHER, "0")
     if os.environ.get(MODE, "token").lower() == "token":
         _set_environment({TOKEN: secrets.token_hex(32)})  # Ray itself sets the mode
     is_open = ray_constants.ENABLE_RAY_CLUSTER
@@ -86,6 +88,11 @@ def _watch() -> subprocess.Popen[bytes]:
     command = ["sh", "-c", f"read _; kill -KILL {' '.join(agents)}"]  # the end of this process ends its input
     # In a session of its own, as Ctrl-C in a terminal would end it.
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def is_running() -> bool:
+    """Whether this process is connected to a Ray that `start` has started."""
+    return bool(_before)
 
 
 class EndedError(RuntimeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.cluster import local
+from dpl_ray.cluster.mailbox import Mailbox
 from dpl_ray.config.schema import ScaleConfig
 from dpl_ray.training.interruption import Stop
 
@@ -35,6 +35,7 @@ def run_workers(
     storage_path: str,
     on_news: Callable[[Any], None],
     stop: Stop,
+    reads_data: bool = False,
 ) -> Any:
     """Run `work(payload, tell, stop)` on every worker and return worker 0's result.
 
@@ -43,12 +44,13 @@ def run_workers(
         payload: put into the object store once; arrays in it are shared by the workers of a node.
         on_news: called in this process, in order, with what worker 0 passes to `tell`.
         stop: asked for in this process, from the first news on, worker 0's event is set.
+        reads_data: whether the workers read by Ray Data.
 
     Raises:
         WorkersLostError: a worker died more than scale.max_failures times, or Ray ended.
         ValueError: the cluster is not there or is too small.
     """
-    watch, controllers = Watch(scale.seconds_without_progress), list[Any]()
+    watch = Watch(scale.seconds_without_progress)
 
     def ask_to_stop() -> None:
         if not watch.has_news:
@@ -59,28 +61,25 @@ def run_workers(
     started = cluster.connect(scale)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
     from dpl_ray.cluster.process_group import NodeAddressConfig
+    from dpl_ray.cluster.trainer import Trainer
 
     for logger in ("ray", "ray.train", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     # One that dies is started again, and asked again: what it had is lost, what is told later is not.
-    mailbox: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Mailbox).remote()
+    mailbox: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox).remote()
     reader = threading.Thread(target=_read, args=(mailbox, on_news, watch), daemon=True)
     reader.start()
     threading.Thread(target=watch.run, daemon=True).start()
 
-    class Trainer(TorchTrainer):
-        def _register_sigint_handler(self, controller: Any) -> None:
-            """Not Ray Train's own handler, which aborts at the first Ctrl-C."""
-            controllers.append(controller)
-
     trainer = Trainer(
         _worker,
+        is_own=local.is_running(),
+        reads_data=reads_data,
         train_loop_config={"work": work, "payload": ray.put(payload), "mailbox": mailbox},
-        torch_config=NodeAddressConfig(),
+        backend_config=NodeAddressConfig(),
         scaling_config=ScalingConfig(
             num_workers=scale.num_workers,
             use_gpu=scale.use_gpu,
@@ -103,7 +102,7 @@ def run_workers(
         raise WorkersLostError(str(error)) from None
     except KeyboardInterrupt:
         with contextlib.suppress(ray.exceptions.RayError):  # it ends with its answer
-            ray.get([controller.abort.remote() for controller in controllers])
+            ray.get([controller.abort.remote() for controller in trainer.controllers])
         raise
     finally:
         watch.end()
@@ -168,26 +167,6 @@ class Watch:
 def _warn(text: str) -> None:
     with contextlib.suppress(UserWarning):  # where warnings are errors: this is none for the run
         warnings.warn(text, stacklevel=2)
-
-
-class _Mailbox:
-    """News from worker 0 to the driver, and the driver's word to worker 0."""
-
-    def __init__(self) -> None:
-        self._news: asyncio.Queue[Any] = asyncio.Queue()
-        self._stop = asyncio.Event()
-
-    async def put(self, news: Any) -> None:
-        await self._news.put(news)
-
-    async def get(self) -> Any:
-        return await self._news.get()
-
-    async def ask_to_stop(self) -> None:
-        self._stop.set()
-
-    async def wait_for_stop(self) -> None:
-        await self._stop.wait()
 
 
 def _worker(loop_config: dict[str, Any]) -> Any:

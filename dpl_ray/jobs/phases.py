@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dpl_ray.cluster.workers import run_workers
 from dpl_ray.config.policies import SupervisedConfig
 from dpl_ray.config.schema import Config
-from dpl_ray.data.dataset import Splits
+from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.runs.folder import RunFolder
 from dpl_ray.runs.history_writer import HistoryWriter
 from dpl_ray.store.storage import Storage
@@ -116,6 +116,7 @@ def _train_on_ray(
         storage_path=str(Storage(config.run.storage_path) / "ray"),
         on_news=receive,
         stop=stop,
+        reads_data=not isinstance(splits.unlabeled, ImageSet),
     )
     return found
 

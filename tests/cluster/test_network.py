@@ -173,5 +173,5 @@ def test_who_has_no_token_is_refused_on_loopback_too(seen: dict[str, Any]) -> No
     for name in CALLS:
         assert "UNAUTHENTICATED" in {answer for place, answer in answers.items() if place.startswith(f"{name} ")}, name
     assert set(answers.values()) <= {"UNAUTHENTICATED", "UNIMPLEMENTED", "401", "metrics", ""}
-    assert "401" in answers.values(), "the dashboard"
+    assert "401" in answers.values(), "the dashboard's agent"
     assert seen["token left"] is None, "the next cluster of the process has another one"

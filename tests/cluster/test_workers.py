@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 from ray._private import worker
 
 from dpl_ray.cluster import local
+from dpl_ray.cluster.trainer import DataParallelTrainer, Trainer
 from dpl_ray.cluster.workers import Watch, _Begun
 from tests.processes import SECONDS
 
@@ -58,3 +60,22 @@ def test_a_service_of_ray_that_is_gone_is_an_error_while_its_answer_is_waited_fo
         with pytest.raises(local.EndedError, match=r"^Ray's raylet has ended \(status -9\)$"):
             local.while_alive(never.wait)
     never.set()
+
+
+def test_a_ray_of_its_own_starts_no_process_that_a_run_has_no_use_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DataParallelTrainer, "_initialize_and_run_controller", lambda _, **settings: settings)
+
+    def parts(is_own: bool, reads_data: bool = False) -> tuple[set[str], Any]:
+        trainer = Trainer(print, is_own=is_own, reads_data=reads_data)
+        callbacks = {type(each).__name__ for each in trainer._create_default_callbacks()}
+        return callbacks, trainer._initialize_and_run_controller(scaling_policy="Ray's")["scaling_policy"]
+
+    callbacks, policy = parts(is_own=False)
+    assert "DatasetsCallback" not in callbacks
+    assert policy == "Ray's"
+    own_callbacks, own_policy = parts(is_own=True)
+    assert callbacks - own_callbacks == {"PlacementGroupCleanerCallback"}
+    own_policy.after_controller_start(SimpleNamespace(run_id="a"))  # would start an actor to tell it
+    own_policy.make_decision_for_non_running_worker_group()
+    assert not ray.is_initialized()
+    assert parts(is_own=True, reads_data=True) == (own_callbacks, "Ray's")
