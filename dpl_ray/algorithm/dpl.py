@@ -26,6 +26,7 @@ from dpl_ray.algorithm.gradient_cut import (
     gradient_size,
     passes,
 )
+from dpl_ray.algorithm.open_set import ForeignImages
 from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 
@@ -83,6 +84,7 @@ class DynamicPseudoLabels(Policy):
         balance: float | None,
         shares: tuple[float, ...] | Literal["labels"] | None,
         balanced_softmax: bool,
+        open_set: bool,
     ) -> None:
         super().__init__(num_features, num_classes)
         self.classifier_from, self.balanced_softmax = classifier_from, balanced_softmax
@@ -102,6 +104,8 @@ class DynamicPseudoLabels(Policy):
         if shares is not None and shares != "labels":
             self._aim(torch.tensor(shares, dtype=torch.float64))
         self.log_shares: Tensor | None = None
+        self.reads_labeled = open_set
+        self.foreign_images = ForeignImages(num_features, num_classes) if open_set else None
         self.register_buffer("num_crossed", torch.zeros((), dtype=torch.int64))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
@@ -155,7 +159,8 @@ class DynamicPseudoLabels(Policy):
     def statistics(self, pseudo: PseudoLabels) -> Tensor:
         """(9 C,) sums by pseudo-label: count, sizes (2), passed (2), their confidence (2), weight; and of the probs.
 
-        The weight is by the thresholds that the step before left, so that one collective is enough.
+        The weight is by the thresholds that the step before left, so that one collective is enough. Sums of
+        `ForeignImages` follow where it is asked for.
         """
         heads_logits = self.heads(pseudo.features)
         sizes = self._sizes(pseudo.logits, heads_logits, pseudo.labels)
@@ -165,10 +170,19 @@ class DynamicPseudoLabels(Policy):
         rows = torch.cat([torch.ones_like(passed[:1]), sizes.double(), passed, passed * confidences, weights])
         by_class = torch.stack([class_sums(row, pseudo.labels, self.num_classes) for row in rows])
         unaligned = pseudo.logits.softmax(dim=1).double().sum(dim=0)
-        return torch.cat([by_class, unaligned[None]]).flatten()
+        sums = torch.cat([by_class, unaligned[None]]).flatten()
+        if self.foreign_images is None:
+            return sums
+        assert pseudo.facts is not None
+        assert pseudo.features_labeled is not None
+        targets = pseudo.facts.targets_labeled
+        return torch.cat([sums, self.foreign_images.statistics(pseudo.features, pseudo.features_labeled, targets)])
 
     @torch.no_grad()
     def update(self, statistics: Tensor) -> None:
+        statistics, of_foreign = statistics.tensor_split([9 * self.num_classes])
+        if self.foreign_images is not None:
+            self.foreign_images.update(of_foreign, self.ema_decay)
         sums = statistics.view(9, self.num_classes)
         count, sizes, passed, confidences, weights, unaligned = sums[0], sums[1:3], sums[3:5], sums[5:7], *sums[7:]
         self.cut.copy_(self.boundary)
@@ -199,7 +213,16 @@ class DynamicPseudoLabels(Policy):
         return self._rule_weights(pseudo) * factors[pseudo.labels].to(pseudo.confidence.dtype)
 
     @torch.no_grad()
+    def foreign(self, pseudo: PseudoLabels) -> Tensor | None:
+        return None if self.foreign_images is None else self.foreign_images.rank(pseudo.features)
+
     def _rule_weights(self, pseudo: PseudoLabels) -> Tensor:
+        """(U,) weights by the rule alone, times (1 - foreign)^2 where foreign images are looked for."""
+        foreign, weights = self.foreign(pseudo), self._combined(pseudo)
+        return weights if foreign is None else weights * (1 - foreign).square().to(weights.dtype)
+
+    @torch.no_grad()
+    def _combined(self, pseudo: PseudoLabels) -> Tensor:
         """(U,) weights by the rule alone."""
         combine = RULES[self.rule]
         if combine is None:

@@ -52,8 +52,11 @@ class IOMatch(FixMatch):
         both = pseudo.probs[:, None] * one_vs_all(self.one_vs_all(self.projection(pseudo.features.float()))).exp()
         return torch.cat([both[:, IN], both[:, OUT].sum(dim=1, keepdim=True)], dim=1)
 
+    def foreign(self, pseudo: PseudoLabels) -> Tensor:
+        return self.open_targets(pseudo)[:, -1]
+
     def weights(self, pseudo: PseudoLabels) -> Tensor:
-        return super().weights(pseudo) * (self.open_targets(pseudo)[:, -1] < 0.5)
+        return super().weights(pseudo) * (self.foreign(pseudo) < 0.5)
 
     def targets(self, pseudo: PseudoLabels) -> Tensor:
         return pseudo.probs

@@ -37,11 +37,13 @@ class OpenMatch(FixMatch):
         self.one_vs_all = nn.Linear(num_features, 2 * num_classes, bias=False)
 
     @torch.no_grad()
+    def foreign(self, pseudo: PseudoLabels) -> Tensor:
+        out = one_vs_all(self.one_vs_all(pseudo.features.float()))[:, OUT].exp()
+        return out.gather(1, pseudo.labels[:, None]).squeeze(1)
+
     def weights(self, pseudo: PseudoLabels) -> Tensor:
         assert pseudo.facts is not None
-        out = one_vs_all(self.one_vs_all(pseudo.features.float()))[:, OUT].exp()
-        inlier = out.gather(1, pseudo.labels[:, None]).squeeze(1) < 0.5
-        return super().weights(pseudo) * inlier * (pseudo.facts.progress >= self.warmup)
+        return super().weights(pseudo) * (self.foreign(pseudo) < 0.5) * (pseudo.facts.progress >= self.warmup)
 
     def auxiliary_loss(
         self,

@@ -52,7 +52,7 @@ class Policy(nn.Module, ABC):
     #: A sample of at most this weight has no gradient worth computing: its strong view is skipped.
     min_weight: ClassVar[float] = 0.0
     #: The labelled weak views pass the student without gradient too, for `pseudo.logits_labeled` (AdaMatch, Dash).
-    reads_labeled: ClassVar[bool] = False
+    reads_labeled: bool = False
     #: Which view of an unlabelled image the loss is computed on (weak: Pseudo-Label).
     trains_on: ClassVar[Literal["strong", "weak"]] = "strong"
     #: Buffers with a row for every sample of the pool, of which a worker holds those with id % world_size == rank.
@@ -120,6 +120,10 @@ class Policy(nn.Module, ABC):
     def trains_classifier(self, progress: float | Tensor) -> bool | Tensor:  # noqa: ARG002
         """Whether, at this share of the run, the unlabelled loss trains the main classifier too, not just features."""
         return True
+
+    def foreign(self, pseudo: PseudoLabels) -> Tensor | None:  # noqa: ARG002
+        """(U,) how foreign each sample looks, from 0 to 1, of none of the classes; None where nobody asks."""
+        return None
 
     def thresholds(self) -> dict[str, Tensor]:
         """Class-wise thresholds to record, name -> (C,)."""

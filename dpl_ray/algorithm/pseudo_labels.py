@@ -31,6 +31,7 @@ class PseudoLabels:
     confidence: Tensor  # (U,) max of probs
     logits_labeled: Tensor | None = None  # (B, C) of the labelled weak views where the policy `reads_labeled`
     facts: StepFacts | None = None
+    features_labeled: Tensor | None = None  # (B, D) likewise
 
 
 def pseudo_labels(
@@ -44,14 +45,16 @@ def pseudo_labels(
         alignment: (C,) positive factors of the class probabilities (see `align`); None leaves them.
         facts: of the step; with them, what follows the first U = len(facts.ids) rows are labelled images.
     """
-    logits, logits_labeled = logits.float(), None
+    logits, logits_labeled, features_labeled = logits.float(), None, None
     if facts is not None and len(logits) > len(facts.ids):
-        features, (logits, logits_labeled) = features[: len(facts.ids)], logits.tensor_split([len(facts.ids)])
+        (features, features_labeled), (logits, logits_labeled) = (
+            rows.tensor_split([len(facts.ids)]) for rows in (features, logits)
+        )
     probs = logits.softmax(dim=1)
     if alignment is not None:
         probs = align(probs, alignment)
     confidence, labels = probs.max(dim=1)
-    return PseudoLabels(features, logits, probs, labels, confidence, logits_labeled, facts)
+    return PseudoLabels(features, logits, probs, labels, confidence, logits_labeled, facts, features_labeled)
 
 
 def align(probs: Tensor, factors: Tensor) -> Tensor:

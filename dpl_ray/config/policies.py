@@ -93,6 +93,9 @@ class DplConfig(Section):
     balanced_softmax: bool = Field(
         True, description="whether the labelled loss corrects for classes that have more labelled images than others"
     )
+    open_set: bool = Field(
+        False, description="whether the pool may hold foreign images, of classes without labels, which then count less"
+    )
 
 
 class FixMatchConfig(Section):

@@ -1,7 +1,7 @@
 """Labels of a pool in the form of another tool, beside its images or with paths to them.
 
 <output>/
-  labels.csv                    csv: path, label, confidence, selected
+  labels.csv                    csv: path, label, confidence, selected, foreign
   tasks.json, config.xml        label_studio: tasks with predictions, and the labelling interface
   annotations.json              coco
   labels.json, data.json        fiftyone
@@ -90,7 +90,7 @@ def export_labels(
 
 def _batches(labels: Labels, *, selected_only: bool) -> Iterator[list[Exported]]:
     """The labels, part by part, some at a time."""
-    columns = ["sample_id", "pseudo_label", "confidence", "selected"]
+    columns = ["sample_id", "pseudo_label", "confidence", "selected", "foreign"]
     for part in labels.parts:
         table = labels.read(part.name, columns)
         table = table.filter(table["selected"] if selected_only else table["pseudo_label"].is_valid())
@@ -212,5 +212,8 @@ def _write(rows: Sequence[Exported], config: ExportLabelsConfig, labels: Labels,
         if not config.copies:
             write("data.json", paths)
         return write("labels.json", found)
-    table = [(row.image, names[row.label], f"{row.confidence:.4f}", row.selected) for row in rows]
-    return write("labels.csv", csv_text([("path", "label", "confidence", "selected"), *table]))
+    table = []
+    for row in rows:
+        foreign = "" if row.foreign is None else f"{row.foreign:.4f}"
+        table.append((row.image, names[row.label], f"{row.confidence:.4f}", row.selected, foreign))
+    return write("labels.csv", csv_text([("path", "label", "confidence", "selected", "foreign"), *table]))

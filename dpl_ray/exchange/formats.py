@@ -29,6 +29,7 @@ class Exported:
     label: int  # class index
     confidence: float
     selected: bool
+    foreign: float | None = None  # how foreign it looks, from 0 to 1, where the policy asks
     size: tuple[int, int] | None = None  # (width, height) pixels, where the format has it
 
 

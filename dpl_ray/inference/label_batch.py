@@ -35,6 +35,7 @@ def label_batch(model: Classifier, policy: Policy, images: Tensor) -> dict[str, 
         second_label, third_label: int64, the likeliest classes besides the pseudo-label; of two classes, no third one.
         second_confidence, third_confidence: float32, their probabilities.
         entropy: float32, of the same probabilities, in nats.
+        foreign: float32, of `policy.foreign`: how foreign the image looks, of none of the classes, from 0 to 1.
         confidence_lgp, confidence_hgp: float32, max of each head's softmax (dpl).
         threshold_over, threshold_under: float32, of the class of the pseudo-label (dpl).
         weight: float32, of `policy.weights`; of `supervised` 1 from SUPERVISED_THRESHOLD on, else 0.
@@ -53,12 +54,14 @@ def label_batch(model: Classifier, policy: Policy, images: Tensor) -> dict[str, 
     labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
     weights = _weights(policy, pseudo)
     low, high = _head_confidences(policy, pseudo)
+    foreign = policy.foreign(pseudo)
     thresholds = {name: values[labels].float() for name, values in policy.thresholds().items()}
     return {
         "pseudo_label": labels,
         "confidence": pseudo.confidence,
         **_runners_up(pseudo.probs, labels),
         "entropy": entropy(pseudo.probs),
+        "foreign": None if foreign is None else foreign.float(),
         "confidence_lgp": low,
         "confidence_hgp": high,
         "threshold_over": thresholds.get("over"),

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dpl_ray.labeling.parts import NUM_BINS, Counts
+from dpl_ray.labeling.parts import NUM_BINS, Counts, histogrammed
 from dpl_ray.page.plots import cut, draw_png
 
 MAX_CLASSES = 40
 ROOM = 1.05  # of an axis, in its largest bars
 MIN_REASONS = 5  # for which there is room: a single bar would fill the panel
+LABELS = {"entropy": "entropy (nats)", "foreign": "how foreign they look"}
 STYLES = {"selected": {"color": "0.35"}, "rejected": {"color": "white", "hatch": "///"}}
 
 
 def draw_summary(counts: Counts, class_names: Sequence[str], title: str) -> bytes:
-    """A PNG of four panels; the bars of selected and rejected images stand on each other."""
+    """A PNG of four panels or five; the bars of selected and rejected images stand on each other."""
     shown = _largest(counts)
 
     def fill(figure: Any) -> None:
         figure.suptitle(cut(title, 140), fontsize=11)
-        (classes, confidence), (reasons, entropy) = figure.subplots(2, 2)
+        columns = figure.add_gridspec(1, 2)
+        classes, reasons = columns[0].subgridspec(2, 1).subplots()
         _classes(classes, counts, class_names, shown)
-        _histogram(confidence, counts, "confidence", 1.0, "confidence")
-        _histogram(entropy, counts, "entropy", math.log(len(class_names)), "entropy (nats)")
         _reasons(reasons, counts)
+        found = histogrammed(len(class_names))
+        if not counts.knows_foreign:
+            del found["foreign"]
+        histograms = columns[1].subgridspec(len(found), 1).subplots()
+        for axes, (column, highest) in zip(histograms, found.items(), strict=True):
+            _histogram(axes, counts, column, highest, LABELS.get(column, column))
 
     return draw_png(fill, width=13, height=max(7.0, 3.6 + 0.2 * len(shown)))
 

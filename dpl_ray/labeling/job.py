@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ from dpl_ray.labeling.figure import draw_summary
 from dpl_ray.labeling.fill import check_bad, count_workers, fill, place_of
 from dpl_ray.labeling.held_out import HeldOut, certify_pool, open_held_out
 from dpl_ray.labeling.ledger import SUMMARY_NAME, Ledger
-from dpl_ray.labeling.parts import NUM_BINS, Counts
+from dpl_ray.labeling.parts import NUM_BINS, Counts, histogrammed
 from dpl_ray.labeling.plan import rows_per_block
 from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result, percent
@@ -292,7 +291,8 @@ def _report(
                 "selected": getattr(counts, f"{column}_selected"),
                 "rejected": getattr(counts, f"{column}_rejected"),
             }
-            for column, highest in (("confidence", 1.0), ("entropy", math.log(len(names))))
+            for column, highest in histogrammed(len(names)).items()
+            if column != "foreign" or counts.knows_foreign
         },
         "labeled_now": num_labeled,
         "seconds": seconds,

@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
         "third_label": pa.int64(),
         "third_confidence": pa.float32(),
         "entropy": pa.float32(),
+        "foreign": pa.float32(),
         "confidence_lgp": pa.float32(),
         "confidence_hgp": pa.float32(),
         "threshold_over": pa.float32(),
@@ -55,6 +56,8 @@ class Counts:
     confidence_rejected: list[int] = field(default_factory=lambda: [0] * NUM_BINS)
     entropy_selected: list[int] = field(default_factory=lambda: [0] * NUM_BINS)  # (H,) of [0, log C] nats
     entropy_rejected: list[int] = field(default_factory=lambda: [0] * NUM_BINS)
+    foreign_selected: list[int] = field(default_factory=lambda: [0] * NUM_BINS)  # (H,) of [0, 1]; all 0, where the
+    foreign_rejected: list[int] = field(default_factory=lambda: [0] * NUM_BINS)  # policy does not ask
     cells_selected: list[int] = field(default_factory=list)  # (C * K,) by pseudo-label, then by confidence; or
     cells_rejected: list[int] = field(default_factory=list)  # empty, where an older version has written a part
 
@@ -91,6 +94,11 @@ class Counts:
     @property
     def num_foreign(self) -> int:
         return self.unreadable.get(FOREIGN, 0)
+
+    @property
+    def knows_foreign(self) -> bool:
+        """Whether the policy has said how foreign the images look."""
+        return any(self.foreign_selected) or any(self.foreign_rejected)
 
     @property
     def num_bad(self) -> int:
@@ -148,13 +156,20 @@ def _count(columns: Mapping[str, NDArray[Any] | None], errors: list[str], num_cl
     counts.unreadable = {reason: errors.count(reason) for reason in sorted(set(errors))}
     for name, rows in (("selected", selected), ("rejected", ~selected)):  # type: ignore[operator]
         setattr(counts, name, np.bincount(labels[rows], minlength=num_classes).tolist())  # type: ignore[index]
-        for column, highest in (("confidence", 1.0), ("entropy", math.log(num_classes))):
+        for column, highest in histogrammed(num_classes).items():
+            if columns.get(column) is None:
+                continue
             values = columns[column][rows].clip(0, highest)  # type: ignore[index]
             histogram, _ = np.histogram(values, NUM_BINS, (0, highest))
             setattr(counts, f"{column}_{name}", histogram.tolist())
         cells = cell_of(labels[rows], columns["confidence"][rows])  # type: ignore[index]
         setattr(counts, f"cells_{name}", np.bincount(cells, minlength=len(counts.cells_selected)).tolist())
     return counts
+
+
+def histogrammed(num_classes: int) -> dict[str, float]:
+    """Columns that have a histogram, and their largest values."""
+    return {"confidence": 1.0, "entropy": math.log(num_classes), "foreign": 1.0}
 
 
 def cell_of(labels: NDArray[np.int64], confidence: NDArray[np.float32]) -> NDArray[np.int64]:

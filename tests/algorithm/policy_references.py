@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from tests.algorithm.test_dpl import Reference, argmax, softmax
+from tests.algorithm.test_open_set import OpenReference
 from tests.builders import make_policy
 
 Row = list[float]
@@ -31,6 +32,7 @@ class Step:
     """What a policy sees of one step."""
 
     features: list[Row]
+    features_labeled: list[Row]
     logits: list[Row]
     ids: list[int]
     logits_labeled: list[Row]
@@ -242,7 +244,10 @@ def dpl(steps: list[Step], main_classifier: nn.Linear, /, **parameters: Any) -> 
     defaults = {"ema_decay": 0.99, "rule": "gaussian", "cut": "confidence", "epsilon": 0.02, "alignment": True}
     chosen = defaults | parameters
     chosen.pop("classifier_from", None)  # says what the loss moves, not what a sample counts
-    reference = Reference(main_classifier, decay=chosen.pop("ema_decay"), **chosen)
+    kind = OpenReference if chosen.pop("open_set", False) else Reference
+    reference = kind(main_classifier, decay=chosen.pop("ema_decay"), **chosen)
     for step in steps:
+        if isinstance(reference, OpenReference):
+            reference.labeled = step.features_labeled, step.targets_labeled
         weights = reference.weights(step.features, step.logits)
         yield weights, reference.labels

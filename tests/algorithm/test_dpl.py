@@ -101,6 +101,7 @@ class Reference:
         samples = list(zip(features, self.labels, confidences, strict=True))
         # By the thresholds that the step before left.
         weights_before = [self.weight(*sample) for sample in samples]
+        self.see(features)
         if total := sum(weights_before):
             for k in range(self.num_classes):
                 of_class = sum(w for w, label in zip(weights_before, self.labels, strict=True) if label == k)
@@ -125,6 +126,9 @@ class Reference:
 
         mass = [max(share, 0.02 / self.num_classes) for share in self.mass]
         return [self.weight(*sample) * (min(mass) / mass[sample[1]]) ** self.balance for sample in samples]
+
+    def see(self, features: list[Row]) -> None:
+        """Move what more there is of state."""
 
     def weight(self, features: Row, label: int, confidence: float) -> float:
         if self.rule == "agreement":

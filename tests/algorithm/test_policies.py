@@ -74,6 +74,7 @@ ROWS = {
             {"ema_decay": 0.5, "cut": "own", "alignment": False},
             {"rule": "agreement", "classifier_from": 1.0},
             {"ema_decay": 0.5, "cut": "none"},
+            {"ema_decay": 0.5, "open_set": True},
         ),
         wrong=(("ema_decay", 1.0), ("rule", "none"), ("cut", "head"), ("epsilon", 0.0), ("classifier_from", 1.1)),
     ),
@@ -213,8 +214,10 @@ def observe_together(workers: list[Policy], step: int) -> list[PseudoLabels]:
 def as_lists(pseudo: PseudoLabels, labeled: PseudoLabels) -> references.Step:
     assert pseudo.facts is not None
     assert labeled.logits_labeled is not None
+    assert labeled.features_labeled is not None
     return references.Step(
         features=pseudo.features.tolist(),
+        features_labeled=labeled.features_labeled.tolist(),
         logits=pseudo.logits.tolist(),
         ids=pseudo.facts.ids.tolist(),
         logits_labeled=labeled.logits_labeled.tolist(),

@@ -16,6 +16,8 @@ from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import load_classifier, load_policy
 from tests.labeling.jobs import CLASSES, SIZE, make_checkpoint
 
+OPEN = ("iomatch", "openmatch")  # dpl is one of them with open_set=true: tests/labeling/test_foreign.py
+
 
 @pytest.fixture(params=sorted(POLICIES))
 def policy_name(request: pytest.FixtureRequest) -> str:
@@ -69,9 +71,9 @@ def test_every_policy_against_loops(policy_name: str, tmp_path: Path) -> None:
         if policy_name in ("fixmatch", "pseudolabel", "supervised"):
             assert float(found["weight"][row]) == float(confidence >= 0.95)
         assert bool(found["selected"][row]) == (float(found["weight"][row]) > max(policy.min_weight, 0))
-    assert {name for name, values in found.items() if values is None} == (
-        set() if policy_name == "dpl" else {"confidence_lgp", "confidence_hgp", "threshold_over", "threshold_under"}
-    )
+    own = {"confidence_lgp", "confidence_hgp", "threshold_over", "threshold_under"}
+    expected = (set() if policy_name == "dpl" else own) | (set() if policy_name in OPEN else {"foreign"})
+    assert {name for name, values in found.items() if values is None} == expected
     assert SUPERVISED_THRESHOLD == 0.95
 
 

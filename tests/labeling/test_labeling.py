@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool.files import PoolFiles, list_pool
 from dpl_ray.data.pseudo_labels import read_pseudo_labels
+from dpl_ray.exchange.exporting import export_labels
 from dpl_ray.labeling.config import SMALL_POOL, LabelScaleConfig, load_labeling
 from dpl_ray.labeling.console import label_table
 from dpl_ray.labeling.fill import TooManyBadError, count_workers
@@ -95,6 +97,34 @@ def test_the_output_is_a_dataset_of_its_parts(checkpoint: str, pool: Path, tmp_p
         assert pq.read_schema(tmp_path / "out" / name).equals(SCHEMA)
     kinds = {"part", "_ledger", "_report"}
     assert {path.name.split("-")[0] for path in (tmp_path / "out").iterdir()} == kinds
+
+
+@pytest.mark.rendered
+def test_what_is_said_of_foreign_images_is_written_counted_drawn_and_exported(pool: Path, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "openmatch")
+    result = label(checkpoint, pool, tmp_path / "out")
+    found, told = rows(tmp_path / "out"), summary(tmp_path / "out")
+    values = {name: row["foreign"] for name, row in found.items()}
+    assert len(set(values.values())) > 5
+    expected = [0] * 20
+    for value in values.values():
+        expected[min(19, int(value * 20))] += 1
+    counted = told["histograms"]["foreign"]
+    assert [a + b for a, b in zip(counted["selected"], counted["rejected"], strict=True)] == expected
+    assert Path(result.figure).read_bytes().startswith(b"\x89PNG")
+    exported = export_labels(
+        labels=str(tmp_path / "out"), output=str(tmp_path / "csv"), format="csv", selected_only=False
+    )
+    with Path(exported.file).open(newline="") as file:
+        assert {row["path"]: row["foreign"] for row in csv.DictReader(file)} == {
+            name: f"{value:.4f}" for name, value in values.items()
+        }
+
+
+def test_counts_of_parts_that_say_nothing_of_foreign_images_are_read() -> None:
+    older = {name: value for name, value in asdict(Counts.none(3)).items() if not name.startswith("foreign")}
+    assert Counts(**older) == Counts.none(3)
+    assert not Counts.none(3).knows_foreign
 
 
 @pytest.mark.rendered

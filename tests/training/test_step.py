@@ -95,7 +95,7 @@ class SlowRun(Run):
         features, logits = (torch.cat(parts) for parts in zip(*labeled, strict=True))
         facts = StepFacts(state.step / config.train.num_steps, batch.ids_unlabeled, batch.targets)
         pseudo = pseudo_labels(features_weak, logits_weak, policy.alignment(), facts)
-        pseudo = replace(pseudo, logits_labeled=logits.detach())
+        pseudo = replace(pseudo, logits_labeled=logits.detach(), features_labeled=features.detach())
         policy.update(policy.statistics(pseudo))
         weights, targets = policy.weights(pseudo), policy.targets(pseudo)
         self.weights_seen += weights.tolist()
@@ -147,6 +147,7 @@ class SlowRun(Run):
 CASES: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in POLICIES},
     "dpl own band": {"name": "dpl", "cut": "own", "rule": "band", "alignment": False},
+    "dpl open set": {"name": "dpl", "open_set": True, "ema_decay": 0.5},
     "dpl agreement": {"name": "dpl", "rule": "agreement"},
     "dpl that never moves the classifier": {"name": "dpl", "classifier_from": 1.0},
     "dpl that moves the classifier later": {"name": "dpl", "classifier_from": 0.1},
