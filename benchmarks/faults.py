@@ -3,7 +3,7 @@
     python -m benchmarks.faults --save                    # make faults
     python -m benchmarks.faults --rounds 8 --seed 1       # make soak
 
-A round kills 25 processes; docs/reliability.md says which. The status is 1 where a result is not the same.
+A round kills 25 processes and nodes; docs/reliability.md says which. The status is 1 where a result is not the same.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import random
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.tables import FOLDER
 from tests import faults
+from tests.cluster.nodes import Cluster, enter
 from tests.damages import check_damages
 from tests.faults import DRIVER, Disturbed, Event, Job, disturb
 from tests.labeling.gate import num_parts
@@ -53,12 +56,12 @@ def labelling(name: str, place: Path, *more: str) -> Job:
 
 
 def plan(place: Path) -> list[tuple[Job, list[list[str]]]]:
-    """Each job, and the victims of each of its runs: 25 in all, several within one run."""
+    """Each job, and the victims of each of its runs: 23 in all, several within one run."""
     streamed = ["data=parquet", f"data.train={place}/labelled.parquet", f"data.unlabeled={place}/stream.parquet"]
     streamed += ["data.pool.mode=stream", "data.pool.shuffle_rows=64", "data.image_size=8"]
     cpus = (os.cpu_count() or 1) - 0.5
     return [
-        (training("training, pool in memory", HERE), [[DRIVER] * 4, [DRIVER] * 2]),
+        (training("training, pool in memory", HERE), [[DRIVER] * 3, [DRIVER]]),
         (training("training, pool streamed", *streamed, HERE), [[DRIVER] * 4]),
         (labelling("labelling", place, HERE), [[DRIVER] * 3]),
         (training("training on Ray, pool in memory", ON_RAY), [[WORKER, NEWS, WORKER], [DRIVER, WORKER]]),
@@ -130,12 +133,40 @@ def services(job: Job, place: Path) -> list[Event]:
     return events
 
 
+def nodes(jobs: Sequence[Job], place: Path, seed: int) -> list[Event]:
+    """Of a cluster of two nodes the one without the command is lost, as a spot instance, and another one comes."""
+    events: list[Event] = []
+    (logs := place / f"nodes-{seed}").mkdir()
+    cluster = Cluster(logs)
+    try:
+        cluster.add()
+        two = [f"scale.address={cluster.address}", "scale.num_workers=2", "scale.cpus_per_worker=1.5"]  # one a node
+        for job in jobs:
+            events.append(event := Event(f"{job.name}, two nodes", "a node"))
+            (folder := logs / job.slug).mkdir()
+            run = Disturbed(job, folder, partial(enter, cluster.env), two)
+            process = run.start()
+            process.wait_for(partial(reached, job, folder, random.Random(seed).randint(2, 20)))
+            event.when = f"at {job.progress(folder)}"
+            cluster.nodes.pop().kill()
+            cluster.add()
+            run.settle(event)
+            event.same = run.finish() == (place / f"{job.slug}.digest").read_text()
+    finally:
+        cluster.end()
+    return events
+
+
+def reached(job: Job, folder: Path, target: int) -> bool:
+    return job.progress(folder) >= target
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1, help="of 25 kills each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--damages", type=int, default=1000, help="bits flipped and ends cut off")
-    parser.add_argument("--only", default="", help="jobs whose names have this in them, and kills alone")
+    parser.add_argument("--only", default="", help="jobs whose names have this in them, or nodes; kills alone")
     parser.add_argument("--save", action="store_true", help="into docs/results/faults.csv")
     given = parser.parse_args(arguments)
     events: list[Event] = []
@@ -160,6 +191,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for number in range(given.rounds * len(runs)):
                     seed = 1000 * given.seed + number
                     tell(disturb(job, place / f"{job.slug}-{number}", runs[number % len(runs)], total, seed))
+        if given.only in "nodes":
+            jobs = [plan(place)[3][0], plan(place)[2][0]]
+            for job in jobs:
+                if not (place / job.slug).exists():
+                    whole(job, place)
+            for number in range(given.rounds):
+                tell(nodes(jobs, place, 1000 * given.seed + number))
         if not given.only:
             tell(full_disks(plan(place)[0][0], place))
             tell(services(plan(place)[3][0], place))

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from dpl_ray.cluster import local
 from tests.documents import ROOT, Document
 from tests.processes import descendants
 from tests.tutorials import only_line
@@ -56,7 +57,7 @@ class Cluster:
     def __init__(self, logs: Path) -> None:
         port, dashboard_port, client_port = free_ports(3)
         self.address, self.client = f"127.0.0.1:{port}", f"ray://127.0.0.1:{client_port}"
-        self.env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody has to be moved to another node at the end
         # As in an environment that is activated.
         self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.env['PATH']}"
@@ -76,6 +77,11 @@ class Cluster:
     def end(self) -> None:
         for node in reversed(self.nodes):
             node.end()
+
+
+def enter(env: dict[str, str]) -> None:
+    """Make this process, which has loaded Ray, a client of the cluster with this environment; for `Command`."""
+    local._set_environment(env)
 
 
 def free_ports(number: int) -> list[int]:
