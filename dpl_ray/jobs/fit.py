@@ -30,14 +30,13 @@ from dpl_ray.jobs.placement import place
 from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result, percent
 from dpl_ray.report.console import result_tables, training_state
-from dpl_ray.report.curves import History
 from dpl_ray.report.health import Finding, find_health, health_lines
 from dpl_ray.report.live import LivePage
 from dpl_ray.report.measure import measure
 from dpl_ray.report.page import REPORT_FILE, find_verdict, make_page, verdict_sentence
 from dpl_ray.runs.folder import MODEL_FOLDER, RunFolder, check_run, run_storage
 from dpl_ray.runs.provenance import describe_config, describe_run
-from dpl_ray.store.history import TABLE_FILE, threshold_table
+from dpl_ray.store.history import TABLE_FILE, merge_records, read_history, threshold_table
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
@@ -187,7 +186,7 @@ def _train(
         found = find_verdict(splits, outcomes)
         verdict = verdict_sentence(found) if found else None
         sample = _sample(splits, outcomes[-1]) if has_page else None
-        health = find_health(measure(config, splits, folder.history, outcomes[-1], sample, found))
+        health = find_health(measure(config, splits, read_history(folder.storage), outcomes[-1], sample, found))
         if has_page:
             page = make_page(config, splits, folder, outcomes, sample, health)
             _record(config, folder, outcomes[-1], page, [verdict or "No baseline", *health_lines(health)], tracker)
@@ -248,7 +247,8 @@ def _record(config: Config, folder: RunFolder, main: Outcome, page: Page, told: 
     report = folder.storage / REPORT_FILE
     page.write(report)
     tracker.log_file(report.name)
-    if table := threshold_table(History(folder.history, main.phase).merged):
+    rows = (row for row in read_history(folder.storage) if row["phase"] == main.phase)
+    if table := threshold_table(merge_records(rows)):
         (folder.storage / TABLE_FILE).write(table)
         tracker.log_file(TABLE_FILE)
     record_model(tracker, config.registry, Storage(main.checkpoint), folder.storage)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dpl_ray.page.html import Section, Table
 from dpl_ray.page.plots import curves, draw, thinned
-from dpl_ray.store.history import merge_records
 
 MAX_PANELS = 12  # classes whose thresholds are drawn
 MAX_ROWS = 20  # classes of a table that is not folded
@@ -16,15 +16,25 @@ Points = list[tuple[int, float]]
 
 
 class History:
-    """The metrics of one phase, by step."""
+    """The metrics of one phase, by step: 16 bytes a number, as long runs have many."""
 
     def __init__(self, rows: Iterable[dict[str, Any]], phase: str) -> None:
         self.phase = phase
-        self.merged = merge_records(row for row in rows if row["phase"] == phase)
+        self._columns: dict[str, tuple[array[int], array[float]]] = {}  # metric -> steps, values
+        for row in rows:
+            for key, value in row["metrics"].items() if row["phase"] == phase else ():
+                steps, values = self._columns.setdefault(key, (array("q"), array("d")))
+                # What was told before an interruption and is told again counts as it is told last.
+                while steps and steps[-1] >= row["step"]:
+                    steps.pop()
+                    values.pop()
+                steps.append(row["step"])
+                values.append(value)
 
     def points(self, key: str, scale: float = 1.0) -> Points:
         """(step, value) of a metric."""
-        return [(step, scale * metrics[key]) for step, metrics, _ in self.merged if key in metrics]
+        steps, values = self._columns.get(key, ((), ()))
+        return [(step, scale * value) for step, value in zip(steps, values, strict=True)]
 
 
 def training_section(

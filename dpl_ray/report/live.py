@@ -16,6 +16,7 @@ from dpl_ray.report.console import training_state
 from dpl_ray.report.curves import History, pseudo_section, training_section
 from dpl_ray.report.page import REPORT_FILE, subtitle
 from dpl_ray.runs.folder import RunFolder
+from dpl_ray.store.history import read_history
 
 if TYPE_CHECKING:
     from dpl_ray.training.records import Record
@@ -89,11 +90,11 @@ class LivePage:
 
     def _draw(self, record: Record) -> dict[str, Section]:
         has_baseline = self.config.train.baseline and record.phase != "supervised"
-        history = History(self.folder.history, record.phase)
+        history = History(read_history(self.folder.storage), record.phase)
         sections = {
             "training": training_section(
                 history,
-                History(self.folder.history, "supervised") if has_baseline else None,
+                History(read_history(self.folder.storage), "supervised") if has_baseline else None,
                 num_curve_images=min(self.config.train.curve_images, len(self.splits.test)),
                 num_test=len(self.splits.test),
                 num_validation=len(self.splits.validation),

@@ -16,6 +16,7 @@ from dpl_ray.report.health import KINDS, Finding
 from dpl_ray.report.verdict import Verdict, compare_paired
 from dpl_ray.runs.folder import RunFolder
 from dpl_ray.runs.provenance import describe_code
+from dpl_ray.store.history import read_history
 from dpl_ray.tracking.journal import Journal
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def make_page(
         health: what is wrong with the run.
     """
     main, baseline = outcomes[-1], outcomes[0] if len(outcomes) > 1 else None
-    history = History(folder.history, main.phase)
-    history_baseline = History(folder.history, baseline.phase) if baseline else None
+    history = History(read_history(folder.storage), main.phase)
+    history_baseline = History(read_history(folder.storage), baseline.phase) if baseline else None
     sections = {"verdict": _verdict_section(config, splits, outcomes)}
     sections["health"] = Section(title="Health of the run", findings=health, kinds=list(KINDS))
     sections["training"] = training_section(

@@ -221,7 +221,7 @@ class RunFolder:
     @property
     def history(self) -> list[dict[str, Any]]:
         """The rows that there are now: the process that trains adds to them."""
-        return read_history(self.storage)
+        return list(read_history(self.storage))
 
     def _load(self) -> None:
         file = self.storage / RUN_FILE

@@ -36,7 +36,7 @@ class HistoryWriter:
         """Go on after what is there, without half a line, which would stand before the next row."""
         found = self._file.read_from(0)
         whole, end, last = found.rpartition(b"\n")
-        whole += end + (last + b"\n" if history_rows(last) else b"")
+        whole += end + (last + b"\n" if any(history_rows(last)) else b"")
         if whole != found:
             self._file.write(whole)
         self._time = max((row.get("time", 0) for row in history_rows(whole)), default=0)

@@ -6,7 +6,7 @@ A row has phase, step, num_steps, images_per_second, metrics and time (ms); olde
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from dpl_ray.store.records import from_lines
@@ -33,8 +33,7 @@ class HistoryReader:
             policy: of the run.
         """
         self._file, self._policy, self._read_to = file, policy, 0
-        self._known: dict[tuple[str, int], frozenset[str]] = {}  # phase, step -> keys
-        self._equal: dict[frozenset[str], frozenset[str]] = {}  # most steps have the same
+        self._newest: dict[tuple[str, str], int] = {}  # phase, key -> step
 
     def read(self) -> list[Point]:
         """The rows since the last call, without what one before has of its phase and step: after an interruption the
@@ -45,11 +44,11 @@ class HistoryReader:
         self._read_to += len(data)
         points = []
         for row in history_rows(data):
-            at = row.get("phase", ""), row["step"]
-            before = self._known.get(at, frozenset())
-            keys = before.union(row["metrics"])
-            self._known[at] = self._equal.setdefault(keys, keys)
-            row["metrics"] = {key: value for key, value in row["metrics"].items() if key not in before}
+            phase, step = row.get("phase", ""), row["step"]
+            row["metrics"] = {
+                key: value for key, value in row["metrics"].items() if self._newest.get((phase, key), -1) < step
+            }
+            self._newest |= {(phase, key): step for key in row["metrics"]}
             points.append(Point(row["step"], run_metrics(row, self._policy), row.get("time", 0)))
         return points
 
@@ -60,13 +59,15 @@ def run_metrics(row: Mapping[str, Any], policy: str | None) -> dict[str, float]:
     return {prefix + key: value for key, value in row["metrics"].items()}
 
 
-def history_rows(data: bytes) -> list[dict[str, Any]]:
-    """The rows of a history.jsonl; what is none is passed over."""
+def history_rows(data: bytes) -> Iterator[dict[str, Any]]:
+    """The rows of a history.jsonl, one at a time: all of a long run take ten times as much memory as the file. What is
+    none is passed over.
+    """
     kinds = {"step": int, "metrics": dict}
-    return [row for row in from_lines(data) if all(isinstance(row.get(name), kind) for name, kind in kinds.items())]
+    return (row for row in from_lines(data) if all(isinstance(row.get(name), kind) for name, kind in kinds.items()))
 
 
-def read_history(folder: Storage) -> list[dict[str, Any]]:
+def read_history(folder: Storage) -> Iterator[dict[str, Any]]:
     """The rows of the run in a folder; none where it has kept none."""
     return history_rows((folder / HISTORY_FILE).read_from(0))
 

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -37,9 +37,9 @@ def _with_crc(line: bytes) -> bytes:
     return line[:-1] + b'%s"crc": %d}\n' % (b", " if len(line) > 2 else b"", zlib.crc32(line))
 
 
-def from_lines(data: bytes) -> list[dict[str, Any]]:
-    """The rows; a line that is damaged, or half written, as a killed process leaves it, is passed over."""
-    return [row for line in data.split(b"\n") if line and (row := _row(line)) is not None]
+def from_lines(data: bytes) -> Iterator[dict[str, Any]]:
+    """The rows, one at a time; a line that is damaged, or half written, as by a killed process, is passed over."""
+    return (row for line in io.BytesIO(data) if line.strip() and (row := _row(line)) is not None)
 
 
 def num_damaged(data: bytes) -> int:
@@ -60,7 +60,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 def read_lines(file: Storage) -> list[dict[str, Any]]:
     """The rows of a file; none where there is no file."""
-    return from_lines(file.read()) if file.exists() else []
+    return list(from_lines(file.read())) if file.exists() else []
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:

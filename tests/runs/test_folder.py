@@ -20,6 +20,7 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
 from dpl_ray.jobs.fit import _receiver
 from dpl_ray.page.console import Progress
+from dpl_ray.report.curves import History
 from dpl_ray.runs.folder import FREE_FIELDS, FREE_SECTIONS, RunFolder, check_run, run_storage
 from dpl_ray.runs.history_writer import HistoryWriter
 from dpl_ray.store.history import HistoryReader, read_history
@@ -270,8 +271,13 @@ def test_records_are_kept_on_the_disk_and_not_in_memory(tmp_path: Path) -> None:
         tracemalloc.start()
         before = train(0, 50)
         kept = (train(50, 200) - before) / 150
+        tracemalloc.reset_peak()
+        drawn = History(read_history(Storage(str(tmp_path))), "dpl")
+        peak = (tracemalloc.get_traced_memory()[1] - before) / 200
         tracemalloc.stop()
-    assert kept < 600, f"{kept:.0f} bytes a record, of some 1,000"
+    assert kept < 200, f"{kept:.0f} bytes a record, of some 1,000"
+    assert len(drawn.points("threshold/over/class 7")) == 200
+    assert peak < 2500, f"{peak:.0f} bytes a record for a drawing of them all"
 
 
 def test_in_a_bucket_rows_are_there_from_the_next_save_on(tmp_path: Path) -> None:
@@ -279,10 +285,10 @@ def test_in_a_bucket_rows_are_there_from_the_next_save_on(tmp_path: Path) -> Non
     folder.is_local = False  # nothing can be added to its files
     first = HistoryWriter(folder)
     row = first.add(Record("dpl", 1, 9, 1.0, {"loss": 1.5}))
-    assert read_history(folder) == []
+    assert [*read_history(folder)] == []
     assert first.save() == (tmp_path / "history.jsonl").stat().st_size
-    assert read_history(folder) == [row]
+    assert [*read_history(folder)] == [row]
     second = HistoryWriter(folder)
     rows = [row, *(second.add(Record("dpl", step, 9, 1.0, {"loss": 0.5})) for step in (2, 3))]
     second.save()
-    assert read_history(folder) == rows
+    assert [*read_history(folder)] == rows

@@ -121,11 +121,11 @@ def test_rows_of_the_history_that_were_saved_are_there_and_others_are_whole(tmp_
             recorder.note()
 
     def check(when: str, place: Path) -> None:
-        found = read_history(Storage(str(place)))
+        found = [*read_history(Storage(str(place)))]
         assert found == rows[: len(found)], when
         lengths.add(len(found))
         HistoryWriter(Storage(str(place))).add(records[0])
-        again = read_history(Storage(str(place)))
+        again = [*read_history(Storage(str(place)))]
         assert again[:-1] == found, when
         assert again[-1]["step"] == 1, when
 

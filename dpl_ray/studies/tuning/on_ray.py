@@ -121,7 +121,7 @@ class LedgerSearcher(Searcher):
         cause = file.read().decode() if (file := place / ERROR_FILE).exists() else ""
         if ended is None and not cause and not error:
             assert result is not None
-            ended = stopped(trial, read_history(place), result[STEP])
+            ended = stopped(trial, [*read_history(place)], result[STEP])
             write_json(place / RESULT_FILE, ended)
         if self.optuna:
             self.optuna.tell(trial, ended.accuracy if ended else None)
