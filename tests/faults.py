@@ -20,7 +20,7 @@ from tests.processes import Command, descendants
 #: Victim -> part of the title of its process; the driver is the process of the command.
 TITLES = {
     "a training worker": "ray::RayTrainWorker",
-    "the actor that brings the news": "ray::_Mailbox",
+    "the actor that brings the news": "ray::Mailbox",
     "the controller of Ray Train": "ray::TrainController",
     "a task that reads the pool": "ray::Map",
     "a task that decodes": "ray::Map",

@@ -154,7 +154,7 @@ def test_after_a_killed_worker_killed_news_and_an_interruption_the_run_ends_with
             alive = list_actors(address, filters=[("state", "=", "ALIVE")], detail=True)
             processes.update({actor.class_name: actor.pid for actor in alive})
         if done >= 60 and not killed:
-            killed.extend(pid for name, pid in processes.items() if name in ("RayTrainWorker", "_Mailbox"))
+            killed.extend(pid for name, pid in processes.items() if name in ("RayTrainWorker", "Mailbox"))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
         # Once it goes on after the step in which a worker was killed.
