@@ -32,6 +32,7 @@ from dpl_ray.training.predictions import Predictions
 
 PAGE_FILE, SCORES_FILE, IMAGES_FILE = "evaluation.html", "evaluation.json", "predictions.csv"
 MAX_CONFUSIONS = 3  # on the console
+MAX_IN_MATRIX = 1_000  # classes
 #: Key -> name, and how its interval is made.
 SCORES = {
     "eval/accuracy": ("accuracy", "Wilson"),
@@ -141,7 +142,9 @@ def _evaluate(
     intervals = score_intervals(found, targets)
     rows = [(name, told(metrics[key], intervals[key]), method) for key, (name, method) in SCORES.items()]
     names = info.class_names
-    matrix = np.bincount(targets * len(names) + found.labels, minlength=len(names) ** 2).reshape(len(names), -1)
+    pairs = targets * len(names) + found.labels
+    has_matrix = len(names) <= MAX_IN_MATRIX
+    matrix = np.bincount(pairs, minlength=len(names) ** 2).reshape(len(names), -1).tolist() if has_matrix else None
     scores = {
         "checkpoint": str(checkpoint),
         "data": config.data,
@@ -152,7 +155,7 @@ def _evaluate(
         "intervals": intervals,
         "interval_methods": {key: method for key, (_, method) in SCORES.items()},
         "class_names": names,
-        "confusion": matrix.tolist(),  # (C, C): true class, class that the model says
+        "confusion": matrix,  # (C, C): true class, class that the model says; null of many classes
         "code": describe_code(),
     }
     said = answers.Predictions(images.ids.tolist(), probs.numpy(), names, {}).rows()

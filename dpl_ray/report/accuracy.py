@@ -24,6 +24,7 @@ NUM_PICTURES = 12  # of each sheet
 MAX_NAMED = 20  # classes of a confusion matrix with names and counts in it
 MAX_CONFUSIONS = 10
 MAX_ROWS = 20
+MAX_DRAWN = 500  # rows and columns of the matrix; of more classes, neighbours share one
 
 
 def calibration_section(test: ImageSet, found: Predictions, ece: float, baseline_ece: float | None) -> Section:
@@ -81,19 +82,18 @@ def confusion_section(
 ) -> Section:
     """The confusion matrix, its largest entries, and the recall of every class."""
     num_classes = len(class_names)
-    matrix = np.bincount(test.targets * num_classes + found.labels, minlength=num_classes**2)
-    matrix = matrix.reshape(num_classes, num_classes)
-    size = 4.6
-    drawing = draw(lambda axes: _matrix(axes, matrix, class_names), width=size, height=size * 0.95)
-    wrong = matrix - np.diag(np.diag(matrix))
-    order = [place for place in np.argsort(-wrong, axis=None, kind="stable")[:MAX_CONFUSIONS] if wrong.flat[place]]
+    drawing = draw(lambda axes: _matrix(axes, test.targets, found.labels, class_names), width=4.6, height=4.6 * 0.95)
+    numbers = np.bincount(test.targets, minlength=num_classes)
+    is_wrong = found.labels != test.targets
+    # The pairs that there are: a matrix of 10,000 classes would take 800 MB.
+    pairs = test.targets[is_wrong] * num_classes + found.labels[is_wrong]
+    places, counts = np.unique(pairs, return_counts=True)
     rows = []
-    for place in order:
-        target, label = divmod(int(place), num_classes)
-        number = matrix[target].sum()
-        share = 100 * matrix[target, label] / number
+    for place in np.argsort(-counts, kind="stable")[:MAX_CONFUSIONS]:
+        target, label = divmod(int(places[place]), num_classes)
+        count, number = counts[place], numbers[target]
         rows.append(
-            [class_names[target], class_names[label], f"{matrix[target, label]:,} of {number:,}", f"{share:.0f} %"]
+            [class_names[target], class_names[label], f"{count:,} of {number:,}", f"{100 * count / number:.0f} %"]
         )
     columns = ["true class", "said to be", "images", "share"]
     return Section(
@@ -111,25 +111,32 @@ def confusion_section(
 def _recall(test: ImageSet, found: Predictions, baseline: Predictions | None, class_names: Sequence[str]) -> Table:
     rows = []
     numbered = len(class_names) > MAX_NAMED  # as in the matrix
-    for place, name in enumerate(class_names):
+    numbers, *hits = (
+        np.bincount(targets, minlength=len(class_names)).tolist()
+        for targets in (
+            test.targets,
+            *(test.targets[each.labels == test.targets] for each in (found, baseline) if each),
+        )
+    )
+    for place, (name, number) in enumerate(zip(class_names, numbers, strict=True)):
         name = f"{place}: {name}" if numbered else name
-        mine = test.targets == place
-        if not mine.any():
+        if not number:
             rows.append([name, "0", MISSING] + [MISSING, MISSING] * (baseline is not None))
             continue
-        recall = 100 * float((found.labels[mine] == place).mean())
-        row = [name, f"{mine.sum():,}", f"{recall:.1f} %"]
-        if baseline is not None:
-            before = 100 * float((baseline.labels[mine] == place).mean())
-            row += [f"{before:.1f} %", f"{recall - before:+.1f}"]
-        rows.append(row)
+        recall, *before = (100 * right[place] / number for right in hits)
+        row = [name, f"{number:,}", f"{recall:.1f} %"]
+        rows.append(row + [text for share in before for text in (f"{share:.1f} %", f"{recall - share:+.1f}")])
     columns = ["class", "test images", "recall", *(["supervised", "difference"] if baseline is not None else [])]
     return Table("Recall of the classes", columns, rows)
 
 
-def _matrix(axes: Any, matrix: NDArray[np.int64], class_names: Sequence[str]) -> None:
+def _matrix(axes: Any, targets: NDArray[np.int64], labels: NDArray[np.int64], class_names: Sequence[str]) -> None:
+    width = -(-len(class_names) // MAX_DRAWN)  # classes of a row
+    side = -(-len(class_names) // width)
+    matrix = np.bincount(targets // width * side + labels // width, minlength=side**2).reshape(side, side)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    extent = (-0.5, side * width - 0.5, side * width - 0.5, -0.5)
+    axes.imshow(shares, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", extent=extent)
     axes.grid(False)
     axes.spines[:].set_visible(True)
     axes.set_xlabel("said to be")

@@ -116,6 +116,22 @@ def test_the_rows_of_the_confusion_matrix_are_the_true_classes(figures: list[Fig
     ]
 
 
+def test_neighbours_of_many_classes_share_a_row_of_the_matrix(figures: list[Figure]) -> None:
+    targets = [0, 1, 9_999, 9_999, 5_000]
+    found = Predictions(np.array([1, 0, 5_000, 5_000, 5_000]), np.full(5, 0.5, np.float32))
+    section = confusion_section(images(targets), found, None, [f"class{index}" for index in range(10_000)])
+    (drawn,) = figures[0].axes[0].images
+    shares = drawn.get_array()
+    assert shares.shape == (500, 500)
+    assert {(int(row), int(column)) for row, column in np.argwhere(shares)} == {(0, 0), (499, 250), (250, 250)}
+    assert drawn.get_extent() == [-0.5, 9_999.5, 9_999.5, -0.5], "ticks are classes"
+    assert section.confusions.rows == [
+        ["class9999", "class5000", "2 of 2", "100 %"],
+        ["class0", "class1", "1 of 1", "100 %"],
+        ["class1", "class0", "1 of 1", "100 %"],
+    ]
+
+
 WIDTH = math.log(10) / NUM_POOL_BINS  # of a bin of entropy
 
 
