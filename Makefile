@@ -63,6 +63,8 @@ bench: install
 	$(BIN)/python -m benchmarks.views --save
 	$(BIN)/python -m benchmarks.views --batch 112 --save views_112
 	$(BIN)/python -m benchmarks.step --save
+	$(BIN)/python -m benchmarks.step --workers 1 --classes 1000 --save step_1000_classes
+	$(BIN)/python -m benchmarks.step --workers 1 --classes 10000 --save step_10000_classes
 	$(BIN)/python -m benchmarks.step --features 384 --workers 1 --batch-size 448 --save step_features
 	$(BIN)/python -m benchmarks.feature_rates --save
 	$(BIN)/python -m benchmarks.step --compare --save step_compare

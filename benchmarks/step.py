@@ -2,6 +2,7 @@
 
     python -m benchmarks.step                      shares of the phases, WRN-28-2, B=16, mu=7, 2 workers
     python -m benchmarks.step --features 384 --workers 1 --batch-size 448     the same of stored features, one view each
+    python -m benchmarks.step --workers 1 --classes 10000     the same with so many classes
     python -m benchmarks.step --compare            our step / the peers' form, coverage 1 and 0.7, B=8, mu=7
 
 The peers' form (USB): labelled, weak and strong views of every image go through the network with gradient in one
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -35,8 +37,11 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.augment import strong, weak
 from dpl_ray.data.batches import Batch, BatchFeed
 from dpl_ray.data.dataset import ImageSet
+from dpl_ray.runs.history_writer import HistoryWriter
+from dpl_ray.store.storage import Storage
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.memory import keep_freed_memory
+from dpl_ray.training.records import Record, Window
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import train_step
 
@@ -50,8 +55,10 @@ PHASES = (
     "forward and backward",
     "gradient average",
     "optimizer and EMA",
+    "records",
 )
-NUM_CLASSES = 10
+#: Number of classes -> bound on the share of heads, policy, collective and records, in %.
+BOUNDS = {10: 3, 1_000: 2, 10_000: 5}
 
 
 class FixedCoverage(DynamicPseudoLabels):
@@ -118,8 +125,8 @@ def _setup(
     if arguments.features:
         images = random.standard_normal((20_000, 3, 1, arguments.features), np.float32).astype(np.float16)
         keep_freed_memory()
-    pool = ImageSet(images, random.integers(0, NUM_CLASSES, len(images)), np.arange(len(images)).astype(str))
-    state = build_state(config, 3, NUM_CLASSES, workers)
+    pool = ImageSet(images, random.integers(0, arguments.classes, len(images)), np.arange(len(images)).astype(str))
+    state = build_state(config, 3, arguments.classes, workers)
     if coverage is not None:
         state.policy.__class__ = type("Fixed", (FixedCoverage,), {"coverage": coverage})
     return config, state, BatchFeed(config, pool, pool, workers.rank, workers.world_size)
@@ -134,16 +141,27 @@ def measure_phases(rank: int, arguments: argparse.Namespace, port: int) -> None:
     config, state, feed = _setup(arguments, workers, coverage=1.0)
     for _ in range(2):
         train_step(state, feed(state.step), config, workers)
-    rows = []
+    rows, folder = [], tempfile.TemporaryDirectory()
+    history = HistoryWriter(Storage(folder.name))
+    names = tuple(map(str, range(arguments.classes)))
+
+    def record(news: Record) -> None:
+        history.add(news)
+
+    window = Window(workers, record, config.policy.name, config.train.num_steps, names, state.sums)
     for _ in range(arguments.steps):
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             began = time.perf_counter()
             with record_function("data wait"):
                 batch = feed(state.step)
-            train_step(state, batch, config, workers)
+            window.add(train_step(state, batch, config, workers), state.step, len(batch), 0.0)
             total = time.perf_counter() - began
+        began = time.perf_counter()
+        window.close(state.step, state.policy.thresholds())
+        records = (time.perf_counter() - began) / config.train.log_every
         times = {event.key: event.cpu_time_total / 1e6 for event in profiler.key_averages() if event.key in PHASES}
-        rows.append(times | {"total": total})
+        rows.append(times | {"records": records, "total": total + records})
+    folder.cleanup()
     if rank == 0:
         _report_phases(rows, arguments)
     if arguments.workers > 1:
@@ -151,19 +169,20 @@ def measure_phases(rank: int, arguments: argparse.Namespace, port: int) -> None:
 
 
 def _report_phases(rows: list[dict[str, float]], arguments: argparse.Namespace) -> None:
-    def share(*phases: str, **bounds: float) -> Figure:
+    def share(*phases: str, **bounds: float | None) -> Figure:
         shares = [100 * sum(row.get(phase, 0.0) for phase in phases) / row["total"] for row in rows]
         return Figure(statistics.median(shares), "%", **bounds)
 
     def milliseconds(phase: str) -> Figure:
         return Figure(1e3 * statistics.median(row.get(phase, 0.0) for row in rows), "ms")
 
-    if arguments.features:  # of a step so short that the times are those of a busy machine more than of the step
-        figures: Figures = {phase: {"share": share(phase)} for phase in PHASES}
-    else:
-        figures = {phase: {"median": milliseconds(phase), "share": share(phase)} for phase in PHASES}
-        figures["whole step"] = {"median": milliseconds("total")}
-        figures["heads, policy and collective together"] = {"share": share("heads and policy", "collective", at_most=3)}
+    figures: Figures = {phase: {"share": share(phase)} for phase in PHASES}
+    if not arguments.features:  # a step so short that it is a busy machine's more than its own
+        if arguments.classes == 10:
+            figures = {phase: {"median": milliseconds(phase)} | columns for phase, columns in figures.items()}
+            figures["whole step"] = {"median": milliseconds("total")}
+        together = share("heads and policy", "collective", "records", at_most=BOUNDS.get(arguments.classes))
+        figures["heads, policy, collective and records together"] = {"share": together}
     report("step", figures, arguments.save)
 
 
@@ -212,6 +231,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2)
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--features", type=int, help="stored features in place of images, so many of each")
+    parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--batch-size", type=int, help="global labelled batch; default 16, with --compare 8")
     parser.add_argument("--mu", type=int, default=7)
     parser.add_argument("--workers", type=int, help="gloo processes; default 2, with --compare 1")
