@@ -66,6 +66,7 @@ class DynamicPseudoLabels(Policy):
     mean_probs: Tensor  # (C,) moving average of the unaligned probabilities
     shares: Tensor  # (C,) class shares of the pool that the alignment aims at, as multiples of 1 / C
     mass: Tensor  # (C,) moving average of each class's share of the pseudo-labels' weight
+    prior: Tensor  # (C,) the same, followed slowly: class shares of the pool where `shares` are estimated
     num_crossed: Tensor  # () how often a class's two states stood in the wrong order after an update
 
     def __init__(
@@ -82,7 +83,7 @@ class DynamicPseudoLabels(Policy):
         pace: float | None,
         heads_weight: float | None,
         balance: float | None,
-        shares: tuple[float, ...] | Literal["labels"] | None,
+        shares: tuple[float, ...] | Literal["labels", "estimated"] | None,
         balanced_softmax: bool,
         open_set: bool,
     ) -> None:
@@ -99,9 +100,10 @@ class DynamicPseudoLabels(Policy):
         self.register_buffer("states", zeros + uniform)
         self.register_buffer("mean_probs", zeros[0] + uniform)
         self.register_buffer("mass", zeros[0] + uniform)
+        self.register_buffer("prior", zeros[0] + uniform)
         self.register_buffer("shares", zeros[0] + 1)
-        self.as_labeled = shares == "labels"
-        if shares is not None and shares != "labels":
+        self.as_labeled, self.estimated = shares == "labels", shares == "estimated"
+        if isinstance(shares, tuple | list):
             self._aim(torch.tensor(shares, dtype=torch.float64))
         self.log_shares: Tensor | None = None
         self.reads_labeled = open_set
@@ -109,7 +111,7 @@ class DynamicPseudoLabels(Policy):
         self.register_buffer("num_crossed", torch.zeros((), dtype=torch.int64))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
-        for name in ("mass", "shares"):  # checkpoints of before 2026-11-27 have none
+        for name in ("mass", "prior", "shares"):  # checkpoints of before 2026-11-27 have none
             state_dict.setdefault(f"{prefix}{name}", self.get_buffer(name))
         super()._load_from_state_dict(state_dict, prefix, *more)
 
@@ -141,7 +143,13 @@ class DynamicPseudoLabels(Policy):
         """CE(logits + log of the classes' shares, targets): balanced softmax (Ren 2020), CE for equal shares."""
         return F.cross_entropy(logits if self.log_shares is None else logits + self.log_shares, targets)
 
+    def unlabeled_logits(self, logits_strong: Tensor) -> Tensor:
+        """Logits of classes that are as frequent as in the pool, where that is estimated; else as they are."""
+        return logits_strong + self.prior.log().to(logits_strong.dtype) if self.estimated else logits_strong
+
     def alignment(self) -> Tensor | None:
+        if self.estimated:
+            return self.prior
         # A class that the student never predicts must not make the factors infinite.
         return self.shares / (self.num_classes * self.mean_probs.clamp(min=1e-6)) if self.aligned else None
 
@@ -194,12 +202,9 @@ class DynamicPseudoLabels(Policy):
             self.ema_decay,
             where=(count.sum() > 0).expand_as(unaligned),
         )
-        ema_(
-            self.mass,
-            weights / weights.sum().clamp(min=1e-6),
-            self.ema_decay,
-            where=(weights.sum() > 0).expand_as(weights),
-        )
+        found, weighed = weights / weights.sum().clamp(min=1e-6), (weights.sum() > 0).expand_as(weights)
+        ema_(self.mass, found, self.ema_decay, where=weighed)
+        ema_(self.prior, found.clamp(min=LEAST_MASS / self.num_classes), self.full_decay, where=weighed)
         self.num_crossed += (self.states[LOW] < self.states[HIGH]).sum()
 
     def thresholds(self) -> dict[str, Tensor]:

@@ -50,17 +50,19 @@ class Reference:
         alignment: bool,
         heads_weight: float = 1.0,
         balance: float = 0.0,
-        shares: list[float] | None = None,
+        pace: float = 1.0,
+        shares: list[float] | str | None = None,
     ):
-        self.decay, self.rule, self.cut, self.epsilon, self.alignment = decay, rule, cut, epsilon, alignment
+        self.decay, self.slow_decay, self.estimated = decay**pace, decay, shares == "estimated"
+        self.rule, self.cut, self.epsilon, self.alignment = rule, cut, epsilon, alignment
         self.heads_weight, self.balance = heads_weight, balance
         self.heads = [(classifier.weight.tolist(), classifier.bias.tolist()) for _ in range(2)]
         self.num_classes = len(self.heads[0][1])
         self.boundary = [[1 - 1 / self.num_classes] * self.num_classes for _ in range(2)]
         self.states = [[1 / self.num_classes] * self.num_classes for _ in range(2)]
-        self.shares = shares or [1 / self.num_classes] * self.num_classes
+        self.shares = shares if isinstance(shares, list) else [1 / self.num_classes] * self.num_classes
         self.mean_probs = [1 / self.num_classes] * self.num_classes
-        self.mass = [1 / self.num_classes] * self.num_classes
+        self.mass, self.prior = ([1 / self.num_classes] * self.num_classes for _ in range(2))
         self.num_crossed = 0
         #: Distance of the nearest gradient size to its boundary: a test that has to tell them apart reads it.
         self.margin = math.inf
@@ -92,8 +94,9 @@ class Reference:
         for row in logits:
             probs = softmax(row)
             if self.alignment:
-                rows = zip(probs, self.shares, self.mean_probs, strict=True)
-                probs = [p * share / mean for p, share, mean in rows]
+                aligned = [share / mean for share, mean in zip(self.shares, self.mean_probs, strict=True)]
+                factors = self.prior if self.estimated else aligned
+                probs = [p * factor for p, factor in zip(probs, factors, strict=True)]
                 probs = [p / sum(probs) for p in probs]
             self.labels.append(argmax(probs))
             confidences.append(max(probs))
@@ -103,9 +106,12 @@ class Reference:
         weights_before = [self.weight(*sample) for sample in samples]
         self.see(features)
         if total := sum(weights_before):
+            total = max(total, 1e-6)
             for k in range(self.num_classes):
                 of_class = sum(w for w, label in zip(weights_before, self.labels, strict=True) if label == k)
                 self.average(self.mass, k, [of_class / total])
+                share = max(of_class / total, 0.02 / self.num_classes)
+                self.prior[k] = self.slow_decay * self.prior[k] + (1 - self.slow_decay) * share
 
         self.cut_boundary = [list(row) for row in self.boundary]
         for head in range(2):
@@ -199,17 +205,19 @@ SIZES = {
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("alignment", [True, False, "known shares"], ids=["aligned", "unaligned", "known shares"])
+@pytest.mark.parametrize("alignment", ["aligned", "unaligned", "known shares", "estimated shares"])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("cut", CUTS)
-def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: bool | str, size: str) -> None:
+def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: str, size: str) -> None:
     num_features, learning_rate, decay = 5, 0.2, 0.7
-    parameters: dict[str, Any] = {"rule": rule, "cut": cut, "epsilon": 0.05, "alignment": bool(alignment)}
-    parameters |= {"heads_weight": 3.0, "balance": 0.5}
+    parameters: dict[str, Any] = {"rule": rule, "cut": cut, "epsilon": 0.05, "alignment": alignment != "unaligned"}
+    parameters |= {"heads_weight": 3.0, "balance": 0.5, "pace": 2.0}
     n = SIZES[size]
     if alignment == "known shares":
         total = n.num_classes * (n.num_classes + 1) / 2
         parameters["shares"] = [k / total for k in range(1, n.num_classes + 1)]
+    if alignment == "estimated shares":
+        parameters["shares"] = "estimated"
     torch.manual_seed(0)
     classifier = nn.Linear(num_features, n.num_classes)
     with torch.no_grad():
@@ -246,6 +254,7 @@ def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: bo
             ("states", reference.states),
             ("mean_probs", reference.mean_probs),
             ("mass", reference.mass),
+            ("prior", reference.prior),
         ):
             buffer = getattr(policy, name)
             assert buffer.dtype == torch.float64
@@ -255,6 +264,9 @@ def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: bo
         assert thresholds["under"].tolist() == pytest.approx(reference.under(), abs=2e-6)
         assert policy.num_crossed == reference.num_crossed
         assert weights.tolist() == pytest.approx(expected_weights, abs=1e-4)
+        margins = [math.log(share) if reference.estimated else 0.0 for share in reference.prior]
+        found = policy.unlabeled_logits(logits_labeled) - logits_labeled
+        torch.testing.assert_close(found, torch.tensor(margins).expand_as(found), rtol=0, atol=1e-5)
         assert loss.item() == pytest.approx(expected_loss, abs=3e-5)
         for head, (weight, bias) in zip((policy.heads.low, policy.heads.high), reference.heads, strict=True):
             torch.testing.assert_close(head.weight.detach(), torch.tensor(weight), rtol=0, atol=1e-5)

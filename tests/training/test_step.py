@@ -118,6 +118,8 @@ class SlowRun(Run):
                 read = read + config.policy.debias * policy.mean_probs.log().float()
             if config.policy.name == "simpro":
                 read = read + policy.joint.log().float()
+            if getattr(config.policy, "shares", None) == "estimated":
+                read = read + policy.prior.log().float()
             loss_unlabeled = loss_unlabeled + counts * cross_entropy(read, target) / num_unlabeled
             if weight > policy.min_weight:
                 features_kept, logits_kept = [*features_kept, features_strong], [*logits_kept, logits_strong]
@@ -148,6 +150,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in POLICIES},
     "dpl own band": {"name": "dpl", "cut": "own", "rule": "band", "alignment": False},
     "dpl open set": {"name": "dpl", "open_set": True, "ema_decay": 0.5},
+    "dpl that estimates the shares": {"name": "dpl", "shares": "estimated", "ema_decay": 0.5},
     "dpl agreement": {"name": "dpl", "rule": "agreement"},
     "dpl that never moves the classifier": {"name": "dpl", "classifier_from": 1.0},
     "dpl that moves the classifier later": {"name": "dpl", "classifier_from": 0.1},
