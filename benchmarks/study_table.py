@@ -9,6 +9,7 @@ from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.table import Row, make_rows
 
 REPORTED = range(5, 10)  # labelled subsets that nothing was chosen by
+TAILS = tuple(f"frozen-{labels}-{tail}" for labels in (4, 25) for tail in ("lt20", "lt100", "lt100r"))
 HEADING = ("setting", "subsets", SUPERVISED, "best rival", OURS, f"minus {SUPERVISED}", "minus the rival")
 
 
@@ -44,13 +45,12 @@ def study() -> str:
 
 def tails() -> str:
     """A row for each policy and a column for each long-tailed pool of frozen features: mean accuracy, in %."""
-    found = [row for row in read("study") if int(row["subset"]) in REPORTED and "(" not in row["policy"]]
+    found = [row for row in read("study") if int(row["subset"]) in REPORTED and row["setting"] in TAILS]
     columns = {
         setting: {row.label: row.accuracy for row in make_rows(_shared(found, setting), SUPERVISED)}
         for setting in settings(found)
-        if setting.startswith("frozen") and setting.endswith(("-lt20", "-lt100", "-lt100r"))
     }
-    policies = {policy for column in columns.values() for policy in column}
+    policies = set.intersection(*map(set, columns.values()))
     means = {policy: mean(column[policy] for column in columns.values()) for policy in policies}
     body = [
         [policy, *(f"{100 * column[policy]:.1f}" for column in columns.values()), f"{100 * means[policy]:.1f}"]
@@ -62,7 +62,7 @@ def tails() -> str:
 def variants() -> str:
     """A row for each policy of a setting in which `dpl` was trained with parameters too, the best first."""
     found = [row for row in read("study") if int(row["subset"]) in REPORTED]
-    tried = {row["setting"] for row in found if row["policy"].startswith(f"{OURS}(")}
+    tried = {row["setting"] for row in found if row["policy"].startswith(f"{OURS}(")}.difference(TAILS)
     body = []
     for setting in sorted(tried):
         for row in make_rows(_shared(found, setting), OURS):

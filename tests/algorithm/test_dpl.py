@@ -490,6 +490,13 @@ def test_the_labelled_loss_is_the_balanced_softmax_of_unequal_labels_and_plain_o
         assert torch.equal(plain.labeled_loss(logits, targets), F.cross_entropy(logits, targets))
 
 
+def test_a_checkpoint_of_before_an_average_was_kept_is_read() -> None:
+    policy = make_policy("dpl", 3, 2, shares="estimated")
+    state = {name: value for name, value in policy.state_dict().items() if name not in ("mass", "prior", "shares")}
+    policy.load_state_dict(state)
+    assert policy.prior.tolist() == policy.mass.tolist() == [0.5, 0.5]
+
+
 def test_alignment_aims_at_the_shares_that_are_known_of_the_pool() -> None:
     policy = make_policy("dpl", 3, 2, shares=[30, 10])
     assert policy.alignment().tolist() == [1.5, 0.5]  # of two classes that the student says equally often
