@@ -56,12 +56,17 @@ def tails() -> str:
         [policy, *(f"{100 * column[policy]:.1f}" for column in columns.values()), f"{100 * means[policy]:.1f}"]
         for policy in sorted(policies, key=lambda policy: -means[policy])
     ]
-    return table(("policy", *columns, "mean"), body)
+    above = ", ".join(f"`{policy}`" for policy, *_ in body if means[policy] > means[SUPERVISED]) or "none"
+    return f"{table(('policy', *columns, 'mean'), body)}\n\nAbove `{SUPERVISED}` in the mean: {above}."
 
 
 def variants() -> str:
-    """A row for each policy of a setting in which `dpl` was trained with parameters too, the best first."""
-    found = [row for row in read("study") if int(row["subset"]) in REPORTED]
+    """A row for each variant of `dpl` of a setting that has any, and `supervised`, the best first."""
+    found = [
+        row
+        for row in read("study")
+        if int(row["subset"]) in REPORTED and row["policy"].partition("(")[0] in (OURS, SUPERVISED)
+    ]
     tried = {row["setting"] for row in found if row["policy"].startswith(f"{OURS}(")}.difference(TAILS)
     body = []
     for setting in sorted(tried):

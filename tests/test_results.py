@@ -124,6 +124,8 @@ def test_the_long_tails_have_a_row_for_each_policy_on_the_labelled_subsets_that_
         "| dpl(cut=own) | 70.0 | 70.0 | 70.0 |",
         "| supervised | 50.0 | 60.0 | 55.0 |",
         "| dpl | 60.0 | 40.0 | 50.0 |",
+        "",
+        "Above `supervised` in the mean: `dpl(cut=own)`.",
     ]
 
 
