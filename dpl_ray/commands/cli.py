@@ -11,10 +11,10 @@ from types import FrameType
 
 from rich.console import Console
 
-from dpl_ray.commands.command import Command, program
+from dpl_ray.commands.command import Command
 from dpl_ray.commands.help import print_commands, print_help
 from dpl_ray.config.section import short, suggest
-from dpl_ray.page.console import show
+from dpl_ray.page.console import program, show
 
 WRONG_USE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 NAMES = (

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.section import Section
-from dpl_ray.page.console import show
+from dpl_ray.page.console import program, show
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,6 @@ class Command:
     own_groups: Sequence[str] = ()  # groups of conf/ that are the job's alone
     only: type[Section] | None = None  # fields of the job, where it has none of `Config`
     goes_on: bool = True  # after an interruption, with what is there
-
-
-def program(name: str) -> str:
-    """How the command of this name was called: as a module of a checkout, or else installed."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {spec.name}" if spec and spec.name.startswith("pipelines.") else f"dpl-ray {name}"
 
 
 def command_line(name: str) -> str:

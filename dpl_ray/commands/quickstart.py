@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from dpl_ray.commands.command import Command, print_results, program
-from dpl_ray.page.console import show
+from dpl_ray.commands.command import Command, print_results
+from dpl_ray.page.console import program, show
 from dpl_ray.quickstart.config import QuickstartConfig, load_quickstart
 
 
@@ -22,9 +22,7 @@ def job(given: tuple[QuickstartConfig, list[str]], console: Console) -> None:
     show(console, "\nnext:")
     for command in result.next_commands:
         _, name, arguments = command.split(" ", 2)
-        module = f"python -m pipelines.{name.replace('-', '_')}"
-        begin = module if program("quickstart").startswith("python") else f"dpl-ray {name}"
-        show(console, f"  {begin} {arguments}")
+        show(console, f"  {program(name)} {arguments}")
 
 
 COMMAND = Command(

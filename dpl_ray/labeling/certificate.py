@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 NUM_STEPS = 50  # of coverage, from which thresholds are taken
 LIKELY, LEAST_ERROR = 0.8, 0.25  # of `choose_thresholds`
+FEWEST_OF_AN_ESTIMATE = 20  # labels of which a share of wrong ones says something
 MOST_NEEDED = 1000  # times the least number: beyond it, no number of labels is named
 
 
@@ -171,29 +172,41 @@ def certify(held_out: Scored, sample: NDArray[np.float32], max_error: float, con
     place = max(0, passed - 1)
     counts = (int(selected[place]), int(wrong[place])) if len(thresholds) else (0, 0)
     threshold = float(thresholds[place]) if passed else None
-    needed = None if passed else _needed(len(held_out.labels), *counts, max_error, confidence)
+    needed = None if passed else _needed(held_out, *counts, max_error, confidence)
     steps = zip(thresholds.tolist(), selected.tolist(), wrong.tolist(), strict=True)
     return Certified(threshold, len(held_out.labels), *counts, needed, tuple(steps))
 
 
-def _needed(num_labels: int, selected: int, wrong: int, max_error: float, confidence: float) -> str:
-    """What would certify something, in a sentence: more labels, or something else than labels."""
-    least = least_labels(max_error, confidence)
+def _needed(held_out: Scored, selected: int, wrong: int, max_error: float, confidence: float) -> str:
+    """What would certify something, in a sentence: more labels, or something else than labels.
+
+    More labels allow a stricter first threshold, so any number of the most confident labels may be what certifies.
+    """
+    least, num_labels = least_labels(max_error, confidence), len(held_out.labels)
     what = f"{100 * max_error:g} % at a confidence of {100 * confidence:.6g} %"
     if num_labels < least:
         return (
             f"{least - num_labels:,} more held-out labels are needed: {least:,} without a wrong one certify {what}, "
             f"and there are {num_labels:,}"
         )
+    order = np.argsort(-held_out.confidence, kind="stable")
+    errors = np.cumsum((held_out.labels != held_out.targets)[order])
+    confidences = held_out.confidence[order]
+    ends = np.flatnonzero(np.append(confidences[:-1] > confidences[1:], True)) + 1  # not between equal ones
+    ends = ends[ends >= FEWEST_OF_AN_ESTIMATE]
+    ends = ends[np.unique(np.linspace(0, len(ends) - 1, NUM_STEPS).astype(int))] if len(ends) else ends
+    found = []
+    for end in ends.tolist():
+        if (number := labels_needed(int(errors[end - 1]), end, max_error, confidence)) is not None:
+            found.append((math.ceil(num_labels * number / end), number, end, int(errors[end - 1])))
+    total, number, selected, wrong = min(found, default=(0, 0, selected, wrong))
     are = "is" if wrong == 1 else "are"
     told = f"{wrong:,} of the {selected:,} most confident held-out labels {are} wrong"
-    number = labels_needed(wrong, selected, max_error, confidence) if selected else None
-    if number is None:
+    if not found:
         return f"a better model or a larger max_error is needed: {told}, and more like these do not certify {what}"
-    more = math.ceil(num_labels * number / selected) - num_labels
     return (
-        f"some {max(1, more):,} more held-out labels are needed: {told}, and {number:,} of which as large a share is "
-        f"wrong certify {what}"
+        f"some {max(1, total - num_labels):,} more held-out labels are needed: {told}, and {number:,} of which as "
+        f"large a share is wrong certify {what}"
     )
 
 

@@ -140,9 +140,18 @@ def _equally_likely(audit: Records) -> Records:
     """
     import pandas as pd
 
-    is_csv = audit.files is None
-    if not is_csv or (column := csv_column(audit.location, "probability")) is None:
+    if audit.files is not None:  # no CSV
         return audit
+    if csv_column(audit.location, "confidence") and csv_column(audit.location, "selected"):
+        raise audit.location.error(
+            "has the labels of a model, as export-labels writes them; an audit has those of a person: see `review`"
+        )
+    if (column := csv_column(audit.location, "probability")) is None:
+        return audit
+    if not any(column):
+        raise audit.location.error(
+            "has images that were chosen, as those of `suggest`, not drawn at random; an audit is a draw: see `review`"
+        )
     probability = pd.to_numeric(pd.Series(column), errors="coerce").to_numpy(float)
     if len(wrong := np.flatnonzero(~((probability > 0) & (probability <= 1)))):
         raise audit.location.error(

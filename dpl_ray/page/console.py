@@ -7,6 +7,7 @@ everything that is shown goes through `show`, `Progress` or `console_table`. Nor
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from importlib.util import find_spec
@@ -23,6 +24,13 @@ SECONDS_BETWEEN_LINES = 5.0  # of a log file
 _SPELLED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _SPELLED |= {code: f"\\u{code:04x}" for code in (*range(0x2028, 0x202F), *range(0x2066, 0x206A))}
 WIDE = 120  # columns of a terminal that has room for a bar beside the text
+
+
+def program(name: str) -> str:
+    """How the command of this name is called: as a module where this process runs one, or else as installed."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    is_module = spec is not None and spec.name.startswith("pipelines.")
+    return f"python -m pipelines.{name.replace('-', '_')}" if is_module else f"dpl-ray {name}"
 
 
 def open_console(console: Console | bool | None) -> Console:

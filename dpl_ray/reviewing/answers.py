@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from dpl_ray.config.section import suggest
 from dpl_ray.data.files import open_location
 from dpl_ray.data.labeled import csv_column, csv_rows
@@ -67,6 +69,6 @@ def read_answers(field: str, given: str, draw: Draw) -> list[int]:
 
 def _is_number(text: str, number: float) -> bool:
     try:
-        return float(text) == number
+        return math.isclose(float(text), number, rel_tol=1e-6)  # a spreadsheet writes fewer digits
     except ValueError:
         return False

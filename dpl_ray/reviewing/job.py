@@ -21,7 +21,7 @@ from rich.console import Console
 
 from dpl_ray.config.given import read_given
 from dpl_ray.data.files import open_location
-from dpl_ray.page.console import console_table, open_console, show
+from dpl_ray.page.console import console_table, open_console, program, show
 from dpl_ray.page.result import Result
 from dpl_ray.reviewing.answers import UNKNOWN, read_answers
 from dpl_ray.reviewing.config import ReviewConfig, load_reviewing
@@ -132,9 +132,8 @@ def _draw(config: ReviewConfig, labels: Labels, output: Storage, kept: Draw | No
         Item(item.sample_id, picture, item.label, item.confidence, item.runners_up, made.probability)
         for item, picture in zip(made.items, pictures, strict=True)
     ]
-    again = ["python", "-m", "pipelines.review", f"labels={config.labels}"]
-    again += [f"output={config.output}"] if config.output else []
-    command = shlex.join([*again, "answers=answers.csv"])
+    again = [f"labels={config.labels}", *([f"output={config.output}"] if config.output else []), "answers=answers.csv"]
+    command = f"{program('review')} {shlex.join(again)}"
     title = f"Review of {labels.storage.name}"
     write_json(output / DRAW_FILE, made)
     write_review(output / PAGE_FILE, items, made.class_names, title=title, review=made.review, command=command)
@@ -198,12 +197,12 @@ def _certificate(config: ReviewConfig, draw: Draw, findings: Findings) -> dict[s
 
 
 def _write_labels(draw: Draw, answers: Sequence[int], output: Storage) -> None:
-    """Each answered image, with the probability that it was drawn at random and answered."""
+    """Each answered image, with the probability that it was drawn at random and answered; empty where it was chosen."""
     table: list[tuple[Any, ...]] = [("path", "label", "probability")]
     for item, answer in zip(draw.items, answers, strict=False):
         name = draw.class_names[answer] if answer >= 0 else ""
-        table.append((item.sample_id, name, len(answers) / sum(draw.cells)))
-    text = csv_text(row if draw.is_random else row[:2] for row in table)
+        table.append((item.sample_id, name, len(answers) / sum(draw.cells) if draw.is_random else ""))
+    text = csv_text(table)
     (output / TRAIN_FILE).write(text.encode(errors="surrogateescape"))
     (output / NAMES_FILE).write("".join(f"{name}\n" for name in draw.class_names).encode())
 

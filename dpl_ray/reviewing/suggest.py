@@ -27,7 +27,7 @@ from dpl_ray.data.files import Location, open_location
 from dpl_ray.data.pseudo_labels import SUMMARY_FILE, read_job
 from dpl_ray.data.samples import read_samples
 from dpl_ray.data.sources import load_splits
-from dpl_ray.page.console import open_console, show
+from dpl_ray.page.console import open_console, program, show
 from dpl_ray.page.result import Result
 from dpl_ray.reviewing.candidates import Candidates, draw_candidates
 from dpl_ray.reviewing.choice import cover
@@ -225,8 +225,8 @@ def _write(
         items=tuple(items),
         is_random=False,
     )
-    words = ["python", "-m", "pipelines.review", f"labels={config.labels}", f"output={output}", "answers=answers.csv"]
-    command = shlex.join(words)
+    given = shlex.join([f"labels={config.labels}", f"output={output}", "answers=answers.csv"])
+    command = f"{program('review')} {given}"
     shown = [
         Item(item.sample_id, picture, item.label, item.confidence, item.runners_up, note=each.why(names))
         for item, picture, each in zip(items, pictures, chosen, strict=True)

@@ -106,6 +106,15 @@ def test_what_is_needed_where_nothing_is_certified(held_out: Scored, needed: str
     assert re.search(needed, str(found.needed)), found.needed
 
 
+def test_more_labels_help_where_the_most_confident_ones_are_right() -> None:
+    """Few labels have to select all at once, which the wrong ones at the end forbid; more of them do not."""
+    targets = np.zeros(60, np.int64)
+    targets[53:] = 1
+    held_out = Scored(np.zeros(60, np.int64), np.linspace(1, 0.5, 60, dtype=np.float32), targets)
+    found = certify(held_out, np.linspace(0.5, 1, 500, dtype=np.float32), MAX_ERROR, CONFIDENCE)
+    assert str(found.needed).startswith("some 7 more held-out labels are needed: 0 of the 53 most confident")
+
+
 def test_as_many_labels_as_are_needed_do_certify() -> None:
     number = labels_needed(2, 100, MAX_ERROR, CONFIDENCE)
     assert number is not None

@@ -196,9 +196,22 @@ def test_an_audit_of_unequal_probabilities_is_thinned_to_equal_ones(
     answers.write_text("\n".join([f"{header},probability", *(f"{line},0.5" for line in lines)]))
     assert len(open_audit(checkpoint, answers).audit.ids) == 80  # type: ignore[union-attr]
     for wrong in ("0", "2", "often", ""):
-        answers.write_text(f"{header},probability\n{lines[0]},{wrong}\n")
+        answers.write_text(f"{header},probability\n{lines[0]},{wrong}\n{lines[1]},0.5\n")
         with pytest.raises(ValueError, match=rf"^audit=.*: row 1 has the probability ({wrong}|.none.); write"):
             open_audit(checkpoint, answers)
+
+
+def test_what_is_no_random_draw_of_a_persons_labels_is_no_audit(
+    checkpoint: str, said: dict[str, Any], tmp_path: Path
+) -> None:
+    answers = write_answers(said, tmp_path)
+    header, *lines = answers.read_text().splitlines()
+    answers.write_text("\n".join([f"{header},probability", *(f"{line}," for line in lines)]))
+    with pytest.raises(ValueError, match=r"^audit=.*: has images that were chosen"):
+        open_audit(checkpoint, answers)
+    answers.write_text("\n".join([f"{header},confidence,selected", *(f"{line},0.99,True" for line in lines)]))
+    with pytest.raises(ValueError, match=r"^audit=.*: has the labels of a model"):
+        open_audit(checkpoint, answers)
 
 
 def open_audit(checkpoint: str, answers: Path) -> HeldOut:

@@ -210,7 +210,8 @@ def test_the_answers_become_labels_and_say_nothing_of_the_others(
     assert dict(zip(records.ids, records.labels, strict=True)) == {
         row["path"]: None if place == 3 else "bee" for place, row in enumerate(rows)
     }
-    assert "probability" not in Path(str(result.true_labels)).read_text()
+    table = read_csv(Path(str(result.true_labels)))
+    assert {row["probability"] for row in table} == {""}, "so that it is refused as an audit"
     answers.write_text("\n".join(["path,label", f"{pool / '0001.png'},bee"]))
     with pytest.raises(ValueError, match="which is none of the 8 drawn images"):
         review(labels=str(labels), output=str(output), answers=str(answers))
