@@ -26,6 +26,10 @@ class ExportLabelsConfig(Section):
     document_root: str = Field(
         "/", description="label_studio: LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT of the server, above all images"
     )
+    pool: str | None = Field(
+        None,
+        description="address that the pool's images are read by, as s3://...?endpoint_override=...; null: as labelled",
+    )
 
 
 class ImportLabelsConfig(Section):

@@ -70,8 +70,8 @@ def export_labels(
     """
     config, console = read_given(config, keywords, load_exporting_labels, ExportLabelsConfig), open_console(console)
     labels = open_labels("labels", config.labels)
-    output = _open_output(config.output)
-    pool = open_location("pool", labels.pool)
+    output = _open_output(config)
+    pool = open_location("pool", config.pool or labels.pool)
     rows: list[Exported] = []
     num_gone, num_labels = 0, sum(part.num_rows for part in labels.parts)
     with Progress(console, "labels") as progress, quiet_pillow():
@@ -101,7 +101,8 @@ def _batches(labels: Labels, *, selected_only: bool) -> Iterator[list[Exported]]
             ]
 
 
-def _open_output(given: str) -> Storage:
+def _open_output(config: ExportLabelsConfig) -> Storage:
+    given = config.output
     try:
         output = Storage(given)
         output.check_writable()
@@ -110,6 +111,8 @@ def _open_output(given: str) -> Storage:
         raise ValueError(f"output={given}: cannot be written ({one_line(error)}); give another folder") from None
     if found:
         raise ValueError(f"output={given}: is there already and not empty; give a new folder")
+    if not output.is_local and config.format == "image_folder" and not config.copies:
+        raise ValueError(f"output={given}: a bucket holds no links; give copies=true, or a local folder")
     return output
 
 
@@ -185,6 +188,11 @@ def _link(sample_id: str, place: Storage) -> None:
     link.symlink_to(sample_id)
 
 
+def _is_below(image: str, root: str) -> bool:
+    """Whether the server finds it: below its folder, or by its own address."""
+    return "://" in image or Path(image).is_relative_to(root)
+
+
 def _size(content: bytes) -> tuple[int, int]:
     with open_image(content) as image:
         return image.size
@@ -203,7 +211,12 @@ def _write(rows: Sequence[Exported], config: ExportLabelsConfig, labels: Labels,
         return output
     if config.format == "label_studio":
         write("config.xml", formats.label_studio_config(names))
-        root = str(output) if config.copies else config.document_root
+        root = config.document_root
+        if config.copies:
+            root, at = (str(output), "") if output.is_local else ("", f"{output.scheme}{output.path}/")
+            rows = [replace(row, image=f"{at}{row.image}") for row in rows]
+        elif outside := next((row.image for row in rows if not _is_below(row.image, root)), None):
+            raise ValueError(f"document_root={root}: {outside} does not lie below it; give a folder above all images")
         return write("tasks.json", formats.to_label_studio(rows, names, f"dpl-ray {labels.identity}", root))
     if config.format == "coco":
         return write("annotations.json", formats.to_coco(rows, names))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyarrow.fs import FileSelector, FileType
+from pyarrow.fs import FileSelector, FileType, LocalFileSystem
 from rich.console import Console
 
 from dpl_ray.config.given import read_given
@@ -17,6 +17,7 @@ from dpl_ray.data.files import Location, list_files, open_location, read_file
 from dpl_ray.data.labeled import is_table
 from dpl_ray.data.labels import clean_name
 from dpl_ray.data.shards import split_id
+from dpl_ray.data.spelling import Spelling
 from dpl_ray.exchange.config import ImportLabelsConfig, load_importing_labels
 from dpl_ray.exchange.formats import Row, from_coco, from_fiftyone, from_label_studio
 from dpl_ray.page.console import open_console, show
@@ -64,12 +65,15 @@ def import_labels(
     rows, folder = _read(location)
     root = folder if config.root is None else open_location("root", config.root).path
     answers: dict[str, str] = {}
+    spelled = Spelling(LocalFileSystem())
     num_open = 0
     for image, label in rows:
         if label is None:
             num_open += 1
             continue
         path = image if "://" in image else posixpath.join(root, image)
+        if not (path.isascii() or "://" in path or Path(path).exists()):
+            path = spelled(path)
         if answers.setdefault(path, label) != label:
             raise location.error(f"{path} is there twice, as {answers[path] or '(none)'} and {label or '(none)'}")
     num_labels = sum(map(bool, answers.values()))

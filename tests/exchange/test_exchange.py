@@ -19,6 +19,7 @@ from dpl_ray.data.labeled import list_records
 from dpl_ray.exchange.config import load_exporting_labels, load_importing_labels
 from dpl_ray.exchange.exporting import ExportLabelsResult, export_labels
 from dpl_ray.exchange.importing import import_labels
+from dpl_ray.store.storage import Storage
 from tests.exchange.outputs import write_rows
 from tests.labeling.jobs import write_images, write_parquet
 
@@ -108,6 +109,15 @@ def test_coco_is_read_by_pycocotools_and_back(labels: Path, pool: Path, tmp_path
         said[image["file_name"]] = coco.loadCats(annotation["category_id"])[0]["name"]
     assert said == truth(pool)
     assert read_back(result.file, tmp_path) == truth(pool)
+
+
+def test_a_name_is_that_of_the_file_whichever_of_unicodes_forms_it_is_written_in(tmp_path: Path) -> None:
+    decomposed, composed = "a\u0308.png", "\u00e4.png"
+    (tmp_path / decomposed).touch()
+    images, annotations = [{"id": 1, "file_name": composed}], [{"image_id": 1, "category_id": 1}]
+    tree = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "ant"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(tree))
+    assert read_back(tmp_path / "coco.json", tmp_path) == {str(tmp_path / decomposed): "ant"}
 
 
 def test_label_studio_takes_predictions_and_gives_annotations_back(labels: Path, pool: Path, tmp_path: Path) -> None:
@@ -243,6 +253,26 @@ def test_annotations_that_do_not_fit_are_answered_in_one_line(
         import_labels(**{"output": str(output)} | spoil(tmp_path, pool))
     assert "\n" not in str(found.value)
     assert not output.exists()
+
+
+def test_a_bucket_whose_address_has_options_is_exported_from_and_to(
+    s3: tuple[Any, str], pool: Path, tmp_path: Path
+) -> None:
+    filesystem, options = s3
+    with filesystem.open_output_stream("images/pool/one.png") as stream:
+        stream.write((pool / "a" / "0000.png").read_bytes())
+    folder = write_rows(tmp_path / "labels", [("s3://images/pool/one.png", 1, 0.75, True)], CLASSES, Path("images"))
+    at, given = f"s3://labels/out{options}", {"pool": f"s3://images/pool{options}"}
+    with pytest.raises(ValueError, match=r"^output=s3:.*: a bucket holds no links; give copies=true"):
+        export_labels(labels=str(folder), output=at, format="image_folder", **given)
+    result = export_labels(labels=str(folder), output=at, format="label_studio", copies=True, **given)
+    (task,) = json.loads(Storage(result.file).read())
+    assert filesystem.get_file_info(task["data"]["image"].removeprefix("s3://")).is_file
+
+
+def test_a_server_finds_images_below_its_folder_alone(labels: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^document_root=/nowhere: .*0000.png does not lie below it; give a folder"):
+        export(labels, tmp_path / "out", "label_studio", document_root="/nowhere")
 
 
 def test_nothing_is_overwritten(labels: Path, pool: Path, tmp_path: Path) -> None:
