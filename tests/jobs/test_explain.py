@@ -19,6 +19,7 @@ from dpl_ray.data.decode import DecodeSettings
 from dpl_ray.data.files import open_location
 from dpl_ray.data.pool.files import list_pool
 from dpl_ray.data.pool.windows import StreamedPool
+from dpl_ray.jobs.explain import _slug
 from dpl_ray.jobs.explain_config import load_explaining
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import find_checkpoint
@@ -85,6 +86,18 @@ def test_the_page_lies_beside_a_checkpoint_whose_address_has_options(
     assert explain(str(run), 5).page == f"{run}/explanation-5.html?region=here"
     assert (run / "explanation-5.html").exists()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sample", "slug"),
+    [
+        ("s3://bucket/3.png?endpoint_override=127.0.0.1:5000", "s3-bucket-3.png"),
+        ("s3://bucket/p.parquet:7?region=here", "s3-bucket-p.parquet-7"),
+        ("/photos/what?x=1.png", "photos-what-x-1.png"),
+    ],
+)
+def test_samples_of_an_address_with_options_have_pages_of_their_own(sample: str, slug: str) -> None:
+    assert _slug(sample) == slug
 
 
 def test_an_index_of_a_streamed_pool_is_the_row_of_that_number(

@@ -35,7 +35,6 @@ def train(folder: Path, images: Any = IMAGES, **changed: Any) -> FitResult:
 def test_a_run_on_arrays_goes_on_with_the_same_arrays_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     result = train(tmp_path)
     assert capfd.readouterr() == ("", "")
-    assert result.metrics["eval/accuracy"] >= 0
     assert result.report
     model = load_checkpoint(result.checkpoint)
     assert model.class_names == tuple("0123456789")
