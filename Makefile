@@ -40,10 +40,13 @@ explore: install
 
 faults: install
 	$(BIN)/python -m benchmarks.faults --save
+	$(BIN)/python -m benchmarks.leaks --save
+	$(BIN)/python -m benchmarks.results
 
 soak: install
 	FUZZ_CASES=10000 $(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=explore --timeout=0
 	$(BIN)/python -m benchmarks.faults --rounds 8 --seed 1 --damages 10000
+	$(BIN)/python -m benchmarks.leaks --records 100000
 
 lint: install
 	@$(BIN)/ruff check .

@@ -55,17 +55,35 @@ def labelling(name: str, place: Path, *more: str) -> Job:
     return Job(name, "pipelines.label", arguments, lambda folder: num_parts(folder / "labels"), faults.labels)
 
 
+def streamed(place: Path) -> list[str]:
+    """The data of a training, a streamed pool, that `write_streamed` has written."""
+    return [
+        *("data=parquet", f"data.train={place}/labelled.parquet", f"data.unlabeled={place}/stream.parquet"),
+        *("data.pool.mode=stream", "data.pool.shuffle_rows=64", "data.image_size=8"),
+    ]
+
+
+def write_streamed(place: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tests.labeling.jobs import png
+
+    write_parquet(place / "stream.parquet", range(500))
+    numbers = list(range(1000, 1060))
+    table = pa.table({"image": [png(number) for number in numbers], "label": [number % 3 for number in numbers]})
+    pq.write_table(table, place / "labelled.parquet")
+
+
 def plan(place: Path) -> list[tuple[Job, list[list[str]]]]:
     """Each job, and the victims of each of its runs: 23 in all, several within one run."""
-    streamed = ["data=parquet", f"data.train={place}/labelled.parquet", f"data.unlabeled={place}/stream.parquet"]
-    streamed += ["data.pool.mode=stream", "data.pool.shuffle_rows=64", "data.image_size=8"]
     cpus = (os.cpu_count() or 1) - 0.5
     return [
         (training("training, pool in memory", HERE), [[DRIVER] * 3, [DRIVER]]),
-        (training("training, pool streamed", *streamed, HERE), [[DRIVER] * 4]),
+        (training("training, pool streamed", *streamed(place), HERE), [[DRIVER] * 4]),
         (labelling("labelling", place, HERE), [[DRIVER] * 3]),
         (training("training on Ray, pool in memory", ON_RAY), [[WORKER, NEWS, WORKER], [DRIVER, WORKER]]),
-        (training("training on Ray, pool streamed", *streamed, ON_RAY), [[READER, WORKER, READER]]),
+        (training("training on Ray, pool streamed", *streamed(place), ON_RAY), [[READER, WORKER, READER]]),
         (
             labelling("labelling on Ray", place, "scale.num_workers=1", f"scale.cpus_per_worker={cpus}"),
             [[LABELLER, DECODER, LABELLER, DRIVER]],
@@ -75,17 +93,9 @@ def plan(place: Path) -> list[tuple[Job, list[list[str]]]]:
 
 def prepare(place: Path) -> None:
     """Pools, labelled images and a checkpoint."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from tests.labeling.jobs import png
-
     write_images(place / "pool", range(NUM_IMAGES // 2))
     write_parquet(place / "pool" / "a.parquet", range(NUM_IMAGES // 2, NUM_IMAGES))
-    write_parquet(place / "stream.parquet", range(500))
-    numbers = list(range(1000, 1060))
-    table = pa.table({"image": [png(number) for number in numbers], "label": [number % 3 for number in numbers]})
-    pq.write_table(table, place / "labelled.parquet")
+    write_streamed(place)
     made = make_checkpoint(place / "made")
     Path(made).rename(place / "checkpoint")
 

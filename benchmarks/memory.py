@@ -30,9 +30,9 @@ class MemorySampler:
 
     def _watch(self) -> None:
         while not self._stop.wait(SECONDS_BETWEEN_SAMPLES):
-            for name, size in _memory_below(os.getpid()):
+            for _, name, size in processes_below(os.getpid()):
                 self.peaks[name] = max(self.peaks[name], size)
-            self.peaks["object store"] = max(self.peaks["object store"], _object_store())
+            self.peaks["object store"] = max(self.peaks["object store"], object_store())
 
 
 def own_peak() -> int:
@@ -42,8 +42,8 @@ def own_peak() -> int:
     return int(found[1]) * 1024
 
 
-def _memory_below(root: int) -> Iterator[tuple[str, float]]:
-    """(name, bytes) of a process and all below: anonymous memory, so that the object store's is not in it."""
+def processes_below(root: int) -> Iterator[tuple[int, str, float]]:
+    """(id, name, bytes) of a process and all below: anonymous memory, so that the object store's is not in it."""
     children: dict[int, list[int]] = defaultdict(list)
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -63,7 +63,7 @@ def _memory_below(root: int) -> Iterator[tuple[str, float]]:
             continue
         anonymous = re.search(r"RssAnon:\s+(\d+) kB", status)
         if anonymous:
-            yield _kind(command, process == root), float(anonymous[1]) * 1024
+            yield process, _kind(command, process == root), float(anonymous[1]) * 1024
 
 
 def _kind(command: str, is_root: bool) -> str:
@@ -77,7 +77,7 @@ def _kind(command: str, is_root: bool) -> str:
     return "Ray Data's reader and idle" if "ray::" in command else "other of Ray"
 
 
-def _object_store() -> float:
+def object_store() -> float:
     import ray
 
     if not ray.is_initialized():
