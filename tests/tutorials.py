@@ -77,7 +77,8 @@ class Reader:
                         self._do(f"{place}: {line}", line, printing)
                 elif block.language == "console":
                     for mistake in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
-                        self._err(place, *mistake.split("\n", 1), printing)
+                        command, said = mistake.split("\n", 1)
+                        self._err(place, command, said, printing)
                 elif block.language == "yaml":
                     Path(block.text.split()[1]).write_text(block.text)
                 else:
