@@ -65,6 +65,8 @@ docs: install
 bench: install
 	$(BIN)/python -m benchmarks.views --save
 	$(BIN)/python -m benchmarks.views --batch 112 --save views_112
+	$(BIN)/python -m benchmarks.views --batch 112 --size 96 --save views_96
+	$(BIN)/python -m benchmarks.views --batch 112 --size 224 --save views_224
 	$(BIN)/python -m benchmarks.step --save
 	$(BIN)/python -m benchmarks.step --workers 1 --classes 1000 --save step_1000_classes
 	$(BIN)/python -m benchmarks.step --workers 1 --classes 10000 --save step_10000_classes

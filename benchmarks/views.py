@@ -23,7 +23,12 @@ from dpl_ray.config.schema import ViewsConfig
 from dpl_ray.data.augment import WEAK_UNIFORMS, num_strong_uniforms, strong, weak
 
 NUM_REPEATS = 7
-LEAST_RATIO = 10.0  # of the strong view
+#: Side of the images -> bounds on the ratios of the weak and the strong view.
+LEAST_RATIOS: dict[int, dict[str, float]] = {
+    32: {"weak": 20.0, "strong": 10.0},
+    96: {"strong": 5.0},
+    224: {"weak": 5.0, "strong": 2.0},
+}
 
 
 def smooth_noise(num: int, size: int) -> Tensor:
@@ -82,7 +87,8 @@ def main() -> None:
             speeds[name].append(images_per_second(run, batch, arguments.seconds / NUM_REPEATS))
 
     figures: Figures = {}
-    for view, least in (("weak", None), ("strong", LEAST_RATIO)):
+    for view in ("weak", "strong"):
+        least = LEAST_RATIOS.get(size, {}).get(view)
         ours, pillow = speeds[f"{view}, ours"], speeds[f"{view}, Pillow"]
         ratio = Figure(statistics.median(ours) / statistics.median(pillow), at_least=least)
         figures[view] = {"ours": median(ours, "images/s"), "Pillow": median(pillow, "images/s"), "ratio": ratio}

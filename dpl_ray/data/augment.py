@@ -29,6 +29,7 @@ from dpl_ray.data.rounds import Operation, draw, rounds_on
 WEAK_UNIFORMS = 3
 CUTOUT_UNIFORMS = 3
 GREY = 127
+MAX_BYTES = 4 << 20  # of images whose strong views a CPU computes at a time: its cache holds what is in between
 
 
 def _grayscale(images: Tensor) -> Tensor:
@@ -77,10 +78,13 @@ def _plan_equalize(images: Tensor, _parameters: Tensor) -> Tensor:
     """ImageOps.equalize: the cumulative histogram, rescaled; too few levels leave a channel as it is."""
     num_images, num_channels, height, width = images.shape
     num_bins = num_images * num_channels * 256
-    first_bins = torch.arange(0, num_bins, 256, device=images.device).view(num_images, num_channels, 1)
-    bins = (images.flatten(2) + first_bins).flatten()
-    histogram = torch.zeros(num_bins, dtype=torch.int32, device=images.device)
-    histogram.scatter_add_(0, bins, torch.ones_like(histogram[:1]).expand(bins.shape))
+    first_bins = torch.arange(0, num_bins, 256, dtype=torch.int32, device=images.device)
+    bins = (images.flatten(2) + first_bins.view(num_images, num_channels, 1)).flatten()
+    if images.device.type == "cpu" and not torch.compiler.is_compiling():
+        histogram = bins.bincount(minlength=num_bins).int()
+    else:  # of which a GPU's host would wait for the largest bin
+        histogram = torch.zeros(num_bins, dtype=torch.int32, device=images.device)
+        histogram.scatter_add_(0, bins.long(), torch.ones_like(histogram[:1]).expand(bins.shape))
     histogram = histogram.view(num_images, num_channels, 256)
     brightest = histogram.gather(2, images.flatten(2).amax(dim=2, keepdim=True).long())
     step = (height * width - brightest) // 255
@@ -265,6 +269,10 @@ def strong(images: Tensor, uniforms: Tensor, settings: ViewsConfig) -> Tensor:
     same device.
     """
     _check(images, uniforms, num_strong_uniforms(settings))
+    num_parts = min(len(images), -(-images.numel() // MAX_BYTES))
+    if num_parts > 1 and images.device.type == "cpu" and not torch.compiler.is_compiling():
+        parts = zip(images.chunk(num_parts), uniforms.chunk(num_parts), strict=True)
+        return torch.cat([strong(*part, settings) for part in parts])
     # In the order of OPERATIONS, where those with the same `apply` are neighbours.
     operations = [operation for name, operation in OPERATIONS.items() if name not in settings.exclude]
     column = WEAK_UNIFORMS + 2 * settings.num_operations

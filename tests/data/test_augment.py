@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from dpl_ray.config.schema import ViewsConfig
-from dpl_ray.data import rounds
+from dpl_ray.data import augment, rounds
 from dpl_ray.data.augment import (
     GREY,
     OPERATIONS,
@@ -213,6 +213,23 @@ def test_a_view_depends_on_its_own_row_only(
     kept = torch.tensor(mask, dtype=torch.bool)
     for view in (weak, strong):
         assert_same(view(images, uniforms, views)[kept], view(images[kept], uniforms[kept], views))
+
+
+def test_large_batches_are_computed_in_parts_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    views = ViewsConfig()
+    images, uniforms = noise(10, 3, 9, 8), random_uniforms(10, num_strong_uniforms(views))
+    whole, numbers, cut_out = strong(images, uniforms, views), list[int](), augment._cut_out
+
+    def noted(part: Tensor, uniforms: Tensor, largest: float) -> Tensor:
+        numbers.append(len(part))
+        return cut_out(part, uniforms, largest)
+
+    monkeypatch.setattr(augment, "_cut_out", noted)
+    for num_bytes, expected in ((3 * images[0].numel(), [3, 3, 3, 1]), (1, [1] * 10)):
+        monkeypatch.setattr(augment, "MAX_BYTES", num_bytes)
+        assert_same(strong(images, uniforms, views), whole)
+        assert numbers == expected
+        numbers.clear()
 
 
 def test_a_view_depends_on_its_own_row_only_in_a_large_batch() -> None:
