@@ -190,7 +190,7 @@ class DynamicPseudoLabels(Policy):
     def update(self, statistics: Tensor) -> None:
         statistics, of_foreign = statistics.tensor_split([9 * self.num_classes])
         if self.foreign_images is not None:
-            self.foreign_images.update(of_foreign, self.ema_decay)
+            self.foreign_images.update(of_foreign, self.full_decay)  # few images: a fast mean is a noisy one
         sums = statistics.view(9, self.num_classes)
         count, sizes, passed, confidences, weights, unaligned = sums[0], sums[1:3], sums[3:5], sums[5:7], *sums[7:]
         self.cut.copy_(self.boundary)
