@@ -10,6 +10,7 @@ from dpl_ray.studies.comparison.table import Row, make_rows
 
 REPORTED = range(5, 10)  # labelled subsets that nothing was chosen by
 TAILS = tuple(f"frozen-{labels}-{tail}" for labels in (4, 25) for tail in ("lt20", "lt100", "lt100r"))
+OPEN_SET = f"{OURS}(open_set=true)"
 HEADING = ("setting", "subsets", SUPERVISED, "best rival", OURS, f"minus {SUPERVISED}", "minus the rival")
 
 
@@ -65,7 +66,9 @@ def variants() -> str:
     found = [
         row
         for row in read("study")
-        if int(row["subset"]) in REPORTED and row["policy"].partition("(")[0] in (OURS, SUPERVISED)
+        if int(row["subset"]) in REPORTED
+        and row["policy"].partition("(")[0] in (OURS, SUPERVISED)
+        and row["policy"] != OPEN_SET
     ]
     tried = {row["setting"] for row in found if row["policy"].startswith(f"{OURS}(")}.difference(TAILS)
     body = []
@@ -74,6 +77,43 @@ def variants() -> str:
             minus = "-" if row.label == OURS else _minus(row, of_ours=False)
             body.append([setting, row.label, str(len(row.subsets)), f"{100 * row.accuracy:.1f}", minus])
     return table(("setting", "policy", "subsets", "accuracy", f"minus {OURS} [95 %]"), body)
+
+
+def open_sets() -> str:
+    """A row for each setting with foreign images: policies, and `dpl` on the same pool without them, in %."""
+    found = [row for row in read("study") if int(row["subset"]) in REPORTED]
+    named, cleaned = (SUPERVISED, "fixmatch", "openmatch", OURS, OPEN_SET), f"{OURS}, cleaned pool"
+    body = []
+    for setting in (name for name in settings(found) if name.endswith("-open60")):
+        without = setting.replace("-open", "-clean")
+        mine = [row for row in found if row["setting"] == setting and row["policy"] in named]
+        mine += [
+            row | {"setting": setting, "policy": cleaned}
+            for row in found
+            if (row["setting"], row["policy"]) == (without, OURS)
+        ]
+        rows = {row.label: row for row in make_rows(_shared(mine, setting), OPEN_SET)}
+        if {*named, cleaned} == rows.keys():
+            accuracies = [f"{100 * rows[name].accuracy:.1f}" for name in (*named, cleaned)]
+            differences = [_minus(rows[name]) for name in (SUPERVISED, OURS, cleaned)]
+            body.append([setting, str(len(rows[OURS].subsets)), *accuracies, *differences])
+    minus = (f"`open_set` minus {name}" for name in (SUPERVISED, OURS, "the cleaned pool"))
+    return table(("setting", "subsets", *named, cleaned, *minus), body)
+
+
+def foreign() -> str:
+    """A row for each score of foreign images, and the mean area under its ROC curve in each setting, in %."""
+    found = [row for row in read("foreign") if int(row["subset"]) in REPORTED]
+    areas: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in found:
+        columns = areas.setdefault((row["score"], row["policy"]), {})
+        columns.setdefault(row["setting"], []).append(100 * float(row["auroc"]))
+    means = {key: {name: mean(values) for name, values in columns.items()} for key, columns in areas.items()}
+    body = [
+        [*key, *(f"{means[key][name]:.1f}" for name in settings(found))]
+        for key in sorted(means, key=lambda key: -mean(means[key].values()))
+    ]
+    return table(("score", "policy", *settings(found)), body)
 
 
 def _shared(found: CsvRows, setting: str) -> list[CellResult]:
@@ -94,4 +134,4 @@ def _minus(row: Row, *, of_ours: bool = True) -> str:
     return f"{sign * row.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-TABLES = {"study": study, "study-tails": tails, "study-variants": variants}
+TABLES = {"study": study, "study-tails": tails, "study-variants": variants, "foreign": foreign, "open-sets": open_sets}

@@ -129,6 +129,41 @@ def test_the_long_tails_have_a_row_for_each_policy_on_the_labelled_subsets_that_
     ]
 
 
+def test_a_pool_with_foreign_images_has_a_row_with_the_same_pool_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = {"supervised": 0.4, "fixmatch": 0.3, "openmatch": 0.2, "dpl": 0.5}
+    of_setting = {"frozen-4-open60": accuracies | {"dpl(open_set=true)": 0.6}, "frozen-4-clean60": {"dpl": 0.65}}
+    rows = [
+        result(policy, subset, str(accuracy), setting=setting) | {"subset": str(subset)}
+        for setting, policies in of_setting.items()
+        for policy, accuracy in policies.items()
+        for subset in (0, 5)
+    ]
+    monkeypatch.setattr(study_table, "read", lambda _: rows)
+    *_, row = study_table.open_sets().splitlines()
+    assert row == "| frozen-4-open60 | 1 | 40.0 | 30.0 | 20.0 | 50.0 | 60.0 | 65.0 | +20.0 | +10.0 | -5.0 |"
+
+
+def test_scores_of_foreign_images_are_means_over_the_reported_subsets_the_best_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [
+        {"setting": setting, "policy": "dpl", "subset": subset, "score": score, "auroc": area}
+        for setting, subset, score, area in [
+            ("a", "5", "energy", "0.5"),
+            ("a", "6", "energy", "0.6"),
+            ("a", "0", "energy", "1.0"),
+            ("a", "5", "foreign", "0.8"),
+            ("b", "5", "energy", "0.5"),
+            ("b", "5", "foreign", "0.7"),
+        ]
+    ]
+    monkeypatch.setattr(study_table, "read", lambda _: rows)
+    assert study_table.foreign().splitlines()[2:] == [
+        "| foreign | dpl | 80.0 | 70.0 |",
+        "| energy | dpl | 55.0 | 50.0 |",
+    ]
+
+
 def test_the_first_runs_have_a_row_each() -> None:
     rows = [
         {"run": "a", "data": "digits", "policy": policy, "steps": "3000", "eval/accuracy": accuracy, "eval/ece": "0.5"}
