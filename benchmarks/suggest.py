@@ -47,14 +47,16 @@ COMMON = (
     "train.curve_images=0",
     "tracking.enabled=false",
 )
+FASHION14 = (
+    "data=fashion_mnist", "data.image_size=14", "data.interpolation=area", "model.depth=10", "model.width=1",
+    "train.batch_size=32", "train.mu=1",
+)  # fmt: skip
 DATA = {
     "digits": ("data=digits", "train.num_steps=200", "train.mu=3"),
-    "fashion14": (
-        "data=fashion_mnist", "data.image_size=14", "data.interpolation=area", "model.depth=10", "model.width=1",
-        "train.num_steps=200", "train.batch_size=32", "train.mu=1",
-    ),
+    "fashion14": (*FASHION14, "train.num_steps=400"),
     "cifar10 frozen": ("data=features", "train.num_steps=250"),
-}  # fmt: skip
+    "fashion14, half of the steps": (*FASHION14, "train.num_steps=200"),
+}
 
 
 def suggested(pool: Looked, labelled: Looked, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -111,15 +113,15 @@ WAYS: dict[str, Callable[[Looked, Looked, np.random.Generator], NDArray[np.int64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5, 10)))
+    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA)[:3])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--features", type=Path, default=Path("runs/backbones/features/cifar10"))
     parser.add_argument("--fashion-mnist", type=Path, help="folder of the four .gz files; else the usual ones")
     given = parser.parse_args()
     places = {"cifar10 frozen": [f"data.{part}={given.features / part}" for part in ("train", "test")]}
     if given.fashion_mnist:
-        places["fashion14"] = [f"data.root={given.fashion_mnist}"]
+        places |= {data: [f"data.root={given.fashion_mnist}"] for data in DATA if data.startswith("fashion14")}
     torch.set_num_threads(1)
     for seed in given.seeds:
         for data in given.data:

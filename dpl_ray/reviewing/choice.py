@@ -11,7 +11,7 @@ is the greedy maximization of the facility-location function
 which is within 1 - 1/e of the best choice (G. L. Nemhauser, L. A. Wolsey and M. L. Fisher, An analysis of
 approximations for maximizing submodular set functions, 1978; for active learning K. Wei, R. Iyer and J. Bilmes,
 Submodularity in data subset selection and active learning, 2015). k-centre greedy, which covers the farthest image
-first, chooses outliers, and was measured to be worse than a random choice (docs/suggestions.md).
+first, chooses outliers; docs/suggestions.md has both beside random choices.
 
 Legend: N candidates, L labelled images, C classes, D features.
 """
