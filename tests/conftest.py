@@ -137,6 +137,8 @@ def mlflow_uri(mlflow_template: Path, tmp_path: Path) -> str:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, str]]:
     """The file system of an S3 server on this machine with two buckets, and the options of its addresses."""
+    from urllib.request import Request, urlopen
+
     from moto.server import ThreadedMotoServer
     from pyarrow import fs
 
@@ -145,6 +147,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, str]]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
+    # What it holds is the process's: without this, the buckets of the tests before are there.
+    urlopen(Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST")).close()
     options = f"?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
     filesystem = fs.S3FileSystem(
         endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True

@@ -142,7 +142,7 @@ def test_the_figure_of_a_labelled_pool_has_its_counts(figures: list[Figure]) -> 
     counts.confidence_selected, counts.confidence_rejected = list(numbers), [2 * n for n in numbers]
     counts.entropy_selected, counts.entropy_rejected = [3 * n for n in numbers], [4 * n for n in numbers]
     draw_summary(counts, ["ant", "bee", "cat"], "a pool")
-    classes, confidence, reasons, entropy = figures[0].axes
+    classes, reasons, confidence, entropy = figures[0].axes
     selected, rejected = classes.containers
     assert [bar.get_width() for bar in selected] == [5, 0, 7]
     assert [(bar.get_x(), bar.get_width()) for bar in rejected] == [(5, 1), (0, 2), (7, 0)]
