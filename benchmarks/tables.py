@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import paper
+from benchmarks import paper, scaling
 from dpl_ray.page.markdown import markdown_row
 from dpl_ray.report.health import KINDS
 from dpl_ray.studies.comparison.cells import CellResult
@@ -311,6 +311,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "first-runs": lambda: first_runs(read("first_runs")),
     "paper": paper.plan,
     "paper-features": paper.features_plan,
+    "scaling": scaling.plan,
     "suggest": lambda: suggestions(read("suggest")),
     "health": lambda: table(["finding", "when"], [[name, when] for name, (_, when) in KINDS.items()]),
     "faults": lambda: faults(read("faults")),

@@ -304,7 +304,7 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
         f"{len(splits.validation)} validation, {len(splits.test)} test{of_pseudo_labels}{num_bad}{left_out}{shaped}"
         f"{network}{_small_pool(config, splits)}"
         + (
-            "\nstarting Ray takes some 20 seconds"
+            "\nstarting Ray takes some 10 seconds"
             if config.scale.num_workers and not cluster_address(config.scale)
             else ""
         )

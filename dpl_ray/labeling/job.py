@@ -356,6 +356,6 @@ def _headline(ledger: Ledger, place: str, listed: PoolFiles, *, starts_ray: bool
     if ledger.resumed:
         new = f", {ledger.num_new:,} new" if ledger.num_new else ""
         begins = f"goes on with {place}, {ledger.counts.num_rows:,} done{new}" if missing else "had finished"
-    ray = "\nstarting Ray takes some 20 seconds" if starts_ray and missing else ""
+    ray = "\nstarting Ray takes some 10 seconds" if starts_ray and missing else ""
     left_out = f"\nleft out: {as_text(listed.left_out)}" if listed.left_out else ""
     return f"{ledger.name} {begins}: {rows:,} images in {len(ledger.plan.pool.paths):,} files{left_out}{ray}"

@@ -84,7 +84,7 @@ class Study(ABC, Generic[R]):
     def waits_for_ray(self) -> str:
         """A line for the headline where Ray is to be started here, if any cell is to be run."""
         starts = self.config.scale.num_workers and not cluster.cluster_address(self.config.scale)
-        return "\nstarting Ray takes some 20 seconds" if starts else ""
+        return "\nstarting Ray takes some 10 seconds" if starts else ""
 
     @abstractmethod
     def check(self) -> None:

@@ -42,7 +42,7 @@ SET_BY_TESTS = (
 )
 ALLOWED = (
     r"demo starts with 2 Ray Train workers: digits, 40 labelled images of 10 classes, 1398 in the pool, .* 359 test",
-    r"starting Ray takes some 20 seconds",
+    r"starting Ray takes some 10 seconds",
     rf"(supervised|dpl) +\d+/{NUM_STEPS} steps  (\d:\d\d:\d\d|-:--:--) left(  [\d,]+ images/s)?"
     r"(  test \d+\.\d %)?(  loss \d+\.\d{3}(  coverage \d\.\d\d  precision \d\.\d\d)?)?",
     r"Last teacher on the test split",
