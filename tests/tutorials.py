@@ -129,7 +129,7 @@ def with_overrides(arguments: Sequence[str], overrides: Sequence[str]) -> list[s
 def compare(place: str, output: str, expected: str) -> None:
     """`AssertionError` unless this was printed."""
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    same = doctest.OutputChecker().check_output(*map(as_installed, (expected, output)), flags)
+    same = doctest.OutputChecker().check_output(as_installed(expected), as_installed(output), flags)
     assert same, f"{place} prints\n{output}\nand the page says\n{expected}"
 
 
