@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dpl_ray.page.markdown import markdown_row
-from dpl_ray.runs.provenance import git_commit, hardware
+from dpl_ray.runs.provenance import CHANGES, git_commit, hardware
 
 PACKAGES = ("torch", "torchvision", "pillow", "ray", "mlflow")
 FOLDER = Path(__file__).parent.parent / "docs" / "results" / "bench"
@@ -117,8 +117,20 @@ class Measurement:
 
 def add_save(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
-        "--save", nargs="?", const=name, metavar="NAME", help=f"write docs/results/bench/NAME.json (default {name})"
+        "--save",
+        nargs="?",
+        const=name,
+        type=of_a_commit,
+        metavar="NAME",
+        help=f"write docs/results/bench/NAME.json (default {name}); of code that is committed",
     )
+
+
+def of_a_commit(name: str) -> str:
+    """`name`; argparse's error, before anything is measured, where no commit has the code that runs."""
+    if git_commit().endswith(CHANGES):
+        raise argparse.ArgumentTypeError(f"the code has changes of {git_commit()}: commit them, then measure")
+    return name
 
 
 def report(benchmark: str, figures: Figures, save: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import backbones, paper, results, study_table, tables
-from benchmarks.figures import Figure, Measurement, command_line, mean_deviation, median, quartiles
+from benchmarks.figures import Figure, Measurement, add_save, command_line, mean_deviation, median, quartiles
 from dpl_ray.config.describe import list_groups
 from dpl_ray.config.schema import Config
 from dpl_ray.studies.comparison.table import make_rows
@@ -193,6 +194,20 @@ def test_a_measurement_is_kept_and_shown_with_its_commit(tmp_path: Path) -> None
         "",
         "`python -m benchmarks.views`: EPYC, 2 cores; Python 3.11.7; commit abc1234, 2026-11-27. Once.",
     ]
+
+
+def test_a_figure_is_kept_of_code_that_a_commit_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_save(parser, "views")
+    monkeypatch.setattr("benchmarks.figures.git_commit", lambda: "abc1234")
+    assert parser.parse_args(["--save"]).save == "views"
+    monkeypatch.setattr("benchmarks.figures.git_commit", lambda: "abc1234+changes")
+    assert parser.parse_args([]).save is None
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--save"])
+    assert "the code has changes of abc1234+changes: commit them, then measure" in capsys.readouterr().err
 
 
 def test_a_command_is_kept_without_the_places_of_one_machine() -> None:

@@ -14,6 +14,7 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy")
+CHANGES = "+changes"  # behind a commit whose checkout has some
 
 
 def describe_run(splits: Splits) -> dict[str, str]:
@@ -74,7 +75,7 @@ def git_commit() -> str:
         ]
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return run[0].stdout.strip() + ("+changes" if run[1].stdout.strip() else "")
+    return run[0].stdout.strip() + (CHANGES if run[1].stdout.strip() else "")
 
 
 @cache
