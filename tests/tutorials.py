@@ -25,6 +25,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -116,7 +117,8 @@ def run(words: Sequence[str], *, small: bool = True) -> int:
     if small:
         untracked = ("tracking.enabled=false",) if name == "train" and PRETRAINED & set(arguments) else ()
         arguments = with_overrides(arguments, (*SMALL[name.replace("-", "_")], *untracked))
-    with mock.patch.object(sys, "argv", [module, *arguments]), warnings.catch_warnings():
+    called = mock.patch.object(sys.modules["__main__"], "__spec__", find_spec(module))  # as by python -m
+    with called, mock.patch.object(sys, "argv", [module, *arguments]), warnings.catch_warnings():
         return cli.run(COMMANDS[name], arguments)
 
 
@@ -129,13 +131,8 @@ def with_overrides(arguments: Sequence[str], overrides: Sequence[str]) -> list[s
 def compare(place: str, output: str, expected: str) -> None:
     """`AssertionError` unless this was printed."""
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    same = doctest.OutputChecker().check_output(as_installed(expected), as_installed(output), flags)
+    same = doctest.OutputChecker().check_output(expected, output, flags)
     assert same, f"{place} prints\n{output}\nand the page says\n{expected}"
-
-
-def as_installed(text: str) -> str:
-    """Commands that it names are called as installed, as in this process, which runs no module of pipelines."""
-    return re.sub(r"python -m pipelines\.(\w+)", lambda found: f"dpl-ray {found[1].replace('_', '-')}", text)
 
 
 def run_line(reader: Reader, line: str) -> None:
