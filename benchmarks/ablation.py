@@ -22,7 +22,7 @@ from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import suggest
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.comparison.cells import Cell, CellResult, run_cell
 from dpl_ray.studies.comparison.folder import write_comparison

@@ -23,11 +23,11 @@ from benchmarks import paper
 from benchmarks.figures import Figure, Figures, add_save, median, report
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches import BatchFeed
+from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.files import open_location
-from dpl_ray.data.pool.features import COLUMNS, FeatureFiles, StreamedFeatures
+from dpl_ray.data.features.rows import COLUMNS, FeatureFiles, StreamedFeatures
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.pool.windows import PoolFeed, Windows
 from dpl_ray.embedding.blocks import as_lists, write_features
 from dpl_ray.store.storage import Storage

@@ -25,7 +25,7 @@ from dpl_ray.algorithm.open_set import nearness
 from dpl_ray.algorithm.policy import Policy
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, entropy, pseudo_labels
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.comparison.cells import read_cells

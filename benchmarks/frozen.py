@@ -21,7 +21,7 @@ from benchmarks.figures import Figure, report
 from benchmarks.pools import LITE0, Pool, add_pools, first_rows, open_pools
 from benchmarks.tables import METRICS, rounded, write
 from dpl_ray.checking.settings import settle_model
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.embedding.job import embed
 from dpl_ray.studies.comparison.cells import CellResult, read_cells, run_cell
 from dpl_ray.studies.comparison.config import load_comparison, make_plan

@@ -27,7 +27,7 @@ import torch
 
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches import Batch, BatchFeed
+from dpl_ray.data.batches.feed import Batch, BatchFeed
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.training.capture import NUM_PLAIN_STEPS, Captured
 from dpl_ray.training.distributed import Workers

@@ -16,9 +16,9 @@ import torch
 from benchmarks.gpu import NUM_CLASSES, Rows, milliseconds, random_images
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches import BatchFeed
+from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.data.dataset import Splits
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.store.storage import Storage
 from dpl_ray.training import fixed_shapes
 from dpl_ray.training.capture import NUM_PLAIN_STEPS, Captured

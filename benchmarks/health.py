@@ -24,7 +24,7 @@ from PIL import Image
 
 from dpl_ray.config.compose import load_config
 from dpl_ray.data.dataset import ImageSet, Splits
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.jobs.phases import train_phases
 from dpl_ray.report import health
 from dpl_ray.report.health import Measured, find_health

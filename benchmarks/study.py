@@ -29,7 +29,7 @@ from benchmarks import frozen, pools, tables
 from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.data.dataset import Splits
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.page.markdown import markdown_table
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.storage import Storage

@@ -27,7 +27,7 @@ from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet, Splits, concatenate
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.inference.look import Looked, look
 from dpl_ray.reviewing.choice import balance, cover, draw_keys, mass, unsure, worth
 from dpl_ray.store.storage import Storage

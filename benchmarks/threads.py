@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.figures import Figure, Figures, add_save, median, report
 from dpl_ray.config.parse import parse_config
-from dpl_ray.data.batches import BatchFeed
+from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state

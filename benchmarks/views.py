@@ -20,7 +20,7 @@ from torchvision import transforms
 
 from benchmarks.figures import Figure, Figures, add_save, median, report
 from dpl_ray.config.schema import ViewsConfig
-from dpl_ray.data.augment import WEAK_UNIFORMS, num_strong_uniforms, strong, weak
+from dpl_ray.data.batches.augment import WEAK_UNIFORMS, num_strong_uniforms, strong, weak
 
 NUM_REPEATS = 7
 #: Side of the images -> bounds on the ratios of the weak and the strong view.

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.pools import LITE0, add_pools, first_rows, open_pools
 from benchmarks.tables import METRICS, read, rounded, write
 from dpl_ray.checking.settings import settle_model
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.studies.comparison.cells import run_cell
 from dpl_ray.studies.comparison.config import load_comparison, make_plan
 

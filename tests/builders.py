@@ -23,7 +23,7 @@ from dpl_ray.algorithm.policies import POLICIES, build_policy
 from dpl_ray.algorithm.policy import Policy
 from dpl_ray.config.parse import parse_config, parse_policy
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches import BatchFeed
+from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, save_checkpoint

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dpl_ray.config.schema import Config
-from dpl_ray.data.bad_images import read_bad
 from dpl_ray.data.dataset import BadImage, Splits
+from dpl_ray.data.splits.bad_images import read_bad
 from dpl_ray.jobs.phases import train_phases
 from dpl_ray.runs.folder import RunFolder, check_run, run_storage
 from dpl_ray.runs.splits import read_splits

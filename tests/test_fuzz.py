@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from dpl_ray import load_checkpoint, load_config
 from dpl_ray.config.parse import to_yaml
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.decode import DecodeSettings, decode, decode_or_reason, has_image_header
-from dpl_ray.data.labeled import list_records
-from dpl_ray.data.pseudo_labels import JOB_FILE, read_pseudo_labels
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode import decode, decode_or_reason, has_image_header
+from dpl_ray.data.labeled.records import list_records
+from dpl_ray.data.splits.pseudo_labels import JOB_FILE, read_pseudo_labels
 from dpl_ray.store.records import from_lines, parse_tree, to_lines
 from tests.builders import png, save_labeler, tiny_config, write_images
 from tests.data.test_bombs import small

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from dpl_ray.algorithm.policies import POLICIES
-from dpl_ray.data import views
-from dpl_ray.data.augment import strong, weak
+from dpl_ray.data.batches import views
+from dpl_ray.data.batches.augment import strong, weak
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.capture import Captured
 from dpl_ray.training.distributed import GradientBuckets, Workers

@@ -17,6 +17,10 @@ MODULES = {
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
 ROOMS = {name.split(".")[1] for name in MODULES if name.count(".") > 1}
+#: The rooms of data.
+INNER = {name.removeprefix("dpl_ray.") for name in MODULES if re.fullmatch(r"dpl_ray\.data\.\w+", name)} - {
+    f"data.{path.stem}" for path in (ROOT / "dpl_ray" / "data").glob("*.py")
+}
 #: Libraries that only the rooms may import whose docstrings name them.
 WATCHED = {"torch", "ray", "mlflow"}
 STANDARD_LIBRARY = sys.stdlib_module_names
@@ -43,36 +47,44 @@ def is_below(name: str, package: str) -> bool:
 
 
 def test_the_parser_sees_imports() -> None:
-    assert "torch" in imports("dpl_ray.data.augment")
+    assert "torch" in imports("dpl_ray.data.batches.augment")
     assert "dpl_ray.store.storage.Storage" in imports("dpl_ray.runs.folder")
     assert "ray" in imports("dpl_ray.cluster.connect"), "inside functions too"
 
 
 def may_import(room: str) -> set[str]:
     """What the docstring of a room allows."""
-    doc = ast.get_docstring(ast.parse((ROOT / "dpl_ray" / room / "__init__.py").read_text())) or ""
-    allowed = re.fullmatch(r"\S.*\n\nMay import: ([\w, \n]+)\.", doc, re.DOTALL)
-    assert allowed, f"dpl_ray/{room}/__init__.py says what lives there and ends with `May import: rooms, libraries.`"
+    doc = ast.get_docstring(ast.parse(MODULES[f"dpl_ray.{room}"].read_text())) or ""
+    allowed = re.fullmatch(r"\S.*\n\nMay import: ([\w., \n]+)\.", doc, re.DOTALL)
+    assert allowed, f"dpl_ray.{room} says in a docstring what lives there, and `May import: rooms, libraries.`"
     names = set(re.split(r",\s+", allowed[1])) - {"nothing of the package"}
-    assert names <= ROOMS | WATCHED
+    assert names <= ROOMS | INNER | WATCHED
     return names
 
 
-@pytest.mark.parametrize("room", sorted(ROOMS))
+@pytest.mark.parametrize("room", sorted(ROOMS | INNER))
 def test_a_room_imports_what_its_docstring_says(room: str) -> None:
-    allowed = may_import(room)
+    allowed = may_import(room) | {room}
+    others = ROOMS - {"data"} | INNER if room in INNER else ROOMS
     for module in MODULES:
         if is_below(module, f"dpl_ray.{room}"):
             names = imports(module)
-            below = {name.split(".")[1] for name in names if is_below(name, "dpl_ray") and name.count(".")}
-            libraries = {name.partition(".")[0] for name in names} & WATCHED
-            assert below & ROOMS <= allowed | {room}, module
-            assert libraries <= allowed, module
+            assert {
+                other for other in others if any(is_below(name, f"dpl_ray.{other}") for name in names)
+            } <= allowed, module
+            assert {name.partition(".")[0] for name in names} & WATCHED <= allowed, module
 
 
-def test_the_rooms_are_in_an_order() -> None:
+def test_what_the_rooms_of_data_share_imports_none_of_them() -> None:
+    for path in (ROOT / "dpl_ray" / "data").glob("*.py"):
+        names = imports(f"dpl_ray.data.{path.stem}".removesuffix(".__init__"))
+        assert not any(is_below(name, f"dpl_ray.{room}") for name in names for room in INNER), path
+
+
+@pytest.mark.parametrize("rooms", [ROOMS, INNER])
+def test_the_rooms_are_in_an_order(rooms: set[str]) -> None:
     # What a room may import, its imports may not: there is an order in which the rooms can be read.
-    graph = {room: may_import(room) & ROOMS for room in ROOMS}
+    graph = {room: may_import(room) & rooms for room in rooms}
     while leaves := {room for room, needs in graph.items() if not needs & graph.keys()}:
         graph = {room: needs for room, needs in graph.items() if room not in leaves}
     assert not graph
@@ -115,8 +127,10 @@ def test_configuration_loads_neither_torch_nor_ray() -> None:
 
 
 def test_the_map_of_the_readme_names_every_room() -> None:
-    named = re.findall(r"^  (\w+)(?:/pool)?/ ", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert set(named) == ROOMS
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"^  (\w+)/ ", readme, re.MULTILINE)) == ROOMS
+    rooms_of_data = re.search(r"(?s)^  data/ .*? each other: (.*?)^  \w", readme, re.MULTILINE)[1]  # type: ignore[index]
+    assert {f"data.{name}" for name in re.findall(r"\w+", re.sub(r"\([^)]*\)", "", rooms_of_data))} == INNER
 
 
 def test_no_file_has_more_than_four_hundred_lines() -> None:

@@ -24,9 +24,9 @@ from rich.console import Console
 from dpl_ray import fit, load_checkpoint, load_config
 from dpl_ray.config.given import as_overrides
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.features import BACKBONE_FOLDER, SPEC_FILE, read_spec
-from dpl_ray.data.pseudo_labels import JOB_FILE, SUMMARY_FILE, read_pseudo_labels
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.features.folder import BACKBONE_FOLDER, SPEC_FILE, read_spec
+from dpl_ray.data.splits.pseudo_labels import JOB_FILE, SUMMARY_FILE, read_pseudo_labels
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.embedding.config import load_embedding
 from dpl_ray.models.weights import read_weights
 from dpl_ray.store.records import read_tree, write_json

@@ -15,13 +15,13 @@ from dpl_ray.checking.findings import OWN, Finding, data_findings, scoring_findi
 from dpl_ray.checking.settings import check_network, check_pool_use, settle_model
 from dpl_ray.checking.timing import Timing, measure_steps
 from dpl_ray.config.schema import Config
-from dpl_ray.data.bad_images import most_bad
 from dpl_ray.data.dataset import ImageSet, Splits
-from dpl_ray.data.feature_splits import stored_hashes
-from dpl_ray.data.files import as_text
+from dpl_ray.data.files.kinds import as_text
 from dpl_ray.data.pool.windows import StreamedPool
-from dpl_ray.data.sources import load_splits
-from dpl_ray.data.split import check_pool
+from dpl_ray.data.splits.bad_images import most_bad
+from dpl_ray.data.splits.feature_splits import stored_hashes
+from dpl_ray.data.splits.sources import load_splits
+from dpl_ray.data.splits.split import check_pool
 
 MAX_STREAMED = 4096  # images of a streamed pool that are read
 _ROWS_AT_A_TIME = 512  # whose encoded images are in memory

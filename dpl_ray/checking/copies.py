@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dct
 
-from dpl_ray.data.copies import pixel_hashes
 from dpl_ray.data.dataset import ImageSet
+from dpl_ray.data.splits.copies import pixel_hashes
 
 LEAST_SIDE = 16  # pixels, of images that are compared for near copies: smaller ones are alike too often
 MAX_BITS = 10  # of 64, in which the hashes of near copies differ at most

@@ -12,8 +12,8 @@ from PIL import ExifTags
 
 from dpl_ray.checking.findings import Finding
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.decode import Payload, open_image, quiet_pillow
-from dpl_ray.data.labeled import list_records
+from dpl_ray.data.images.decode import Payload, open_image, quiet_pillow
+from dpl_ray.data.labeled.records import list_records
 from dpl_ray.data.pool.choice import list_unlabeled
 
 MAX_FILES = 2000  # of each field that are looked at

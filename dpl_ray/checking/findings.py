@@ -15,8 +15,8 @@ import numpy as np
 from rich.console import Console
 
 from dpl_ray.config.schema import FILE_FORMS, Config
-from dpl_ray.data.copies import describe_copies
 from dpl_ray.data.dataset import Conflict, Splits
+from dpl_ray.data.splits.copies import describe_copies
 from dpl_ray.page.console import show
 
 Level = Literal["error", "warning", "note"]

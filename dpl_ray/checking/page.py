@@ -14,7 +14,7 @@ from dpl_ray.checking.files import MAX_FILES, kinds, sizes
 from dpl_ray.checking.findings import UNEQUAL, Finding
 from dpl_ray.checking.sheets import MAX_CLASSES, class_sheets, view_rows
 from dpl_ray.data.dataset import BadImage, ImageSet
-from dpl_ray.data.pictures import read_pictures
+from dpl_ray.data.features.pictures import read_pictures
 from dpl_ray.page.html import MISSING, Page, Section, Table, render_page
 from dpl_ray.page.pictures import MAX_PIXELS, encode_sheet
 

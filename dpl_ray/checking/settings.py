@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
-from dpl_ray.data.features import read_spec
-from dpl_ray.data.split import EmptyPoolError
+from dpl_ray.data.features.folder import read_spec
+from dpl_ray.data.splits.split import EmptyPoolError
 
 MOST_TIMES = 100  # that a step may take an image of the pool
 

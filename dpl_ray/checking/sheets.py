@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig, ViewsConfig
-from dpl_ray.data.augment import num_strong_uniforms, strong, weak
+from dpl_ray.data.batches.augment import num_strong_uniforms, strong, weak
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.pictures import read_pictures
+from dpl_ray.data.features.pictures import read_pictures
 from dpl_ray.page.pictures import encode_png, encode_sheet
 
 MAX_CLASSES = 30  # that have a sheet

@@ -12,7 +12,7 @@ import torch
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config.policies import FixMatchConfig, SupervisedConfig
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches import BatchFeed
+from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.metrics import SUMS

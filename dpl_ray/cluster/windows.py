@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dpl_ray.cluster.connect import READER_CPUS
-from dpl_ray.data.decode import share_memory
+from dpl_ray.data.images.decode import share_memory
 from dpl_ray.data.pool.windows import StreamedPool, WindowRows, Windows, read_window
 
 WINDOWS_PER_DATASET = 256  # a task each: the tasks of a data set are planned at once

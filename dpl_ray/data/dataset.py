@@ -27,7 +27,7 @@ class Streamed(Protocol):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Decoded images of one size, or in their place stored features (data/features.py)."""
+    """Decoded images of one size, or in their place stored features (data/features/folder.py)."""
 
     images: NDArray[Any]  # (N, C, H, W) uint8, or (N, 1 + 2 V, 1, D) float16; contiguous
     targets: NDArray[np.int64]  # (N,) class index, UNLABELED where unknown, or FOREIGN

@@ -12,8 +12,8 @@ import safetensors.torch
 
 from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.schema import Config, DataConfig
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.features import SPEC_FILE, WEIGHTS_FILE, Spec
+from dpl_ray.data.features.folder import SPEC_FILE, WEIGHTS_FILE, Spec
+from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.embedding.config import EmbedConfig
 from dpl_ray.models import Classifier, build_model, check_model
 from dpl_ray.store.storage import Storage

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpl_ray.config.schema import ViewsConfig
-from dpl_ray.data.augment import WEAK_UNIFORMS, num_strong_uniforms, strong, weak
-from dpl_ray.data.copies import pixel_hashes
-from dpl_ray.data.features import Spec
-from dpl_ray.data.pool.files import ROWS_PER_SPAN
+from dpl_ray.data.batches.augment import WEAK_UNIFORMS, num_strong_uniforms, strong, weak
+from dpl_ray.data.features.folder import Spec
+from dpl_ray.data.formats.rows import ROWS_PER_SPAN
+from dpl_ray.data.splits.copies import pixel_hashes
 from dpl_ray.labeling.decoding import DecodedBlock
 from dpl_ray.labeling.parts import COUNTS_KEY, Counts, write_part
 from dpl_ray.labeling.writer import BlockWriter

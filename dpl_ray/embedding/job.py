@@ -14,14 +14,16 @@ from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import shown
-from dpl_ray.data.classes import check_class_names, find_class_names
-from dpl_ray.data.features import BACKBONE_FOLDER
-from dpl_ray.data.files import as_text, indexes_in, list_files, open_location, would_list
-from dpl_ray.data.labeled import form_of, is_table, list_records
+from dpl_ray.data.features.folder import BACKBONE_FOLDER
+from dpl_ray.data.files.kinds import as_text
+from dpl_ray.data.files.listing import list_files
+from dpl_ray.data.files.location import indexes_in, open_location, would_list
+from dpl_ray.data.files.reach import Reach
+from dpl_ray.data.formats.rows import list_pool
+from dpl_ray.data.labeled.classes import check_class_names, find_class_names
+from dpl_ray.data.labeled.records import form_of, is_table, list_records
 from dpl_ray.data.labels import clean_name, label_indices
 from dpl_ray.data.pool.choice import files_named
-from dpl_ray.data.pool.files import list_pool
-from dpl_ray.data.reach import Reach
 from dpl_ray.embedding.config import EmbedConfig, load_embedding
 from dpl_ray.labeling.fill import check_bad, count_workers, fill, place_of
 from dpl_ray.labeling.ledger import Ledger

@@ -22,10 +22,10 @@ from typing import Any
 from rich.console import Console
 
 from dpl_ray.config.given import read_given
-from dpl_ray.data.decode import MISSING, DecodeError, Payload, open_image, quiet_pillow
-from dpl_ray.data.files import Location, open_location
-from dpl_ray.data.samples import read_samples
-from dpl_ray.data.shards import split_id
+from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.files.shards import split_id
+from dpl_ray.data.formats.samples import read_samples
+from dpl_ray.data.images.decode import MISSING, DecodeError, Payload, open_image, quiet_pillow
 from dpl_ray.exchange import formats
 from dpl_ray.exchange.config import ExportLabelsConfig, load_exporting_labels
 from dpl_ray.exchange.formats import Exported

@@ -13,11 +13,13 @@ from pyarrow.fs import FileSelector, FileType, LocalFileSystem
 from rich.console import Console
 
 from dpl_ray.config.given import read_given
-from dpl_ray.data.files import Location, list_files, open_location, read_file
-from dpl_ray.data.labeled import is_table
+from dpl_ray.data.files.kinds import read_file
+from dpl_ray.data.files.listing import list_files
+from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.files.shards import split_id
+from dpl_ray.data.files.spelling import Spelling
+from dpl_ray.data.labeled.records import is_table
 from dpl_ray.data.labels import clean_name
-from dpl_ray.data.shards import split_id
-from dpl_ray.data.spelling import Spelling
 from dpl_ray.exchange.config import ImportLabelsConfig, load_importing_labels
 from dpl_ray.exchange.formats import Row, from_coco, from_fiftyone, from_label_studio
 from dpl_ray.page.console import open_console, show

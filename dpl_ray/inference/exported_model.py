@@ -36,7 +36,8 @@ from dpl_ray.tracking.server import first_line
 from dpl_ray.tracking.tracker import Tracker
 from dpl_ray.training.checkpoint import load_classifier
 
-CODE = ("data/decode.py", "inference/prepare.py", "inference/served.py")  # below dpl_ray/
+#: Below dpl_ray/.
+CODE = ("data/images/convert.py", "data/images/decode.py", "inference/prepare.py", "inference/served.py")
 NUM_EXAMPLES = 2  # images of the input example: with one, the graph would take one image at a time
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from numpy.typing import NDArray
 from PIL import Image
 
-from dpl_ray.data.arrays import as_array
-from dpl_ray.data.decode import DecodeError, Payload
-from dpl_ray.data.files import open_location
-from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.formats.rows import PoolFiles, list_pool
+from dpl_ray.data.images.decode import DecodeError, Payload
+from dpl_ray.data.splits.arrays import as_array
 
 if TYPE_CHECKING:
     from torch import Tensor

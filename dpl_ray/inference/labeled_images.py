@@ -13,12 +13,13 @@ import numpy as np
 
 from dpl_ray.config.schema import FILE_FORMS, DataConfig, DataName
 from dpl_ray.data.dataset import BadImage, ImageSet
-from dpl_ray.data.feature_splits import read_labeled_features
-from dpl_ray.data.features import has_features, list_features
-from dpl_ray.data.files import list_files, open_location
-from dpl_ray.data.labeled import form_of
+from dpl_ray.data.features.folder import has_features, list_features
+from dpl_ray.data.files.listing import list_files
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.labeled.records import form_of
 from dpl_ray.data.labels import some
-from dpl_ray.data.sources import load_splits, read_labeled
+from dpl_ray.data.splits.feature_splits import read_labeled_features
+from dpl_ray.data.splits.sources import load_splits, read_labeled
 from dpl_ray.runs.folder import run_of
 from dpl_ray.runs.splits import read_splits
 from dpl_ray.store.storage import Storage

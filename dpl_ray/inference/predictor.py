@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import Config
-from dpl_ray.data.arrays import as_array
-from dpl_ray.data.decode import decode_or_reason
-from dpl_ray.data.decode_many import count_threads
-from dpl_ray.data.pool.features import FeatureFiles
+from dpl_ray.data.features.rows import FeatureFiles
+from dpl_ray.data.images.decode import decode_or_reason
+from dpl_ray.data.images.decode_many import count_threads
+from dpl_ray.data.splits.arrays import as_array
 from dpl_ray.inference.images import read_items
 from dpl_ray.inference.predictions import Predictions
 from dpl_ray.inference.prepare import Preparation

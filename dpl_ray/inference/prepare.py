@@ -1,7 +1,7 @@
 """Images of any kind as a trained model takes them: of its channels, and of the size that it was trained with.
 
-The model for MLflow carries a copy of this file (exported_model.py): besides decode.py, which it finds from where it
-lies, it imports nothing of this package.
+The model for MLflow carries a copy of this file (exported_model.py): besides decode.py and convert.py, which it
+finds from where it lies, it imports nothing of this package.
 
 Legend: N images, C channels, H and W pixels.
 """
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.decode import DecodeSettings, Payload, as_batch, convert_arrays, decode_or_reason, eight_bits
+from ..data.images.convert import DecodeSettings, as_batch, convert_arrays, eight_bits
+from ..data.images.decode import Payload, decode_or_reason
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The code of a model in MLflow's format: it reads images as training did, and asks the graph that lies beside it.
 
-The model carries a copy of this file, of prepare.py and of decode.py (exported_model.py); with mlflow, torch, NumPy and
-Pillow they are all that it needs. They are also all of it that runs: the graph and the settings hold no code.
+The model carries a copy of this file, of prepare.py, decode.py and convert.py (exported_model.py); with mlflow, torch,
+NumPy and Pillow they are all that it needs. They are also all of it that runs: the graph and the settings hold no code.
 
 Legend: N images, C classes.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.decode import DecodeSettings, eight_bits
+from ..data.images.convert import DecodeSettings, eight_bits
 from .prepare import Preparation
 
 GRAPH, SETTINGS = "graph", "settings.json"  # the folder of the graph, a model of MLflow's too, and what lies in it

@@ -29,8 +29,8 @@ from sklearn.utils.validation import (
 )
 
 from dpl_ray.config.given import as_overrides
-from dpl_ray.data.arrays import as_label, as_pixels
-from dpl_ray.data.decode import DecodeSettings, convert_arrays
+from dpl_ray.data.images.convert import DecodeSettings, convert_arrays
+from dpl_ray.data.splits.arrays import as_label, as_pixels
 from dpl_ray.inference.predictor import Predictor, load_checkpoint
 from dpl_ray.jobs.fit import run_training
 from dpl_ray.jobs.fit_arrays import compose

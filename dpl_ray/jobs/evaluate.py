@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.files import as_text
+from dpl_ray.data.files.kinds import as_text
 from dpl_ray.inference.labeled_images import STANDARD, LabeledImages, read_labeled_images
 from dpl_ray.jobs.evaluate_config import EvaluateConfig, load_evaluating
 from dpl_ray.page.console import console_table, open_console, show

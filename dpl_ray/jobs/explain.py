@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 
 from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.decode import DecodeSettings, decode_or_reason
-from dpl_ray.data.files import open_location
-from dpl_ray.data.pictures import locate
-from dpl_ray.data.pool.features import StreamedFeatures
-from dpl_ray.data.pool.files import Rows, list_pool
+from dpl_ray.data.features.pictures import locate
+from dpl_ray.data.features.rows import StreamedFeatures
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.files.reach import OutOfReachError, check_addresses
+from dpl_ray.data.files.shards import is_shard, is_tar, split_id
+from dpl_ray.data.formats.rows import Rows, list_pool
+from dpl_ray.data.formats.samples import read_samples
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode import decode_or_reason
 from dpl_ray.data.pool.windows import StreamedPool
-from dpl_ray.data.reach import OutOfReachError, check_addresses
-from dpl_ray.data.samples import read_samples
-from dpl_ray.data.shards import is_shard, is_tar, split_id
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.page.html import Page, Section, Table, render_page
 from dpl_ray.page.pictures import encode_png
 from dpl_ray.page.result import Result
@@ -314,7 +315,7 @@ def _views(image: NDArray[np.uint8], config: Config) -> dict[str, list[bytes]]:
     """Kind -> PNGs: the image as it is decoded, weak and strong views."""
     import torch
 
-    from dpl_ray.data.augment import num_strong_uniforms, strong, weak
+    from dpl_ray.data.batches.augment import num_strong_uniforms, strong, weak
 
     settings = config.data.views
     images = torch.from_numpy(np.repeat(image[None], NUM_VIEWS, axis=0))

@@ -22,8 +22,9 @@ from dpl_ray.config.compose import load_config
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.data.dataset import ImageSet, Source, Splits
-from dpl_ray.data.files import as_text, indexes_in
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.files.kinds import as_text
+from dpl_ray.data.files.location import indexes_in
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.jobs.checks import check_storage
 from dpl_ray.jobs.phases import run_phases
 from dpl_ray.jobs.placement import place

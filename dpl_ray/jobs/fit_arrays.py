@@ -11,7 +11,7 @@ from rich.console import Console
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config, DataConfig
-from dpl_ray.data.arrays import InMemory, gather, has_columns
+from dpl_ray.data.splits.arrays import InMemory, gather, has_columns
 from dpl_ray.jobs.fit import FitResult, run_training
 from dpl_ray.page.console import open_console
 

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dpl_ray.config.section import shown
-from dpl_ray.data.features import has_features, list_features
-from dpl_ray.data.files import as_text, open_location
-from dpl_ray.data.pool.files import PoolFiles
+from dpl_ray.data.features.folder import has_features, list_features
+from dpl_ray.data.files.kinds import as_text
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.formats.rows import PoolFiles
 from dpl_ray.inference.images import list_images
 from dpl_ray.inference.predictions import COLUMNS
 from dpl_ray.jobs.predict_config import PredictConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from dpl_ray.data.files import FOREIGN
+from dpl_ray.data.files.kinds import FOREIGN
 from dpl_ray.labeling.parts import Counts
 from dpl_ray.page.console import console_table
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.decode_many import decode_many
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode_many import decode_many
 from dpl_ray.labeling.plan import Plan
 
 

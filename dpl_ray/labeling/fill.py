@@ -8,8 +8,8 @@ from rich.console import Console
 
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.schema import ScaleConfig
-from dpl_ray.data.bad_images import most_bad
-from dpl_ray.data.decode import DecodeSettings
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.splits.bad_images import most_bad
 from dpl_ray.labeling.config import SMALL_POOL, LabelScaleConfig
 from dpl_ray.labeling.ledger import Ledger
 from dpl_ray.labeling.on_ray import count_actors, label_on_ray

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import Config
-from dpl_ray.data.classes import find_targets
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.decode_many import decode_many
-from dpl_ray.data.labeled import Records, csv_column, list_records
-from dpl_ray.data.pool.files import PoolFiles
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.formats.rows import PoolFiles
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode_many import decode_many
+from dpl_ray.data.labeled.classes import find_targets
+from dpl_ray.data.labeled.records import Records, csv_column, list_records
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.labeling.certificate import Certificate, Scored, make_certificate
 from dpl_ray.labeling.config import LabelConfig
 from dpl_ray.labeling.plan import Plan

@@ -21,11 +21,12 @@ from rich.console import Console
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config, RunConfig
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.features import has_features, list_features
-from dpl_ray.data.files import Location, as_text, indexes_in, open_location, would_list
-from dpl_ray.data.pool.features import FeatureFiles
-from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.features.folder import has_features, list_features
+from dpl_ray.data.features.rows import FeatureFiles
+from dpl_ray.data.files.kinds import as_text
+from dpl_ray.data.files.location import Location, indexes_in, open_location, would_list
+from dpl_ray.data.formats.rows import PoolFiles, list_pool
+from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.labeling.certificate import Certificate
 from dpl_ray.labeling.certificate_page import draw_warnings, make_page, summarize, told
 from dpl_ray.labeling.config import LabelConfig, load_labeling

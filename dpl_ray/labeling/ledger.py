@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from dpl_ray.config.section import shown
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.pool.files import PoolFiles
+from dpl_ray.data.formats.rows import PoolFiles
+from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.labeling.parts import FOREIGN, Counts, read_counts
 from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
 from dpl_ray.runs.folder import default_tree, differences

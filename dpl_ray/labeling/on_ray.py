@@ -21,7 +21,7 @@ import numpy as np
 
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.schema import ScaleConfig
-from dpl_ray.data.decode import DecodeSettings
+from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.labeling.parts import Counts
 from dpl_ray.labeling.plan import Plan, empty_plan
 
@@ -171,8 +171,8 @@ def _decode(batch: dict[str, Any], *, shared: Shared, settings: DecodeSettings) 
     """A row with the number of a block -> a row with the block."""
     import ray
 
-    from dpl_ray.data.decode import share_memory
-    from dpl_ray.data.shards import is_shard
+    from dpl_ray.data.files.shards import is_shard
+    from dpl_ray.data.images.decode import share_memory
     from dpl_ray.labeling.decoding import decode_block
 
     share_memory(CPUS_PER_TASK)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dpl_ray.data.files import FOREIGN
+from dpl_ray.data.files.kinds import FOREIGN
 from dpl_ray.store.storage import Storage
 
 NUM_BINS = 20  # of the histograms

@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import ipc
 
-from dpl_ray.data.decode import Payload
-from dpl_ray.data.pool.files import PoolFiles
-from dpl_ray.data.shards import are_shards, is_shard
+from dpl_ray.data.files.shards import are_shards, is_shard
+from dpl_ray.data.formats.rows import PoolFiles
+from dpl_ray.data.images.decode import Payload
 from dpl_ray.store.records import OTHER
 
 BLOCKS_PER_INPUT = 16  # of image files

@@ -17,9 +17,9 @@ from rich.console import Console
 from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.given import quoted
 from dpl_ray.config.schema import Config, DataConfig, ModelConfig, ViewsConfig
-from dpl_ray.data.augment import num_strong_uniforms, strong
-from dpl_ray.data.features import read_spec
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.batches.augment import num_strong_uniforms, strong
+from dpl_ray.data.features.folder import read_spec
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.embedding.config import load_embedding
 from dpl_ray.embedding.job import embed
 from dpl_ray.models import Classifier, build_model

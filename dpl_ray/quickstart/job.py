@@ -21,9 +21,10 @@ from dpl_ray.config.given import quoted
 from dpl_ray.config.schema import CURVE_POINTS, Config
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import ImageSet, Splits
-from dpl_ray.data.files import list_files, open_location
-from dpl_ray.data.labeled import list_records
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.files.listing import list_files
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.labeled.records import list_records
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.jobs.fit import FitResult, run_training
 from dpl_ray.jobs.placement import passes_per_step
 from dpl_ray.models import count_forward_operations

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpl_ray.data.files import is_image
-from dpl_ray.data.labeled import is_table
+from dpl_ray.data.files.kinds import is_image
+from dpl_ray.data.files.shards import is_parquet
+from dpl_ray.data.labeled.records import is_table
 from dpl_ray.data.labels import some
-from dpl_ray.data.shards import is_parquet
 
 #: First word of a name, in small letters -> what lies there.
 ROLES: Mapping[str, str] = {

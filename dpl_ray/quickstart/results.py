@@ -11,7 +11,7 @@ from rich.console import Console
 from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.inference.predictions import Predictions
 from dpl_ray.jobs.fit import FitResult
 from dpl_ray.page.console import show

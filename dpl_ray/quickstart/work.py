@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.decode import DecodeSettings, Payload
-from dpl_ray.data.decode_many import decode_many
-from dpl_ray.data.labeled import Records, list_records
+from dpl_ray.data.formats.rows import PoolFiles
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode import Payload
+from dpl_ray.data.images.decode_many import decode_many
+from dpl_ray.data.labeled.records import Records, list_records
 from dpl_ray.data.pool.choice import files_named, list_unlabeled
-from dpl_ray.data.pool.files import PoolFiles
 from dpl_ray.report.pool import MAX_IMAGES
 
 _SAMPLE = 32  # images of each place that the time of reading is measured with

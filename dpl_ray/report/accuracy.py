@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.pictures import read_pictures
+from dpl_ray.data.features.pictures import read_pictures
 from dpl_ray.page.html import MISSING, Section, Table
 from dpl_ray.page.pictures import encode_png
 from dpl_ray.page.plots import cut, draw

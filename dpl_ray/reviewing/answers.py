@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from dpl_ray.config.section import suggest
-from dpl_ray.data.files import open_location
-from dpl_ray.data.labeled import csv_column, csv_rows
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.labeled.records import csv_column, csv_rows
 from dpl_ray.data.labels import as_label, clean_name, some
 from dpl_ray.reviewing.draw import Draw
 

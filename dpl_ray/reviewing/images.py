@@ -13,10 +13,11 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from dpl_ray.data.decode import DecodeSettings, Payload, decode_or_reason, quiet_pillow
-from dpl_ray.data.decode_many import count_threads
-from dpl_ray.data.files import Location, open_location
-from dpl_ray.data.samples import read_samples
+from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.formats.samples import read_samples
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode import Payload, decode_or_reason, quiet_pillow
+from dpl_ray.data.images.decode_many import count_threads
 
 MAX_PIXELS = 384  # of a picture's longer side
 LOSSLESS_PIXELS = 96  # up to this side, a picture is a PNG; larger ones are JPEG

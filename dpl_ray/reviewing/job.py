@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from dpl_ray.config.given import read_given
-from dpl_ray.data.files import open_location
+from dpl_ray.data.files.location import open_location
 from dpl_ray.page.console import console_table, open_console, program, show
 from dpl_ray.page.result import Result
 from dpl_ray.reviewing.answers import UNKNOWN, read_answers

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dpl_ray.data.files import Location, open_location
+from dpl_ray.data.files.location import Location, open_location
 from dpl_ray.data.labels import clean_name
-from dpl_ray.data.pseudo_labels import NO_OUTPUT, read_job
+from dpl_ray.data.splits.pseudo_labels import NO_OUTPUT, read_job
 from dpl_ray.labeling.ledger import Manifest, Part, read_manifests
 from dpl_ray.labeling.parts import CONFIDENCE_EDGES, Counts, cell_of
 from dpl_ray.store.file_systems import one_line

@@ -22,11 +22,11 @@ from rich.console import Console
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
-from dpl_ray.data.decode_many import decode_many
-from dpl_ray.data.files import Location, open_location
-from dpl_ray.data.pseudo_labels import SUMMARY_FILE, read_job
-from dpl_ray.data.samples import read_samples
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.formats.samples import read_samples
+from dpl_ray.data.images.decode_many import decode_many
+from dpl_ray.data.splits.pseudo_labels import SUMMARY_FILE, read_job
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.page.console import open_console, program, show
 from dpl_ray.page.result import Result
 from dpl_ray.reviewing.candidates import Candidates, draw_candidates

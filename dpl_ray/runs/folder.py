@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config
-from dpl_ray.data.bad_images import most_bad, read_bad, write_bad
 from dpl_ray.data.dataset import ImageSet, Splits
+from dpl_ray.data.splits.bad_images import most_bad, read_bad, write_bad
 from dpl_ray.runs.kept_config import read_kept, write_kept
 from dpl_ray.runs.splits import SPLITS_FILE, write_splits
 from dpl_ray.store.file_systems import one_line

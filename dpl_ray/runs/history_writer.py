@@ -7,8 +7,8 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
-from dpl_ray.data.bad_images import read_bad, write_bad
 from dpl_ray.data.dataset import BadImage
+from dpl_ray.data.splits.bad_images import read_bad, write_bad
 from dpl_ray.store.history import HISTORY_FILE, history_rows
 from dpl_ray.store.records import to_lines
 from dpl_ray.store.storage import Storage

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dpl_ray.data.copies import hashes_of
 from dpl_ray.data.dataset import ImageSet, Splits
+from dpl_ray.data.splits.copies import hashes_of
 from dpl_ray.store.records import OTHER, damaged
 from dpl_ray.store.storage import Storage
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches import Batch
-from dpl_ray.data.views import compile_views
+from dpl_ray.data.batches.feed import Batch
+from dpl_ray.data.batches.views import compile_views
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState, step_numbers
 

@@ -5,7 +5,7 @@
       trainer.pt           step, seconds, optimizer, sums since the last record, for torch.load(weights_only=True)
       config.yaml          the resolved configuration
       model.json           class names, channels, image size
-      backbone.*           of data=features: the network that made them (dpl_ray/data/features.py)
+      backbone.*           of data=features: the network that made them (dpl_ray/data/features/folder.py)
       manifest.json        written last: size and SHA-256 of the others, and how many bytes history.jsonl had
 
 Random states and the data position are functions of seed and step, so the step is all there is to save of them. A
@@ -33,7 +33,7 @@ from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.config.parse import to_yaml
 from dpl_ray.config.schema import Config, ModelConfig
 from dpl_ray.config.section import validated
-from dpl_ray.data.features import BACKBONE_SPEC, BACKBONE_WEIGHTS, parse_spec, read_backbone
+from dpl_ray.data.features.folder import BACKBONE_SPEC, BACKBONE_WEIGHTS, parse_spec, read_backbone
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.models.adapters import merge_lora
 from dpl_ray.models.on_images import OnImages

@@ -15,8 +15,8 @@ from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import BESIDE_RUNS, Config, DataConfig, RunConfig
 from dpl_ray.config.section import suggest
 from dpl_ray.data.dataset import Splits
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.features import BACKBONE_SPEC, Spec, parse_spec
+from dpl_ray.data.features.folder import BACKBONE_SPEC, Spec, parse_spec
+from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.records import from_yaml, read_tree
 from dpl_ray.store.storage import Storage

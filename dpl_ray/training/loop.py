@@ -11,7 +11,7 @@ import torch
 
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches import BatchFeed
+from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.order import layer_seed
 from dpl_ray.data.pool.windows import PoolFeed, StreamedPool, WindowReader, Windows, read_here

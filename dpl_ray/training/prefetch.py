@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import torch
 
-from dpl_ray.data.batches import Batch, BatchFeed
+from dpl_ray.data.batches.feed import Batch, BatchFeed
 from dpl_ray.training.capture import GPU_LOCK
 
 

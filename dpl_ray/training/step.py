@@ -15,8 +15,8 @@ from dpl_ray.algorithm.ema import update_teacher
 from dpl_ray.algorithm.losses import consistency
 from dpl_ray.algorithm.pseudo_labels import StepFacts, pseudo_labels
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches import Batch
-from dpl_ray.data.views import strong, weak
+from dpl_ray.data.batches.feed import Batch
+from dpl_ray.data.batches.views import strong, weak
 from dpl_ray.models import Classifier
 from dpl_ray.models.batch_norm import counting
 from dpl_ray.training.distributed import Workers

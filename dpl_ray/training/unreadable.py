@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import islice
 
 from dpl_ray.config.schema import Config
-from dpl_ray.data.bad_images import most_bad, read_bad
 from dpl_ray.data.dataset import BadImage, ImageSet
-from dpl_ray.data.files import FOREIGN
+from dpl_ray.data.files.kinds import FOREIGN
 from dpl_ray.data.pool.windows import PoolFeed
+from dpl_ray.data.splits.bad_images import most_bad, read_bad
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.records import Window

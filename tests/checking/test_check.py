@@ -25,7 +25,7 @@ from dpl_ray.checking.timing import measure_steps
 from dpl_ray.commands import cli
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import Config, DataConfig, ViewsConfig
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from tests.builders import tiny_config, tiny_set, tiny_splits
 from tests.page.test_html import Outline, anchors
 

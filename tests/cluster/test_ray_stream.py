@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from dpl_ray.cluster.connect import cause_line, check_readers
 from dpl_ray.cluster.windows import read_windows
 from dpl_ray.config.schema import Config, ScaleConfig
-from dpl_ray.data.decode import DecodeSettings
+from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.pool.windows import StreamedPool, Windows, read_here
 from dpl_ray.jobs.fit import fit
 from tests.builders import tiny_config, write_images

@@ -12,9 +12,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from dpl_ray.config.schema import Config
-from dpl_ray.data.bad_images import write_bad
 from dpl_ray.data.pool.windows import StreamedPool, Windows
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.bad_images import write_bad
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.store.storage import Storage
 from dpl_ray.training import loop
 from dpl_ray.training.distributed import Workers

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from dpl_ray.config.compose import load_config
-from dpl_ray.data.arrays import gather
 from dpl_ray.data.dataset import UNLABELED, Source
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.arrays import gather
+from dpl_ray.data.splits.sources import load_splits
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 9, 3), dtype=np.uint8)
 LABELS = [0, 1, -1, 1, 0, -1]

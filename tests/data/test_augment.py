@@ -12,15 +12,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from dpl_ray.config.schema import ViewsConfig
-from dpl_ray.data import augment, rounds
-from dpl_ray.data.augment import (
-    GREY,
-    OPERATIONS,
-    WEAK_UNIFORMS,
-    num_strong_uniforms,
-    strong,
-    weak,
-)
+from dpl_ray.data.batches import augment, rounds
+from dpl_ray.data.batches.augment import GREY, OPERATIONS, WEAK_UNIFORMS, num_strong_uniforms, strong, weak
 
 SIZES = [(32, 32), (28, 28), (17, 23), (8, 8), (5, 2), (3, 3), (1, 1)]
 BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))

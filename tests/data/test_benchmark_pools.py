@@ -16,7 +16,7 @@ from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import PoolConfig
 from dpl_ray.data.dataset import FOREIGN, UNLABELED, ImageSet, Splits
 from dpl_ray.data.pool.benchmark import shape_pool, tail_sizes
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.report.pool import PoolSample, part
 from dpl_ray.runs.provenance import describe_run
 from dpl_ray.training.metrics import mean_metrics, step_sums

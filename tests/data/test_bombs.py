@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 
 from dpl_ray.config.compose import load_config
-from dpl_ray.data import decode as decoding
-from dpl_ray.data import parquet
-from dpl_ray.data.decode import DecodeError, DecodeSettings, decode
-from dpl_ray.data.files import open_location
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.formats import parquet
+from dpl_ray.data.images import decode as decoding
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode import DecodeError, decode
 from dpl_ray.store.records import from_yaml
 from tests.data.test_sources import fails, load, png
 

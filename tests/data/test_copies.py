@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.copies import describe_copies, pixel_hashes, without_copies
 from dpl_ray.data.dataset import UNLABELED, Copies, ImageSet, Source, Splits
-from dpl_ray.data.split import split
+from dpl_ray.data.splits.copies import describe_copies, pixel_hashes, without_copies
+from dpl_ray.data.splits.split import split
 from tests.data.test_sources import CLASSES, all_labels, fails, load, png, write_folder, write_parquet, write_pool
 
 

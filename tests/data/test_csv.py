@@ -1,4 +1,4 @@
-"""labeled.py: own images that a CSV names, with the mistakes that users make."""
+"""records.py: own images that a CSV names, with the mistakes that users make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""decode.py: every mode and size becomes one kind of array, and what cannot is set aside with a reason."""
+"""decode.py and convert.py: every mode and size becomes one kind of array; what cannot is set aside with a reason."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from dpl_ray.data import decode as decoding
 from dpl_ray.data.dataset import BadImage
-from dpl_ray.data.decode import DecodeError, DecodeSettings, convert_arrays, decode
-from dpl_ray.data.decode_many import decode_many
+from dpl_ray.data.images import decode as decoding
+from dpl_ray.data.images.convert import DecodeSettings, convert_arrays
+from dpl_ray.data.images.decode import DecodeError, decode
+from dpl_ray.data.images.decode_many import decode_many
 
 AS_IT_IS = DecodeSettings()
 GREY = DecodeSettings(channels=1)

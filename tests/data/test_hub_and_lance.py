@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 
-from dpl_ray.data import lance
-from dpl_ray.data.files import open_location
-from dpl_ray.data.pool.files import list_pool
+from dpl_ray.data.files import listing
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.formats import lance
+from dpl_ray.data.formats.rows import list_pool
 from dpl_ray.store.file_systems import open_uri
 from tests.data.test_sources import CLASSES, all_labels, fails, load, png, write_parquet
 from tests.data.test_tar import write_shard
@@ -111,7 +112,7 @@ def lance_here(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("lance")
     module.dataset = LanceDataset  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lance", module)
-    monkeypatch.setattr(lance, "is_installed", lambda: True)
+    monkeypatch.setattr(listing, "has_lance", lambda: True)
 
 
 def write_lance(path: Path, values: list[int], labels: list[int]) -> None:
@@ -147,7 +148,7 @@ def test_mistakes_with_lance(tmp_path: Path, lance_here: None, monkeypatch: pyte
     shutil.copytree(train, tmp_path / "b.lance")
     (tmp_path / "b.lance" / "data.parquet").rename(tmp_path / "b.lance" / "x")
     fails(r"b.lance is not a readable parquet file \(Dataset at path", "parquet", train=tmp_path / "b.lance")
-    monkeypatch.setattr(lance, "is_installed", lambda: False)
+    monkeypatch.setattr(listing, "has_lance", lambda: False)
     fails(
         rf"^data.train={train}: a Lance data set takes the package lance: pip install pylance$", "parquet", train=train
     )

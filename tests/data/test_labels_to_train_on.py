@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import dpl_ray.data.pseudo_labels
+import dpl_ray.data.splits.pseudo_labels
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.pool.windows import StreamedPool
-from dpl_ray.data.pseudo_labels import read_pseudo_labels
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.pseudo_labels import read_pseudo_labels
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.runs.provenance import describe_run
 from tests.data.test_sources import CLASSES, write_folder, write_parquet, write_pool
 from tests.labeling.outputs import write_labels
@@ -293,7 +293,7 @@ def test_classes_that_do_not_agree(pool: Pool) -> None:
 
 def test_more_than_fits_is_refused_before_an_image_is_decoded(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = pool.write_all(set(range(POOL_SIZE)))
-    monkeypatch.setattr(dpl_ray.data.pseudo_labels, "memory_size", lambda: 2 * 9 * 16)
+    monkeypatch.setattr(dpl_ray.data.splits.pseudo_labels, "memory_size", lambda: 2 * 9 * 16)
     message = r"the 12 selected images take .* GiB decoded, more than half of .*; take fewer, as data.labels_per_class="
     for image_size in (4, None):
         fails(message, train=pool.train, labels=labels, image_size=image_size)

@@ -1,4 +1,4 @@
-"""order.py and batches.py: which images make up the global batch of a step, and each worker's share of it."""
+"""order.py and feed.py: which images make up the global batch of a step, and each worker's share of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpl_ray.data.augment import WEAK_UNIFORMS
-from dpl_ray.data.batches import Batch, BatchFeed
+from dpl_ray.data.batches.augment import WEAK_UNIFORMS
+from dpl_ray.data.batches.feed import Batch, BatchFeed
 from dpl_ray.data.order import RandomStream, _permutation, layer_seed, sample_order, view_uniforms
 from tests.builders import tiny_config, tiny_feed, tiny_splits
 

@@ -9,8 +9,9 @@ import pytest
 
 from dpl_ray.config.compose import load_config
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.files import list_files, open_location
-from dpl_ray.data.pool.files import list_pool
+from dpl_ray.data.files.listing import list_files
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.formats.rows import list_pool
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.store.paths import expand_path
 from dpl_ray.store.storage import Storage

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpl_ray.data import parquet
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.decode_many import decode_many
-from dpl_ray.data.files import as_text, open_location
-from dpl_ray.data.pool.files import ROWS_PER_SPAN, PoolFiles, _merge, list_pool
+from dpl_ray.data.files.kinds import as_text
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.formats import parquet
+from dpl_ray.data.formats.rows import ROWS_PER_SPAN, PoolFiles, _merge, list_pool
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode_many import decode_many
 from tests.builders import png, write_images
 
 
@@ -83,7 +84,7 @@ def test_what_is_left_out_is_gone_from_every_span_and_no_other_row(
 ) -> None:
     folder = tmp_path_factory.mktemp("pool")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("dpl_ray.data.pool.files.ROWS_PER_SPAN", 5)
+        patched.setattr("dpl_ray.data.formats.rows.ROWS_PER_SPAN", 5)
         write_images(folder / "a.parquet", range(30), row_group_size=4)
         left = pool(folder)
     rows = [row[:2] for row in left.read_all()]
@@ -195,7 +196,7 @@ def test_a_page_that_breaks_costs_no_row_before(tmp_path: Path, monkeypatch: pyt
     start = content.index(png(6)) - 20
     content[start : start + 16] = b"\xff" * 16
     path.write_bytes(content)
-    monkeypatch.setattr("dpl_ray.data.parquet._BATCH_ROWS", 2)
+    monkeypatch.setattr("dpl_ray.data.formats.parquet._BATCH_ROWS", 2)
     rows = pool(tmp_path).read(0, first, 10 - first)
     assert [row[0] for row in rows] == [f"{path}:{row}" for row in range(first, 10)]
     _, kept, bad = decode_many([row[:2] for row in rows], DecodeSettings())
@@ -205,7 +206,7 @@ def test_a_page_that_breaks_costs_no_row_before(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("rows_per_batch", [1, 4, 1000])
 def test_all_rows_are_those_of_the_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_batch: int) -> None:
-    monkeypatch.setattr("dpl_ray.data.parquet._BATCH_ROWS", rows_per_batch)
+    monkeypatch.setattr("dpl_ray.data.formats.parquet._BATCH_ROWS", rows_per_batch)
     write_images(tmp_path / "a.parquet", range(10), row_group_size=6)
     (tmp_path / "b.png").write_bytes(png(10))
     cells = [{"bytes": png(level), "path": "x"} for level in range(11, 14)] + [None, {"bytes": None, "path": None}]
@@ -232,7 +233,7 @@ def test_a_file_is_opened_once_and_not_read_to_its_end_before_its_rows_are_taken
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a row group of 40 rows, those that are taken are read, and no more than a batch beyond."""
-    monkeypatch.setattr("dpl_ray.data.parquet._BATCH_ROWS", 5)
+    monkeypatch.setattr("dpl_ray.data.formats.parquet._BATCH_ROWS", 5)
     write_images(tmp_path / "a.parquet", range(40))
     opened, made = [], []
     parquet_file, rows_of = pq.ParquetFile, parquet._rows_of

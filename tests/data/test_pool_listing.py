@@ -12,19 +12,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from dpl_ray.data import files
-from dpl_ray.data.decode import FORMATS
-from dpl_ray.data.files import Location, are_images, is_image, list_files, open_location
-from dpl_ray.data.pool import files as pool_files
-from dpl_ray.data.pool.files import list_pool
-from dpl_ray.data.shards import PARQUET_EXTENSIONS, are_parquet, is_parquet
+from dpl_ray.data.files.kinds import IMAGE_EXTENSIONS, are_images, is_image
+from dpl_ray.data.files.listing import list_files
+from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.files.shards import PARQUET_EXTENSIONS, are_parquet, is_parquet
+from dpl_ray.data.formats import rows as pool_files
+from dpl_ray.data.formats.rows import list_pool
+from dpl_ray.data.images.decode import FORMATS
 from dpl_ray.labeling.plan import CHECKSUM_BYTES, Plan, empty_plan, extend_plan
 from tests.builders import png, write_images
 from tests.data.test_class_names import write_class
 from tests.data.test_sources import CLASSES, all_labels, load, write_folder
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
-ENDINGS = st.sampled_from(["", *files.IMAGE_EXTENSIONS, *PARQUET_EXTENSIONS, "jpg", ".pq.txt", ".png\n", ".jp"])
+ENDINGS = st.sampled_from(["", *IMAGE_EXTENSIONS, *PARQUET_EXTENSIONS, "jpg", ".pq.txt", ".png\n", ".jp"])
 
 
 @given(st.lists(st.tuples(NAMES, ENDINGS, st.booleans()), max_size=5))
@@ -39,7 +40,7 @@ def test_what_a_file_is_called_is_told_of_an_array_as_of_each(parts: list[tuple[
 def test_files_of_all_folders_are_sorted_and_hidden_ones_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_a_time: int
 ) -> None:
-    monkeypatch.setattr(files, "_INFOS_AT_A_TIME", at_a_time)
+    monkeypatch.setattr("dpl_ray.data.files.listing._INFOS_AT_A_TIME", at_a_time)
     names = ["a/z.png", "a b.png", "a/b/c/1.png", "a/b/2.png", "a.png", "é/ü.png", "Z.png", "linked/3.png"]
     for name in [*names[:-1], ".hidden.png", ".folder/a.png", "a/.b/c.png", "../elsewhere/3.png"]:
         path = tmp_path / "pool" / name
@@ -84,7 +85,7 @@ def test_footers_are_read_some_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_no_object_is_held_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In arrays a file takes its path and some numbers; a Python object each would take several times as much."""
-    monkeypatch.setattr(files, "_INFOS_AT_A_TIME", 100)
+    monkeypatch.setattr("dpl_ray.data.files.listing._INFOS_AT_A_TIME", 100)
     number = 4000
     for folder in range(40):
         (tmp_path / str(folder)).mkdir()
@@ -154,7 +155,7 @@ def test_a_folder_is_listed_once_however_many_links_lead_to_it(tmp_path: Path) -
 
 def test_every_name_that_pillow_gives_a_format_is_one_of_an_image() -> None:
     known = {extension for extension, name in Image.registered_extensions().items() if name in FORMATS}
-    assert known - {".pfm"} == set(files.IMAGE_EXTENSIONS)
+    assert known - {".pfm"} == set(IMAGE_EXTENSIONS)
 
 
 @pytest.mark.parametrize("mode", ["memory", "stream"])

@@ -14,10 +14,10 @@ import pytest
 from pyarrow import fs
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data import reach
-from dpl_ray.data.files import Location, open_location
-from dpl_ray.data.reach import FOREIGN_HOST, OUTSIDE, OutOfReachError, Reach, check_addresses, follow
-from dpl_ray.data.spelling import Spelling
+from dpl_ray.data.files import reach
+from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.files.reach import FOREIGN_HOST, OUTSIDE, OutOfReachError, Reach, check_addresses, follow
+from dpl_ray.data.files.spelling import Spelling
 from tests.builders import serving
 from tests.data.test_labels_to_train_on import Pool
 from tests.data.test_sources import all_labels, csv_lines, fails, load, png, write_csv, write_folder

@@ -11,13 +11,13 @@ import pytest
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.dataset import BadImage, ImageSet, Splits
-from dpl_ray.data.decode import EMPTY, MISSING, UNREADABLE
-from dpl_ray.data.files import FOREIGN
-from dpl_ray.data.parquet import NOT_PARQUET
+from dpl_ray.data.files.kinds import FOREIGN
+from dpl_ray.data.formats.parquet import NOT_PARQUET
+from dpl_ray.data.formats.rows import PoolFiles
+from dpl_ray.data.images.decode import EMPTY, MISSING, UNREADABLE
 from dpl_ray.data.pool.choice import list_unlabeled
-from dpl_ray.data.pool.files import PoolFiles
 from dpl_ray.data.pool.windows import StreamedPool, Windows, read_window
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.jobs.fit import fit
 from tests.data.test_pool_files import write_broken_group
 from tests.data.test_windows import digits_like
@@ -90,7 +90,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / "gone.parquet").unlink()
         return found
 
-    monkeypatch.setattr("dpl_ray.data.sources.list_unlabeled", list_and_lose)
+    monkeypatch.setattr("dpl_ray.data.splits.sources.list_unlabeled", list_and_lose)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""sources.py, files.py and parquet.py: the user's own files, with the mistakes that users make."""
+"""sources.py, listing.py and parquet.py: the user's own files, with the mistakes that users make."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from PIL import Image
 from pyarrow import fs
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data import files
 from dpl_ray.data.dataset import Splits
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.files.listing import Listing, list_files
+from dpl_ray.data.files.location import Location
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.store import file_systems
 
 CLASSES = ("ant", "bee", "cat")
@@ -250,14 +251,13 @@ def test_a_class_without_a_readable_image(tmp_path: Path) -> None:
 
 def test_a_file_that_disappears_is_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = write_folder(tmp_path / "train")
-    listing = files.list_files
 
-    def list_then_lose(location: files.Location) -> files.Listing:
-        found = listing(location)
+    def list_then_lose(location: Location) -> Listing:
+        found = list_files(location)
         (train / "cat" / "3.png").unlink()
         return found
 
-    monkeypatch.setattr("dpl_ray.data.labeled.list_files", list_then_lose)
+    monkeypatch.setattr("dpl_ray.data.labeled.records.list_files", list_then_lose)
     splits = load(train=train, max_bad_fraction=0.1)
     assert [(Path(bad.id).name, bad.reason) for bad in splits.bad] == [("3.png", "file is missing")]
     assert len(all_labels(splits)) == 29

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Source
-from dpl_ray.data.split import Plan, plan_split, split
+from dpl_ray.data.splits.split import Plan, plan_split, split
 
 CLASSES = ("ant", "bee", "cat")
 

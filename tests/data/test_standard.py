@@ -21,9 +21,9 @@ from sklearn.datasets import load_digits
 
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import DataConfig, DataName
-from dpl_ray.data import standard
-from dpl_ray.data.sources import load_splits
-from dpl_ray.data.standard import FASHION_MNIST_CLASSES, read_idx, read_standard
+from dpl_ray.data.splits import standard
+from dpl_ray.data.splits.sources import load_splits
+from dpl_ray.data.splits.standard import FASHION_MNIST_CLASSES, read_idx, read_standard
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 
@@ -280,7 +280,7 @@ def test_no_torch_is_loaded_before_a_mistake_is_answered() -> None:
     code = (
         "import sys\n"
         "from dpl_ray.config.schema import DataConfig\n"
-        "from dpl_ray.data.sources import load_splits\n"
+        "from dpl_ray.data.splits.sources import load_splits\n"
         "try: load_splits(DataConfig(name='image_folder', train='/nope'), seed=0)\n"
         "except ValueError as error: print(error)\n"
         "print([name for name in ('torch', 'torchvision', 'sklearn', 'ray') if name in sys.modules])\n"

@@ -17,15 +17,15 @@ import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpl_ray.data import tar
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.decode_many import decode_many
-from dpl_ray.data.files import indexes_in, open_location
-from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.files.location import indexes_in, open_location
+from dpl_ray.data.files.reach import OUTSIDE
+from dpl_ray.data.formats import tar
+from dpl_ray.data.formats.rows import PoolFiles, list_pool
+from dpl_ray.data.formats.samples import read_samples
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode_many import decode_many
 from dpl_ray.data.pool.windows import StreamedPool, Windows, read_window
-from dpl_ray.data.reach import OUTSIDE
-from dpl_ray.data.samples import read_samples
 from tests.data.test_real_pools import read_streamed
 from tests.data.test_sources import CLASSES, all_labels, fails, load, png, write_parquet
 

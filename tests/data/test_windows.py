@@ -19,7 +19,7 @@ from dpl_ray.cluster.windows import shares_ahead
 from dpl_ray.config.parse import parse_policy
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
-from dpl_ray.data.decode import DecodeSettings
+from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.pool.windows import (
     PoolFeed,
     StreamedPool,
@@ -30,7 +30,7 @@ from dpl_ray.data.pool.windows import (
     read_here,
     read_window,
 )
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.jobs.fit import FitResult, fit
 from tests.builders import png, tiny_config, write_images
 from tests.data.test_pool_files import pool as list_files

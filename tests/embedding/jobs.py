@@ -11,8 +11,8 @@ import torch
 from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.compose import load_config
 from dpl_ray.data.dataset import ImageSet, Splits
-from dpl_ray.data.pool.features import StreamedFeatures
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.features.rows import StreamedFeatures
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.embedding.config import load_embedding
 from dpl_ray.embedding.job import EmbedResult, embed
 from tests.labeling.jobs import picture

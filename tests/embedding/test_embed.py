@@ -21,13 +21,14 @@ from dpl_ray.checking.settings import settle_model
 from dpl_ray.checking.sheets import class_sheets
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import ViewsConfig
-from dpl_ray.data.augment import WEAK_UNIFORMS, num_strong_uniforms
+from dpl_ray.data.batches.augment import WEAK_UNIFORMS, num_strong_uniforms
+from dpl_ray.data.batches.views import strong, weak
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.decode import DecodeSettings, decode
-from dpl_ray.data.features import read_spec
-from dpl_ray.data.pictures import read_pictures
-from dpl_ray.data.sources import load_splits
-from dpl_ray.data.views import strong, weak
+from dpl_ray.data.features.folder import read_spec
+from dpl_ray.data.features.pictures import read_pictures
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode import decode
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.embedding.config import load_embedding
 from dpl_ray.embedding.job import embed
 from dpl_ray.inference.predictor import load_checkpoint

@@ -12,9 +12,9 @@ from safetensors.numpy import load, load_file
 from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import Config
-from dpl_ray.data.pool.features import StreamedFeatures
+from dpl_ray.data.features.rows import StreamedFeatures
 from dpl_ray.data.pool.windows import PoolFeed, WindowReader, Windows, read_here, read_window
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.jobs.explain import explain
 from dpl_ray.jobs.fit import fit
 from dpl_ray.store.storage import Storage

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from torchvision.datasets import ImageFolder
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.labeled import list_records
+from dpl_ray.data.labeled.records import list_records
 from dpl_ray.exchange.config import load_exporting_labels, load_importing_labels
 from dpl_ray.exchange.exporting import ExportLabelsResult, export_labels
 from dpl_ray.exchange.importing import import_labels

@@ -21,7 +21,8 @@ from sklearn.datasets import load_digits
 
 from dpl_ray import load_checkpoint
 from dpl_ray.commands import cli
-from dpl_ray.data.decode import DecodeSettings, decode
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode import decode
 from dpl_ray.inference.predictions import Predictions
 from dpl_ray.inference.predictor import Predictor
 from dpl_ray.jobs.predict import MAX_IMAGES, predict_files

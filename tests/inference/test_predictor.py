@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dpl_ray.config.compose import load_config
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.inference.predictor import Predictor, load_checkpoint
 from dpl_ray.jobs.fit import FitResult, fit
 from dpl_ray.store.records import read_tree, write_json

@@ -15,9 +15,9 @@ from rich.console import Console
 from dpl_ray import explain, fit, load_config
 from dpl_ray.commands import cli
 from dpl_ray.commands import explain as command
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.files import open_location
-from dpl_ray.data.pool.files import list_pool
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.formats.rows import list_pool
+from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.jobs.explain import _slug
 from dpl_ray.jobs.explain_config import load_explaining
@@ -59,7 +59,7 @@ def test_an_image_of_the_pool_is_explained_by_the_rule(run: Path) -> None:
 
 
 def test_the_same_image_from_a_file_and_from_parquet_has_the_same_weight(run: Path, tmp_path: Path) -> None:
-    from dpl_ray.data.sources import load_splits
+    from dpl_ray.data.splits.sources import load_splits
 
     pixels = load_splits(load_config(["data=digits"]).data, seed=0).unlabeled.images[7]  # type: ignore[union-attr]
     buffer = io.BytesIO()

@@ -23,8 +23,8 @@ from dpl_ray import FitResult, fit, load_checkpoint, load_config
 from dpl_ray.checking.findings import Finding
 from dpl_ray.commands import cli, train
 from dpl_ray.config.schema import BESIDE_RUNS, Config
-from dpl_ray.data.batches import Batch
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.batches.feed import Batch
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.runs.history_writer import HistoryWriter
 from dpl_ray.tracking.sender import Sender
 from dpl_ray.tracking.tracker import MlflowTracker

@@ -14,7 +14,7 @@ from rich.console import Console
 from dpl_ray import CompareConfig, compare, fit
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config.schema import Config, DataConfig
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.loop import train

@@ -17,7 +17,7 @@ from torch import nn
 from dpl_ray import fit, load_config
 from dpl_ray.config.schema import Config, ModelConfig
 from dpl_ray.data.dataset import Splits
-from dpl_ray.data.decode import DecodeSettings
+from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.jobs import placement
 from dpl_ray.jobs.placement import count_operations, place

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.labeling import job
 from dpl_ray.labeling.config import load_labeling
 from dpl_ray.labeling.held_out import HeldOut, open_held_out

@@ -21,9 +21,9 @@ import torch
 from dpl_ray.algorithm.pseudo_labels import entropy, pseudo_labels
 from dpl_ray.commands import cli
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.files import open_location
-from dpl_ray.data.pool.files import PoolFiles, list_pool
-from dpl_ray.data.pseudo_labels import read_pseudo_labels
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.formats.rows import PoolFiles, list_pool
+from dpl_ray.data.splits.pseudo_labels import read_pseudo_labels
 from dpl_ray.exchange.exporting import export_labels
 from dpl_ray.labeling.config import SMALL_POOL, LabelScaleConfig, load_labeling
 from dpl_ray.labeling.console import label_table

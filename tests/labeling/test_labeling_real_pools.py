@@ -14,15 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFile
 
-from dpl_ray.data.decode import (
-    EMPTY,
-    MISSING,
-    NOT_AN_IMAGE,
-    TOO_LARGE,
-    TRUNCATED,
-    UNREADABLE,
-)
-from dpl_ray.data.parquet import NOT_PARQUET
+from dpl_ray.data.formats.parquet import NOT_PARQUET
+from dpl_ray.data.images.decode import EMPTY, MISSING, NOT_AN_IMAGE, TOO_LARGE, TRUNCATED, UNREADABLE
 from dpl_ray.labeling.parts import FOREIGN
 from dpl_ray.labeling.plan import Plan
 from tests.labeling.jobs import encode, label, make_checkpoint, picture, png, rows, summary, write_images, write_parquet
@@ -204,7 +197,7 @@ def test_a_large_file_that_is_not_called_an_image_is_not_opened(
     write_images(tmp_path / "pool", range(3))
     write(tmp_path / "pool", "archive.dat", png(1) + bytes(2000))
     write(tmp_path / "pool", "large.png", png(1) + bytes(2000))
-    monkeypatch.setattr("dpl_ray.data.files.MAX_UNNAMED_BYTES", 2000)
+    monkeypatch.setattr("dpl_ray.data.files.kinds.MAX_UNNAMED_BYTES", 2000)
     found = label(checkpoint, tmp_path / "pool", tmp_path / "out")
     assert found.unreadable == {FOREIGN: 1}
 

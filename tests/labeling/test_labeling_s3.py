@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from dpl_ray.data import tar
+from dpl_ray.data.formats import tar
 from dpl_ray.labeling.blocks import BlockLabeler
 from dpl_ray.reviewing.job import review
 from tests.data.test_tar import pack

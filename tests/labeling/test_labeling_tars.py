@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dpl_ray import explain
-from dpl_ray.data import tar
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.formats import tar
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.labeling.blocks import BlockLabeler
 from tests.builders import tiny_config
 from tests.data.test_tar import pack

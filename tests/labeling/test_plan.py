@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpl_ray.data.files import open_location
-from dpl_ray.data.pool.files import PoolFiles, list_pool
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.formats.rows import PoolFiles, list_pool
 from dpl_ray.labeling.plan import BLOCKS_PER_INPUT, Plan, cut_rows, empty_plan, extend_plan, rows_per_block
 from tests.labeling.jobs import png, write_images, write_parquet
 

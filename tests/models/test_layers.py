@@ -10,7 +10,7 @@ from torch import nn
 
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import ModelConfig
-from dpl_ray.data.batches import BatchFeed
+from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.models.layers import depths, freeze, learning_rate_scales
 from dpl_ray.training.distributed import Workers

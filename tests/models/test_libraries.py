@@ -22,7 +22,8 @@ from torchvision.models import EfficientNet_B0_Weights, ResNet18_Weights, resnet
 from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import ModelConfig
-from dpl_ray.data.decode import DecodeSettings, decode
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode import decode
 from dpl_ray.models import Classifier, build_model, check_model, library_of
 from dpl_ray.models.weights import download_weights, fit_weights
 from tests.builders import PRETRAINED, serving, tiny_config

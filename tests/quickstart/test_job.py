@@ -24,7 +24,7 @@ import dpl_ray.quickstart.job
 from dpl_ray.commands.cli import load_command
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import ModelConfig
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.inference.predictor import load_checkpoint
 from dpl_ray.quickstart import frozen
 from dpl_ray.quickstart.config import load_quickstart, seconds_of

@@ -16,9 +16,9 @@ import pytest
 
 from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.files import open_location
-from dpl_ray.data.pool.files import list_pool
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.formats.rows import list_pool
+from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.jobs.phases import train_phases
 from dpl_ray.page import html

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dpl_ray.config.compose import load_config
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.jobs.phases import train_phases
 from dpl_ray.report.page import find_verdict, verdict_sentence
 from dpl_ray.report.verdict import Z_95, Verdict, compare_paired, wilson_interval

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pyarrow import fs
 
-from dpl_ray.data.files import Location, open_location
+from dpl_ray.data.files.location import Location, open_location
 from dpl_ray.reviewing.images import LOSSLESS_PIXELS, MAX_PIXELS, read_pictures
 from dpl_ray.reviewing.page import Item, write_review
 from dpl_ray.store.storage import Storage

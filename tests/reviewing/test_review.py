@@ -14,7 +14,7 @@ import pytest
 
 from dpl_ray.commands import cli
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.reviewing.answers import read_answers
 from dpl_ray.reviewing.config import load_reviewing
 from dpl_ray.reviewing.draw import Draw, Drawn

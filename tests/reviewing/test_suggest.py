@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from dpl_ray.commands import cli
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.decode_many import decode_many
-from dpl_ray.data.labeled import list_records
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode_many import decode_many
+from dpl_ray.data.labeled.records import list_records
 from dpl_ray.reviewing import candidates
 from dpl_ray.reviewing import suggest as suggest_module
 from dpl_ray.reviewing.candidates import draw_candidates

@@ -21,7 +21,7 @@ from dpl_ray.commands import cli
 from dpl_ray.commands import compare as command
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.runs.history_writer import HistoryWriter
 from dpl_ray.studies.comparison.cells import Cell, CellResult, cell_config, read_cells, run_cell
 from dpl_ray.studies.comparison.config import make_plan

@@ -9,7 +9,7 @@ import pytest
 
 from dpl_ray import CompareConfig, compare
 from dpl_ray.data.dataset import Splits
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.store.records import read_tree, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.comparison.cells import Cell, read_cells, run_cell

@@ -22,7 +22,7 @@ from dpl_ray.checking.settings import check_pool_use
 from dpl_ray.commands import cli
 from dpl_ray.commands import self_train as command
 from dpl_ray.config.compose import load_config
-from dpl_ray.data.split import EmptyPoolError
+from dpl_ray.data.splits.split import EmptyPoolError
 from dpl_ray.store.records import read_tree, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.self_training.config import load_self_training, self_training_name

@@ -14,7 +14,7 @@ from ray.util.state import list_actors, list_objects
 from dpl_ray.commands import cli
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.parse import to_yaml
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.studies.tuning.config import load_search
 from dpl_ray.studies.tuning.console import TrialsProgress
 from dpl_ray.studies.tuning.job import Search

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch.distributed import distributed_c10d
 
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches import BatchFeed
+from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.store.storage import Storage
 from dpl_ray.training import distributed
 from dpl_ray.training.checkpoint import ModelInfo, load_state, save_checkpoint

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import dpl_ray.training.state as state_module
-from dpl_ray.data import rounds
-from dpl_ray.data.batches import Batch, BatchFeed
+from dpl_ray.data.batches import rounds
+from dpl_ray.data.batches.feed import Batch, BatchFeed
 from dpl_ray.data.dataset import Splits
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.capture import Captured

@@ -16,8 +16,8 @@ import dpl_ray.training.step as step_module
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches import Batch, BatchFeed
-from dpl_ray.data.views import strong, weak
+from dpl_ray.data.batches.feed import Batch, BatchFeed
+from dpl_ray.data.batches.views import strong, weak
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.faults import NonFiniteLossError
 from dpl_ray.training.metrics import HIGH_ENTROPY_CONFIDENCE, SUMS, mean_metrics, step_sums

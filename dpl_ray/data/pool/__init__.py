@@ -1,1 +1,4 @@
-"""The unlabelled images: their files and rows, the windows they are read in, and the choice of memory or stream."""
+"""The unlabelled images: the windows they are read in, the choice of memory or stream, pools shaped for benchmarks.
+
+May import: config, data.images, data.files, data.formats, data.labeled.
+"""

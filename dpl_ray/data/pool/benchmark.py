@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dpl_ray.config.schema import PoolConfig
 from dpl_ray.data.dataset import FOREIGN, UNLABELED, ImageSet, Splits
 
-_DRAW = 3  # beside those of the test and the labelled images (data/split.py)
+_DRAW = 3  # beside those of the test and the labelled images (data/splits/split.py)
 
 
 def is_shaped(pool: PoolConfig) -> str:

@@ -11,15 +11,17 @@ import numpy as np
 import pyarrow as pa
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.decode import DecodeSettings, decode_or_reason
-from dpl_ray.data.files import Listing, open_location
-from dpl_ray.data.labeled import Records
+from dpl_ray.data.files.listing import Listing
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.files.reach import Reach
+from dpl_ray.data.files.shards import are_shards
+from dpl_ray.data.formats.rows import PoolFiles, list_pool, pool_of
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode import decode_or_reason
+from dpl_ray.data.labeled.records import Records
 from dpl_ray.data.labels import label_indices
 from dpl_ray.data.pool.benchmark import is_shaped
-from dpl_ray.data.pool.files import PoolFiles, list_pool, pool_of
 from dpl_ray.data.pool.windows import StreamedPool
-from dpl_ray.data.reach import Reach
-from dpl_ray.data.shards import are_shards
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 

@@ -30,11 +30,11 @@ from numpy.typing import NDArray
 
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import BadImage
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.decode_many import decode_many
+from dpl_ray.data.formats.rows import PoolFiles, Rows
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode_many import decode_many
 from dpl_ray.data.labels import label_indices
 from dpl_ray.data.order import RandomStream
-from dpl_ray.data.pool.files import PoolFiles, Rows
 
 MAX_WINDOWS_WITHOUT_AN_IMAGE = 8
 

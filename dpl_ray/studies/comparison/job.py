@@ -22,7 +22,7 @@ from dpl_ray.config.given import read_study
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import Splits
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result, percent
 from dpl_ray.runs.folder import COMPARISON_FILE, check_same

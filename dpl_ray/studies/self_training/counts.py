@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import UNLABELED
-from dpl_ray.data.features import list_features, read_spec
-from dpl_ray.data.files import Location, open_location
+from dpl_ray.data.features.folder import list_features, read_spec
+from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.files.shards import is_tar, split_id
+from dpl_ray.data.formats.parquet import has_labels, labels_of, open_table
+from dpl_ray.data.formats.tar import read_labels
 from dpl_ray.data.labels import in_order_of, label_indices
-from dpl_ray.data.parquet import has_labels, labels_of, open_table
-from dpl_ray.data.pseudo_labels import part_files
-from dpl_ray.data.shards import is_tar, split_id
-from dpl_ray.data.tar import read_labels
+from dpl_ray.data.splits.pseudo_labels import part_files
 from dpl_ray.store.file_systems import one_line
 
 

@@ -23,11 +23,11 @@ from dpl_ray.config.given import read_study
 from dpl_ray.config.policies import SupervisedConfig
 from dpl_ray.config.schema import Config, RegistryConfig, TrackingConfig
 from dpl_ray.config.section import shown
-from dpl_ray.data.features import list_features, read_spec
-from dpl_ray.data.files import open_location
+from dpl_ray.data.features.folder import list_features, read_spec
+from dpl_ray.data.files.location import open_location
 from dpl_ray.data.pool.choice import list_unlabeled
-from dpl_ray.data.sources import load_splits
-from dpl_ray.data.split import EmptyPoolError
+from dpl_ray.data.splits.sources import load_splits
+from dpl_ray.data.splits.split import EmptyPoolError
 from dpl_ray.jobs.fit import FitResult, fit
 from dpl_ray.labeling.config import LabelConfig, LabelScaleConfig
 from dpl_ray.labeling.job import label_pool

@@ -24,7 +24,7 @@ from dpl_ray.config.given import read_study
 from dpl_ray.config.parse import to_yaml
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet, Splits
-from dpl_ray.data.sources import load_splits
+from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result, percent
 from dpl_ray.runs.folder import SEARCH_FILE, study_name

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import suggest
 from dpl_ray.data.dataset import ImageSet, Source
-from dpl_ray.data.decode import DecodeSettings, convert_arrays
+from dpl_ray.data.images.convert import DecodeSettings, convert_arrays
 from dpl_ray.store.paths import expand_path
 
 CACHE = Path("~/.cache/dpl_ray")

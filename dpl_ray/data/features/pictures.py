@@ -11,12 +11,12 @@ from pyarrow import fs
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.decode_many import decode_many
-from dpl_ray.data.features import read_spec
-from dpl_ray.data.files import Location, open_location
-from dpl_ray.data.reach import OutOfReachError, check_addresses
-from dpl_ray.data.samples import read_samples
+from dpl_ray.data.features.folder import read_spec
+from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.files.reach import OutOfReachError, check_addresses
+from dpl_ray.data.formats.samples import read_samples
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode_many import decode_many
 from dpl_ray.store.file_systems import open_uri
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpl_ray.config.schema import ViewsConfig
-from dpl_ray.data import augment
+from dpl_ray.data.batches import augment
 
 FEATURES = torch.float16  # images are uint8
 

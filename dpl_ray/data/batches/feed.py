@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpl_ray.config.schema import Config
-from dpl_ray.data.augment import WEAK_UNIFORMS, num_strong_uniforms
+from dpl_ray.data.batches.augment import WEAK_UNIFORMS, num_strong_uniforms
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.order import RandomStream, sample_order, view_uniforms
 from dpl_ray.data.pool.windows import PoolFeed

@@ -7,10 +7,11 @@ from functools import partial
 
 import numpy as np
 
-from dpl_ray.data import parquet, tar
-from dpl_ray.data.decode import MISSING, Payload
-from dpl_ray.data.files import Location, read_file
-from dpl_ray.data.shards import is_tar, split_id
+from dpl_ray.data.files.kinds import read_file
+from dpl_ray.data.files.location import Location
+from dpl_ray.data.files.shards import is_tar, split_id
+from dpl_ray.data.formats import parquet, tar
+from dpl_ray.data.images.decode import MISSING, Payload
 
 
 def read_samples(sample_ids: Sequence[str], image_column: str, locate: Callable[[str], Location]) -> Iterator[Payload]:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpl_ray.config.schema import ViewsConfig
-from dpl_ray.data.rounds import Operation, draw, rounds_on
+from dpl_ray.data.batches.rounds import Operation, draw, rounds_on
 
 WEAK_UNIFORMS = 3
 CUTOUT_UNIFORMS = 3

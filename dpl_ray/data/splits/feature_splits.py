@@ -18,18 +18,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.classes import find_class_names, find_targets
-from dpl_ray.data.copies import without_copies
 from dpl_ray.data.dataset import UNLABELED, BadImage, ImageSet, Source, Splits, concatenate, empty_like
-from dpl_ray.data.decode import DecodeSettings
-from dpl_ray.data.decode_many import decode_many
-from dpl_ray.data.features import open_features, read_spec
-from dpl_ray.data.labeled import Records
+from dpl_ray.data.features.folder import open_features, read_spec
+from dpl_ray.data.features.rows import FeatureFiles, StreamedFeatures, id_hashes, unusable
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode_many import decode_many
+from dpl_ray.data.labeled.classes import find_class_names, find_targets
+from dpl_ray.data.labeled.records import Records
 from dpl_ray.data.labels import label_indices
 from dpl_ray.data.pool.choice import reason_to_stream
-from dpl_ray.data.pool.features import FeatureFiles, StreamedFeatures, id_hashes, unusable
-from dpl_ray.data.pseudo_labels import PseudoLabels, check_memory, read_pseudo_labels
-from dpl_ray.data.split import check_pool, split
+from dpl_ray.data.splits.copies import without_copies
+from dpl_ray.data.splits.pseudo_labels import PseudoLabels, check_memory, read_pseudo_labels
+from dpl_ray.data.splits.split import check_pool, split
 from dpl_ray.store.file_systems import one_line
 
 

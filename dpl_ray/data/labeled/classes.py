@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import suggest
 from dpl_ray.data.dataset import UNLABELED
-from dpl_ray.data.labeled import Records
+from dpl_ray.data.labeled.records import Records
 from dpl_ray.data.labels import Label, is_integer, label_indices, some
 
 

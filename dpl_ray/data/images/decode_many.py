@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpl_ray.data.dataset import BadImage
-from dpl_ray.data.decode import DecodeSettings, Payload, decode_or_reason, quiet_pillow
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode import Payload, decode_or_reason, quiet_pillow
 
 _CHUNK_SIZE = 32
 

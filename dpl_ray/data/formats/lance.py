@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,12 +10,7 @@ import pyarrow as pa
 
 from dpl_ray.store.file_systems import one_line
 
-NOT_INSTALLED = "a Lance data set takes the package lance: pip install pylance"
 _GROUP_ROWS = 1024
-
-
-def is_installed() -> bool:
-    return find_spec("lance") is not None
 
 
 class LanceTable:

@@ -6,7 +6,7 @@
   _backbone/spec.json     the network that made them, and how it reads images (`Spec`)
   _backbone/weights.safetensors
 
-Parts are read as the files of a pool are (`pool/features.py`).
+Parts are read as the files of a pool are (rows.py).
 
 Legend: N samples, D features, V stored weak views and as many strong ones, P = 1 + 2 V.
 """
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dpl_ray.data.files import Location, open_location, read_file
-from dpl_ray.data.pool.features import FeatureFiles, id_hashes
+from dpl_ray.data.features.rows import FeatureFiles, id_hashes
+from dpl_ray.data.files.kinds import read_file
+from dpl_ray.data.files.location import Location, open_location
 from dpl_ray.store.file_systems import one_line
 
 BACKBONE_FOLDER = "_backbone"

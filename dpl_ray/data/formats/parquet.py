@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from dpl_ray.config.section import suggest
-from dpl_ray.data.decode import MISSING, UNREADABLE, DecodeError, Payload
-from dpl_ray.data.files import Location, read_image_file
+from dpl_ray.data.files.kinds import read_image_file
+from dpl_ray.data.files.location import Location
+from dpl_ray.data.files.reach import OutOfReachError, follow
+from dpl_ray.data.files.shards import is_lance
+from dpl_ray.data.files.spelling import Spelling
+from dpl_ray.data.formats.lance import LanceTable
+from dpl_ray.data.images.decode import MISSING, UNREADABLE, DecodeError, Payload
 from dpl_ray.data.labels import Label, as_label, clean_name, in_order_of
-from dpl_ray.data.lance import LanceTable
-from dpl_ray.data.reach import OutOfReachError, follow
-from dpl_ray.data.shards import is_lance
-from dpl_ray.data.spelling import Spelling
 from dpl_ray.store.file_systems import one_line
 
 NOT_PARQUET = "not a readable parquet file"

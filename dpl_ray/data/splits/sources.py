@@ -1,7 +1,7 @@
 """From the configuration to decoded and split images.
 
-Follow `load_splits`: a standard data set (`standard.py`) or the user's files (`labeled.py`, those of data.unlabeled
-`pool/files.py`, decoded by `decode.py`) become a `Source`, which `split.py` splits.
+Follow `load_splits`: a standard data set (`standard.py`) or the user's files (`labeled/records.py`, those of
+data.unlabeled `formats/rows.py`, decoded by `images/decode.py`) become a `Source`, which `split.py` splits.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import FILE_FORMS, DataConfig
-from dpl_ray.data.bad_images import most_bad
-from dpl_ray.data.classes import check_class_names, find_class_names, find_targets
-from dpl_ray.data.copies import without_copies
 from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
-from dpl_ray.data.decode import DecodeSettings, Payload
-from dpl_ray.data.decode_many import check_same_size, decode_many
-from dpl_ray.data.feature_splits import read_features
-from dpl_ray.data.files import FOREIGN, kind_of
-from dpl_ray.data.labeled import Records, list_records
+from dpl_ray.data.files.kinds import FOREIGN, kind_of
+from dpl_ray.data.formats.rows import PoolFiles, Row
+from dpl_ray.data.images.convert import DecodeSettings
+from dpl_ray.data.images.decode import Payload
+from dpl_ray.data.images.decode_many import check_same_size, decode_many
+from dpl_ray.data.labeled.classes import check_class_names, find_class_names, find_targets
+from dpl_ray.data.labeled.records import Records, list_records
 from dpl_ray.data.labels import Label, clean_name, label_indices
 from dpl_ray.data.pool.choice import list_unlabeled, should_stream, streamed_pool
-from dpl_ray.data.pool.files import PoolFiles, Row
-from dpl_ray.data.pseudo_labels import PseudoLabels, read_pseudo_labels
-from dpl_ray.data.split import Plan, check_pool, plan_split, split, unlabeled_rest
-from dpl_ray.data.standard import read_standard
+from dpl_ray.data.splits.bad_images import most_bad
+from dpl_ray.data.splits.copies import without_copies
+from dpl_ray.data.splits.feature_splits import read_features
+from dpl_ray.data.splits.pseudo_labels import PseudoLabels, read_pseudo_labels
+from dpl_ray.data.splits.split import Plan, check_pool, plan_split, split, unlabeled_rest
+from dpl_ray.data.splits.standard import read_standard
 
 
 def load_splits(

@@ -29,11 +29,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from dpl_ray.data.decode import MAX_PIXELS, MISSING, UNREADABLE, Payload
-from dpl_ray.data.files import IMAGE_EXTENSIONS, Location, passed_over
+from dpl_ray.data.files.kinds import IMAGE_EXTENSIONS, passed_over
+from dpl_ray.data.files.location import Location
+from dpl_ray.data.files.reach import OUTSIDE
+from dpl_ray.data.formats.parquet import failing
+from dpl_ray.data.images.decode import MAX_PIXELS, MISSING, UNREADABLE, Payload
 from dpl_ray.data.labels import Label, as_label
-from dpl_ray.data.parquet import failing
-from dpl_ray.data.reach import OUTSIDE
 from dpl_ray.store.storage import Storage
 
 INDEX_FOLDER = ".tar-index"  # of a run's storage_path or an output; made anew where it was removed

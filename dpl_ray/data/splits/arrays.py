@@ -22,15 +22,16 @@ from pyarrow import fs
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import suggest
-from dpl_ray.data.classes import find_class_names, find_targets
 from dpl_ray.data.dataset import ImageSet, Source
-from dpl_ray.data.decode import DecodeSettings, Payload, as_batch, convert_arrays, eight_bits
-from dpl_ray.data.decode_many import check_same_size
-from dpl_ray.data.files import Location
-from dpl_ray.data.labeled import Records
+from dpl_ray.data.files.location import Location
+from dpl_ray.data.images.convert import DecodeSettings, as_batch, convert_arrays, eight_bits
+from dpl_ray.data.images.decode import Payload
+from dpl_ray.data.images.decode_many import check_same_size
+from dpl_ray.data.labeled.classes import find_class_names, find_targets
+from dpl_ray.data.labeled.records import Records
 from dpl_ray.data.labels import Label, clean_name, label_indices
 from dpl_ray.data.labels import as_label as file_label
-from dpl_ray.data.sources import Reader
+from dpl_ray.data.splits.sources import Reader
 from dpl_ray.store.storage import Storage
 
 

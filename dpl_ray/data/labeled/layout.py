@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from dpl_ray.data.files import Location
+from dpl_ray.data.files.location import Location
 
 #: Field -> names of the folder of its images, in small letters.
 PARTS = {

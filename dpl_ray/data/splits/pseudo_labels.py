@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import shown
 from dpl_ray.data.dataset import UNLABELED
-from dpl_ray.data.decode import Payload
-from dpl_ray.data.files import Location, list_files, open_location, read_file
-from dpl_ray.data.labeled import Records
+from dpl_ray.data.files.kinds import read_file
+from dpl_ray.data.files.listing import list_files
+from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.files.reach import OutOfReachError, Reach, check_addresses
+from dpl_ray.data.files.shards import is_parquet
+from dpl_ray.data.formats.rows import PoolFiles, list_pool
+from dpl_ray.data.images.decode import Payload
+from dpl_ray.data.labeled.records import Records
 from dpl_ray.data.labels import clean_name, some
 from dpl_ray.data.pool.choice import bytes_per_image, memory_size
-from dpl_ray.data.pool.files import PoolFiles, list_pool
-from dpl_ray.data.reach import OutOfReachError, Reach, check_addresses
-from dpl_ray.data.shards import is_parquet
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.records import parse_tree
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 LANCE_EXTENSIONS = (".lance",)
+LANCE_NOT_INSTALLED = "a Lance data set takes the package lance: pip install pylance"
 PARQUET_EXTENSIONS = (".parquet", ".pq", *LANCE_EXTENSIONS)
 TAR_EXTENSIONS = (".tar",)
 _SHARD_EXTENSIONS = (*PARQUET_EXTENSIONS, *TAR_EXTENSIONS)
@@ -44,6 +46,10 @@ def is_parquet(path: str) -> bool:
 
 def is_lance(path: str) -> bool:
     return extension_of(path) in LANCE_EXTENSIONS
+
+
+def has_lance() -> bool:
+    return find_spec("lance") is not None
 
 
 def is_tar(path: str) -> bool:

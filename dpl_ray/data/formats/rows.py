@@ -21,11 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dpl_ray.data import parquet, tar
-from dpl_ray.data.decode import Payload
-from dpl_ray.data.files import Listing, Location, as_text, list_files, read_image_file
+from dpl_ray.data.files.kinds import as_text, read_image_file
+from dpl_ray.data.files.listing import Listing, list_files
+from dpl_ray.data.files.location import Location
+from dpl_ray.data.files.shards import are_parquet, are_shards, is_parquet, is_tar, split_id
+from dpl_ray.data.formats import parquet, tar
+from dpl_ray.data.images.decode import Payload
 from dpl_ray.data.labels import Label, as_label
-from dpl_ray.data.shards import are_parquet, are_shards, is_parquet, is_tar, split_id
 
 ROWS_PER_SPAN = 1024  # least rows of a span of whole row groups
 _NUM_THREADS = 32  # that look at shards: they wait for files

@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dpl_ray.data.dataset import UNLABELED, BadImage
-from dpl_ray.data.files import FOREIGN, Location, kind_of
-from dpl_ray.data.parquet import MISSING, UNREADABLE, failing
-from dpl_ray.data.pool.files import PoolFiles, Row, list_pool
+from dpl_ray.data.files.kinds import FOREIGN, kind_of
+from dpl_ray.data.files.location import Location
+from dpl_ray.data.formats.parquet import MISSING, UNREADABLE, failing
+from dpl_ray.data.formats.rows import PoolFiles, Row, list_pool
 from dpl_ray.data.pool.windows import StreamedPool, Taken
 from dpl_ray.store.file_systems import one_line
 

@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl, unquote
 import pyarrow as pa
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.files import Location, open_location, would_list
-from dpl_ray.data.spelling import Spelling
+from dpl_ray.data.files.location import Location, open_location, would_list
+from dpl_ray.data.files.spelling import Spelling
 from dpl_ray.store.file_systems import one_line, open_uri, split_options
 
 OUTSIDE = "path leads out of the folder of the data"

@@ -24,24 +24,19 @@ from pyarrow import fs
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import suggest
-from dpl_ray.data import tar
-from dpl_ray.data.decode import Payload
-from dpl_ray.data.files import (
-    Listing,
-    Location,
-    are_images,
-    list_files,
-    open_location,
-    read_file,
-)
+from dpl_ray.data.files.kinds import are_images, read_file
+from dpl_ray.data.files.listing import Listing, list_files
+from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.files.reach import OutOfReachError, Reach, follow
+from dpl_ray.data.files.shards import are_parquet, are_shards, are_tars, is_tar, split_id
+from dpl_ray.data.files.spelling import Spelling
+from dpl_ray.data.formats import tar
+from dpl_ray.data.formats.parquet import read_labels
+from dpl_ray.data.formats.rows import PoolFiles, Row, ShardRows, pool_of, rows_of_tar
+from dpl_ray.data.formats.samples import read_samples
+from dpl_ray.data.images.decode import Payload
+from dpl_ray.data.labeled.layout import check_layout
 from dpl_ray.data.labels import Label, as_label, clean_name, in_order_of, some
-from dpl_ray.data.layout import check_layout
-from dpl_ray.data.parquet import read_labels
-from dpl_ray.data.pool.files import PoolFiles, Row, ShardRows, pool_of, rows_of_tar
-from dpl_ray.data.reach import OutOfReachError, Reach, follow
-from dpl_ray.data.samples import read_samples
-from dpl_ray.data.shards import are_parquet, are_shards, are_tars, is_tar, split_id
-from dpl_ray.data.spelling import Spelling
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.records import from_cell
 

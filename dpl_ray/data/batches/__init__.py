@@ -1,0 +1,4 @@
+"""What a step takes: batches, and the weak and the strong views of them.
+
+May import: config, store, data.pool, torch.
+"""
