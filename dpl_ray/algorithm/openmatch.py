@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dpl_ray.algorithm.fixed_threshold import FixMatch
 from dpl_ray.algorithm.one_vs_all import OUT, one_vs_all, one_vs_all_loss
-from dpl_ray.algorithm.pseudo_labels import PseudoLabels
+from dpl_ray.algorithm.pseudo_labels import Answers, PseudoLabels
 
 
 class OpenMatch(FixMatch):
@@ -45,21 +45,11 @@ class OpenMatch(FixMatch):
         assert pseudo.facts is not None
         return super().weights(pseudo) * (self.foreign(pseudo) < 0.5) * (pseudo.facts.progress >= self.warmup)
 
-    def auxiliary_loss(
-        self,
-        pseudo: PseudoLabels,
-        features: Tensor,
-        logits: Tensor,  # noqa: ARG002
-        targets: Tensor,
-        logits_strong: Tensor | None = None,  # noqa: ARG002
-        kept: Tensor | None = None,
-        features_strong: Tensor | None = None,
-    ) -> Tensor:
+    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:
         """The three losses of the one-vs-all classifiers."""
-        loss = one_vs_all_loss(one_vs_all(self.one_vs_all(features.float())), targets)
-        if features_strong is None or kept is None:
-            return loss
-        log_probs = one_vs_all(self.one_vs_all(features_strong.float()))  # (K, 2, C)
+        loss = one_vs_all_loss(one_vs_all(self.one_vs_all(answers.features.float())), answers.targets)
+        kept = answers.kept
+        log_probs = one_vs_all(self.one_vs_all(answers.features_strong.float()))  # (K, 2, C)
         probs = log_probs.exp()
         probs_weak = one_vs_all(self.one_vs_all(pseudo.features.float()[kept])).exp()
         entropies = -(probs * log_probs).sum(dim=1).mean(dim=1)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpl_ray.algorithm.pseudo_labels import PseudoLabels
+from dpl_ray.algorithm.pseudo_labels import Answers, PseudoLabels
 
 
 def _alone(values: Tensor) -> Tensor:
@@ -95,27 +95,9 @@ class Policy(nn.Module, ABC):
         """Of this worker's labelled images, (): the mean cross-entropy of (B, C) logits and (B,) classes."""
         return F.cross_entropy(logits, targets)
 
-    def auxiliary_loss(
-        self,
-        pseudo: PseudoLabels,  # noqa: ARG002
-        features: Tensor,  # noqa: ARG002
-        logits: Tensor,
-        targets: Tensor,  # noqa: ARG002
-        logits_strong: Tensor | None = None,  # noqa: ARG002
-        kept: Tensor | None = None,  # noqa: ARG002
-        features_strong: Tensor | None = None,  # noqa: ARG002
-    ) -> Tensor:
-        """What the policy trains of its own, as this worker's mean: ().
-
-        Args:
-            pseudo: of the unlabelled weak views.
-            features, logits, targets: (B, D), (B, C), (B,) of the labelled images, gradients attached.
-            logits_strong: (K, C) of the strong views, gradients attached.
-            kept: (K,) int64, which of the U samples they are; -1 for one that fills the room on a GPU and does not
-                count.
-            features_strong: (K, D), gradients attached.
-        """
-        return logits.new_zeros(())
+    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:  # noqa: ARG002
+        """What the policy trains of its own, as this worker's mean: (). `pseudo` is of the unlabelled weak views."""
+        return answers.logits.new_zeros(())
 
     def trains_classifier(self, progress: float | Tensor) -> bool | Tensor:  # noqa: ARG002
         """Whether, at this share of the run, the unlabelled loss trains the main classifier too, not just features."""

@@ -1,6 +1,6 @@
-"""From the logits of weak views to pseudo-labels.
+"""From the logits of weak views to pseudo-labels, and what the student says of the views that it is trained on.
 
-Legend: B labelled, U unlabelled images, C classes, D features.
+Legend: B labelled, U unlabelled images, K <= U strong views with a weight, C classes, D features.
 """
 
 from __future__ import annotations
@@ -32,6 +32,19 @@ class PseudoLabels:
     logits_labeled: Tensor | None = None  # (B, C) of the labelled weak views where the policy `reads_labeled`
     facts: StepFacts | None = None
     features_labeled: Tensor | None = None  # (B, D) likewise
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the student says of the views that it is trained on, with gradients: B labelled, K strong ones."""
+
+    features: Tensor  # (B, D)
+    logits: Tensor  # (B, C)
+    targets: Tensor  # (B,) int64, of the labelled images
+    features_strong: Tensor  # (K, D)
+    logits_strong: Tensor  # (K, C)
+    #: (K,) int64, which of the U samples they are; -1 for one that fills the room on a GPU and does not count.
+    kept: Tensor
 
 
 def pseudo_labels(

@@ -13,7 +13,7 @@ from torch.profiler import record_function
 
 from dpl_ray.algorithm.ema import update_teacher
 from dpl_ray.algorithm.losses import consistency
-from dpl_ray.algorithm.pseudo_labels import StepFacts, pseudo_labels
+from dpl_ray.algorithm.pseudo_labels import Answers, StepFacts, pseudo_labels
 from dpl_ray.config.schema import Config
 from dpl_ray.data.batches.feed import Batch
 from dpl_ray.data.batches.views import strong, weak
@@ -84,15 +84,9 @@ def train_step(state: TrainState, batch: Batch, config: Config, workers: Workers
         logits_read = policy.unlabeled_logits(logits_strong)
         loss_unlabeled = consistency(logits_read, targets[rows], chosen.weights, len(weights))
     with record_function("heads and policy"):
-        loss_auxiliary = policy.auxiliary_loss(
-            pseudo,
-            features[:num_labeled],
-            logits[:num_labeled],
-            batch.targets,
-            logits_strong,
-            chosen.kept,
-            features_strong,
-        )
+        labeled = features[:num_labeled], logits[:num_labeled], batch.targets
+        answers = Answers(*labeled, features_strong, logits_strong, chosen.kept)
+        loss_auxiliary = policy.auxiliary_loss(pseudo, answers)
     with record_function("forward and backward"):
         terms = torch.stack([loss_labeled, numbers.lambda_u * loss_unlabeled, loss_auxiliary])
         # A loss that is not finite becomes NaN in every gradient, so that after the average all workers see it.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dpl_ray.algorithm.dpl import RULES, DynamicPseudoLabels, band_weight, gaussian_weight
 from dpl_ray.algorithm.policy import RunFacts
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, pseudo_labels
-from tests.builders import make_policy
+from tests.builders import answers_of, make_policy
 
 CUTS = ("confidence", "own", "none")
 
@@ -235,7 +235,7 @@ def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: st
 
         pseudo = observe(policy, features, logits)
         weights = policy.weights(pseudo)
-        loss = policy.auxiliary_loss(pseudo, features_labeled, logits_labeled, targets)
+        loss = policy.auxiliary_loss(pseudo, answers_of(features_labeled, logits_labeled, targets))
         policy.zero_grad()
         loss.backward()
         with torch.no_grad():
@@ -333,7 +333,7 @@ def test_the_loss_is_cut_at_the_boundary_that_the_step_found() -> None:
     pseudo = observe(policy, randn(20, 4, seed=0), randn(20, 3, seed=1, scale=3))
     assert torch.equal(policy.cut, found)
     assert not torch.equal(policy.boundary, found)
-    arguments = (pseudo, randn(4, 4, seed=2), randn(4, 3, seed=3), torch.tensor([0, 1, 2, 0]))
+    arguments = pseudo, answers_of(randn(4, 4, seed=2), randn(4, 3, seed=3), torch.tensor([0, 1, 2, 0]))
     loss = policy.auxiliary_loss(*arguments)
     policy.boundary.fill_(-1)
     assert policy.auxiliary_loss(*arguments) == loss

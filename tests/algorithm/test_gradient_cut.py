@@ -21,7 +21,7 @@ from dpl_ray.algorithm.gradient_cut import (
     passes,
 )
 from dpl_ray.algorithm.pseudo_labels import pseudo_labels
-from tests.builders import make_policy
+from tests.builders import answers_of, make_policy
 
 
 def randn(*shape: int, seed: int = 0, scale: float = 1) -> Tensor:
@@ -61,7 +61,7 @@ def test_the_heads_loss_moves_both_heads_and_never_the_student(cut: str) -> None
     features_weak = backbone(randn(40, 3, 4, seed=2))  # with its gradient, although the step has none here
     pseudo = pseudo_labels(features_weak, classifier(features_weak))
     policy.update(policy.statistics(pseudo))
-    policy.auxiliary_loss(pseudo, features, classifier(features), random_labels(16, 3)).backward()
+    policy.auxiliary_loss(pseudo, answers_of(features, classifier(features), random_labels(16, 3))).backward()
     for parameter in [*backbone.parameters(), *classifier.parameters()]:
         assert parameter.grad is None or (parameter.grad == 0).all()
     for head in (policy.heads.low, policy.heads.high):

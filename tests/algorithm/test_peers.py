@@ -19,7 +19,7 @@ from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import train_step
 from tests.algorithm.policy_references import out_probs
-from tests.builders import make_policy, tiny_config, tiny_feed, tiny_splits
+from tests.builders import answers_of, make_policy, tiny_config, tiny_feed, tiny_splits
 
 NUM_CLASSES = 4
 
@@ -53,8 +53,8 @@ def test_fairness_is_the_loop(seed: int, num_strong: int) -> None:
 def fairness_loss(logits: torch.Tensor, weight: float = 0.5) -> torch.Tensor:
     policy = make_policy("freematch", 2, NUM_CLASSES, fairness_weight=weight)
     pseudo = pseudo_labels(torch.zeros(3, 2), torch.zeros(3, NUM_CLASSES))
-    labeled = torch.zeros(1, NUM_CLASSES)
-    return policy.auxiliary_loss(pseudo, torch.zeros(1, 2), labeled, torch.zeros(1, dtype=torch.int64), logits)
+    labeled = torch.zeros(1, 2), torch.zeros(1, NUM_CLASSES), torch.zeros(1, dtype=torch.int64)
+    return policy.auxiliary_loss(pseudo, answers_of(*labeled, logits_strong=logits))
 
 
 def test_fairness_reaches_the_strong_logits_and_is_nothing_without_them() -> None:
@@ -79,7 +79,8 @@ def test_the_gradients_of_two_workers_average_to_that_of_one() -> None:
         policy = make_policy("freematch", 2, NUM_CLASSES, fairness_weight=0.5)
         policy.join(RunFacts(0, 6, rank, 2, lambda _: sums[0] + sums[1]))
         pseudo = pseudo_labels(torch.zeros(3, 2), torch.zeros(3, NUM_CLASSES))
-        loss = policy.auxiliary_loss(pseudo, torch.zeros(1, 2), torch.zeros(1, 4), torch.zeros(1), half)
+        labeled = torch.zeros(1, 2), torch.zeros(1, 4), torch.zeros(1)
+        loss = policy.auxiliary_loss(pseudo, answers_of(*labeled, logits_strong=half))
         assert loss.item() == pytest.approx(fairness_loss(logits).item())
         loss.backward()
     averaged = torch.cat([half.grad for half in halves if half.grad is not None]) / 2
@@ -171,7 +172,7 @@ def test_abc_trains_its_base_classifier_by_fixmatch_and_balances_its_labels() ->
     pseudo = pseudo_labels(torch.tensor([[2.0, 0.0], [1.0, 0.9], [0.0, 3.0]]), torch.zeros(3, 2))
     strong = torch.tensor([[0.0, 1.0], [5.0, 5.0], [0.0, 2.0], [7.0, 7.0]])
     kept = torch.tensor([0, 1, 2, -1])
-    loss = policy.auxiliary_loss(pseudo, torch.zeros(2, 2), logits, targets, torch.zeros(4, 2), kept, strong)
+    loss = policy.auxiliary_loss(pseudo, answers_of(torch.zeros(2, 2), logits, targets, strong, kept=kept))
     expected = math.log(2) + (math.log(1 + math.e) + math.log(1 + math.exp(-2))) / 3
     assert loss.item() == pytest.approx(expected)
 
@@ -198,7 +199,7 @@ def test_iomatch_trains_one_vs_all_classifiers_on_labels_and_the_open_one_on_all
         num_counted += max(q) >= 0.42
         expected += 2.0 * (max(q) >= 0.42) * -sum(a * b for a, b in zip(q, said, strict=True)) / 3
     assert 0 < num_counted < 3
-    loss = policy.auxiliary_loss(pseudo, labeled, labeled, targets, strong, kept, strong)
+    loss = policy.auxiliary_loss(pseudo, answers_of(labeled, labeled, targets, strong, kept=kept))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -217,5 +218,5 @@ def test_openmatch_trains_its_classifiers_by_labels_entropy_and_consistency() ->
         for before, after in zip(weak, out_probs(policy.one_vs_all(view).tolist()), strict=True):
             entropy = -after * math.log(after) - (1 - after) * math.log(1 - after)
             expected += (0.2 * entropy / 2 + 0.7 * 2 * (before - after) ** 2) / 3
-    loss = policy.auxiliary_loss(pseudo, labeled, labeled, targets, strong, kept, strong)
+    loss = policy.auxiliary_loss(pseudo, answers_of(labeled, labeled, targets, strong, kept=kept))
     assert loss.item() == pytest.approx(expected, rel=1e-5)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dpl_ray.algorithm.fixed_threshold import FixMatch
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.algorithm.policy import Policy, RunFacts
-from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
+from dpl_ray.algorithm.pseudo_labels import Answers, PseudoLabels, StepFacts, pseudo_labels
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.describe import CONF_FOLDER, describe_policies
 from dpl_ray.config.parse import parse_policy
@@ -29,7 +29,7 @@ from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
 from tests.algorithm import policy_references as references
-from tests.builders import make_policy, tiny_config, tiny_feed, tiny_splits
+from tests.builders import answers_of, make_policy, tiny_config, tiny_feed, tiny_splits
 
 NUM_FEATURES, NUM_CLASSES, NUM_UNLABELED, NUM_LABELED, NUM_STEPS = 4, 3, 24, 6, 5
 
@@ -333,7 +333,8 @@ def test_only_an_update_changes_the_state(parameters: dict[str, Any]) -> None:
     before = snapshot(policy)
     asked = (policy.statistics(pseudo), policy.weights(pseudo), policy.alignment(), policy.thresholds())
     policy.targets(pseudo)
-    policy.auxiliary_loss(pseudo, torch.zeros(2, NUM_FEATURES), torch.zeros(2, NUM_CLASSES), torch.tensor([0, 1]))
+    labeled = torch.zeros(2, NUM_FEATURES), torch.zeros(2, NUM_CLASSES), torch.tensor([0, 1])
+    policy.auxiliary_loss(pseudo, answers_of(*labeled))
     assert_same(snapshot(policy), before)
     assert torch.equal(policy.statistics(pseudo), asked[0])
     assert torch.equal(policy.weights(pseudo), asked[1])
@@ -359,7 +360,7 @@ def test_the_heads_loss_is_one_number_without_a_gradient_for_the_student(paramet
     policy = build(parameters)
     features = grid(4, NUM_FEATURES, seed=50).requires_grad_()
     logits = grid(4, NUM_CLASSES, seed=51).requires_grad_()
-    loss = policy.auxiliary_loss(observe(policy, 0), features, logits, torch.tensor([0, 1, 2, 0]))
+    loss = policy.auxiliary_loss(observe(policy, 0), answers_of(features, logits, torch.tensor([0, 1, 2, 0])))
     assert loss.shape == ()
     (loss + 0 * (features.sum() + logits.sum())).backward()
     assert features.grad.any() == ROWS[parameters["name"]].trains_features
@@ -405,9 +406,9 @@ class ReadsAll(FixMatch):
         self.seen["pseudo"] = pseudo
         return (torch.arange(len(pseudo.labels)) % 2).float()
 
-    def auxiliary_loss(self, pseudo: Any, features: Any, logits: Tensor, targets: Any, *strong: Any) -> Tensor:
-        self.seen["strong"] = strong
-        return 0.0 * strong[0].sum()
+    def auxiliary_loss(self, pseudo: Any, answers: Answers) -> Tensor:
+        self.seen["answers"] = answers
+        return 0.0 * answers.logits_strong.sum()
 
 
 @pytest.mark.parametrize("view", ["strong", "weak"])
@@ -431,9 +432,9 @@ def test_a_policy_may_read_pool_indices_progress_labelled_answers_and_strong_log
     assert pseudo.facts.progress == 0
     assert pseudo.logits_labeled.shape == (4, 3)
     assert len(pseudo.logits) == 12
-    logits_strong, kept, features_strong = policy.seen["strong"]
-    assert kept.tolist() == list(range(1, 12, 2))
-    assert logits_strong.shape == (6, 3)
-    assert features_strong.shape == (6, policy.num_features)
+    answers = policy.seen["answers"]
+    assert answers.kept.tolist() == list(range(1, 12, 2))
+    assert answers.logits_strong.shape == (6, 3)
+    assert answers.features_strong.shape == (6, policy.num_features)
     # The images that the loss is computed on: those of the pass without gradient, or other views of them.
-    assert torch.equal(forwarded[1][4:], forwarded[0][kept]) == (view == "weak")
+    assert torch.equal(forwarded[1][4:], forwarded[0][answers.kept]) == (view == "weak")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import dpl_ray.training.step as step_module
 from dpl_ray.algorithm.policies import POLICIES
-from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
+from dpl_ray.algorithm.pseudo_labels import Answers, PseudoLabels, StepFacts, pseudo_labels
 from dpl_ray.config.schema import Config
 from dpl_ray.data.batches.feed import Batch, BatchFeed
 from dpl_ray.data.batches.views import strong, weak
@@ -125,8 +125,8 @@ class SlowRun(Run):
                 features_kept, logits_kept = [*features_kept, features_strong], [*logits_kept, logits_strong]
         kept = (weights > policy.min_weight).nonzero().squeeze(1)
         loss_unlabeled = config.train.lambda_u * loss_unlabeled
-        strong_rows = torch.cat(logits_kept), kept, torch.cat(features_kept)
-        loss_auxiliary = policy.auxiliary_loss(pseudo, features, logits, batch.targets, *strong_rows)
+        strong_rows = torch.cat(features_kept), torch.cat(logits_kept), kept
+        loss_auxiliary = policy.auxiliary_loss(pseudo, Answers(features, logits, batch.targets, *strong_rows))
 
         parameters = self.named_parameters()
         loss = loss_labeled + loss_unlabeled + loss_auxiliary
