@@ -103,7 +103,7 @@ def embed(
     listed.check_unopened("max_bad_fraction", config.max_bad_fraction)
     num_workers = count_workers(config.scale, len(listed))
     side = spec.image_size
-    with sole_use(f"output={config.output}", ledger.books):
+    with sole_use(f"output={config.output}", ledger.books, ledger.storage):
         ledger.begin(listed, rows_per_block(config.rows_per_part, spec.channels * side**2))
         left_out = f"; left out: {as_text(listed.left_out)}" if listed.left_out else ""
         done = f", {ledger.counts.num_rows:,} of them are there" if ledger.resumed else ""

@@ -159,7 +159,7 @@ def label_pool(
         raise ValueError(f"output={config.output}: lies in the pool, which would grow by its own labels; take another")
     listed = source.list_pool()
     num_workers = count_workers(config.scale, len(listed))
-    with sole_use(f"output={config.output}", ledger.books):
+    with sole_use(f"output={config.output}", ledger.books, ledger.storage):
         ledger.begin(listed, rows_per_block(config.rows_per_part, source.bytes_per_row(listed)))
         show(console, _headline(ledger, place_of(config.scale, num_workers), listed, starts_ray=num_workers > 0))
         if known is None:

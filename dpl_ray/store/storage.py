@@ -19,6 +19,9 @@ from dpl_ray.store.paths import expand_path, expand_variables
 class Storage:
     """A path on a file system: `Storage("runs") / "a" / "b.json"`. Local paths become absolute, without ~ and $NAME."""
 
+    #: File in a bucket without which nothing is written here any more (dpl_ray/store/lock.py); children have it too.
+    lease: Storage | None = None
+
     def __init__(self, path: str) -> None:
         """
         Raises:
@@ -92,7 +95,11 @@ class Storage:
     def write(self, data: bytes) -> None:
         """Write a whole file, making its folders. Readers see the old file or the new one, whoever else writes it, and
         wherever the process or the machine stops.
+
+        Raises:
+            ValueError: another command has taken the folder over.
         """
+        self._check_lease()
         if self.is_local:
             disk.replace(Path(self.path), data)
             return
@@ -145,7 +152,8 @@ class Storage:
             raise OSError(number, os.strerror(number), str(nearest)) from None
 
     def remove(self) -> None:
-        """Remove this file, if it is there."""
+        """Remove this file, if it is there; `ValueError` where another command has taken the folder over."""
+        self._check_lease()
         if self.is_local:
             disk.remove(Path(self.path))
         elif self.exists():
@@ -155,3 +163,7 @@ class Storage:
         """Remove a folder with all it holds, its manifest first, so that what is half removed does not look whole."""
         (self / "manifest.json").remove()
         self.filesystem.delete_dir(self.path)
+
+    def _check_lease(self) -> None:
+        if self.lease is not None and not self.lease.exists():
+            raise ValueError(f"{self}: is left as it is, since another command has taken its folder over")

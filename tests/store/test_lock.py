@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,12 +157,47 @@ def test_in_a_bucket_a_command_is_interrupted_when_another_one_has_taken_its_fol
     bucket: Storage, ctrl_c: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "SECONDS_TO_RENEW", 0.01)
+    leases = Storage(str(bucket / LOCK_FILE))  # as another command has them
 
     def work() -> None:
         with sole_use("run.name=first", bucket):
-            (held,) = (bucket / LOCK_FILE).list()
+            (held,) = leases.list()
             while True:
-                (bucket / LOCK_FILE / held).remove()
+                (leases / held).remove()
 
     with pytest.warns(UserWarning, match="another command has taken"), pytest.raises(KeyboardInterrupt):
         work()
+
+
+def test_a_command_whose_folder_another_one_has_taken_over_writes_nothing_more(bucket: Storage) -> None:
+    """Also what was derived from the folder, and its copies in other processes."""
+    with sole_use("run.name=first", bucket / "books", bucket):
+        for name in ("step-1/manifest.json", "step-1/weights", "run.json"):
+            (bucket / name).write(b"mine")
+        leases = Storage(str(bucket / "books" / LOCK_FILE))  # as another command has them
+        (leases / leases.list()[0]).remove()
+        for folder in (bucket, pickle.loads(pickle.dumps(bucket)), bucket / "step-1"):
+            for act in (
+                lambda folder=folder: (folder / "run.json").write(b"late"),
+                lambda folder=folder: (folder / "history.jsonl").append(b"late"),
+                (folder / "run.json").remove,
+                folder.delete,
+            ):
+                with pytest.raises(ValueError, match=r"^s3://labels/first.*: is left as it is, since another command"):
+                    act()
+        assert (bucket / "run.json").read() == (bucket / "step-1" / "weights").read() == b"mine"
+        assert not (bucket / "history.jsonl").exists()
+    (bucket / "run.json").write(b"the next one")
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_lease_that_expired_before_it_was_renewed_is_kept_where_nobody_has_come(
+    bucket: Storage, monkeypatch: pytest.MonkeyPatch, is_taken: bool
+) -> None:
+    """Who came has found it expired, and may have removed it between two requests of this one."""
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 0)
+    (mine := bucket / LOCK_FILE / "mine").write(b"")
+    if is_taken:
+        (bucket / LOCK_FILE / "theirs").write(b"")
+    assert lock._renew(mine) is not is_taken
+    assert (bucket / LOCK_FILE).list() == (["theirs"] if is_taken else ["mine"])
