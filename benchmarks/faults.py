@@ -32,7 +32,8 @@ NUM_STEPS, NUM_IMAGES = 400, 120
 COLUMNS = ("job", "what", "when", "outcome", "same")
 TRAINING = (
     f"train.num_steps={NUM_STEPS} train.log_every=4 train.checkpoint_every=20 train.batch_size=4 train.mu=2 "
-    "model.depth=10 model.width=1 train.curve_images=0 train.baseline=false tracking.enabled=false run.name=first"
+    "model.depth=10 model.width=1 train.curve_images=0 train.baseline=false tracking.enabled=false run.name=first "
+    "scale.threads_per_worker=1"  # or as many as cores are free just then, and the last bits are others
 ).split()
 WORKER, NEWS, CONTROLLER = "a training worker", "the actor that brings the news", "the controller of Ray Train"
 READER, DECODER, LABELLER = "a task that reads the pool", "a task that decodes", "an actor that labels"

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -53,9 +53,22 @@ def _row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or ("crc" in row and row.pop("crc") != zlib.crc32(json.dumps(row).encode())):
-        return None
-    return row
+    return None if not isinstance(row, dict) or _is_other(row, "crc", _crc) else row
+
+
+def _crc(row: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(row).encode())
+
+
+def _is_other(tree: dict[str, Any], name: str, checksum: Callable[[dict[str, Any]], Any]) -> bool:
+    """Whether this is not the object that was written with its checksum under `name`, which is taken out.
+
+    An object of an older version has none. One whose checksum has another name is damaged there.
+    """
+    if name in tree:
+        return bool(tree.pop(name) != checksum(tree))
+    *others, last = tree or (None,)
+    return bool(tree) and tree[last] == checksum({key: tree[key] for key in others})
 
 
 def read_lines(file: Storage) -> list[dict[str, Any]]:
@@ -141,7 +154,7 @@ def parse_tree(data: bytes) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(tree, dict):
         raise ValueError("it is no object")
-    if CHECKSUM in tree and tree.pop(CHECKSUM) != _digest(tree):
+    if _is_other(tree, CHECKSUM, _digest):
         raise ValueError(OTHER)
     return tree
 
