@@ -44,6 +44,17 @@ def test_rgb_png_keeps_every_pixel() -> None:
     np.testing.assert_array_equal(array, pixels.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_of_8_bit_values_is_refused_and_all_black_is_an_image(kind: str) -> None:
+    values = np.zeros((6, 6), np.uint16)
+    assert decode(encode(Image.fromarray(values), kind), AS_IT_IS).max() == 0
+    values[2, 3] = 255
+    with pytest.raises(DecodeError, match="store it as 8-bit"):
+        decode(encode(Image.fromarray(values), kind), AS_IT_IS)
+    values[2, 3] = 256
+    assert decode(encode(Image.fromarray(values), kind), AS_IT_IS).max() == 1
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_mode_becomes_the_channels_asked_for(mode: str, channels: Any) -> None:

@@ -48,6 +48,7 @@ TRUNCATED = "truncated"
 TOO_LARGE = f"more than {MAX_PIXELS // 2**20} megapixels"
 CORRUPT = "cannot be decoded"
 UNSUPPORTED_MODE = "unsupported pixel format"
+EIGHT_BITS_IN_16 = "16-bit grey with values below 256 alone, which would be black: store it as 8-bit"
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: EXIF orientation -> what brings the image upright.
@@ -160,7 +161,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I"):
         return image
     is_12_bit = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(BITSPERSAMPLE) == (12,)
-    return Image.fromarray((np.asarray(image).clip(0, 65535) >> (4 if is_12_bit else 8)).astype(np.uint8))
+    values = np.asarray(image).clip(0, 65535)
+    if not is_12_bit and 0 < values.max() < 256:
+        raise DecodeError(EIGHT_BITS_IN_16)
+    return Image.fromarray((values >> (4 if is_12_bit else 8)).astype(np.uint8))
 
 
 def _upright(image: Image.Image, original: Image.Image) -> Image.Image:
