@@ -73,13 +73,14 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_trains_the_digits_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_trains_the_digits_from_another_folder_and_without_a_home(wheel: Path, tmp_path: Path) -> None:
     installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
     elsewhere.mkdir()
     subprocess.run([*PIP, "install", "--no-deps", "--no-index", "--target", str(installed), str(wheel)], check=True)
 
     def answer(*command: str) -> str:
-        environment = os.environ | {"PYTHONPATH": str(installed)}
+        # A home below a file: not even root can write there.
+        environment = os.environ | {"PYTHONPATH": str(installed), "HOME": str(wheel / "home")}
         found = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
         assert found.returncode == 0, found.stderr
         return found.stdout
