@@ -28,7 +28,6 @@ from dpl_ray import (
 )
 from dpl_ray.config.given import read_given
 from dpl_ray.config.section import Section, validated
-from dpl_ray.labeling.config import load_labeling
 from dpl_ray.studies.comparison.config import load_comparison
 from dpl_ray.studies.self_training.config import load_self_training
 from dpl_ray.studies.tuning.config import GROUPS, load_search
@@ -42,7 +41,7 @@ LOADERS: dict[Any, tuple[Any, type[Section], type[Section]]] = {
     compare: (load_comparison, Config, CompareConfig),
     search: (load_search, Config, SearchConfig),
     self_train: (load_self_training, Config, SelfTrainConfig),
-    label_pool: (load_labeling, LabelConfig, LabelConfig),
+    label_pool: (LabelConfig.load, LabelConfig, LabelConfig),
 }
 
 

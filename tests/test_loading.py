@@ -27,7 +27,7 @@ from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.features.folder import BACKBONE_FOLDER, SPEC_FILE, read_spec
 from dpl_ray.data.splits.pseudo_labels import JOB_FILE, SUMMARY_FILE, read_pseudo_labels
 from dpl_ray.data.splits.sources import load_splits
-from dpl_ray.embedding.config import load_embedding
+from dpl_ray.embedding.config import EmbedConfig
 from dpl_ray.models.weights import read_weights
 from dpl_ray.store.records import read_tree, write_json
 from dpl_ray.store.storage import Storage
@@ -130,7 +130,7 @@ def test_nothing_of_images_labels_weights_and_configurations_is_executed(evil: b
         check(lambda path=str(tmp_path / name): read_weights(f"model.weights={path}", path))
     check(lambda: load_config([f"config={tmp_path / 'config.yaml'}"]))
     check(lambda: load_config(["data.class_names=" + evil.decode("latin-1")]))
-    check(lambda: load_embedding([f"seed={evil.decode('latin-1').strip()}", "pool=a", "output=b"]))
+    check(lambda: EmbedConfig.load([f"seed={evil.decode('latin-1').strip()}", "pool=a", "output=b"]))
 
     folder = tmp_path / "images"
     for name in ("a/1.png", "a/2.jpg", "a/3.tif", "b/1.png", "b/2.pkl", "class_names.txt", "labels.csv"):

@@ -27,6 +27,6 @@ COMMAND = Command(
     job,
     "Check images and settings before a training: copies, classes, files, views, time.",
     "data=image_folder data.train=photos/labelled data.unlabeled=photos/rest data.image_size=64",
-    load=load_checking,
+    compose=load_checking,
     own=CheckConfig,
 )

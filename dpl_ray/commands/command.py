@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from dpl_ray.config.compose import load_config
+from dpl_ray.config.overrides import JobConfig
 from dpl_ray.config.section import Section
 from dpl_ray.page.console import program, show
 
@@ -23,11 +24,15 @@ class Command:
     job: Callable[[Any, Console], None]
     summary: str  # what it does, in a sentence
     example: str  # arguments of a run that makes sense
-    load: Callable[[Sequence[str]], Any] = load_config  # arguments -> what the job takes
+    compose: Callable[[Sequence[str]], Any] = load_config  # arguments -> what the job takes, of `Config` and `own`
     own: type[Section] | None = None  # fields of the job besides those of `Config`
     own_groups: Sequence[str] = ()  # groups of conf/ that are the job's alone
-    only: type[Section] | None = None  # fields of the job, where it has none of `Config`
+    only: type[JobConfig] | None = None  # fields of the job, where it has none of `Config`
     goes_on: bool = True  # after an interruption, with what is there
+
+    def load(self, arguments: Sequence[str]) -> Any:
+        """What the job takes, of the arguments; `ValueError` names the field that is wrong."""
+        return self.only.load(arguments) if self.only else self.compose(arguments)
 
 
 def command_line(name: str) -> str:

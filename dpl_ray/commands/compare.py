@@ -27,6 +27,6 @@ COMMAND = Command(
     job,
     "Compare policies over labelled subsets and repeats, in pairs.",
     "'policies=[supervised,fixmatch,dpl]' subsets=3 data=digits",
-    load=load_comparison,
+    compose=load_comparison,
     own=CompareConfig,
 )

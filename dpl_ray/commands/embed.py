@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpl_ray.commands.command import Command, print_results
-from dpl_ray.embedding.config import EmbedConfig, load_embedding
+from dpl_ray.embedding.config import EmbedConfig
 
 
 def job(config: EmbedConfig, console: Console) -> None:
@@ -21,6 +21,5 @@ COMMAND = Command(
     job,
     "Write the features of a pool once, by a frozen backbone; data=features trains on them.",
     "model=timm model.architecture=convnext_atto model.weights=pretrained pool=photos output=features",
-    load=load_embedding,
     only=EmbedConfig,
 )

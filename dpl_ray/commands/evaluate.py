@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpl_ray.commands.command import Command, print_results
-from dpl_ray.jobs.evaluate_config import EvaluateConfig, load_evaluating
+from dpl_ray.jobs.evaluate_config import EvaluateConfig
 
 
 def job(config: EvaluateConfig, console: Console) -> None:
@@ -26,7 +26,6 @@ COMMAND = Command(
     job,
     "Measure a trained model on labelled images.",
     "checkpoint=runs/NAME data=photos/labelled",
-    load=load_evaluating,
     only=EvaluateConfig,
     goes_on=False,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpl_ray.commands.command import Command
-from dpl_ray.jobs.explain_config import ExplainConfig, load_explaining
+from dpl_ray.jobs.explain_config import ExplainConfig
 from dpl_ray.page.console import console_table, show
 
 
@@ -31,7 +31,6 @@ COMMAND = Command(
     job,
     "Explain why one image gets its weight in training.",
     "checkpoint=runs/NAME sample=photos/1.jpg",
-    load=load_explaining,
     only=ExplainConfig,
     goes_on=False,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpl_ray.commands.command import Command
-from dpl_ray.jobs.predict_config import ExportConfig, load_exporting
+from dpl_ray.jobs.predict_config import ExportConfig
 from dpl_ray.page.console import show
 
 
@@ -26,7 +26,6 @@ COMMAND = Command(
     job,
     "Write a trained model as ONNX.",
     "checkpoint=runs/NAME output=model.onnx",
-    load=load_exporting,
     only=ExportConfig,
     goes_on=False,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpl_ray.commands.command import Command, print_results
-from dpl_ray.exchange.config import ExportLabelsConfig, load_exporting_labels
+from dpl_ray.exchange.config import ExportLabelsConfig
 
 
 def job(config: ExportLabelsConfig, console: Console) -> None:
@@ -21,7 +21,6 @@ COMMAND = Command(
     job,
     "Write the labels of a pool for Label Studio, FiftyOne, tools of COCO's form, as class folders or as CSV.",
     "labels=labels format=label_studio output=exported",
-    load=load_exporting_labels,
     only=ExportLabelsConfig,
     goes_on=False,
 )

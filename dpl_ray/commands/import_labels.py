@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpl_ray.commands.command import Command, print_results
-from dpl_ray.exchange.config import ImportLabelsConfig, load_importing_labels
+from dpl_ray.exchange.config import ImportLabelsConfig
 
 
 def job(config: ImportLabelsConfig, console: Console) -> None:
@@ -21,7 +21,6 @@ COMMAND = Command(
     job,
     "Read what people have annotated in another tool, as a CSV of labelled images.",
     "annotations=project-1.json output=answers.csv",
-    load=load_importing_labels,
     only=ImportLabelsConfig,
     goes_on=False,
 )

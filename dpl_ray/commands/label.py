@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpl_ray.commands.command import Command, print_results
-from dpl_ray.labeling.config import LabelConfig, load_labeling
+from dpl_ray.labeling.config import LabelConfig
 
 
 def job(config: LabelConfig, console: Console) -> None:
@@ -28,6 +28,5 @@ COMMAND = Command(
     job,
     "Label a pool of images with a trained model, every image once.",
     "checkpoint=runs/NAME pool=/path/to/images output=/path/to/labels",
-    load=load_labeling,
     only=LabelConfig,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpl_ray.commands.command import Command
-from dpl_ray.jobs.predict_config import PredictConfig, load_predicting
+from dpl_ray.jobs.predict_config import PredictConfig
 
 
 def job(config: PredictConfig, console: Console) -> None:
@@ -20,7 +20,6 @@ COMMAND = Command(
     job,
     "Predict the classes of photos with a trained model.",
     "checkpoint=runs/NAME images=photos output=predictions.csv",
-    load=load_predicting,
     only=PredictConfig,
     goes_on=False,
 )

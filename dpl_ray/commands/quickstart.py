@@ -30,6 +30,6 @@ COMMAND = Command(
     job,
     "Train on a folder of images within a budget of time: layout, size, network and steps are found.",
     "photos budget=10min",
-    load=load_quickstart,
+    compose=load_quickstart,
     own=QuickstartConfig,
 )

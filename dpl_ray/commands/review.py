@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpl_ray.commands.command import Command, print_results
-from dpl_ray.reviewing.config import ReviewConfig, load_reviewing
+from dpl_ray.reviewing.config import ReviewConfig
 
 
 def job(config: ReviewConfig, console: Console) -> None:
@@ -21,7 +21,6 @@ COMMAND = Command(
     job,
     "Look at labels of a pool that are drawn at random, and estimate how many are wrong.",
     "labels=/path/to/labels num=200",
-    load=load_reviewing,
     only=ReviewConfig,
     goes_on=False,
 )

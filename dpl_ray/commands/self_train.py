@@ -32,6 +32,6 @@ COMMAND = Command(
     job,
     "Train and label in rounds until the pseudo-labels no longer change.",
     "data=parquet data.train=labelled.parquet data.unlabeled=pool data.image_size=32 rounds=3",
-    load=load_self_training,
+    compose=load_self_training,
     own=SelfTrainConfig,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpl_ray.commands.command import Command, print_results
-from dpl_ray.reviewing.suggest_config import SuggestConfig, load_suggesting
+from dpl_ray.reviewing.suggest_config import SuggestConfig
 
 
 def job(config: SuggestConfig, console: Console) -> None:
@@ -21,7 +21,6 @@ COMMAND = Command(
     job,
     "Choose the images of a labelled pool whose true labels would teach most.",
     "labels=labels budget=100",
-    load=load_suggesting,
     only=SuggestConfig,
     goes_on=False,
 )

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from dpl_ray.commands.command import Command
 from dpl_ray.page.console import show
-from dpl_ray.tracking.sync import SyncConfig, load_syncing
+from dpl_ray.tracking.sync import SyncConfig
 
 
 def job(config: SyncConfig, console: Console) -> None:
@@ -28,6 +28,5 @@ COMMAND = Command(
     job,
     "Send MLflow what a run could not send while the server was down.",
     "run=runs/NAME",
-    load=load_syncing,
     only=SyncConfig,
 )

@@ -36,7 +36,7 @@ COMMAND = Command(
     job,
     "Search for the best values of fields of the configuration.",
     "data=digits tune=asha",
-    load=load_search,
+    compose=load_search,
     own=SearchConfig,
     own_groups=GROUPS,
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from dpl_ray.config.describe import default_options, describe_fields, leaves, list_groups
 from dpl_ray.config.policies import POLICY_CONFIGS
 from dpl_ray.config.schema import Config
-from dpl_ray.config.section import S, in_short, suggest, validated
+from dpl_ray.config.section import Section, in_short, suggest, validated
 
 LONGEST_VALUE = 2_000  # characters of what is no list
 #: A path that begins with ~ or has a range of numbers, which Hydra's grammar does not know.
@@ -146,44 +146,45 @@ def as_yaml(text: str) -> Any:
         return text
 
 
-@in_short()
-def load_section(
-    model: type[S],
-    overrides: Sequence[str],
-    required: Mapping[str, str],
-    start: S | None = None,
-    instead: Mapping[str, str] | None = None,
-) -> S:
-    """The fields of a command that has no others, as `field=value` or `section.field=value`.
+class JobConfig(Section):
+    """The fields of a command that has no others."""
 
-    Args:
-        required: fields that must be given -> an example.
-        start: what the overrides change; None: the defaults.
-        instead: field that another command has -> what it is called here.
+    required: ClassVar[Mapping[str, str]] = {}  # field that must be given -> an example
+    instead: ClassVar[Mapping[str, str]] = {}  # field of another command -> what it is called here
 
-    Raises:
-        ValueError: naming the field, the value and what would be right.
-    """
-    kinds = {field: kind for field, kind, _, _ in describe_fields(model)}
-    tree: dict[str, Any] = start.model_dump() if start else {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"{text}: says no field=value (write it without spaces around the =)")
-        if key not in kinds:
-            other = (instead or {}).get(key)
-            near = f"; give {other}={value}" if other else suggest(key, kinds) or "; known: " + ", ".join(kinds)
-            raise ValueError(f"{text}: there is no field {key}{near}")
-        *sections, name = key.split(".")
-        place = tree
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = _value(key, value, kinds[key].split("|"))
-    made = validated(model, tree)
-    for field, example in required.items():
-        if not (value := getattr(made, field)) or (isinstance(value, str) and not value.strip()):
-            raise ValueError(f"{field} is missing: give it, as {field}={example}")
-    return made
+    @classmethod
+    @in_short()
+    def load(cls, overrides: Sequence[str] = (), start: Self | None = None) -> Self:
+        """What `field=value` and `section.field=value` make of `start`, or of the defaults.
+
+        Raises:
+            ValueError: naming the field, the value and what would be right.
+        """
+        kinds = {field: kind for field, kind, _, _ in describe_fields(cls)}
+        tree: dict[str, Any] = (start or cls()).model_dump()
+        for text in overrides:
+            key, equals, value = text.partition("=")
+            if not equals:
+                raise ValueError(f"{text}: says no field=value (write it without spaces around the =)")
+            key = f"{key}.name" if f"{key}.name" in kinds else key
+            if key not in kinds:
+                other = cls.instead.get(key)
+                near = f"; give {other}={value}" if other else suggest(key, kinds) or "; known: " + ", ".join(kinds)
+                raise ValueError(f"{text}: there is no field {key}{near}")
+            *sections, name = key.split(".")
+            place = tree
+            for section in sections:
+                place = place[section]
+            place[name] = _value(key, value, kinds[key].split("|"))
+        made = validated(cls, tree)
+        for field, example in cls.required.items():
+            if not str(getattr(made, field) or "").strip():
+                raise ValueError(f"{field} is missing: give it, as {field}={example}")
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """`ValueError` where fields do not go together."""
 
 
 def _value(key: str, text: str, kinds: Sequence[str]) -> Any:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from dpl_ray.config.overrides import load_section
+from dpl_ray.config.overrides import JobConfig
 from dpl_ray.config.schema import ModelConfig, ViewsConfig
-from dpl_ray.config.section import Section
 from dpl_ray.labeling.config import LabelScaleConfig
 
 
-class EmbedConfig(Section):
+class EmbedConfig(JobConfig):
     """All fields of `dpl-ray embed`."""
+
+    required: ClassVar = {"pool": "/path/to/images", "output": "/path/to/features"}
 
     pool: str | tuple[str, ...] = Field(
         "",
@@ -56,28 +56,16 @@ class EmbedConfig(Section):
     )
     scale: LabelScaleConfig = Field(LabelScaleConfig(), description="workers")
 
-
-REQUIRED = {"pool": "/path/to/images", "output": "/path/to/features"}
-
-
-def load_embedding(overrides: Sequence[str] = (), start: EmbedConfig | None = None) -> EmbedConfig:
-    """The configuration that `dpl-ray embed OVERRIDES` runs with.
-
-    Raises:
-        ValueError: naming the field, the value and what would be right.
-    """
-    texts = [f"model.name={text.removeprefix('model=')}" if text.startswith("model=") else text for text in overrides]
-    config = load_section(EmbedConfig, texts, REQUIRED, start or EmbedConfig())
-    if config.checkpoint is not None:
-        return config
-    if config.model.name not in ("timm", "torchvision"):
-        raise ValueError(
-            f"model={config.model.name}: there are no pretrained weights of it; give model=timm, model=torchvision, "
-            "or checkpoint=runs/NAME"
-        )
-    if config.model.weights is None:
-        raise ValueError(
-            "model.weights is missing: features of random weights say nothing; give model.weights=pretrained, a file, "
-            "or checkpoint=runs/NAME"
-        )
-    return config
+    def check(self) -> None:
+        if self.checkpoint is not None:
+            return
+        if self.model.name not in ("timm", "torchvision"):
+            raise ValueError(
+                f"model={self.model.name}: there are no pretrained weights of it; give model=timm, model=torchvision, "
+                "or checkpoint=runs/NAME"
+            )
+        if self.model.weights is None:
+            raise ValueError(
+                "model.weights is missing: features of random weights say nothing; give model.weights=pretrained, a "
+                "file, or checkpoint=runs/NAME"
+            )

@@ -24,7 +24,7 @@ from dpl_ray.data.labeled.classes import check_class_names, find_class_names
 from dpl_ray.data.labeled.records import form_of, is_table, list_records
 from dpl_ray.data.labels import clean_name, label_indices
 from dpl_ray.data.pool.choice import files_named
-from dpl_ray.embedding.config import EmbedConfig, load_embedding
+from dpl_ray.embedding.config import EmbedConfig
 from dpl_ray.labeling.fill import check_bad, count_workers, fill, place_of
 from dpl_ray.labeling.ledger import Ledger
 from dpl_ray.labeling.plan import rows_per_block
@@ -69,7 +69,7 @@ def embed(
         LedgerError: the parts that were written are not those that were planned.
         WorkersFailedError: a process of Ray failed, or several died over the same images.
     """
-    config, console = read_given(config, keywords, load_embedding, EmbedConfig), open_console(console)
+    config, console = read_given(config, keywords, EmbedConfig.load, EmbedConfig), open_console(console)
     with indexes_in(config.output):
         location = replace(open_location("pool", config.pool), reach=Reach.of(_data(config, "parquet")))
     if config.scale.num_workers != 0:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from dpl_ray.config.overrides import load_section
-from dpl_ray.config.section import Section
+from dpl_ray.config.overrides import JobConfig
 
 Format = Literal["csv", "label_studio", "coco", "fiftyone", "image_folder"]
 
 
-class ExportLabelsConfig(Section):
+class ExportLabelsConfig(JobConfig):
     """All fields of `dpl-ray export-labels`."""
+
+    required: ClassVar = {"labels": "labels", "output": "exported"}
 
     labels: str = Field("", description="folder that dpl-ray label has written; required")
     format: Format = Field("csv", description=", ".join(get_args(Format)))
@@ -32,8 +32,10 @@ class ExportLabelsConfig(Section):
     )
 
 
-class ImportLabelsConfig(Section):
+class ImportLabelsConfig(JobConfig):
     """All fields of `dpl-ray import-labels`."""
+
+    required: ClassVar = {"annotations": "project-1.json", "output": "answers.csv"}
 
     annotations: str = Field(
         "",
@@ -51,23 +53,3 @@ class ImportLabelsConfig(Section):
         if output and not output.lower().endswith(".csv"):
             raise ValueError("must end in .csv")
         return output
-
-
-def load_exporting_labels(overrides: Sequence[str] = (), start: ExportLabelsConfig | None = None) -> ExportLabelsConfig:
-    """The configuration that `dpl-ray export-labels OVERRIDES` runs with, or what the overrides make of `start`.
-
-    Raises:
-        ValueError: naming the field, the value and what would be right.
-    """
-    required = {"labels": "labels", "output": "exported"}
-    return load_section(ExportLabelsConfig, overrides, required, start)
-
-
-def load_importing_labels(overrides: Sequence[str] = (), start: ImportLabelsConfig | None = None) -> ImportLabelsConfig:
-    """The configuration that `dpl-ray import-labels OVERRIDES` runs with, or what the overrides make of `start`.
-
-    Raises:
-        ValueError: naming the field, the value and what would be right.
-    """
-    required = {"annotations": "project-1.json", "output": "answers.csv"}
-    return load_section(ImportLabelsConfig, overrides, required, start)

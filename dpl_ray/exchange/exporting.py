@@ -27,7 +27,7 @@ from dpl_ray.data.files.shards import split_id
 from dpl_ray.data.formats.samples import read_samples
 from dpl_ray.data.images.decode import MISSING, DecodeError, Payload, open_image, quiet_pillow
 from dpl_ray.exchange import formats
-from dpl_ray.exchange.config import ExportLabelsConfig, load_exporting_labels
+from dpl_ray.exchange.config import ExportLabelsConfig
 from dpl_ray.exchange.formats import Exported
 from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result
@@ -68,7 +68,7 @@ def export_labels(
         ValueError: a field, the labels or the output do not fit; no label is selected; the images are rows of parquet
             files, or lie in a bucket, and the format needs files; or a class has no name for a folder.
     """
-    config, console = read_given(config, keywords, load_exporting_labels, ExportLabelsConfig), open_console(console)
+    config, console = read_given(config, keywords, ExportLabelsConfig.load, ExportLabelsConfig), open_console(console)
     labels = open_labels("labels", config.labels)
     output = _open_output(config)
     pool = open_location("pool", config.pool or labels.pool)

@@ -20,7 +20,7 @@ from dpl_ray.data.files.shards import split_id
 from dpl_ray.data.files.spelling import Spelling
 from dpl_ray.data.labeled.records import is_table
 from dpl_ray.data.labels import clean_name
-from dpl_ray.exchange.config import ImportLabelsConfig, load_importing_labels
+from dpl_ray.exchange.config import ImportLabelsConfig
 from dpl_ray.exchange.formats import Row, from_coco, from_fiftyone, from_label_studio
 from dpl_ray.page.console import open_console, show
 from dpl_ray.page.result import Result
@@ -60,7 +60,7 @@ def import_labels(
     Raises:
         ValueError: a field or the annotations do not fit, an image has two classes, or none has one.
     """
-    config, console = read_given(config, keywords, load_importing_labels, ImportLabelsConfig), open_console(console)
+    config, console = read_given(config, keywords, ImportLabelsConfig.load, ImportLabelsConfig), open_console(console)
     location, output = open_location("annotations", config.annotations), Storage(config.output)
     if output.exists():
         raise ValueError(f"output={config.output}: is there already; give a new file, nothing is overwritten")

@@ -17,7 +17,7 @@ from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.files.kinds import as_text
 from dpl_ray.inference.labeled_images import STANDARD, LabeledImages, read_labeled_images
-from dpl_ray.jobs.evaluate_config import EvaluateConfig, load_evaluating
+from dpl_ray.jobs.evaluate_config import EvaluateConfig
 from dpl_ray.page.console import console_table, open_console, show
 from dpl_ray.page.html import Page, Section, render_page
 from dpl_ray.page.result import Result, percent
@@ -74,7 +74,7 @@ def evaluate(
         ValueError: a field, the checkpoint, the data or the output do not fit: an image has no label or another class,
             or the model was trained on it.
     """
-    config, console = read_given(config, keywords, load_evaluating, EvaluateConfig), open_console(console)
+    config, console = read_given(config, keywords, EvaluateConfig.load, EvaluateConfig), open_console(console)
     checkpoint = open_checkpoint(config.checkpoint)
     output = _open_output(config, checkpoint)
     try:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
-from dpl_ray.config.overrides import load_section
-from dpl_ray.config.section import Section
+from dpl_ray.config.overrides import JobConfig
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(JobConfig):
     """All fields of `dpl-ray evaluate`."""
+
+    required: ClassVar = {"checkpoint": "runs/NAME", "data": "photos/labelled"}
+    instead: ClassVar = {"data.test": "data", "data.train": "data"} | {
+        f"data.{name}": name
+        for name in ("image_column", "label_column", "allow_overlap", "allow_outside", "allowed_hosts")
+    }
 
     checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
     data: str = Field(
@@ -30,25 +35,3 @@ class EvaluateConfig(Section):
     allow_outside: bool = Field(False, description="as data.allow_outside of a training")
     allowed_hosts: tuple[str, ...] = Field((), description="as data.allowed_hosts of a training")
     batch_size: int = Field(256, ge=1, description="images that pass through the model at once")
-
-
-#: Field of a training -> what it is called here.
-INSTEAD = {
-    "data.test": "data",
-    "data.train": "data",
-    "data.image_column": "image_column",
-    "data.label_column": "label_column",
-    "data.allow_overlap": "allow_overlap",
-    "data.allow_outside": "allow_outside",
-    "data.allowed_hosts": "allowed_hosts",
-}
-
-
-def load_evaluating(overrides: Sequence[str] = (), start: EvaluateConfig | None = None) -> EvaluateConfig:
-    """The configuration that `dpl-ray evaluate OVERRIDES` runs with, or what the overrides make of `start`.
-
-    Raises:
-        ValueError: naming the field, the value and what would be right.
-    """
-    required = {"checkpoint": "runs/NAME", "data": "photos/labelled"}
-    return load_section(EvaluateConfig, overrides, required, start, INSTEAD)

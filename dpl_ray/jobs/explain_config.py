@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
-from dpl_ray.config.overrides import load_section
-from dpl_ray.config.section import Section
+from dpl_ray.config.overrides import JobConfig
 
 
-class ExplainConfig(Section):
+class ExplainConfig(JobConfig):
     """All fields of `dpl-ray explain`."""
+
+    required: ClassVar = {"checkpoint": "runs/NAME", "sample": "image.png"}
 
     checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
     sample: str = Field(
@@ -21,12 +22,3 @@ class ExplainConfig(Section):
     output: str | None = Field(
         None, description="file of the page; null: explanation-SAMPLE.html in the folder that holds the checkpoint"
     )
-
-
-def load_explaining(overrides: Sequence[str] = ()) -> ExplainConfig:
-    """The configuration that `dpl-ray explain OVERRIDES` runs with.
-
-    Raises:
-        ValueError: naming the field, the value and what would be right.
-    """
-    return load_section(ExplainConfig, overrides, {"checkpoint": "runs/NAME", "sample": "image.png"})

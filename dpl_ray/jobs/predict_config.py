@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from dpl_ray.config.overrides import load_section
-from dpl_ray.config.section import Section
+from dpl_ray.config.overrides import JobConfig
 
 
-class PredictConfig(Section):
+class PredictConfig(JobConfig):
     """All fields of `dpl-ray predict`."""
+
+    required: ClassVar = {"checkpoint": "runs/NAME", "images": "photos"}
+    instead: ClassVar = {"pool": "images", "sample": "images"}
 
     checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
     images: str | tuple[str, ...] = Field(
@@ -29,8 +31,10 @@ class PredictConfig(Section):
         return output if output is None else _ending(output, ".csv")
 
 
-class ExportConfig(Section):
+class ExportConfig(JobConfig):
     """All fields of `dpl-ray export`."""
+
+    required: ClassVar = {"checkpoint": "runs/NAME", "output": "model.onnx"}
 
     checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
     output: str = Field("", description="file of the model, whose name ends in .onnx; required")
@@ -45,22 +49,3 @@ def _ending(output: str, extension: str) -> str:
     if not output.lower().endswith(extension):
         raise ValueError(f"must end in {extension}")
     return output
-
-
-def load_predicting(overrides: Sequence[str] = ()) -> PredictConfig:
-    """The configuration that `dpl-ray predict OVERRIDES` runs with.
-
-    Raises:
-        ValueError: naming the field, the value and what would be right.
-    """
-    required, instead = {"checkpoint": "runs/NAME", "images": "photos"}, {"pool": "images", "sample": "images"}
-    return load_section(PredictConfig, overrides, required, instead=instead)
-
-
-def load_exporting(overrides: Sequence[str] = ()) -> ExportConfig:
-    """The configuration that `dpl-ray export OVERRIDES` runs with.
-
-    Raises:
-        ValueError: naming the field, the value and what would be right.
-    """
-    return load_section(ExportConfig, overrides, {"checkpoint": "runs/NAME", "output": "model.onnx"})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
-from dpl_ray.config.overrides import load_section
+from dpl_ray.config.overrides import JobConfig
 from dpl_ray.config.schema import ScaleConfig, TrackingConfig
 from dpl_ray.config.section import Section
 
@@ -47,8 +47,16 @@ class LabelRunConfig(Section):
     storage_path: str = Field("runs", min_length=1, description="folder of runs, in which MLflow's default store lies")
 
 
-class LabelConfig(Section):
+class LabelConfig(JobConfig):
     """All fields of `dpl-ray label`."""
+
+    required: ClassVar = {"checkpoint": "runs/NAME", "pool": "/path/to/images", "output": "/path/to/labels"}
+    instead: ClassVar = {
+        "data.unlabeled": "pool",
+        "data.train": "pool",
+        "data.image_column": "image_column",
+        "run.name": "output",
+    }
 
     checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
     pool: str | tuple[str, ...] = Field(
@@ -93,19 +101,6 @@ class LabelConfig(Section):
         """The places of the pool."""
         return (self.pool,) if isinstance(self.pool, str) else self.pool
 
-
-REQUIRED = {"checkpoint": "runs/NAME", "pool": "/path/to/images", "output": "/path/to/labels"}
-#: Field of a training -> what it is called here.
-INSTEAD = {"data.unlabeled": "pool", "data.train": "pool", "data.image_column": "image_column", "run.name": "output"}
-
-
-def load_labeling(overrides: Sequence[str] = (), start: LabelConfig | None = None) -> LabelConfig:
-    """The configuration that `dpl-ray label OVERRIDES` runs with, or what the overrides make of `start`.
-
-    Raises:
-        ValueError: naming the field, the value and what would be right.
-    """
-    config = load_section(LabelConfig, overrides, REQUIRED, start, INSTEAD)
-    if config.audit is not None and config.max_error is None:
-        raise ValueError(f"audit={config.audit}: it certifies an error; say which, as max_error=0.02")
-    return config
+    def check(self) -> None:
+        if self.audit is not None and self.max_error is None:
+            raise ValueError(f"audit={self.audit}: it certifies an error; say which, as max_error=0.02")

@@ -29,7 +29,7 @@ from dpl_ray.data.formats.rows import PoolFiles, list_pool
 from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.labeling.certificate import Certificate
 from dpl_ray.labeling.certificate_page import draw_warnings, make_page, summarize, told
-from dpl_ray.labeling.config import LabelConfig, load_labeling
+from dpl_ray.labeling.config import LabelConfig
 from dpl_ray.labeling.console import label_table
 from dpl_ray.labeling.figure import draw_summary
 from dpl_ray.labeling.fill import check_bad, count_workers, fill, place_of
@@ -139,7 +139,7 @@ def label_pool(
         LedgerError: the parts that were written are not those that were planned.
         WorkersFailedError: a process of Ray failed, or several died over the same images.
     """
-    config, console = read_given(config, keywords, load_labeling, LabelConfig), open_console(console)
+    config, console = read_given(config, keywords, LabelConfig.load, LabelConfig), open_console(console)
     with indexes_in(config.output):
         source = _open_source(config)
     held_out, identity = None, source.identity()

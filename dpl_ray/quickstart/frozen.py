@@ -20,7 +20,7 @@ from dpl_ray.config.schema import Config, DataConfig, ModelConfig, ViewsConfig
 from dpl_ray.data.batches.augment import num_strong_uniforms, strong
 from dpl_ray.data.features.folder import read_spec
 from dpl_ray.data.splits.sources import load_splits
-from dpl_ray.embedding.config import load_embedding
+from dpl_ray.embedding.config import EmbedConfig
 from dpl_ray.embedding.job import embed
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.page.console import show
@@ -187,5 +187,5 @@ def embed_images(
         fields = [f"pool={pool}", f"output={folders[role]}", f"image_size={size}", f"channels={data.channels}"]
         fields += [f"allow_outside={str(data.allow_outside).lower()}", f"allowed_hosts={quoted(data.allowed_hosts)}"]
         options = [*weights.overrides, *fields, f"views={views}", "scale.num_workers=0", "max_bad_fraction=1", *augment]
-        embed(load_embedding([*options, *labelled, *columns]), console=console)
+        embed(EmbedConfig.load([*options, *labelled, *columns]), console=console)
     return ["data=features", *(f"data.{role}={quoted(folder)}" for role, folder in folders.items())]

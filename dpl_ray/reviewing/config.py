@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
-from dpl_ray.config.overrides import load_section
-from dpl_ray.config.section import Section
+from dpl_ray.config.overrides import JobConfig
 
 
-class ReviewConfig(Section):
+class ReviewConfig(JobConfig):
     """All fields of `dpl-ray review`."""
+
+    required: ClassVar = {"labels": "/path/to/labels"}
+    instead: ClassVar = {
+        "data.labels": "labels",
+        "data.unlabeled": "pool",
+        "data.image_column": "image_column",
+        "train.seed": "seed",
+    }
 
     labels: str = Field("", description="folder or s3:// that dpl-ray label has written; required")
     num: int = Field(200, ge=10, le=5000, description="images to draw")
@@ -27,18 +34,3 @@ class ReviewConfig(Section):
         description="address that the pool's images are read by, as s3://...?endpoint_override=...; null: as labelled",
     )
     image_column: str | None = Field(None, description="parquet column of the images; null: as labelled")
-
-
-def load_reviewing(overrides: Sequence[str] = (), start: ReviewConfig | None = None) -> ReviewConfig:
-    """The configuration that `dpl-ray review OVERRIDES` runs with, or what the overrides make of `start`.
-
-    Raises:
-        ValueError: naming the field, the value and what would be right.
-    """
-    instead = {
-        "data.labels": "labels",
-        "data.unlabeled": "pool",
-        "data.image_column": "image_column",
-        "train.seed": "seed",
-    }
-    return load_section(ReviewConfig, overrides, {"labels": "/path/to/labels"}, start, instead)

@@ -24,7 +24,7 @@ from dpl_ray.data.files.location import open_location
 from dpl_ray.page.console import console_table, open_console, program, show
 from dpl_ray.page.result import Result
 from dpl_ray.reviewing.answers import UNKNOWN, read_answers
-from dpl_ray.reviewing.config import ReviewConfig, load_reviewing
+from dpl_ray.reviewing.config import ReviewConfig
 from dpl_ray.reviewing.draw import Draw, draw_labels
 from dpl_ray.reviewing.findings import (
     COLUMNS,
@@ -81,7 +81,7 @@ def review(
     Raises:
         ValueError: a field, the labels, the pool or the output do not fit, or the answers are to something else.
     """
-    config, console = read_given(config, keywords, load_reviewing, ReviewConfig), open_console(console)
+    config, console = read_given(config, keywords, ReviewConfig.load, ReviewConfig), open_console(console)
     labels = open_labels("labels", config.labels)
     output = _open_output(config, labels)
     kept = _read_draw(output)

@@ -36,7 +36,7 @@ from dpl_ray.reviewing.images import read_pictures
 from dpl_ray.reviewing.job import DRAW_FILE, SUGGEST_FILE
 from dpl_ray.reviewing.labels import Labels, digest, open_labels
 from dpl_ray.reviewing.page import Item, write_review
-from dpl_ray.reviewing.suggest_config import SuggestConfig, load_suggesting
+from dpl_ray.reviewing.suggest_config import SuggestConfig
 from dpl_ray.runs.folder import run_of
 from dpl_ray.runs.splits import read_splits
 from dpl_ray.store.file_systems import one_line
@@ -105,7 +105,7 @@ def suggest(
         ValueError: a field, the labels, the checkpoint, the pool or the output do not fit; the output is not empty; or
             no image is left that the model is unsure of.
     """
-    config, console = read_given(config, keywords, load_suggesting, SuggestConfig), open_console(console)
+    config, console = read_given(config, keywords, SuggestConfig.load, SuggestConfig), open_console(console)
     labels = open_labels("labels", config.labels)
     output, checkpoint = _open_output(config, labels), _open_checkpoint(config, labels)
     pool = open_location("pool", config.pool or labels.pool)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
-from dpl_ray.config.overrides import load_section
-from dpl_ray.config.section import Section
+from dpl_ray.config.overrides import JobConfig
 
 
-class SuggestConfig(Section):
+class SuggestConfig(JobConfig):
     """All fields of `dpl-ray suggest`."""
+
+    required: ClassVar = {"labels": "/path/to/labels"}
+    instead: ClassVar = {"data.labels": "labels", "data.unlabeled": "pool", "train.seed": "seed", "num": "budget"}
 
     labels: str = Field("", description="folder or s3:// that dpl-ray label has written; required")
     budget: int = Field(100, ge=1, le=1000, description="images to suggest")
@@ -22,13 +24,3 @@ class SuggestConfig(Section):
         None,
         description="address that the pool's images are read by, as s3://...?endpoint_override=...; null: as labelled",
     )
-
-
-def load_suggesting(overrides: Sequence[str] = (), start: SuggestConfig | None = None) -> SuggestConfig:
-    """The configuration that `dpl-ray suggest OVERRIDES` runs with, or what the overrides make of `start`.
-
-    Raises:
-        ValueError: naming the field, the value and what would be right.
-    """
-    instead = {"data.labels": "labels", "data.unlabeled": "pool", "train.seed": "seed", "num": "budget"}
-    return load_section(SuggestConfig, overrides, {"labels": "/path/to/labels"}, start, instead)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import ClassVar
 
 from pydantic import Field
 
-from dpl_ray.config.overrides import load_section
-from dpl_ray.config.section import Section
+from dpl_ray.config.overrides import JobConfig
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Journal
@@ -19,8 +18,10 @@ from dpl_ray.tracking.server import check_uri, first_line, shown_uri, with_passw
 PREFIXES = ("", "_ledger/")  # of the files of a run, of a comparison ...; of a labelling's output
 
 
-class SyncConfig(Section):
+class SyncConfig(JobConfig):
     """All fields of `dpl-ray sync-tracking`."""
+
+    required: ClassVar = {"run": "runs/NAME"}
 
     run: str = Field(
         "",
@@ -40,15 +41,6 @@ class SyncResult:
     num_entries: dict[str, int]  # folder -> entries, of those that had any
     num_refused: dict[str, int]  # folder -> those of them that MLflow does not take: tracking-refused.jsonl
     run_ids: dict[str, str | None]  # folder -> run id
-
-
-def load_syncing(overrides: Sequence[str] = ()) -> SyncConfig:
-    """The configuration that `dpl-ray sync-tracking OVERRIDES` runs with.
-
-    Raises:
-        ValueError: naming the field, the value and what would be right.
-    """
-    return load_section(SyncConfig, overrides, {"run": "runs/NAME"})
 
 
 def sync_tracking(run: str, uri: str | None = None) -> SyncResult:

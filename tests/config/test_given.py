@@ -10,7 +10,6 @@ import pytest
 from dpl_ray import CompareConfig, LabelConfig, compare, fit, label_pool, search, self_train
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.given import read_given, read_study
-from dpl_ray.labeling.config import load_labeling
 from dpl_ray.studies.comparison.config import load_comparison
 from dpl_ray.studies.self_training.config import load_self_training
 from dpl_ray.studies.tuning.config import load_search
@@ -44,9 +43,9 @@ def test_a_text_may_have_any_signs(text: str) -> None:
     data = read_given((), keywords, load_config).data
     assert (data.unlabeled, data.class_names) == (text, (text, "other"))
     given = {"checkpoint": text + "x", "pool": Path("y"), "output": "z", "run": {"storage_path": text + "x"}}
-    found = read_given((), given, load_labeling, LabelConfig)
+    found = read_given((), given, LabelConfig.load, LabelConfig)
     assert (found.checkpoint, found.pool, found.run.storage_path) == (text + "x", "y", text + "x")
-    assert read_given(found, {"batch_size": 3}, load_labeling, LabelConfig) == found.changed(batch_size=3)
+    assert read_given(found, {"batch_size": 3}, LabelConfig.load, LabelConfig) == found.changed(batch_size=3)
 
 
 def test_studies_take_their_own_fields_too() -> None:

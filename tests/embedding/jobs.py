@@ -13,7 +13,7 @@ from dpl_ray.config.compose import load_config
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.data.features.rows import StreamedFeatures
 from dpl_ray.data.splits.sources import load_splits
-from dpl_ray.embedding.config import load_embedding
+from dpl_ray.embedding.config import EmbedConfig
 from dpl_ray.embedding.job import EmbedResult, embed
 from tests.labeling.jobs import picture
 
@@ -50,7 +50,7 @@ def run(weights: str, pool: Path, output: Path, *more: str) -> EmbedResult:
         f"pool={pool}",
         f"output={output}",
     ]
-    return embed(load_embedding([*given, *more]))
+    return embed(EmbedConfig.load([*given, *more]))
 
 
 def write_features(weights: str, images: Path, output: Path) -> None:

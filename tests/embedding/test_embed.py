@@ -29,7 +29,7 @@ from dpl_ray.data.features.pictures import read_pictures
 from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.images.decode import decode
 from dpl_ray.data.splits.sources import load_splits
-from dpl_ray.embedding.config import load_embedding
+from dpl_ray.embedding.config import EmbedConfig
 from dpl_ray.embedding.job import embed
 from dpl_ray.inference.predictor import load_checkpoint
 from dpl_ray.jobs.explain import _of_features, explain
@@ -322,11 +322,11 @@ def test_a_configuration_that_does_not_fit_is_answered(given: list[str], message
 def test_features_of_random_weights_are_refused() -> None:
     places = ["pool=photos", "output=features"]
     with pytest.raises(ValueError, match=r"^model\.weights is missing: features of random weights say nothing"):
-        load_embedding(places)
+        EmbedConfig.load(places)
     with pytest.raises(ValueError, match=r"^model=wide_resnet: there are no pretrained weights of it; give model=timm"):
-        load_embedding([*places, "model=wide_resnet", "model.weights=w.pth"])
+        EmbedConfig.load([*places, "model=wide_resnet", "model.weights=w.pth"])
     named = [*places, "model.architecture=resnet18", "model.weights=w.pth"]
-    assert load_embedding(named).model.name == "timm", "without another name it is the default's"
+    assert EmbedConfig.load(named).model.name == "timm", "without another name it is the default's"
 
 
 def stored(num_samples: int, num_views: int, num_features: int = 3) -> NDArray[np.float16]:

@@ -16,7 +16,7 @@ from torchvision.datasets import ImageFolder
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.labeled.records import list_records
-from dpl_ray.exchange.config import load_exporting_labels, load_importing_labels
+from dpl_ray.exchange.config import ExportLabelsConfig, ImportLabelsConfig
 from dpl_ray.exchange.exporting import ExportLabelsResult, export_labels
 from dpl_ray.exchange.importing import import_labels
 from dpl_ray.store.storage import Storage
@@ -311,8 +311,8 @@ def test_a_class_leads_out_of_no_folder(pool: Path, tmp_path: Path) -> None:
 
 def test_the_command_lines_name_what_is_missing() -> None:
     with pytest.raises(ValueError, match="labels is missing: give it, as labels="):
-        load_exporting_labels(["output=x"])
+        ExportLabelsConfig.load(["output=x"])
     with pytest.raises(ValueError, match="annotations is missing"):
-        load_importing_labels(["output=x.csv"])
+        ImportLabelsConfig.load(["output=x.csv"])
     with pytest.raises(ValueError, match="format=voc: must be 'csv', 'label_studio'"):
-        load_exporting_labels(["labels=a", "output=x", "format=voc"])
+        ExportLabelsConfig.load(["labels=a", "output=x", "format=voc"])

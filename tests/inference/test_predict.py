@@ -26,7 +26,7 @@ from dpl_ray.data.images.decode import decode
 from dpl_ray.inference.predictions import Predictions
 from dpl_ray.inference.predictor import Predictor
 from dpl_ray.jobs.predict import MAX_IMAGES, predict_files
-from dpl_ray.jobs.predict_config import load_exporting, load_predicting
+from dpl_ray.jobs.predict_config import ExportConfig, PredictConfig
 from dpl_ray.models import build_model
 from dpl_ray.training.checkpoint_folder import ModelInfo
 from dpl_ray.training.evaluation import predict_probs
@@ -292,7 +292,7 @@ def printed(console: Console) -> str:
 
 def run(*given: Any) -> str:
     console = Console(file=io.StringIO(), width=150)
-    predict_files(load_predicting([str(text) for text in given]), console)
+    predict_files(PredictConfig.load([str(text) for text in given]), console)
     return printed(console)
 
 
@@ -348,13 +348,17 @@ def test_an_output_that_holds_something_else_stays(checkpoint: str, photos: Path
 @pytest.mark.parametrize(
     ("load", "given", "message"),
     [
-        (load_predicting, ["images=a"], "checkpoint is missing"),
-        (load_predicting, ["checkpoint=a"], "images is missing"),
-        (load_predicting, ["checkpoint=a", "pool=b"], "there is no field pool; give images=b"),
-        (load_predicting, ["checkpoint=a", "images=[it's.png]"], r"^images=\[it's.png\]: .*, as in 'images=\[\"a, b"),
-        (load_predicting, ["checkpoint=a", "images=b", "output=c.txt"], r"output=c\.txt: must end in \.csv"),
-        (load_exporting, ["checkpoint=a"], "output is missing"),
-        (load_exporting, ["checkpoint=a", "output=model"], r"output=model: must end in \.onnx"),
+        (PredictConfig.load, ["images=a"], "checkpoint is missing"),
+        (PredictConfig.load, ["checkpoint=a"], "images is missing"),
+        (PredictConfig.load, ["checkpoint=a", "pool=b"], "there is no field pool; give images=b"),
+        (
+            PredictConfig.load,
+            ["checkpoint=a", "images=[it's.png]"],
+            r"^images=\[it's.png\]: .*, as in 'images=\[\"a, b",
+        ),
+        (PredictConfig.load, ["checkpoint=a", "images=b", "output=c.txt"], r"output=c\.txt: must end in \.csv"),
+        (ExportConfig.load, ["checkpoint=a"], "output is missing"),
+        (ExportConfig.load, ["checkpoint=a", "output=model"], r"output=model: must end in \.onnx"),
     ],
 )
 def test_mistakes_in_fields(load: Any, given: list[str], message: str) -> None:

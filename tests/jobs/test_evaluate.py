@@ -18,7 +18,7 @@ from rich.console import Console
 from dpl_ray import evaluate, load_checkpoint
 from dpl_ray.commands import cli
 from dpl_ray.commands import evaluate as command
-from dpl_ray.jobs.evaluate_config import load_evaluating
+from dpl_ray.jobs.evaluate_config import EvaluateConfig
 from dpl_ray.report.intervals import mean_recall_interval, score_intervals
 from dpl_ray.runs.splits import write_splits
 from dpl_ray.store.storage import Storage
@@ -135,9 +135,9 @@ def test_what_cannot_be_measured_is_answered_in_a_line(
 
 def test_fields_of_a_training_are_named_as_they_are_called_here() -> None:
     with pytest.raises(ValueError, match=r"data.test=x: there is no field data.test; give data=x"):
-        load_evaluating(["checkpoint=runs/first", "data.test=x"])
+        EvaluateConfig.load(["checkpoint=runs/first", "data.test=x"])
     with pytest.raises(ValueError, match=r"data is missing: give it, as data=photos/labelled"):
-        load_evaluating(["checkpoint=runs/first"])
+        EvaluateConfig.load(["checkpoint=runs/first"])
 
 
 def test_intervals_are_of_a_model_that_is_never_wrong_and_of_one_that_is_calibrated() -> None:

@@ -20,7 +20,7 @@ from dpl_ray.data.formats.rows import list_pool
 from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.pool.windows import StreamedPool
 from dpl_ray.jobs.explain import _slug
-from dpl_ray.jobs.explain_config import load_explaining
+from dpl_ray.jobs.explain_config import ExplainConfig
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import find_checkpoint
 from tests.builders import tiny_splits, write_images
@@ -191,7 +191,7 @@ def test_a_mistake_is_answered_in_one_line(
 def test_the_command_prints_the_numbers_and_the_page(run: Path, tmp_path: Path) -> None:
     output = io.StringIO()
     arguments = [f"checkpoint={run}", "sample=3", f"output={tmp_path}/page.html"]
-    command.job(load_explaining(arguments), Console(file=output, width=200))
+    command.job(ExplainConfig.load(arguments), Console(file=output, width=200))
     found = explain(run, 3, output=tmp_path / "page.html")
     for words in (f"{found.weight:.4f}", f"{found.entropy:.4f} nats", "LGP head", "threshold over", found.reason):
         assert words in output.getvalue()

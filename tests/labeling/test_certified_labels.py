@@ -14,7 +14,7 @@ import pytest
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.labeling import job
-from dpl_ray.labeling.config import load_labeling
+from dpl_ray.labeling.config import LabelConfig
 from dpl_ray.labeling.held_out import HeldOut, open_held_out
 from dpl_ray.labeling.job import LabelResult
 from dpl_ray.runs.splits import write_splits
@@ -218,7 +218,7 @@ def open_audit(checkpoint: str, answers: Path) -> HeldOut:
     given = [f"checkpoint={checkpoint}", "pool=a", "output=b", "max_error=0.1", f"audit={answers}"]
     place = Storage(checkpoint)
     config, info = load_config_and_info(place)
-    return open_held_out(load_labeling(given), place, config, info.class_names)
+    return open_held_out(LabelConfig.load(given), place, config, info.class_names)
 
 
 @pytest.mark.parametrize(
@@ -307,4 +307,4 @@ def test_held_out_images_that_are_refused(change: str, message: str, digits: Pat
 
 def test_an_audit_alone_is_no_wish() -> None:
     with pytest.raises(ValueError, match=r"^audit=a.csv: it certifies an error; say which, as max_error=0.02"):
-        load_labeling(["checkpoint=a", "pool=b", "output=c", "audit=a.csv"])
+        LabelConfig.load(["checkpoint=a", "pool=b", "output=c", "audit=a.csv"])

@@ -25,7 +25,7 @@ from dpl_ray.data.files.location import open_location
 from dpl_ray.data.formats.rows import PoolFiles, list_pool
 from dpl_ray.data.splits.pseudo_labels import read_pseudo_labels
 from dpl_ray.exchange.exporting import export_labels
-from dpl_ray.labeling.config import SMALL_POOL, LabelScaleConfig, load_labeling
+from dpl_ray.labeling.config import SMALL_POOL, LabelConfig, LabelScaleConfig
 from dpl_ray.labeling.console import label_table
 from dpl_ray.labeling.fill import TooManyBadError, count_workers
 from dpl_ray.labeling.ledger import LedgerError
@@ -472,15 +472,15 @@ def test_other_refusals(checkpoint: str, pool: Path, tmp_path: Path) -> None:
 )
 def test_mistakes_in_fields(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(message)):
-        load_labeling(arguments)
+        LabelConfig.load(arguments)
 
 
 def test_fields_are_read_as_they_are_typed() -> None:
-    config = load_labeling(["checkpoint=1", "pool=a: b", "output=null", "image_column=null", "scale.use_gpu=true"])
+    config = LabelConfig.load(["checkpoint=1", "pool=a: b", "output=null", "image_column=null", "scale.use_gpu=true"])
     assert (config.checkpoint, config.pool, config.output) == ("1", "a: b", "null")
     assert config.image_column is None
     assert config.scale.use_gpu
-    assert load_labeling(["checkpoint=1", "pool=[a b,'c,d/*.png']", "output=o"]).pool == ("a b", "c,d/*.png")
+    assert LabelConfig.load(["checkpoint=1", "pool=[a b,'c,d/*.png']", "output=o"]).pool == ("a b", "c,d/*.png")
 
 
 def interrupted(config: Any, console: Any) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from rich.console import Console
 
 from dpl_ray import compare, fit, label_pool, load_checkpoint, load_config, search, self_train
-from dpl_ray.labeling.config import load_labeling
+from dpl_ray.labeling.config import LabelConfig
 from dpl_ray.store.history import read_points
 from dpl_ray.store.storage import Storage
 from dpl_ray.studies.comparison.config import load_comparison
@@ -122,7 +122,7 @@ def test_labels_are_finished_and_trained_on(here: Path, console: Console, monkey
     with monkeypatch.context() as patch:
         forbid(patch, "labeling.job.fill")
         given = ["checkpoint=runs/run", "pool=pool", "output=labels", *SMALL[-2:]]
-        result = label_pool(load_labeling(given), console=console)
+        result = label_pool(LabelConfig.load(given), console=console)
     assert "labels had finished" in printed(console)
     assert (result.num_rows, result.num_selected) == (12, 12)
     photos = [here / "photos" / str(label) / f"{number}.png" for label in range(10) for number in range(2)]

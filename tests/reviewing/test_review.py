@@ -16,7 +16,7 @@ from dpl_ray.commands import cli
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.reviewing.answers import read_answers
-from dpl_ray.reviewing.config import load_reviewing
+from dpl_ray.reviewing.config import ReviewConfig
 from dpl_ray.reviewing.draw import Draw, Drawn
 from dpl_ray.reviewing.job import review
 from dpl_ray.reviewing.page import Item, write_review
@@ -332,4 +332,4 @@ def test_draws_that_are_refused(
     moved.rename(pool)
     assert not (tmp_path / "gone").exists()
     with pytest.raises(ValueError, match="labels is missing"):
-        load_reviewing([])
+        ReviewConfig.load([])
