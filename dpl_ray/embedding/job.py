@@ -115,7 +115,7 @@ def embed(
         save_backbone(ledger.storage / BACKBONE_FOLDER, model, spec)
         check_bad(ledger, config.max_bad_fraction)
         began, before = time.monotonic(), ledger.counts.num_rows
-        if ledger.missing:
+        if len(ledger.missing):
             embedder = BlockEmbedder(
                 ledger.plan, model, spec, config.augment, config.seed, labels, ledger.storage, config.batch_size
             )

@@ -73,7 +73,7 @@ def export_labels(
     output = _open_output(config)
     pool = open_location("pool", config.pool or labels.pool)
     rows: list[Exported] = []
-    num_gone, num_labels = 0, sum(part.num_rows for part in labels.parts)
+    num_gone, num_labels = 0, int(labels.num_rows.sum())
     with Progress(console, "labels") as progress, quiet_pillow():
         for batch in _batches(labels, selected_only=config.selected_only):
             made = _place(batch, config, labels, pool, output)
@@ -91,8 +91,8 @@ def export_labels(
 def _batches(labels: Labels, *, selected_only: bool) -> Iterator[list[Exported]]:
     """The labels, part by part, some at a time."""
     columns = ["sample_id", "pseudo_label", "confidence", "selected", "foreign"]
-    for part in labels.parts:
-        table = labels.read(part.name, columns)
+    for name in labels.part_names():
+        table = labels.read(name, columns)
         table = table.filter(table["selected"] if selected_only else table["pseudo_label"].is_valid())
         for batch in table.to_batches(ROWS_AT_A_TIME):
             yield [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from dpl_ray.cluster import connect as cluster
@@ -91,7 +93,7 @@ def fill(
 
 
 def _fill_here(
-    writer: BlockWriter, blocks: list[int], settings: DecodeSettings, *, use_gpu: bool
+    writer: BlockWriter, blocks: NDArray[np.int32], settings: DecodeSettings, *, use_gpu: bool
 ) -> Generator[tuple[int, Counts, int], None, None]:
     """The blocks one after another, in this process."""
     import torch
@@ -99,7 +101,7 @@ def _fill_here(
     from dpl_ray.labeling.decoding import decode_block
 
     writer = writer.to(torch.device("cuda" if use_gpu else "cpu"))
-    for block in blocks:
+    for block in map(int, blocks):
         yield block, *writer.write(decode_block(writer.plan, block, settings))
 
 

@@ -171,7 +171,7 @@ def label_pool(
         began, done_before = time.monotonic(), ledger.counts.num_rows
         with recording(tracker, console):
             check_bad(ledger, source.max_bad_fraction)
-            if ledger.missing:
+            if len(ledger.missing):
                 labeler = _labeler(config, source, ledger, certificate)
                 scale = config.scale.with_workers(num_workers)
                 fill(ledger, labeler, source.settings, scale, source.max_bad_fraction, console)

@@ -7,21 +7,24 @@
   _ledger/manifests/          000000.json: an input whose parts are all there, with its counts
   _ledger/certificate.json    thresholds of confidence, where an error is certified (dpl_ray/labeling/certificate.py)
   _report/                    summary.json, summary.png, bad.csv, certificate.html
+
+What is held of a part are a few numbers in arrays, whatever is done of it: no name, no counts.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs
+from numpy.typing import NDArray
 
 from dpl_ray.config.section import shown
 from dpl_ray.data.formats.rows import PoolFiles
@@ -37,6 +40,9 @@ FORMAT = 1  # of the output
 SUMMARY_NAME = "summary.json"  # written when all is done: data.labels looks for it
 MAX_LISTED = 100_000  # rows of bad.csv
 _NUM_THREADS = 16  # that read and write small files: they wait for the storage
+_AT_A_TIME = 256  # files that are read ahead
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class LedgerError(RuntimeError):
@@ -71,7 +77,10 @@ class Manifest:
 
 
 class Ledger:
-    """The ledger in an output folder, new or begun before. Nothing is written before `begin`."""
+    """The ledger in an output folder, new or begun before. Nothing is written before `begin`.
+
+    Legend: K blocks, and as many parts.
+    """
 
     def __init__(self, output: str, identity: dict[str, Any], num_classes: int) -> None:
         """
@@ -86,8 +95,9 @@ class Ledger:
         try:
             self.storage = Storage(output)
             self.storage.check_writable()
-            self._sizes = _list_sizes(self.storage)
             job = self._job.read() if self._job.exists() else None
+            others = () if job is not None else (name for name, _ in self.storage.files())
+            found = min((name for name in others if name.endswith((".parquet", ".pq"))), default="")
         except (OSError, ValueError, pa.ArrowException) as error:
             right = "a bucket that answers, with credentials and region," if "://" in output else "a folder"
             raise ValueError(
@@ -101,13 +111,12 @@ class Ledger:
             self._check_identity(job)
         elif (self.storage / "run.json").exists():
             raise ValueError(f"output={output}: is the folder of a run; give an empty folder")
-        elif found := sorted(name for name in self._sizes if name.endswith((".parquet", ".pq"))):
+        elif found:
             raise ValueError(
-                f"output={output}: holds {found[0]} already, which no labelling has begun; give an empty folder"
+                f"output={output}: holds {found} already, which no labelling has begun; give an empty folder"
             )
-        self._open: dict[int, dict[int, tuple[Counts, int]]] = {}  # input -> block -> counts and bytes of its part
         self.counts = Counts.none(num_classes)  # of all rows that are done
-        self.missing: list[int] = []  # blocks without a part
+        self._added: dict[int, Counts] = {}  # input that is not done -> counts of its parts that came in here
 
     @property
     def books(self) -> Storage:
@@ -167,7 +176,7 @@ class Ledger:
                 old = Plan.from_bytes(data, listed)
             except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
                 raise self.lost(place, f"damaged: {one_line(error)}") from None
-        elif any(name.startswith("part-") for name in self._sizes):
+        elif any(name.startswith("part-") for name, _ in self.storage.files()):
             raise self.lost(place, "missing")  # a plan made anew may give these parts other rows
         self.plan = extend_plan(old, listed, max_rows)
         if not self.resumed:
@@ -175,79 +184,111 @@ class Ledger:
         if self.plan is not old or not place.exists():
             place.write(self.plan.to_bytes())
         self.num_new = len(self.plan) - len(old) if self.resumed else 0
-        self._list_parts()
         self._find_done()
-        if self.missing:  # the summary says that all is done
+        self.missing = np.flatnonzero(self._sizes == 0).astype(np.int32)  # blocks without a part
+        if len(self.missing):  # the summary says that all is done
             (self.report / SUMMARY_NAME).remove()
 
-    def _list_parts(self) -> None:
-        """Look at what there is, and remove what a killed process was writing; a bucket has none of that."""
-        self._sizes = _list_sizes(self.storage)
-        for name in self._sizes:
+    def _list_parts(self) -> tuple[NDArray[np.int64], int]:
+        """(K,) bytes of each part, 0 where there is none; and how many parts there are that nobody has planned.
+
+        What a killed process was writing is removed; a bucket has none of that.
+        """
+        sizes, unplanned, begun = np.zeros(self.plan.num_blocks, np.int64), 0, []
+        for name, size in self.storage.files():
             if name.startswith(".part-"):
-                (self.storage / name).remove()
+                begun.append(name)
+            elif (block := self.plan.block_named(name)) is not None:
+                sizes[block] = size
+            else:
+                unplanned += name.startswith("part-")
+        for name in begun:
+            (self.storage / name).remove()
+        return sizes, unplanned
 
     def _find_done(self) -> None:
-        with ThreadPoolExecutor(_NUM_THREADS) as executor:
-            for number, manifest in enumerate(executor.map(self._whole_manifest, range(self.plan.num_inputs))):
-                if manifest is not None:
-                    self.counts += manifest.counts
-                    continue
-                blocks = self.plan.blocks_of(number)
-                self._open[number] = {}
-                for block, found in zip(blocks, executor.map(self._written, blocks), strict=True):
-                    if found:
-                        self._add(block, *found)
-                    else:
-                        self.missing.append(block)
-                self._close(number)
+        self._sizes, _ = self._list_parts()  # then 0 where a part is not whole
+        self._unreadable = np.zeros(self.plan.num_blocks, np.int32)  # rows of each part
+        self._found = np.zeros(self.plan.num_blocks, bool)  # whether it is here from before, and its input not done
+        for number, manifest in enumerate(self._whole_manifests(self._sizes)):
+            blocks = self.plan.blocks_of(number)
+            if manifest is not None:
+                self._unreadable[_slice(blocks)] = [part.num_unreadable for part in manifest.parts]
+                self.counts += manifest.counts
+                continue
+            total = Counts.none(self.num_classes)
+            for block, counts in zip(blocks, _in_threads(self._written, blocks), strict=True):
+                if counts is None:
+                    self._sizes[block] = 0
+                else:
+                    self._unreadable[block], self._found[block] = counts.num_unreadable, True
+                    total += counts
+            self.counts += total
+            if self._sizes[_slice(blocks)].all():
+                self._close(number, total)
 
     def _manifest_file(self, number: int) -> Storage:
         return self.books / "manifests" / f"{number:06d}.json"
 
-    def _whole_manifest(self, number: int) -> Manifest | None:
-        """The manifest of an input, unless it or a part of it is missing or not whole."""
-        try:
-            manifest = Manifest.read(self._manifest_file(number))
-        except (FileNotFoundError, ValueError, LookupError, TypeError):  # as one that a machine that went down left
-            return None
-        return manifest if all(self._sizes.get(part.name) == part.size for part in manifest.parts) else None
+    def _whole_manifests(self, sizes: NDArray[np.int64]) -> Iterator[Manifest | None]:
+        """Those of all inputs; None for one that is damaged or missing, or that has other parts than are there.
 
-    def _written(self, block: int) -> tuple[Counts, int] | None:
-        name = self.plan.part_name(block)
-        if name not in self._sizes:
+        Args:
+            sizes: (K,) bytes of the parts that are there.
+        """
+
+        def whole(number: int) -> Manifest | None:
+            try:
+                manifest = Manifest.read(self._manifest_file(number))
+            except (FileNotFoundError, ValueError, LookupError, TypeError):  # as one that a machine that went down left
+                return None
+            there = [(self.plan.part_name(block), int(sizes[block])) for block in self.plan.blocks_of(number)]
+            return manifest if [(part.name, part.size) for part in manifest.parts] == there else None
+
+        return _in_threads(whole, range(self.plan.num_inputs))
+
+    def _written(self, block: int) -> Counts | None:
+        """What the part of a block carries; None where it is not there or not whole."""
+        if not self._sizes[block]:
             return None
-        counts = read_counts(self.storage / name, self.plan.num_rows(block))
-        return (counts, self._sizes[name]) if counts else None
+        return read_counts(self.storage / self.plan.part_name(block), self.plan.num_rows(block))
 
     def add(self, block: int, counts: Counts, size: int) -> None:
-        """The part of a block is written; with the last one of an input comes its manifest."""
-        self._add(block, counts, size)
-        self._close(self.plan.input_of(block))
+        """The part of a block is written; with the last one of an input comes its manifest.
 
-    def _add(self, block: int, counts: Counts, size: int) -> None:
-        self._open[self.plan.input_of(block)][block] = counts, size
+        Raises:
+            LedgerError: a part of the same input that was here is gone.
+        """
+        number = self.plan.input_of(block)
+        blocks = self.plan.blocks_of(number)
+        self._sizes[block], self._unreadable[block] = size, counts.num_unreadable
         self.counts += counts
-
-    def _close(self, number: int) -> None:
-        parts, blocks = self._open[number], self.plan.blocks_of(number)
-        if len(parts) < len(blocks):
+        total = self._added.pop(number, Counts.none(self.num_classes)) + counts
+        if not self._sizes[_slice(blocks)].all():
+            self._added[number] = total
             return
-        files = self.plan.files_of(number)
-        total = sum((counts for counts, _ in parts.values()), Counts.none(self.num_classes))
+        for before in (block for block in blocks if self._found[block]):  # many may wait: their counts are not held
+            found = self._written(before)
+            if found is None:
+                raise LedgerError(f"{self.storage / self.plan.part_name(before)}: is gone or damaged since the start")
+            total += found
+        self._close(number, total)
+
+    def _close(self, number: int, total: Counts) -> None:
+        files, blocks = self.plan.files_of(number), self.plan.blocks_of(number)
         manifest = {
             "input": self.plan.input_name(number),
             "num_files": len(files),
             "size": int(self.plan.pool.sizes[files.start : files.stop].sum()),
             "num_rows": sum(self.plan.num_rows(block) for block in blocks),
             "counts": asdict(total),
-            "parts": [
-                asdict(Part(self.plan.part_name(block), size, counts.num_rows, counts.num_unreadable))
-                for block, (counts, size) in sorted(parts.items())
-            ],
+            "parts": [asdict(self._part(block)) for block in blocks],
         }
         write_json(self._manifest_file(number), manifest)
-        del self._open[number]
+
+    def _part(self, block: int) -> Part:
+        size, unreadable = int(self._sizes[block]), int(self._unreadable[block])
+        return Part(self.plan.part_name(block), size, self.plan.num_rows(block), unreadable)
 
     def check(self) -> Counts:
         """Add up the manifests: selected + rejected + unreadable = rows, of every input and of the pool.
@@ -255,24 +296,23 @@ class Ledger:
         Raises:
             LedgerError: they are not, naming the input.
         """
-        self._list_parts()
+        sizes, unplanned = self._list_parts()
         total = Counts.none(self.num_classes)
         num_parts = 0
-        with ThreadPoolExecutor(_NUM_THREADS) as executor:
-            for number, manifest in enumerate(executor.map(self._whole_manifest, range(self.plan.num_inputs))):
-                name = self.plan.input_name(number)
-                if manifest is None:
-                    raise LedgerError(f"{name}: its labels are not all there")
-                planned = [self.plan.num_rows(block) for block in self.plan.blocks_of(number)]
-                counts = manifest.counts
-                if [part.num_rows for part in manifest.parts] != planned or counts.num_rows != sum(planned):
-                    raise LedgerError(
-                        f"{name}: {counts.num_selected:,} selected + {counts.num_rejected:,} rejected + "
-                        f"{counts.num_unreadable:,} unreadable are not the {sum(planned):,} rows that were planned"
-                    )
-                num_parts += len(planned)
-                total += counts
-        written = sum(name.startswith("part-") for name in self._sizes)
+        for number, manifest in enumerate(self._whole_manifests(sizes)):
+            name = self.plan.input_name(number)
+            if manifest is None:
+                raise LedgerError(f"{name}: its labels are not all there")
+            planned = [self.plan.num_rows(block) for block in self.plan.blocks_of(number)]
+            counts = manifest.counts
+            if [part.num_rows for part in manifest.parts] != planned or counts.num_rows != sum(planned):
+                raise LedgerError(
+                    f"{name}: {counts.num_selected:,} selected + {counts.num_rejected:,} rejected + "
+                    f"{counts.num_unreadable:,} unreadable are not the {sum(planned):,} rows that were planned"
+                )
+            num_parts += len(planned)
+            total += counts
+        written = int(np.count_nonzero(sizes)) + unplanned
         if total.num_rows != len(self.plan) or num_parts != written:
             raise LedgerError(
                 f"{self.storage}: {written:,} parts and {total.num_rows:,} rows, "
@@ -295,34 +335,30 @@ class Ledger:
 
     def bad_rows(self) -> Iterator[tuple[str, str]]:
         """(sample id, reason) of the unreadable rows of the parts that are there, in the order of the plan."""
-        self._sizes = _list_sizes(self.storage)
-        for number in range(self.plan.num_inputs):
-            if (parts := self._open.get(number)) is not None:
-                names = [self.plan.part_name(block) for block in sorted(parts) if parts[block][0].num_unreadable]
-            else:
-                manifest = self._whole_manifest(number)
-                names = [part.name for part in manifest.parts if part.num_unreadable] if manifest else []
-            for name in names:
-                place = (self.storage / name).path
-                table = pq.read_table(place, filesystem=self.storage.filesystem, columns=["sample_id", "error"])
-                bad = table.filter(pc.is_valid(table["error"]))
-                yield from zip(bad["sample_id"].to_pylist(), bad["error"].to_pylist(), strict=True)
+        for block in np.flatnonzero((self._unreadable > 0) & (self._sizes > 0)).tolist():
+            place = (self.storage / self.plan.part_name(block)).path
+            table = pq.read_table(place, filesystem=self.storage.filesystem, columns=["sample_id", "error"])
+            bad = table.filter(pc.is_valid(table["error"]))
+            yield from zip(bad["sample_id"].to_pylist(), bad["error"].to_pylist(), strict=True)
 
 
-def read_manifests(output: Storage) -> list[Manifest]:
-    """Those of a finished labelling, in the order of its inputs.
+def read_manifests(output: Storage) -> Iterator[Manifest]:
+    """Those of a finished labelling, in the order of its inputs; a few are held at a time.
 
     Raises:
         ValueError, LookupError, TypeError: one is damaged.
     """
     folder = output / "_ledger" / "manifests"
     names = sorted(name for name in folder.list() if name[0] != ".")
+    return _in_threads(lambda name: Manifest.read(folder / name), names)
+
+
+def _in_threads(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """`map` by threads that are not far ahead of who takes the results: what is read waits in memory."""
     with ThreadPoolExecutor(_NUM_THREADS) as executor:
-        return list(executor.map(Manifest.read, [folder / name for name in names]))
+        for start in range(0, len(items), _AT_A_TIME):
+            yield from executor.map(function, items[start : start + _AT_A_TIME])
 
 
-def _list_sizes(folder: Storage) -> dict[str, int]:
-    """File -> bytes, of the files in a folder."""
-    selector = fs.FileSelector(folder.path, allow_not_found=True)
-    infos = folder.filesystem.get_file_info(selector)
-    return {info.base_name: info.size for info in infos if info.type == fs.FileType.File}
+def _slice(blocks: range) -> slice:
+    return slice(blocks.start, blocks.stop)

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.schema import ScaleConfig
@@ -61,7 +62,7 @@ class Shared:
 
 
 def label_on_ray(
-    labeler: BlockWriter, blocks: list[int], settings: DecodeSettings, scale: ScaleConfig
+    labeler: BlockWriter, blocks: NDArray[np.int32], settings: DecodeSettings, scale: ScaleConfig
 ) -> Generator[tuple[int, Counts, int], None, None]:
     """(block, counts, bytes of its part) of every block, as they are done.
 
@@ -118,7 +119,7 @@ def _quiet_core() -> Iterator[None]:
 
 
 def _stream(
-    labeler: BlockWriter, blocks: list[int], settings: DecodeSettings, scale: ScaleConfig
+    labeler: BlockWriter, blocks: NDArray[np.int32], settings: DecodeSettings, scale: ScaleConfig
 ) -> Generator[tuple[int, Counts, int], None, None]:
     import ray
     from ray.data import DataContext, ExecutionResources
@@ -135,7 +136,7 @@ def _stream(
     shared = Shared(ray.put(plan), ray.put(without), attempts)
     for start in range(0, len(blocks), BLOCKS_PER_DATASET):
         with DataContext.current(context):
-            dataset = _dataset(shared, blocks[start : start + BLOCKS_PER_DATASET], settings, scale)
+            dataset = _dataset(shared, blocks[start : start + BLOCKS_PER_DATASET].tolist(), settings, scale)
         try:
             for row in dataset.iter_rows():
                 yield int(row["block"]), Counts(**json.loads(row["counts"])), int(row["size"])

@@ -67,7 +67,7 @@ class Counts:
         return cls([0] * num_classes, [0] * num_classes, cells_selected=nothing, cells_rejected=nothing)
 
     def __add__(self, other: Counts) -> Counts:
-        mine, others = asdict(self), asdict(other)
+        mine, others = vars(self), vars(other)
         reasons = self.unreadable.keys() | other.unreadable.keys()
         unreadable = {
             reason: self.unreadable.get(reason, 0) + other.unreadable.get(reason, 0) for reason in sorted(reasons)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +28,7 @@ from dpl_ray.store.records import OTHER
 
 BLOCKS_PER_INPUT = 16  # of image files
 ARROW_END, CHECKSUM_BYTES = b"ARROW1", 16  # of Arrow's file, and of the checksum after it
+_PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
 MAX_DECODED_BYTES = 64 * 2**20  # of a block
 
 
@@ -78,7 +80,14 @@ class Plan:
 
     def part_name(self, block: int) -> str:
         number = self.input_of(block)
-        return f"part-{number:06d}-{block - self._first_blocks[number]:05d}.parquet"
+        return part_name(number, block - int(self._first_blocks[number]))
+
+    def block_named(self, part: str) -> int | None:
+        """The block whose part is called so; None where no part is."""
+        found = _PART.fullmatch(part)
+        number, index = map(int, found.groups()) if found else (self.num_inputs, 0)
+        blocks = self.blocks_of(number) if number < self.num_inputs else range(0)
+        return blocks[index] if index < len(blocks) and part == part_name(number, index) else None
 
     def read(self, block: int) -> list[tuple[str, Payload]]:
         """Sample id and encoded image, or features, of each row of a block; no image file is read here."""
@@ -138,6 +147,11 @@ class Plan:
             spans=spans,
         )
         return cls(pool, inputs, inputs[files])
+
+
+def part_name(number: int, index: int) -> str:
+    """Of the part of a block, by the number of its input and its place in that."""
+    return f"part-{number:06d}-{index:05d}.parquet"
 
 
 def _checksum(data: bytes) -> bytes:

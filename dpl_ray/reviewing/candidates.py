@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.labeling.ledger import Part
 from dpl_ray.reviewing.choice import balance, draw_keys, mass, unsure, worth
 from dpl_ray.reviewing.labels import Labels
 
@@ -40,10 +39,10 @@ def draw_candidates(labels: Labels, number: int, seed: int) -> Candidates:
         ValueError: a part cannot be read, or has no label.
     """
     random = np.random.default_rng(seed)
-    order = random.permutation(len(labels.parts))
-    ends = np.cumsum([labels.parts[place].num_rows for place in order])
+    order = random.permutation(len(labels.num_rows))
+    ends = np.cumsum(labels.num_rows[order])
     num_parts = int(np.searchsorted(ends, MAX_ROWS)) + 1
-    parts = [labels.parts[place] for place in np.sort(order[:num_parts])]
+    parts = [labels.part_name(place) for place in np.sort(order[:num_parts]).tolist()]
     with ThreadPoolExecutor(_NUM_THREADS) as executor:
         found = list(executor.map(lambda part: _look(labels, part), parts))
         if not any(len(rows) for rows, *_ in found):
@@ -65,9 +64,9 @@ def draw_candidates(labels: Labels, number: int, seed: int) -> Candidates:
         )
 
 
-def _look(labels: Labels, part: Part) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.floating]]:
+def _look(labels: Labels, part: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.floating]]:
     """The rows of a part that have labels, their classes, and how unsure the model is of each."""
-    table = labels.read(part.name, _COLUMNS)
+    table = labels.read(part, _COLUMNS)
     rows = np.flatnonzero(table["pseudo_label"].is_valid().to_numpy())
     table = table.take(rows)
     known = {name: table[name].to_numpy() for name in table.column_names if not table[name].null_count}
@@ -76,6 +75,6 @@ def _look(labels: Labels, part: Part) -> tuple[NDArray[np.int64], NDArray[np.int
     return rows, known["pseudo_label"], unsure(known["confidence"], second, known.get("threshold_over"))
 
 
-def _ids(labels: Labels, part: Part, rows: NDArray[np.int64]) -> list[str]:
-    ids: list[str] = labels.read(part.name, ["sample_id"])["sample_id"].take(rows).to_pylist()
+def _ids(labels: Labels, part: str, rows: NDArray[np.int64]) -> list[str]:
+    ids: list[str] = labels.read(part, ["sample_id"])["sample_id"].take(rows).to_pylist()
     return ids

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpl_ray.labeling.ledger import Part
 from dpl_ray.labeling.parts import read_counts
 from dpl_ray.reviewing.labels import Labels, digest
 
@@ -68,12 +67,11 @@ def draw_labels(labels: Labels, num: int, seed: int) -> Draw:
     Raises:
         ValueError: there is no label, or a part does not hold what the manifests say.
     """
-    counts = [labels.cells(manifest.counts) for manifest in labels.manifests]
-    cells = sum(counts, np.zeros(2 * len(labels.class_names) * labels.num_bins, np.int64))
+    cells = labels.counts.sum(axis=0)
     if not cells.any():
         raise labels.location.error("has no label: every image is unreadable")
     strata = choose_strata(cells, labels.num_bins, num)
-    inputs = np.stack([_sum_by(strata, each) for each in counts])  # (I, S)
+    inputs = np.stack([_sum_by(strata, each) for each in labels.counts])  # (I, S)
     sizes = inputs.sum(axis=0)
     random = np.random.default_rng(seed)
     numbers = allocate(sizes, num, random)
@@ -84,7 +82,7 @@ def draw_labels(labels: Labels, num: int, seed: int) -> Draw:
     parts = [
         found
         for number, wanted in _locate(inputs, ranks)
-        for found in _find_parts(labels, labels.manifests[number].parts, strata, wanted)
+        for found in _find_parts(labels, labels.parts_of(number), strata, wanted)
     ]
     with ThreadPoolExecutor(_NUM_THREADS) as executor:
         read = executor.map(lambda found: _read_rows(labels, found[0], strata, found[1]), parts)
@@ -169,19 +167,19 @@ def _locate(counts: NDArray[np.int64], ranks: Any) -> Iterator[tuple[int, _Ranks
     yield from sorted(found.items())
 
 
-def _find_parts(
-    labels: Labels, parts: list[Part], strata: NDArray[np.int64], ranks: _Ranks
-) -> Iterator[tuple[str, _Ranks]]:
+def _find_parts(labels: Labels, parts: range, strata: NDArray[np.int64], ranks: _Ranks) -> Iterator[tuple[str, _Ranks]]:
     """The parts of an input that places of strata are in, and the places in those parts."""
     if len(parts) == 1:
-        yield parts[0].name, ranks
+        yield labels.part_name(parts[0]), ranks
         return
+    names = [labels.part_name(part) for part in parts]
+    rows = labels.num_rows[parts.start : parts.stop].tolist()
     with ThreadPoolExecutor(_NUM_THREADS) as executor:
-        counts = list(executor.map(lambda part: read_counts(labels.storage / part.name, part.num_rows), parts))
+        counts = list(executor.map(lambda name, num_rows: read_counts(labels.storage / name, num_rows), names, rows))
     if None in counts:
-        raise labels.location.error(f"{parts[counts.index(None)].name} is missing or damaged")
+        raise labels.location.error(f"{names[counts.index(None)]} is missing or damaged")
     sums = np.stack([_sum_by(strata, labels.cells(each)) for each in counts if each])
-    yield from ((parts[number].name, wanted) for number, wanted in _locate(sums, ranks))
+    yield from ((names[number], wanted) for number, wanted in _locate(sums, ranks))
 
 
 def _read_rows(labels: Labels, part: str, strata: NDArray[np.int64], ranks: _Ranks) -> list[Drawn]:

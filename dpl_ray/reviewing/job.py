@@ -210,7 +210,7 @@ def _write_labels(draw: Draw, answers: Sequence[int], output: Storage) -> None:
 def _show(console: Console, labels: Labels, draw: Draw, findings: Findings) -> None:
     whole, level = findings.whole, f"{100 * findings.confidence:g} %"
     left = len(draw.items) - whole.num_answered
-    now = sum(int(labels.cells(manifest.counts).sum()) for manifest in labels.manifests)
+    now = int(labels.counts.sum())
     text = f"{whole.num_answered:,} answers to {whole.num_images:,} labels" + (f", {left:,} are left" if left else "")
     if now != whole.num_images:
         text += f"; since the draw, the labels have become {now:,}, and nothing is said of the new ones"

@@ -3,14 +3,15 @@
 A *cell* is a pseudo-label, a bin of confidence (`labeling.parts.CONFIDENCE_EDGES`), and whether the label is selected.
 How many labels of each cell there are stands in the books, so that labels are drawn without a look at the others.
 
-Legend: C classes, K bins (1 where an older version has counted none), M = 2 C K cells, I inputs, N rows of a part.
+Legend: C classes, K bins (1 where an older version has counted none), M = 2 C K cells, I inputs, P parts, N rows of a
+part.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,9 @@ from numpy.typing import NDArray
 from dpl_ray.data.files.location import Location, open_location
 from dpl_ray.data.labels import clean_name
 from dpl_ray.data.splits.pseudo_labels import NO_OUTPUT, read_job
-from dpl_ray.labeling.ledger import Manifest, Part, read_manifests
+from dpl_ray.labeling.ledger import read_manifests
 from dpl_ray.labeling.parts import CONFIDENCE_EDGES, Counts, cell_of
+from dpl_ray.labeling.plan import part_name
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
 
@@ -42,21 +44,25 @@ class Labels:
     class_names: tuple[str, ...]
     pool: str | list[str]  # as it was given
     image_column: str
-    manifests: list[Manifest]  # (I,)
+    counts: NDArray[np.int32]  # (I, M) labels of each cell, as `cells`
+    num_rows: NDArray[np.int32]  # (P,) of the parts, in the order of the inputs
+    first_parts: NDArray[np.int64]  # (I + 1,) of each input, and of one that would follow
     num_bins: int
 
-    @property
-    def parts(self) -> list[Part]:
-        """In the order of the inputs."""
-        return [part for manifest in self.manifests for part in manifest.parts]
+    def parts_of(self, number: int) -> range:
+        """The parts of an input."""
+        return range(*self.first_parts[number : number + 2].tolist())
+
+    def part_name(self, part: int) -> str:
+        number = int(np.searchsorted(self.first_parts, part, side="right")) - 1
+        return part_name(number, part - int(self.first_parts[number]))
+
+    def part_names(self) -> Iterator[str]:
+        return map(self.part_name, range(len(self.num_rows)))
 
     def cells(self, counts: Counts) -> NDArray[np.int64]:
         """(M,) labels of each cell: those that are selected first, by class and then by confidence."""
-        of_bins = self.num_bins > 1
-        selected, rejected = (
-            (counts.cells_selected, counts.cells_rejected) if of_bins else (counts.selected, counts.rejected)
-        )
-        return np.array(selected + rejected, np.int64)
+        return _cells(counts, of_bins=self.num_bins > 1)
 
     def read(self, part: str, columns: Sequence[str]) -> pa.Table:
         """Those of the columns that a part has.
@@ -90,21 +96,40 @@ def open_labels(field: str, given: str) -> Labels:
     location = open_location(field, given)
     job = read_job(location)
     storage = Storage(given)
+    class_names = tuple(map(clean_name, job["class_names"]))
+    counts: list[NDArray[np.int32]] = []
+    num_rows: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+    has_bins = True
     try:
-        manifests = read_manifests(storage)
+        for manifest in read_manifests(storage):
+            knows_bins = bool(manifest.counts.cells_selected)
+            has_bins = has_bins and knows_bins
+            counts.append(_cells(manifest.counts, of_bins=knows_bins).astype(np.int32))
+            num_rows.append(np.array([part.num_rows for part in manifest.parts], np.int32))
+        num_bins = len(CONFIDENCE_EDGES) + 1 if has_bins and counts else 1
+        shape = (2 * len(class_names), num_bins, -1)  # bins that some do not know are left out of the others
+        found = [each.reshape(shape).sum(axis=2).ravel() for each in counts]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise location.error(f"{NO_OUTPUT} (a damaged manifest: {one_line(error)})") from None
-    has_bins = bool(manifests) and all(manifest.counts.cells_selected for manifest in manifests)
     return Labels(
         storage=storage,
         location=location,
         identity=digest(job),
-        class_names=tuple(map(clean_name, job["class_names"])),
+        class_names=class_names,
         pool=job["pool"],
         image_column=job.get("image_column", "image"),
-        manifests=manifests,
-        num_bins=len(CONFIDENCE_EDGES) + 1 if has_bins else 1,
+        counts=np.array(found, np.int32).reshape(len(found), 2 * len(class_names) * num_bins),
+        num_rows=np.concatenate(num_rows),
+        first_parts=np.cumsum([len(rows) for rows in num_rows]),
+        num_bins=num_bins,
     )
+
+
+def _cells(counts: Counts, *, of_bins: bool) -> NDArray[np.int64]:
+    selected, rejected = (
+        (counts.cells_selected, counts.cells_rejected) if of_bins else (counts.selected, counts.rejected)
+    )
+    return np.array(selected + rejected, np.int64)
 
 
 def digest(tree: object) -> str:

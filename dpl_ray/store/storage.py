@@ -7,6 +7,8 @@ import errno
 import os
 import posixpath
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pyarrow import fs
@@ -78,6 +80,22 @@ class Storage:
             return [info.base_name for info in self.filesystem.get_file_info(selector)]
         except NotADirectoryError:
             return []
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Name and bytes of each file in this folder, in no order; none where there is no folder.
+
+        Those of a disk are not held: a file of many costs no memory. A bucket answers with all at once.
+        """
+        if not self.is_local:
+            for info in self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)):
+                if info.type == fs.FileType.File:
+                    yield info.base_name, info.size
+        elif Path(self.path).is_dir():
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):  # it went meanwhile
+                        if entry.is_file():
+                            yield entry.name, entry.stat().st_size
 
     def read(self) -> bytes:
         with self.filesystem.open_input_stream(self.path) as stream:
