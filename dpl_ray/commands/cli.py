@@ -78,7 +78,7 @@ def run(command: Command, arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        command.job(command.load(arguments), console)
+        command.run(arguments, console)
     except ValueError as error:
         show(errors, f"error: {_one_line(error)}")
         return WRONG_USE
