@@ -32,7 +32,8 @@ LABELS = (4, 25)  # a class
 POLICIES = (
     "supervised,pseudolabel,uda,fixmatch,flexmatch,adamatch,dash,softmatch,freematch,dpl,"
     # What the parts of dpl are worth there; the last has the parameters of dpl on images.
-    "dpl(heads_weight=1),dpl(heads_weight=30),dpl(pace=1,heads_weight=1,balance=0)"
+    "dpl(shares=equal),dpl(heads_weight=1,shares=equal),dpl(heads_weight=30,shares=equal),"
+    "dpl(pace=1,heads_weight=1,balance=0,shares=equal)"
 )
 COLUMNS = ("data", "setting", "policy", "seed", "steps", *METRICS, "training_seconds")
 

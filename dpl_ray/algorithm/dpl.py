@@ -46,6 +46,7 @@ def band_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float)
 #: pace, heads_weight and balance if not given. Where features are frozen, no better ones outgrow a wrong label, and a
 #: run is short: thresholds that follow faster, and classes that share their weight, end higher (docs/RESULTS.md).
 TRAINED, FROZEN = (1.0, 1.0, 0.0), (10.0, 10.0, 0.5)
+TEMPER = 0.5  # exponent of estimated shares: as good on long tails as 1, and half as far from equal shares elsewhere
 LEAST_MASS = 0.02  # of a class, as a share of an equal one: one that nothing is said of does not silence all others
 
 RULES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor] | None] = {
@@ -83,7 +84,7 @@ class DynamicPseudoLabels(Policy):
         pace: float | None,
         heads_weight: float | None,
         balance: float | None,
-        shares: tuple[float, ...] | Literal["labels", "estimated"] | None,
+        shares: tuple[float, ...] | Literal["equal", "labels", "estimated"] | None,
         balanced_softmax: bool,
         open_set: bool,
     ) -> None:
@@ -103,6 +104,7 @@ class DynamicPseudoLabels(Policy):
         self.register_buffer("prior", zeros[0] + uniform)
         self.register_buffer("shares", zeros[0] + 1)
         self.as_labeled, self.estimated = shares == "labels", shares == "estimated"
+        self.estimates_if_frozen = shares is None and alignment
         if isinstance(shares, tuple | list):
             self._aim(torch.tensor(shares, dtype=torch.float64))
         self.log_shares: Tensor | None = None
@@ -133,6 +135,7 @@ class DynamicPseudoLabels(Policy):
         self._take(FROZEN if run.frozen else TRAINED)
         if run.frozen:  # a classifier that has hardly begun says little: its first labels wait
             self.states.fill_(1)
+            self.estimated |= self.estimates_if_frozen
         counts = run.labeled_counts
         if self.as_labeled and counts is not None:
             self._aim(counts + 1)  # Laplace's rule: a few labels say little of a rare class
@@ -145,11 +148,11 @@ class DynamicPseudoLabels(Policy):
 
     def unlabeled_logits(self, logits_strong: Tensor) -> Tensor:
         """Logits of classes that are as frequent as in the pool, where that is estimated; else as they are."""
-        return logits_strong + self.prior.log().to(logits_strong.dtype) if self.estimated else logits_strong
+        return logits_strong + TEMPER * self.prior.log().to(logits_strong.dtype) if self.estimated else logits_strong
 
     def alignment(self) -> Tensor | None:
         if self.estimated:
-            return self.prior
+            return self.prior**TEMPER
         # A class that the student never predicts must not make the factors infinite.
         return self.shares / (self.num_classes * self.mean_probs.clamp(min=1e-6)) if self.aligned else None
 

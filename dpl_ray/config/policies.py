@@ -85,11 +85,11 @@ class DplConfig(Section):
         description="how far classes with many pseudo-labels give weight away, 1 is wholly; null: 0, on stored "
         "features 0.5",
     )
-    shares: tuple[Annotated[float, Field(gt=0)], ...] | Literal["labels", "estimated"] | None = Field(
+    shares: tuple[Annotated[float, Field(gt=0)], ...] | Literal["equal", "labels", "estimated"] | None = Field(
         None,
         description="what is known of the pool's classes, for the alignment: a number for each class, in the order of "
-        "their names, in proportion to its images; labels: the pool is as the labelled images are; estimated: nothing, "
-        "the pseudo-labels say it; null: equal shares",
+        "their names, in proportion to its images; equal: all are as frequent; labels: the pool is as the labelled "
+        "images are; estimated: nothing, the pseudo-labels say it; null: equal, on stored features estimated",
     )
     balanced_softmax: bool = Field(
         True, description="whether the labelled loss corrects for classes that have more labelled images than others"

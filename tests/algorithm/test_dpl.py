@@ -95,7 +95,7 @@ class Reference:
             probs = softmax(row)
             if self.alignment:
                 aligned = [share / mean for share, mean in zip(self.shares, self.mean_probs, strict=True)]
-                factors = self.prior if self.estimated else aligned
+                factors = [share**0.5 for share in self.prior] if self.estimated else aligned
                 probs = [p * factor for p, factor in zip(probs, factors, strict=True)]
                 probs = [p / sum(probs) for p in probs]
             self.labels.append(argmax(probs))
@@ -264,7 +264,7 @@ def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: st
         assert thresholds["under"].tolist() == pytest.approx(reference.under(), abs=2e-6)
         assert policy.num_crossed == reference.num_crossed
         assert weights.tolist() == pytest.approx(expected_weights, abs=1e-4)
-        margins = [math.log(share) if reference.estimated else 0.0 for share in reference.prior]
+        margins = [0.5 * math.log(share) if reference.estimated else 0.0 for share in reference.prior]
         found = policy.unlabeled_logits(logits_labeled) - logits_labeled
         torch.testing.assert_close(found, torch.tensor(margins).expand_as(found), rtol=0, atol=1e-5)
         assert loss.item() == pytest.approx(expected_loss, abs=3e-5)
@@ -475,6 +475,27 @@ def test_what_is_not_given_depends_on_whether_the_data_are_stored_features() -> 
     policy = make_policy("dpl", 3, 2, ema_decay=0.5, pace=2.0, balance=0.0)
     policy.join(RunFacts(10, 4, frozen=True))
     assert (policy.ema_decay, policy.heads_weight, policy.balance) == (0.25, 10.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "frozen", "estimated"),
+    [({}, True, True), ({}, False, False), ({"shares": "equal"}, True, False), ({"shares": "estimated"}, False, True)],
+)
+def test_shares_are_estimated_where_it_is_said_and_by_default_on_stored_features(
+    parameters: dict[str, Any], frozen: bool, estimated: bool
+) -> None:
+    policy = make_policy("dpl", 3, 2, **parameters)
+    policy.join(RunFacts(10, 4, frozen=frozen))
+    policy.prior.copy_(torch.tensor([0.8, 0.2]))
+    factors = policy.alignment()
+    assert factors.tolist() == pytest.approx([0.8**0.5, 0.2**0.5] if estimated else [1, 1])
+
+
+def test_stored_features_without_an_alignment_have_none() -> None:
+    policy = make_policy("dpl", 3, 2, alignment=False)
+    policy.join(RunFacts(10, 4, frozen=True))
+    assert policy.alignment() is None
+    assert torch.equal(policy.unlabeled_logits(torch.ones(1, 2)), torch.ones(1, 2))
 
 
 def test_the_labelled_loss_is_the_balanced_softmax_of_unequal_labels_and_plain_of_equal_ones() -> None:
