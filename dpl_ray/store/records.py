@@ -67,7 +67,7 @@ def _is_other(tree: dict[str, Any], name: str, checksum: Callable[[dict[str, Any
     """
     if name in tree:
         return bool(tree.pop(name) != checksum(tree))
-    *others, last = tree or (None,)
+    *others, last = tree or ("",)
     return bool(tree) and tree[last] == checksum({key: tree[key] for key in others})
 
 
