@@ -18,9 +18,14 @@ Points = list[tuple[int, float]]
 class History:
     """The metrics of one phase, by step: 16 bytes a number, as long runs have many."""
 
-    def __init__(self, rows: Iterable[dict[str, Any]], phase: str) -> None:
+    def __init__(self, rows: Iterable[dict[str, Any]], phase: str, most: int | None = None) -> None:
+        """
+        Args:
+            most: points of a metric that are kept, spread over all steps; None: all.
+        """
         self.phase = phase
         self._columns: dict[str, tuple[array[int], array[float]]] = {}  # metric -> steps, values
+        gaps: dict[str, int] = {}  # metric -> fewest steps between two points, once some were left out
         for row in rows:
             for key, value in row["metrics"].items() if row["phase"] == phase else ():
                 steps, values = self._columns.setdefault(key, (array("q"), array("d")))
@@ -28,8 +33,13 @@ class History:
                 while steps and steps[-1] >= row["step"]:
                     steps.pop()
                     values.pop()
+                if steps and row["step"] - steps[-1] < gaps.get(key, 0):
+                    continue
                 steps.append(row["step"])
                 values.append(value)
+                if len(steps) == most:
+                    del steps[1::2], values[1::2]
+                    gaps[key] = steps[1] - steps[0]
 
     def points(self, key: str, scale: float = 1.0) -> Points:
         """(step, value) of a metric."""

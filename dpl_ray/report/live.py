@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import Splits
 from dpl_ray.page.html import Page, Section, render_page
+from dpl_ray.page.plots import MAX_POINTS
 from dpl_ray.report.console import training_state
 from dpl_ray.report.curves import History, pseudo_section, training_section
 from dpl_ray.report.page import REPORT_FILE, subtitle
@@ -90,11 +91,12 @@ class LivePage:
 
     def _draw(self, record: Record) -> dict[str, Section]:
         has_baseline = self.config.train.baseline and record.phase != "supervised"
-        history = History(read_history(self.folder.storage), record.phase)
+        most = 2 * MAX_POINTS  # the memory of a long run is not to grow by its records
+        history = History(read_history(self.folder.storage), record.phase, most)
         sections = {
             "training": training_section(
                 history,
-                History(read_history(self.folder.storage), "supervised") if has_baseline else None,
+                History(read_history(self.folder.storage), "supervised", most) if has_baseline else None,
                 num_curve_images=min(self.config.train.curve_images, len(self.splits.test)),
                 num_test=len(self.splits.test),
                 num_validation=len(self.splits.validation),

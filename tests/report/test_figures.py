@@ -198,6 +198,14 @@ def history(phase: str, **metrics: list[float]) -> History:
     return History([*records, {"phase": "other", "step": 10, "metrics": {"train/loss_labeled": 99.0}}], phase)
 
 
+def test_a_history_may_keep_some_points_spread_over_all_steps() -> None:
+    rows = [{"phase": "dpl", "step": step, "metrics": {"loss": 2.0 * step}} for step in range(1, 1001)]
+    kept = History(rows, "dpl", 16).points("loss")
+    assert 8 <= len(kept) < 16
+    assert kept == [(step, 2.0 * step) for step in range(1, 1001, kept[1][0] - 1)]
+    assert History(rows[:15], "dpl", 16).points("loss") == History(rows[:15], "dpl").points("loss")
+
+
 MAIN = {"curve_accuracy": [0.5, 0.6], "train_loss_labeled": [2.0, 1.0], "train_loss_unlabeled": [3.0, 4.0]}
 BASELINE = {"curve_accuracy": [0.3, 0.4], "train_loss_labeled": [0.5, 0.25]}
 VALIDATION = [0.7, 0.8]
