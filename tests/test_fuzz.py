@@ -104,7 +104,7 @@ def readers(folder: Path) -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
         ),
         "CSV": (b"path,label\na.png,ant\nb.png,\n", in_file(table, records("image_folder", table))),
         "parquet": (parquet.read_bytes(), in_file(parquet, records("parquet", parquet))),
-        "lines": (lines, lambda data: list(from_lines(data))),
+        "lines": (lines, lambda data: list(from_lines(data.split(b"\n")))),
         "object": (b'{"a": [1, {"b": null}], "checksum": "0"}', parse_tree),
         "job of labels": label_file(labels / JOB_FILE),
         "part of labels": label_file(part),

@@ -249,7 +249,7 @@ class RunFolder:
             warnings.warn(f"{lost}; rows of it are lost", stacklevel=5)
         if number := num_damaged(written):
             warnings.warn(f"{file}: {number} line(s) damaged or half written, and left out", stacklevel=5)
-            file.write(to_lines(from_lines(written)))
+            file.write(to_lines(from_lines(written.split(b"\n"))))
 
     def _check_bad(self, limit: float, splits: Splits) -> None:
         """Refuse a run that has stopped for its unreadable images already: it would meet them again later."""

@@ -36,10 +36,10 @@ class HistoryWriter:
         """Go on after what is there, without half a line, which would stand before the next row."""
         found = self._file.read_from(0)
         whole, end, last = found.rpartition(b"\n")
-        whole += end + (last + b"\n" if any(history_rows(last)) else b"")
+        whole += end + (last + b"\n" if any(history_rows([last])) else b"")
         if whole != found:
             self._file.write(whole)
-        self._time = max((row.get("time", 0) for row in history_rows(whole)), default=0)
+        self._time = max((row.get("time", 0) for row in history_rows(whole.split(b"\n"))), default=0)
         self._written = b"" if self.folder.is_local else whole
         self._is_open = True
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from dpl_ray.store.records import from_lines
@@ -35,15 +36,15 @@ class HistoryReader:
         self._file, self._policy, self._read_to = file, policy, 0
         self._newest: dict[tuple[str, str], int] = {}  # phase, key -> step
 
-    def read(self) -> list[Point]:
-        """The rows since the last call, without what one before has of its phase and step: after an interruption the
+    def read(self, most: int | None = None) -> list[Point]:
+        """The next rows, at most so many, without what one before has of its phase and step: after an interruption the
         steps since the last checkpoint are measured again.
         """
-        data = self._file.read_from(self._read_to)
-        data = data[: data.rfind(b"\n") + 1]  # half a line is being written
-        self._read_to += len(data)
+        # Without half a line, which is being written.
+        lines = [line for line in islice(self._file.lines(self._read_to), most) if line.endswith(b"\n")]
+        self._read_to += sum(map(len, lines))
         points = []
-        for row in history_rows(data):
+        for row in history_rows(lines):
             phase, step = row.get("phase", ""), row["step"]
             row["metrics"] = {
                 key: value for key, value in row["metrics"].items() if self._newest.get((phase, key), -1) < step
@@ -59,17 +60,17 @@ def run_metrics(row: Mapping[str, Any], policy: str | None) -> dict[str, float]:
     return {prefix + key: value for key, value in row["metrics"].items()}
 
 
-def history_rows(data: bytes) -> Iterator[dict[str, Any]]:
+def history_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """The rows of a history.jsonl, one at a time: all of a long run take ten times as much memory as the file. What is
     none is passed over.
     """
     kinds = {"step": int, "metrics": dict}
-    return (row for row in from_lines(data) if all(isinstance(row.get(name), kind) for name, kind in kinds.items()))
+    return (row for row in from_lines(lines) if all(isinstance(row.get(name), kind) for name, kind in kinds.items()))
 
 
 def read_history(folder: Storage) -> Iterator[dict[str, Any]]:
     """The rows of the run in a folder; none where it has kept none."""
-    return history_rows((folder / HISTORY_FILE).read_from(0))
+    return history_rows((folder / HISTORY_FILE).lines())
 
 
 def read_points(folder: Storage, policy: str | None) -> list[Point]:

@@ -37,9 +37,9 @@ def _with_crc(line: bytes) -> bytes:
     return line[:-1] + b'%s"crc": %d}\n' % (b", " if len(line) > 2 else b"", zlib.crc32(line))
 
 
-def from_lines(data: bytes) -> Iterator[dict[str, Any]]:
+def from_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """The rows, one at a time; a line that is damaged, or half written, as by a killed process, is passed over."""
-    return (row for line in io.BytesIO(data) if line.strip() and (row := _row(line)) is not None)
+    return (row for line in lines if line.strip() and (row := _row(line)) is not None)
 
 
 def num_damaged(data: bytes) -> int:
@@ -73,7 +73,7 @@ def _is_other(tree: dict[str, Any], name: str, checksum: Callable[[dict[str, Any
 
 def read_lines(file: Storage) -> list[dict[str, Any]]:
     """The rows of a file; none where there is no file."""
-    return list(from_lines(file.read())) if file.exists() else []
+    return list(from_lines(file.lines()))
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:

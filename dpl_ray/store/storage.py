@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import io
 import os
 import posixpath
 import tempfile
@@ -16,6 +17,8 @@ from pyarrow import fs
 from dpl_ray.store import disk
 from dpl_ray.store.file_systems import open_uri, split_options
 from dpl_ray.store.paths import expand_path, expand_variables
+
+LINES_AT_ONCE = 2**18  # bytes of a file that are read at once for its lines
 
 
 class Storage:
@@ -109,6 +112,12 @@ class Storage:
                 return file.read()
         except FileNotFoundError:
             return b""
+
+    def lines(self, start: int = 0) -> Iterator[bytes]:
+        """The lines of this file from byte `start` on, one at a time, with their ends; none where there is no file."""
+        with suppress(FileNotFoundError), self.filesystem.open_input_file(self.path) as file:
+            file.seek(start)
+            yield from io.BufferedReader(file, LINES_AT_ONCE)
 
     def write(self, data: bytes) -> None:
         """Write a whole file, making its folders. Readers see the old file or the new one, whoever else writes it, and

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from dpl_ray.store.records import from_lines, read_json, to_lines, write_json
+from dpl_ray.store.records import read_json, read_lines, to_lines, write_json
 from dpl_ray.store.storage import Storage
 
 Entry = dict[str, Any]
@@ -57,7 +57,7 @@ class Journal(State):
         self.is_there = self._file.exists() or bool(self._older)
         vars(self).update(vars(read_json(self._file, State) or State()))
         for file in self._older:
-            self.unsent += from_lines(file.read())
+            self.unsent += read_lines(file)
 
     def forget(self, uri: str) -> None:
         """There is nothing at this server yet."""

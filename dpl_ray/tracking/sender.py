@@ -95,18 +95,20 @@ class Sender:
         if self._history is None:
             self._since = journal.told_until
             self._history = HistoryReader(self._folder / HISTORY_FILE, journal.policy)
-        # Those of the same millisecond may not all be there.
-        self._points += [
-            point for point in self._history.read() if point.metrics and point.time and point.time >= self._since
-        ]
-        while taken := self._points[:ROWS_AT_ONCE]:
+        # Those that were not sent, or the next: no more, as MLflow may be slower than the training.
+        while points := self._points or self._history.read(ROWS_AT_ONCE):
+            # Those of the same millisecond may not all be there.
+            self._points = [point for point in points if point.metrics and point.time and point.time >= self._since]
+            if not self._points:
+                continue
             entries = [
-                {"kind": "metrics", "values": point.metrics, "step": point.step, "time": point.time} for point in taken
+                {"kind": "metrics", "values": point.metrics, "step": point.step, "time": point.time}
+                for point in self._points
             ]
             with self._set_aside_if_refused(entries):
-                self._log_metrics(journal.run_id, taken)
-            journal.told_until = max(journal.told_until, taken[-1].time)
-            self._count(self._points, len(taken))
+                self._log_metrics(journal.run_id, self._points)
+            journal.told_until = max(journal.told_until, self._points[-1].time)
+            self._count(self._points, len(self._points))
             journal.save()
 
     def _send_metrics(self, entry: Entry) -> None:

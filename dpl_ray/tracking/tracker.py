@@ -120,6 +120,10 @@ class MlflowTracker(Tracker):
     def begin(self) -> None:
         self._begun.set()
 
+    def log_history(self) -> None:
+        if self._queue.empty():  # else the history is sent with what waits there
+            super().log_history()
+
     def finish(self, status: str, console: Console) -> None:
         self._put("finish", status=status)
         self.begin()

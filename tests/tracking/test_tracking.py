@@ -28,7 +28,7 @@ from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
 from dpl_ray.tracking.sender import Sender, metric_key
 from dpl_ray.tracking.server import make_client
-from dpl_ray.tracking.tracker import recording
+from dpl_ray.tracking.tracker import MlflowTracker, recording
 from tests.recordings import (
     NOWHERE,
     QUIET,
@@ -171,6 +171,20 @@ def test_a_run_that_goes_on_sends_what_was_left_over(tmp_path: Path, mlflow_uri:
     assert (run.data.tags["from"], run.data.metrics["train/loss"]) == ("first", 1.0)
     assert len(client.search_runs([run.info.experiment_id])) == 1
     assert not Journal(Storage(str(tmp_path))).has_unsent
+
+
+def test_records_that_mlflow_is_slow_to_take_wait_on_the_disk(tmp_path: Path, mlflow_uri: str) -> None:
+    write_history(tmp_path, *(("dpl", step, {"loss": 1.0}, step) for step in range(1, 251)))
+    sender, lengths = Sender(mlflow_uri, keep(tmp_path, start_entry(mlflow_uri, tmp_path))), list[int]()
+    sender._log_metrics = lambda _, points: lengths.append(len(points))  # type: ignore[method-assign]
+    sender.send()
+    assert lengths == [100, 100, 50]
+    journal = Journal(Storage(str(tmp_path / "other")))
+    tracker = MlflowTracker(journal, mlflow_uri, start_entry(mlflow_uri, tmp_path), waits=True)
+    for _ in range(250):
+        tracker.log_history()
+    assert tracker._queue.qsize() == 1
+    tracker.finish("FINISHED", QUIET)
 
 
 def test_a_run_that_was_deleted_for_good_is_created_anew(tmp_path: Path, mlflow_uri: str) -> None:
