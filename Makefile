@@ -40,13 +40,14 @@ explore: install
 
 faults: install
 	$(BIN)/python -m benchmarks.faults --save
-	$(BIN)/python -m benchmarks.leaks --save
 	$(BIN)/python -m benchmarks.results
+	$(BIN)/python -m benchmarks.leaks
 
 soak: install
 	FUZZ_CASES=10000 $(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=explore --timeout=0
 	$(BIN)/python -m benchmarks.faults --rounds 8 --seed 1 --damages 10000
-	$(BIN)/python -m benchmarks.leaks --records 100000
+	$(BIN)/python -m benchmarks.leaks --steps 160000 --log-every 10 --save
+	$(BIN)/python -m benchmarks.results
 
 lint: install
 	@$(BIN)/ruff check .

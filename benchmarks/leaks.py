@@ -1,16 +1,15 @@
-"""What a long run holds: memory, processes, open files and Ray's object store, by records of its history.
+"""What a long run holds: memory, processes, open files and Ray's object store, by its steps.
 
-    python -m benchmarks.leaks --save                    # part of make faults
-    python -m benchmarks.leaks --records 100000          # part of make soak
+    python -m benchmarks.leaks                          # part of make faults
+    python -m benchmarks.leaks --steps 100000 --save    # part of make soak
 
-Each job trains and records every step, in MLflow too. The first third of the records is warming up. The status is 1
-where processes, open files or the object store grow from the second third to the last.
+Each job trains a tiny network and records every step, in MLflow too. The first third of the steps is warming up. The
+status is 1 where processes, open files or the object store grow from the second third to the last.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 import tempfile
@@ -22,32 +21,44 @@ from statistics import fmean, linear_regression
 import psutil
 
 from benchmarks.faults import HERE, ON_RAY, streamed, write_streamed
+from benchmarks.figures import Figure, Figures, add_save, report
 from benchmarks.memory import object_store, processes_below
-from benchmarks.tables import FOLDER
 from dpl_ray import fit, load_config
-from tests.faults import num_rows
 
 SECONDS_BETWEEN_SAMPLES = 2.0
-COLUMNS = ("job", "what", "records", "begin", "end", "slope", "unit")
 HELD = ("processes", "open files", "object store")  # what must not grow
+SLOPE = "growth per 1,000 steps"
 MB = 1e6
+
+Sample = tuple[int, dict[str, float]]
+"""A step, and what is held after it."""
 
 
 class Sampler(threading.Thread):
-    """Notes what this process and its descendants hold, each time beside the number of records."""
+    """Notes what this process and its descendants hold, each time beside the number of rows of a history."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, history: Path) -> None:
         super().__init__(daemon=True)
-        self.samples: list[tuple[int, dict[str, float]]] = []
-        self._folder, self._stop_event = folder, threading.Event()
+        self.samples: list[Sample] = []
+        self._history, self._num_rows, self._read_to = history, 0, 0
+        self._stop_event = threading.Event()
 
     def run(self) -> None:
         while not self._stop_event.wait(SECONDS_BETWEEN_SAMPLES):
-            self.samples.append((num_rows(self._folder), self._look()))
+            self.samples.append((self.count(), self._look()))
 
     def end(self) -> None:
         self._stop_event.set()
         self.join()
+
+    def count(self) -> int:
+        """Rows that there are now. The file is read on: whole, it would be in the memory that is measured."""
+        if self._history.exists():
+            with self._history.open("rb") as file:
+                file.seek(self._read_to)
+                self._num_rows += file.read().count(b"\n")
+                self._read_to = file.tell()
+        return self._num_rows
 
     def _look(self) -> dict[str, float]:
         found: dict[str, float] = dict.fromkeys(HELD, 0.0)
@@ -62,57 +73,66 @@ class Sampler(threading.Thread):
         return found
 
 
-def measure(job: str, overrides: Sequence[str], num_records: int) -> list[dict[str, object]]:
-    """A row for each thing that is held: means of the second and of the last third, and the slope over both."""
+def measure(overrides: Sequence[str], num_steps: int, log_every: int = 1) -> list[Sample]:
+    """What is held while a tiny network is trained."""
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(
             [
-                f"train.num_steps={num_records}", "train.log_every=1", "train.checkpoint_every=500",
+                f"train.num_steps={num_steps}", f"train.log_every={log_every}", "train.checkpoint_every=500",
                 "train.batch_size=4", "train.mu=2", "train.baseline=false", "train.curve_images=0",
-                "model.depth=10", "model.width=1", "run.name=first", f"run.storage_path={folder}/runs", *overrides,
+                "model.depth=10", "model.width=1", "run.name=first", f"run.storage_path={folder}", *overrides,
             ]
         )  # fmt: skip
-        sampler = Sampler(Path(folder))
+        sampler = Sampler(Path(folder) / "first" / "history.jsonl")
         sampler.start()
         try:
             fit(config)
         finally:
             sampler.end()
-    thirds: dict[int, list[tuple[int, dict[str, float]]]] = {}
-    for at, found in sampler.samples:
-        thirds.setdefault(3 * at // num_records, []).append((at, found))
-    middle, last = thirds[1], thirds[2]
-    rows: list[dict[str, object]] = []
-    for what in middle[0][1]:
-        records, values = zip(*[(at, found.get(what, 0.0)) for at, found in middle + last], strict=True)
-        begin, end = (fmean(found.get(what, 0.0) for _, found in part) for part in (middle, last))
-        slope = 1000 * linear_regression(records, values).slope
+    return [(log_every * num_rows, found) for num_rows, found in sampler.samples]
+
+
+def summary(samples: Sequence[Sample], num_steps: int) -> Figures:
+    """For each thing that is held its means over the second and the last third of the steps, and the slope over both.
+
+    Raises:
+        ValueError: one of these thirds has no sample.
+    """
+    middle, last = ([found for found in samples if 3 * found[0] // num_steps == third] for third in (1, 2))
+    if not middle or not last:
+        raise ValueError(f"--steps {num_steps}: each third of them has to last some seconds; take more")
+    figures: Figures = {}
+    for what in {name: None for _, found in middle + last for name in found}:
         unit = "" if what in HELD[:2] else "MB"
-        rows.append(dict(zip(COLUMNS, (job, what, records[-1], begin, end, slope, unit), strict=True)))
-    return rows
+        steps, values = zip(*[(at, found.get(what, 0.0)) for at, found in middle + last], strict=True)
+        begin, end = (fmean(found.get(what, 0.0) for _, found in part) for part in (middle, last))
+        bound = 1.1 * begin + 1 if what in HELD else None
+        figures[what] = {
+            "second third": Figure(begin, unit),
+            "last third": Figure(end, unit, at_most=bound),
+            SLOPE: Figure(1000 * linear_regression(steps, values).slope, unit),
+        }
+    return figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=1000, help="of each job")
-    parser.add_argument("--only", default="", help="the job that has this in its name")
-    parser.add_argument("--save", action="store_true", help="into docs/results/leaks.csv")
+    parser.add_argument("--steps", type=int, default=1000, help="of each job")
+    parser.add_argument("--log-every", type=int, default=1, help="steps for a record")
+    parser.add_argument("--only", choices=("here", "ray"), help="in this process; on Ray, with a streamed pool")
+    add_save(parser, "leaks")
     given = parser.parse_args(arguments)
-    rows: list[dict[str, object]] = []
+    grow = False
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         write_streamed(place)
-        jobs = {"in this process": [HERE], "on Ray, pool streamed": [ON_RAY, *streamed(place)]}
-        for job, overrides in jobs.items():
-            for row in measure(job, overrides, given.records) if given.only in job else ():
-                rows.append(row)
-                print(*(f"{each:.2f}" if isinstance(each, float) else each for each in row.values()), sep=" | ")
-    if given.save:
-        with (FOLDER / "leaks.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    return int(any(row["what"] in HELD and float(str(row["end"])) > 1.1 * float(str(row["begin"])) + 1 for row in rows))
+        jobs = {"here": [HERE], "ray": [ON_RAY, *streamed(place)]}
+        for job in [given.only] if given.only else jobs:
+            figures = summary(measure(jobs[job], given.steps, given.log_every), given.steps)
+            report("leaks", figures, given.save and f"{given.save}_{job}")
+            ends = [figures[what]["last third"] for what in HELD]
+            grow = grow or any(end.at_most is not None and end.value > end.at_most for end in ends)
+    return int(grow)
 
 
 if __name__ == "__main__":
