@@ -20,8 +20,13 @@ SERVICES = ("gcs_server", "raylet")  # without which Ray ends
 SECONDS_BETWEEN_LOOKS = 0.2
 T = TypeVar("T")
 MODE, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
-WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # of machines that a cloud takes back
-_before: dict[str, str | None] = {}  # these three, while a Ray of this process runs
+#: Of that Ray; what the user has set stays.
+SETTINGS = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # of machines that a cloud takes back
+    # The control service would keep what each of 100,000 tasks did, for a dashboard that is not there.
+    "RAY_task_events_report_interval_ms": "0",
+}
+_before: dict[str, str | None] = {}  # all of these, while a Ray of this process runs
 _watchers: list[subprocess.Popen[bytes]] = []  # of that Ray
 
 
@@ -57,8 +62,9 @@ def start(**settings: Any) -> None:
     import ray
     from ray._private import ray_constants
 
-    _before.update({name: os.environ.get(name) for name in (MODE, TOKEN, WATCHER)})
-    os.environ.setdefault(WATCHER, "0")
+    _before.update({name: os.environ.get(name) for name in (MODE, TOKEN, *SETTINGS)})
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     if os.environ.get(MODE, "token").lower() == "token":
         _set_environment({TOKEN: secrets.token_hex(32)})  # Ray itself sets the mode
     is_open = ray_constants.ENABLE_RAY_CLUSTER
