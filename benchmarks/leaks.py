@@ -1,10 +1,10 @@
 """What a long run holds: memory, processes, open files and Ray's object store, by its steps.
 
-    python -m benchmarks.leaks                          # part of make faults
-    python -m benchmarks.leaks --steps 100000 --save    # part of make soak
+    python -m benchmarks.leaks                        # part of make faults
+    python -m benchmarks.leaks --minutes 60 --save    # part of make soak
 
-Each job trains a tiny network and records every step, in MLflow too. The first third of the steps is warming up. The
-status is 1 where processes, open files or the object store grow from the second third to the last.
+Each job trains a tiny network for so long and records every step, in MLflow too. The first third of the steps is
+warming up. The status is 1 where processes, open files or the object store grow from the second third to the last.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, linear_regression
@@ -23,7 +24,10 @@ import psutil
 from benchmarks.faults import HERE, ON_RAY, streamed, write_streamed
 from benchmarks.figures import Figure, Figures, add_save, report
 from benchmarks.memory import object_store, processes_below
-from dpl_ray import fit, load_config
+from dpl_ray import load_config
+from dpl_ray.jobs.fit import run_training
+from dpl_ray.page.console import open_console
+from dpl_ray.training.interruption import Interrupted
 
 SECONDS_BETWEEN_SAMPLES = 2.0
 HELD = ("processes", "open files", "object store")  # what must not grow
@@ -73,12 +77,13 @@ class Sampler(threading.Thread):
         return found
 
 
-def measure(overrides: Sequence[str], num_steps: int, log_every: int = 1) -> list[Sample]:
-    """What is held while a tiny network is trained."""
+def measure(overrides: Sequence[str], minutes: float, log_every: int = 1) -> list[Sample]:
+    """What is held while a tiny network is trained, so long from here on."""
+    ends_at = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(
             [
-                f"train.num_steps={num_steps}", f"train.log_every={log_every}", "train.checkpoint_every=500",
+                "train.num_steps=10000000", f"train.log_every={log_every}", "train.checkpoint_every=500",
                 "train.batch_size=4", "train.mu=2", "train.baseline=false", "train.curve_images=0",
                 "model.depth=10", "model.width=1", "run.name=first", f"run.storage_path={folder}", *overrides,
             ]
@@ -86,22 +91,29 @@ def measure(overrides: Sequence[str], num_steps: int, log_every: int = 1) -> lis
         sampler = Sampler(Path(folder) / "first" / "history.jsonl")
         sampler.start()
         try:
-            fit(config)
+            run_training(config, open_console(None), ends_at=ends_at)
+        except Interrupted:
+            pass
         finally:
             sampler.end()
     return [(log_every * num_rows, found) for num_rows, found in sampler.samples]
 
 
-def summary(samples: Sequence[Sample], num_steps: int) -> Figures:
+def summary(samples: Sequence[Sample]) -> Figures:
     """For each thing that is held its means over the second and the last third of the steps, and the slope over both.
 
     Raises:
         ValueError: one of these thirds has no sample.
     """
-    middle, last = ([found for found in samples if 3 * found[0] // num_steps == third] for third in (1, 2))
+    num_steps = samples[-1][0]
+    # Without those of the end of the run, after its last step.
+    middle, last = ([found for found in samples if 3 * found[0] // max(1, num_steps) == third] for third in (1, 2))
     if not middle or not last:
-        raise ValueError(f"--steps {num_steps}: each third of them has to last some seconds; take more")
-    figures: Figures = {}
+        raise ValueError(
+            f"{num_steps} steps in --minutes: each third of them has to last some seconds; take more minutes"
+        )
+    ends = [Figure(part[-1][0]) for part in (middle, last)]
+    figures: Figures = {"steps": dict(zip(("second third", "last third"), ends, strict=True))}
     for what in {name: None for _, found in middle + last for name in found}:
         unit = "" if what in HELD[:2] else "MB"
         steps, values = zip(*[(at, found.get(what, 0.0)) for at, found in middle + last], strict=True)
@@ -117,7 +129,7 @@ def summary(samples: Sequence[Sample], num_steps: int) -> Figures:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000, help="of each job")
+    parser.add_argument("--minutes", type=float, default=2.0, help="of each job")
     parser.add_argument("--log-every", type=int, default=1, help="steps for a record")
     parser.add_argument("--only", choices=("here", "ray"), help="in this process; on Ray, with a streamed pool")
     add_save(parser, "leaks")
@@ -128,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_streamed(place)
         jobs = {"here": [HERE], "ray": [ON_RAY, *streamed(place)]}
         for job in [given.only] if given.only else jobs:
-            figures = summary(measure(jobs[job], given.steps, given.log_every), given.steps)
+            figures = summary(measure(jobs[job], given.minutes, given.log_every))
             report("leaks", figures, given.save and f"{given.save}_{job}")
             ends = [figures[what]["last third"] for what in HELD]
             grow = grow or any(end.at_most is not None and end.value > end.at_most for end in ends)
