@@ -110,6 +110,16 @@ def test_the_workers_shares_are_the_batch_of_one_worker(num_workers: int, step: 
             assert np.array_equal(mine, theirs)
 
 
+@settings(max_examples=10)
+@given(numbers=st.lists(st.sampled_from([1, 2, 3, 4, 6, 12]), min_size=2, max_size=6))
+def test_the_global_batches_are_those_of_one_worker_however_the_number_changes(numbers: list[int]) -> None:
+    """A pass has two steps and a bit."""
+    (alone,) = feeds(1)
+    for step, num_workers in enumerate(numbers):
+        found, expected = together([feed(step) for feed in feeds(num_workers)]), together([alone(step)])
+        assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
 def test_a_batch_holds_the_images_and_targets_of_its_ids() -> None:
     (feed,) = feeds(1)
     batch, (labeled, unlabeled) = feed(4), feed.ids(4)

@@ -100,12 +100,32 @@ def test_a_pass_that_ends_with_a_window_takes_every_image_once(pool: StreamedPoo
     assert ids[:47] != taken(pool, Windows(3, 1, 47, seed=6), range(47))
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 6])
-def test_the_global_batch_does_not_depend_on_the_workers(pool: StreamedPool, world_size: int) -> None:
-    windows = Windows(batch_size=6, mu=2, steps=5, seed=1)
-    alone = taken(pool, windows, range(17))
-    shares = [taken(pool, windows, range(17), rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert [list(itertools.chain(*rows)) for rows in zip(*shares, strict=True)] == alone
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> StreamedPool:
+    """100 rows, of which a third cannot be read, and 20 that follow each other: some chunks have no image."""
+    images = [b"no image" if number % 3 == 0 or 30 <= number < 50 else png(number) for number in range(100)]
+    folder = tmp_path_factory.mktemp("damaged")
+    write_images(folder / "a.parquet", range(100), row_group_size=10, images=images)
+    return StreamedPool((list_files(folder),), DecodeSettings(4, 3), ("0", "1"))
+
+
+@settings(max_examples=10)
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 3, 6]), st.integers(1, 9)), min_size=2, max_size=4))
+@pytest.mark.parametrize("name", ["pool", "damaged"])
+def test_the_global_batches_are_those_of_one_worker_however_the_number_changes(
+    request: pytest.FixtureRequest, name: str, parts: list[tuple[int, int]]
+) -> None:
+    """Within windows of five steps, and passes of eight to twelve."""
+    pool, windows, found = (
+        request.getfixturevalue(name),
+        Windows(batch_size=6, mu=2, steps=5, seed=1),
+        list[list[int]](),
+    )
+    for world_size, num_steps in parts:
+        steps = range(len(found), len(found) + num_steps)
+        shares = [taken(pool, windows, steps, rank=rank, world_size=world_size) for rank in range(world_size)]
+        found += [list(itertools.chain(*rows)) for rows in zip(*shares, strict=True)]
+    assert found == taken(pool, windows, range(len(found)))
 
 
 @pytest.mark.parametrize("first_step", [1, 4, 5, 13])

@@ -36,7 +36,7 @@ from dpl_ray.data.images.decode_many import decode_many
 from dpl_ray.data.labels import label_indices
 from dpl_ray.data.order import RandomStream
 
-MAX_WINDOWS_WITHOUT_AN_IMAGE = 8
+MAX_WINDOWS_WITHOUT_AN_IMAGE = 64
 
 
 class UnreadablePoolError(RuntimeError):
@@ -177,7 +177,8 @@ class Windows:
 class WindowRows(TypedDict):
     """A worker's share of a window, decoded: R rows, in the order of the files.
 
-    The place of an image that cannot be read is taken by another one of the share, so that batches stay whole.
+    The place of an image that cannot be read is taken by another one of its chunk, so that batches stay whole, and do
+    not depend on the number of workers.
     """
 
     images: NDArray[Any]  # (R, C, S, S) uint8, or (R, 1 + 2 V, 1, D) float16 of features
@@ -196,7 +197,7 @@ def read_window(
         num_threads: as of `StreamedPool.take`.
 
     Raises:
-        UnreadablePoolError: there is no readable image in it, nor in the windows that follow.
+        UnreadablePoolError: there is no readable image in a chunk of it, nor in those of the windows that follow.
     """
     size = windows.rows // world_size
     start = number * windows.rows + rank * size
@@ -209,18 +210,29 @@ def read_window(
     unreadable = np.setdiff1d(np.arange(size), taken.kept)
     names[unreadable] = [image.id for image in bad]
     reasons[unreadable] = [image.reason for image in bad]
-    for following in range(1, MAX_WINDOWS_WITHOUT_AN_IMAGE + 1):
-        if len(taken.ids):
-            break
-        taken = pool.take(start + following * windows.rows, size, windows.seed)
-    if not len(taken.ids):
-        listed = ", ".join(f"{image.id} ({image.reason})" for image in bad[:3])
-        raise UnreadablePoolError(f"none of {size} images of the pool that follow each other can be read, as {listed}")
-    filled = np.cumsum(reasons == "") - 1
-    filled[unreadable] = np.arange(len(unreadable))
-    filled %= len(taken.ids)
-    images, ids, targets = (values[filled] for values in taken[:3])
+    length, parts = windows.mu * windows.steps, [taken]
+    filled = np.full(size, -1)
+    filled[taken.kept] = np.arange(len(taken.kept))
+    for first in np.unique(unreadable // length) * length:
+        chunk = filled[first : first + length]
+        others = chunk[chunk >= 0]
+        if not len(others):
+            parts.append(_following(pool, windows, start + int(first)))
+            others = sum(len(part.ids) for part in parts[:-1]) + np.arange(len(parts[-1].ids))
+        chunk[chunk < 0] = np.resize(others, int(np.sum(chunk < 0)))
+    images, ids, targets = (np.concatenate([part[index] for part in parts])[filled] for index in range(3))
     return WindowRows(images=images, ids=ids, targets=targets, bad=names, reasons=reasons)
+
+
+def _following(pool: StreamedPool, windows: Windows, start: int) -> Taken:
+    """What can be read of the same chunk in the windows that follow: nothing of the one at `start` can."""
+    length = windows.mu * windows.steps
+    for number in range(1, MAX_WINDOWS_WITHOUT_AN_IMAGE + 1):
+        taken = pool.take(start + number * windows.rows, length, windows.seed)
+        if len(taken.ids):
+            return taken
+    listed = ", ".join(f"{image.id} ({image.reason})" for image in taken.bad[:3])
+    raise UnreadablePoolError(f"none of {length} images of the pool that follow each other can be read, as {listed}")
 
 
 WindowReader = Callable[[StreamedPool, Windows, range, int, int], Generator[WindowRows, None, None]]
