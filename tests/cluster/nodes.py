@@ -26,8 +26,7 @@ class Node:
     """`ray start ... --block`; waits until it has started."""
 
     def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
-        # Every node of a machine needs an agent's port of its own, or no job can be submitted to it.
-        command = [*command, "--block", f"--num-cpus={NUM_CPUS}", f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
+        command = [*command, "--block", f"--num-cpus={NUM_CPUS}"]
         self._process = subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=log.open("w"), text=True, start_new_session=True
         )
@@ -55,7 +54,7 @@ class Cluster:
     """A head, and the nodes that `add` starts."""
 
     def __init__(self, logs: Path) -> None:
-        port, dashboard_port, client_port = free_ports(3)
+        port, dashboard_port, client_port, agent_port = free_ports(4)
         self.address, self.client = f"127.0.0.1:{port}", f"ray://127.0.0.1:{client_port}"
         self.env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody has to be moved to another node at the end
@@ -63,16 +62,20 @@ class Cluster:
         self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.env['PATH']}"
         self._logs, self.nodes = logs, list[Node]()
         places = [f"--port={port}", f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}"]
-        self._start([*shlex.split(only_line(PAGE, "ray start --head")), *places])
+        self._start([*shlex.split(only_line(PAGE, "ray start --head")), *places], agent_port)
         self.env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard_port}"
 
     def add(self) -> None:
-        self._start(shlex.split(only_line(PAGE, "ray start --address").replace("HEAD:6379", self.address)))
+        self._start(
+            shlex.split(only_line(PAGE, "ray start --address").replace("HEAD:6379", self.address)), *free_ports(1)
+        )
 
-    def _start(self, command: list[str]) -> None:
+    def _start(self, command: list[str], agent_port: int) -> None:
         # Nodes of one folder remove the working directory of each other's jobs: each unpacks the same package there.
         folder = tempfile.mkdtemp(dir=os.environ.get("RAY_TMPDIR"))
-        self.nodes.append(Node([*command, f"--temp-dir={folder}"], self.env, self._logs / f"node{len(self.nodes)}"))
+        # Every node of a machine needs an agent's port of its own, or no job can be submitted to it.
+        command = [*command, f"--temp-dir={folder}", f"--dashboard-agent-listen-port={agent_port}"]
+        self.nodes.append(Node(command, self.env, self._logs / f"node{len(self.nodes)}"))
 
     def end(self) -> None:
         for node in reversed(self.nodes):
