@@ -16,6 +16,7 @@ from typing import Any
 
 from dpl_ray.cluster import local
 from dpl_ray.config.schema import ScaleConfig
+from dpl_ray.config.section import shown
 from dpl_ray.store.paths import expand_path
 
 #: Set before Ray is imported; what the user has set stays.
@@ -92,19 +93,21 @@ def check_readers(scale: ScaleConfig) -> None:
         return
     nodes = connected_nodes() if ray.is_initialized() else [this_machine(scale)]
     num_cpus = sum(node.get("CPU", 0.0) for node in nodes)
-    needed = scale.num_workers * scale.cpus_per_worker
+    fewest, most = scale.worker_range
+    number = max(fewest, min(most, room(nodes, scale.cpus_per_worker, float(scale.use_gpu))))
+    given = f"scale.cpus_per_worker={scale.cpus_per_worker:g} with scale.num_workers={shown(scale.num_workers)}"
+    needed = number * scale.cpus_per_worker
     if needed + READER_CPUS > num_cpus:
-        most = (num_cpus - READER_CPUS) / scale.num_workers
+        spared = (num_cpus - READER_CPUS) / number
         raise ValueError(
-            f"scale.cpus_per_worker={scale.cpus_per_worker:g} with scale.num_workers={scale.num_workers} leaves "
+            f"{given} leaves "
             f"{num_cpus - needed:g} of {num_cpus:g} CPUs, and reading a streamed pool takes {READER_CPUS:g}; "
-            + (f"at most {most:g} CPUs a worker, or fewer workers, leave it" if most > 0 else "it takes more CPUs")
+            + (f"at most {spared:g} CPUs a worker, or fewer workers, leave it" if spared > 0 else "it takes more CPUs")
         )
-    if count_to_crowd_out(nodes, scale) <= scale.num_workers:
+    if count_to_crowd_out(nodes, scale) <= number:
         raise ValueError(
-            f"scale.cpus_per_worker={scale.cpus_per_worker:g} with scale.num_workers={scale.num_workers} may leave no "
-            f"node with {READER_CPUS:g} CPU, which reading a streamed pool takes; take fewer CPUs a worker, or fewer "
-            "workers"
+            f"{given} may leave no node with {READER_CPUS:g} CPU, which reading a streamed pool takes; take fewer CPUs "
+            "a worker, or fewer workers"
         )
 
 
@@ -166,24 +169,24 @@ def check_shared(scale: ScaleConfig, field: str, path: str) -> None:
 
 
 def _check(scale: ScaleConfig, nodes: list[dict[str, float]], where: str) -> None:
-    wanted, cpus = scale.num_workers or 0, scale.cpus_per_worker
+    wanted, cpus, given = scale.worker_range[0], scale.cpus_per_worker, f"scale.num_workers={shown(scale.num_workers)}"
     places = room(nodes, cpus, float(scale.use_gpu))
     if places >= wanted:
         return
     num_cpus, num_gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     if wanted * cpus > num_cpus:
         raise ValueError(
-            f"scale.num_workers={wanted} with scale.cpus_per_worker={cpus:g} needs {wanted * cpus:g} CPUs, {where} has "
+            f"{given} with scale.cpus_per_worker={cpus:g} needs {wanted * cpus:g} CPUs, {where} has "
             f"{num_cpus:g}; at most {room(nodes, cpus)} workers fit"
         )
     if scale.use_gpu and wanted > num_gpus:
         raise ValueError(
-            f"scale.use_gpu=true with scale.num_workers={wanted} needs {wanted} GPUs, {where} has {num_gpus:g}; "
+            f"scale.use_gpu=true with {given} needs {wanted} GPUs, {where} has {num_gpus:g}; "
             "scale.use_gpu=false trains on CPUs"
         )
     per_worker = f"{cpus:g} CPUs" + (" and a GPU" if scale.use_gpu else "")
     raise ValueError(
-        f"scale.num_workers={wanted}: a worker needs {per_worker} on one node, and {where}'s {len(nodes)} nodes have "
+        f"{given}: a worker needs {per_worker} on one node, and {where}'s {len(nodes)} nodes have "
         f"room for {places} of them"
     )
 

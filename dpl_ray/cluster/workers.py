@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from dpl_ray.config.schema import ScaleConfig
 from dpl_ray.training.interruption import Stop
 
 SECONDS_TO_DRAIN = 10.0
+SECONDS_TO_GROW = 60.0  # between looks at whether there is room for more workers of a range
 
 
 class WorkersLostError(RuntimeError):
@@ -36,6 +37,7 @@ def run_workers(
     on_news: Callable[[Any], None],
     stop: Stop,
     reads_data: bool = False,
+    allowed: Sequence[int] = (),
 ) -> Any:
     """Run `work(payload, tell, stop)` on every worker and return worker 0's result.
 
@@ -45,6 +47,7 @@ def run_workers(
         on_news: called in this process, in order, with what worker 0 passes to `tell`.
         stop: asked for in this process, from the first news on, worker 0's event is set.
         reads_data: whether the workers read by Ray Data.
+        allowed: numbers of workers within the range of scale.num_workers, where that is one.
 
     Raises:
         WorkersLostError: a worker died more than scale.max_failures times, or Ray ended.
@@ -62,14 +65,18 @@ def run_workers(
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.config import LoggingConfig
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from dpl_ray.cluster.process_group import NodeAddressConfig
     from dpl_ray.cluster.trainer import Trainer
 
     for logger in ("ray", "ray.train", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    # One that dies is started again, and asked again: what it had is lost, what is told later is not.
-    mailbox: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox).remote()
+    # One that dies is started again, and asked again: what it had is lost, what is told later is not. On this node, so
+    # that it is not lost with another one.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    kept = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+    mailbox: Any = kept(Mailbox).remote()
     reader = threading.Thread(target=_read, args=(mailbox, on_news, watch), daemon=True)
     reader.start()
     threading.Thread(target=watch.run, daemon=True).start()
@@ -78,10 +85,12 @@ def run_workers(
         _worker,
         is_own=local.is_running(),
         reads_data=reads_data,
+        allowed=allowed,
         train_loop_config={"work": work, "payload": ray.put(payload), "mailbox": mailbox},
         backend_config=NodeAddressConfig(),
         scaling_config=ScalingConfig(
             num_workers=scale.num_workers,
+            elastic_resize_monitor_interval_s=SECONDS_TO_GROW,
             use_gpu=scale.use_gpu,
             resources_per_worker={"CPU": scale.cpus_per_worker} | ({"GPU": 1} if scale.use_gpu else {}),
         ),
@@ -101,8 +110,10 @@ def run_workers(
         local.abandon()
         raise WorkersLostError(str(error)) from None
     except KeyboardInterrupt:
-        with contextlib.suppress(ray.exceptions.RayError):  # it ends with its answer
-            ray.get([controller.abort.remote() for controller in trainer.controllers])
+        for controller in trainer.controllers:
+            with contextlib.suppress(ray.exceptions.RayError):  # it ends with its answer
+                ray.get(controller.abort.remote(), timeout=SECONDS_TO_DRAIN)
+            ray.kill(controller)  # one that waits for a node answers nobody
         raise
     finally:
         watch.end()
@@ -120,6 +131,7 @@ class _Begun:
     """News that a worker has begun."""
 
     rank: int
+    world_size: int
     actor: Any
 
 
@@ -132,7 +144,7 @@ class Watch:
     def __init__(self, seconds: float) -> None:
         self._seconds, self._silence = seconds, 0.0
         self._actors: list[Any] = []
-        self._starts, self._ended = 0, threading.Event()
+        self._world_size, self._ended = 0, threading.Event()
         self.has_news = False  # of a step
 
     def hear(self, news: Any) -> None:
@@ -142,9 +154,12 @@ class Watch:
             self.has_news = True
             return
         self._actors.append(news.actor)
-        self._starts += news.rank == 0
-        if news.rank == 0 and self._starts > 1:
-            _warn("a worker was lost: all go on from the newest checkpoint")
+        if news.rank == 0:
+            before, self._world_size = self._world_size, news.world_size
+            if before == news.world_size:
+                _warn("a worker was lost: all go on from the newest checkpoint")
+            elif before:
+                _warn(f"{news.world_size} in place of {before} workers go on from the newest checkpoint")
 
     def run(self) -> None:
         """Look at the workers now and then until the end."""
@@ -173,9 +188,9 @@ def _worker(loop_config: dict[str, Any]) -> Any:
     import ray
     from ray.train import get_context
 
-    mailbox, stop = loop_config["mailbox"], threading.Event()
-    rank = get_context().get_world_rank()
-    mailbox.put.remote(_Begun(rank, ray.get_runtime_context().current_actor))
+    mailbox, stop, context = loop_config["mailbox"], threading.Event(), get_context()
+    rank = context.get_world_rank()
+    mailbox.put.remote(_Begun(rank, context.get_world_size(), ray.get_runtime_context().current_actor))
 
     def tell(news: Any) -> None:
         # Not waited for: news that cannot be delivered must not hold up the training.

@@ -6,7 +6,7 @@ import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
@@ -43,6 +43,8 @@ def _type_name(annotation: Any) -> str:
         return "|".join(str(value) for value in typing.get_args(annotation))
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):  # Literal | None is the latter
         return "|".join("null" if part is type(None) else _type_name(part) for part in typing.get_args(annotation))
+    if typing.get_origin(annotation) is Annotated:
+        return _type_name(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) is tuple:
         return "list"
     return getattr(annotation, "__name__", str(annotation))

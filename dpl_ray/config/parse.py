@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import typing
@@ -37,16 +38,16 @@ def _check_across(config: Config) -> None:
     """Conditions on more than one field."""
     if config.model.name == "wide_resnet" and (config.model.depth < 10 or (config.model.depth - 4) % 6):
         raise ValueError(f"model.depth={config.model.depth}: must be 6 n + 4 with n >= 1, as 10, 16, 22 or 28")
-    workers, size = config.scale.num_workers or 1, config.train.batch_size
-    if size % workers:
-        lower = size // workers * workers
-        near = " or ".join(str(n) for n in (lower, lower + workers) if n)
+    (fewest, most), size = config.scale.worker_range, config.train.batch_size
+    if size % (step := math.lcm(fewest, most) or 1):
+        lower = size // step * step
+        near = " or ".join(str(n) for n in (lower, lower + step) if n)
         num_cpus = os.cpu_count() or 1
         room = int(num_cpus / config.scale.cpus_per_worker)
         raise ValueError(
-            f"train.batch_size={size}: the global batch must divide by scale.num_workers={workers}; "
-            f"{near} would, or other workers"
-            + (f" (without a cluster, the {num_cpus} CPUs here carry {room} at most)" if workers > room else "")
+            f"train.batch_size={size}: the global batch must divide by {'both ends of ' * (fewest < most)}"
+            f"scale.num_workers={shown(config.scale.num_workers)}; {near} would, or other workers"
+            + (f" (without a cluster, the {num_cpus} CPUs here carry {room} at most)" if fewest > room else "")
         )
     if config.model.name in ("wide_resnet", "head") and config.model.weights is not None:
         raise ValueError(

@@ -8,7 +8,7 @@ torch or Ray: a mistake is answered before they are loaded.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,6 +20,7 @@ CURVE_POINTS = 20  # of train.curve_every, where nothing else is said
 CHECKPOINT_SHARE = 0.02  # of the time: most that checkpoints take which are written for the time since the last one
 #: Of what the unlabelled images are; the other fields of data.pool say how they are read.
 BENCHMARK_FIELDS = ("data.pool.imbalance", "data.pool.foreign", "data.pool.cleaned")
+MOST_WORKERS = 4096
 FILE_FORMS = ("image_folder", "parquet", "webdataset")  # of data.name: your own files of images
 BESIDE_RUNS = ("ray", "mlflow.db", "mlflow-artifacts")  # in run.storage_path, and no runs
 DataName = Literal[
@@ -282,11 +283,10 @@ class TrainConfig(Section):
 class ScaleConfig(Section):
     """How many workers, and what each of them needs."""
 
-    num_workers: int | None = Field(
+    num_workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] | tuple[int, int] | None = Field(
         None,
-        ge=0,
-        le=4096,
-        description="Ray Train workers; 0: in this process, without Ray; null: chosen by the size of the job",
+        description="Ray Train workers; [min,max]: as many as there is room for, while nodes go and come; 0: in this "
+        "process, without Ray; null: chosen by the size of the job",
     )
     cpus_per_worker: float = Field(0.5, gt=0, description="CPUs that a worker reserves (leave some for Ray Data)")
     threads_per_worker: int | None = Field(
@@ -305,6 +305,21 @@ class ScaleConfig(Section):
         gt=0,
         description="longest time without a step, an evaluation or a checkpoint; then the workers are lost",
     )
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _check_range(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and not (
+            len(value) == 2 and all(type(end) is int for end in value) and 1 <= value[0] <= value[1] <= MOST_WORKERS
+        ):
+            raise ValueError(f"a range is [min,max] with 1 <= min <= max <= {MOST_WORKERS}")
+        return value
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers; 0 where this process trains, or where nothing is chosen yet."""
+        number = self.num_workers or 0
+        return (number, number) if isinstance(number, int) else number
 
 
 class RunConfig(Section):

@@ -27,7 +27,7 @@ from dpl_ray.data.files.location import indexes_in
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.jobs.checks import check_storage
 from dpl_ray.jobs.phases import run_phases
-from dpl_ray.jobs.placement import place
+from dpl_ray.jobs.placement import place, place_name
 from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result, percent
 from dpl_ray.report.console import result_tables, training_state
@@ -286,11 +286,6 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
     if folder.finished:
         return f"{folder.name} had finished; another run.name trains anew"
     streamed = "" if isinstance(splits.unlabeled, ImageSet) else " (streamed)"
-    place = (
-        f"{config.scale.num_workers} Ray Train worker{'s' * (config.scale.num_workers != 1)}"
-        if config.scale.num_workers
-        else "this process"
-    )
     data = config.data
     network = ""
     if config.model.weights is not None:
@@ -299,7 +294,7 @@ def _headline(config: Config, splits: Splits, folder: RunFolder) -> str:
     num_pseudo = f" + {splits.num_pseudo_labeled} pseudo-labelled" if data.labels else ""
     of_pseudo_labels = " (of pseudo-labels)" if data.labels and not data.train and not data.test else ""
     return (
-        f"{folder.name} {_beginning(config, folder)} with {place}: {data.name}, "
+        f"{folder.name} {_beginning(config, folder)} with {place_name(config.scale)}: {data.name}, "
         f"{len(splits.labeled) - splits.num_pseudo_labeled} labelled{num_pseudo} images of "
         f"{len(splits.class_names)} classes, {len(splits.unlabeled)} in the pool{streamed}, "
         f"{len(splits.validation)} validation, {len(splits.test)} test{of_pseudo_labels}{num_bad}{left_out}{shaped}"

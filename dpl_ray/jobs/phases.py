@@ -108,6 +108,7 @@ def _train_here(
 def _train_on_ray(
     config: Config, splits: Splits, folder: RunFolder, receive: Callable[[Record], None], stop: Stop
 ) -> list[Outcome] | BaseException:
+    fewest, most = config.scale.worker_range
     found: list[Outcome] | BaseException = run_workers(
         partial(train_on_worker, config, folder.storage),
         splits,
@@ -117,6 +118,7 @@ def _train_on_ray(
         on_news=receive,
         stop=stop,
         reads_data=not isinstance(splits.unlabeled, ImageSet),
+        allowed=[number for number in range(fewest, most + 1) if config.train.batch_size % number == 0],
     )
     return found
 

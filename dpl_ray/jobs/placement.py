@@ -29,15 +29,23 @@ def place(config: Config, splits: Splits, saved: Mapping[str, Any]) -> tuple[Con
         The line is empty where scale.num_workers was given.
     """
     scale, before, why = config.scale, saved.get("num_workers"), ""
+    before = tuple(before) if isinstance(before, list) else before
     if scale.num_workers is None:
         number, why = (before, "as before") if before is not None else _choose_workers(config, splits)
         scale = scale.changed(num_workers=number)
     if scale.threads_per_worker is None:
         threads = saved.get("threads_per_worker") if before == scale.num_workers else None
         scale = scale.changed(threads_per_worker=threads or _choose_threads(scale))
-    number, threads = scale.num_workers, scale.threads_per_worker
-    place = f"{number} Ray Train workers" if number else f"this process with {threads} thread{'s' * (threads != 1)}"
-    return config.changed(scale=scale), f"scale=auto: {place}, {why}" if why else ""
+    threads = scale.threads_per_worker
+    here = f" with {threads} thread{'s' * (threads != 1)}" if not scale.num_workers else ""
+    return config.changed(scale=scale), f"scale=auto: {place_name(scale)}{here}, {why}" if why else ""
+
+
+def place_name(scale: ScaleConfig) -> str:
+    """Where a training runs, for messages."""
+    fewest, most = scale.worker_range
+    number = str(most) if fewest == most else f"{fewest} to {most}"
+    return f"{number} Ray Train worker{'s' * (most != 1)}" if most else "this process"
 
 
 def _choose_workers(config: Config, splits: Splits) -> tuple[int, str]:
@@ -82,4 +90,4 @@ def _choose_threads(scale: ScaleConfig) -> int | None:
     """Of each worker; null: each node's cores are shared out among its workers."""
     if not scale.num_workers:
         return free_cores()
-    return None if cluster_address(scale) else max(1, (os.cpu_count() or 1) // scale.num_workers)
+    return None if cluster_address(scale) else max(1, (os.cpu_count() or 1) // scale.worker_range[1])

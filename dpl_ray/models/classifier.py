@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpl_ray.config.schema import Config, ModelConfig
+from dpl_ray.config.section import shown
 from dpl_ray.models.adapters import add_lora
 from dpl_ray.models.batch_norm import CountedBatchNorm2d
 from dpl_ray.models.feature_head import FeatureHead
@@ -133,7 +134,7 @@ def check_model(config: Config, channels: int, image_size: tuple[int, int], num_
         ValueError: the network has no linear layer to replace, does not take such images, or normalizes over the
             batch and is left with a single value.
     """
-    num_workers = config.scale.num_workers or 1
+    num_workers = config.scale.worker_range[1] or 1
     one_each = config.train.batch_size == num_workers
     if config.model.name == "wide_resnet" and not one_each:
         return  # it takes every image that the configuration lets through
@@ -159,7 +160,7 @@ def check_model(config: Config, channels: int, image_size: tuple[int, int], num_
             model(images[:1])
     except ValueError:
         group = ", model.normalization=group" if config.model.name == "wide_resnet" else ""
-        workers = f" with scale.num_workers={num_workers}" if num_workers > 1 else ""
+        workers = f" with scale.num_workers={shown(config.scale.num_workers)}" if num_workers > 1 else ""
         raise ValueError(
             f"train.batch_size={config.train.batch_size}{workers}: a worker has one labelled image, and {name} "
             f"normalizes over the batch what is a single value for {pixels}; "

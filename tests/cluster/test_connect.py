@@ -12,7 +12,14 @@ import grpc
 import pytest
 
 from dpl_ray.cluster import connect as cluster
-from dpl_ray.cluster.connect import cause_line, check_shared, checked_resources, count_to_crowd_out, room
+from dpl_ray.cluster.connect import (
+    cause_line,
+    check_readers,
+    check_shared,
+    checked_resources,
+    count_to_crowd_out,
+    room,
+)
 from dpl_ray.config.schema import ScaleConfig
 from tests.builders import serving
 
@@ -75,6 +82,13 @@ def test_more_than_this_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) 
     check(ScaleConfig(num_workers=4, cpus_per_worker=0.5))
     with pytest.raises(ValueError, match=r"scale\.num_workers=5 .* needs 2\.5 CPUs, this machine has 2; at most 4"):
         check(ScaleConfig(num_workers=5, cpus_per_worker=0.5))
+    check(ScaleConfig(num_workers=(4, 9), cpus_per_worker=0.5))
+    check_readers(ScaleConfig(num_workers=(1, 9), cpus_per_worker=0.75))
+    message = r"scale\.num_workers=\[5,9\] .* needs 2\.5 CPUs, this machine has 2; at most 4"
+    with pytest.raises(ValueError, match=message):
+        check(ScaleConfig(num_workers=(5, 9), cpus_per_worker=0.5))
+    with pytest.raises(ValueError, match=r"scale\.num_workers=\[1,9\] leaves 0 of 2 CPUs, .* at most 0\.375 CPUs"):
+        check_readers(ScaleConfig(num_workers=(1, 9), cpus_per_worker=0.5))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Streamed pools through Ray: the same windows as without it, and a run whose worker is killed."""
+"""Streamed pools through Ray: the same windows as without it, and a run whose workers are killed and change."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from dpl_ray.cluster.connect import cause_line, check_readers
 from dpl_ray.cluster.windows import read_windows
+from dpl_ray.cluster.workers import WorkersLostError
 from dpl_ray.config.schema import Config, ScaleConfig
 from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.pool.windows import StreamedPool, Windows, read_here
@@ -26,7 +27,7 @@ from tests.builders import tiny_config, write_images
 from tests.data.test_pool_files import pool as list_files
 
 pytestmark = pytest.mark.ray
-DIES_AT = 17  # of 60 steps, with a checkpoint every 5, a window every 4, and 63 steps a pass
+DIES_AT = (17, 43)  # of 60 steps, with a checkpoint every 5, a window every 4, and 63 steps a pass
 
 
 def test_ray_data_reads_the_same_windows_in_the_same_order(
@@ -52,7 +53,7 @@ def test_what_fails_in_a_reading_task_is_named(ray_cluster: None, tmp_path: Path
     assert re.search(r"UnreadablePoolError: none of 2 images .* as .*a\.png \(not an image\)", cause_line(error.value))
 
 
-def config_for(folder: Path, num_workers: int) -> Config:
+def config_for(folder: Path, name: str, num_workers: int | tuple[int, int]) -> Config:
     return tiny_config(
         data={
             "name": "parquet",
@@ -63,7 +64,7 @@ def config_for(folder: Path, num_workers: int) -> Config:
         },
         optim={"learning_rate": 0.003},
         train={"batch_size": 4, "mu": 4, "num_steps": 60, "checkpoint_every": 5, "baseline": False, "log_every": 5},
-        run={"storage_path": str(folder / "runs"), "name": f"workers-{num_workers}"},
+        run={"storage_path": str(folder / "runs"), "name": name},
         # Of 4 CPUs one is left: for two tasks that read, which take longer to start than to read.
         scale={
             "num_workers": num_workers,
@@ -75,8 +76,8 @@ def config_for(folder: Path, num_workers: int) -> Config:
     )
 
 
-def train_and_die_once(starts: Path) -> Callable[..., Any]:
-    """What a worker runs, where worker 1 is killed once: within a window, two steps after a checkpoint.
+def train_and_die_twice(starts: Path) -> Callable[..., Any]:
+    """What a worker runs, where worker 1 is killed twice: within a window, after a checkpoint.
 
     Args:
         starts: file in which it writes the step that it starts from.
@@ -95,7 +96,7 @@ def train_and_die_once(starts: Path) -> Callable[..., Any]:
                 begun.append(state.step)
                 with starts.open("a") as stream:
                     stream.write(f"{state.step}\n")
-            if state.step == DIES_AT and starts.read_text() == "0\n":
+            if state.step == DIES_AT[starts.read_text().count("\n") - 1]:
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(state, *more)
 
@@ -106,17 +107,19 @@ def train_and_die_once(starts: Path) -> Callable[..., Any]:
     return work
 
 
-def test_a_streamed_run_whose_worker_is_killed_ends_as_one_in_a_single_process(
+def test_a_streamed_run_that_one_process_finishes_after_killed_workers_ends_as_one_in_a_single_process(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed within a pass, by 2 workers what 1 would take: no image is taken twice in a pass, and none left out."""
     write_images(tmp_path / "train.parquet", range(20))
     write_images(tmp_path / "pool.parquet", range(20, 1021), row_group_size=100)  # 1,001 rows: uneven in every way
-    alone = fit(config_for(tmp_path, 0))
+    alone = fit(config_for(tmp_path, "alone", 0))
     starts = tmp_path / "starts"
-    monkeypatch.setattr("dpl_ray.jobs.phases.train_on_worker", train_and_die_once(starts))
-    result = fit(config_for(tmp_path, 2))
+    monkeypatch.setattr("dpl_ray.jobs.phases.train_on_worker", train_and_die_twice(starts))
+    with pytest.raises(WorkersLostError):
+        fit(config_for(tmp_path, "changing", (1, 2)))
     assert starts.read_text() == "0\n15\n", "from the newest checkpoint before the kill"
+    result = fit(config_for(tmp_path, "changing", 0))
     for name in ("student", "teacher"):
         mine, theirs = (load_file(Path(run.checkpoint) / f"{name}.safetensors") for run in (result, alone))
         for key, expected in theirs.items():

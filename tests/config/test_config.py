@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,22 @@ def test_a_batch_must_divide_by_the_workers(size: int) -> None:
         parse_config({"train": {"batch_size": size}, "scale": {"num_workers": 2}})
     for workers in (None, 0, 1):
         assert parse_config({"train": {"batch_size": size}, "scale": {"num_workers": workers}})
+
+
+def test_the_workers_may_be_a_range() -> None:
+    config = load_config(["scale.num_workers=[1,4]"])
+    assert (config.scale.num_workers, config.scale.worker_range) == ((1, 4), (1, 4))
+    assert parse_config(yaml.safe_load(to_yaml(config))) == config
+    assert [parse_config({"scale": {"num_workers": n}}).scale.worker_range for n in (None, 2)] == [(0, 0), (2, 2)]
+    kinds = {field: kind for field, kind, _, _ in describe_fields()}
+    assert kinds["scale.num_workers"] == "int|list|null"
+    for given in ("[4,1]", "[0,4]", "[1]", "[1,5000]", "[1,two]"):
+        message = f"scale.num_workers={given}: a range is [min,max] with 1 <= min <= max <= 4096"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_config([f"scale.num_workers={given}"])
+    message = "^train.batch_size=16: .* both ends of scale.num_workers=\\[2,3\\]; 12 or 18 would, or other workers"
+    with pytest.raises(ValueError, match=message):
+        load_config(["scale.num_workers=[2,3]"])
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def test_what_is_given_is_taken() -> None:
     assert placed(scale={"num_workers": 0}) == (0, 3, "")
     assert placed(scale={"num_workers": 0, "threads_per_worker": 2}) == (0, 2, "")
     assert placed(scale={"num_workers": 4}) == (4, 2, "")
+    assert placed(scale={"num_workers": [1, 4]}) == ((1, 4), 2, "")
 
 
 def test_a_run_that_goes_on_has_what_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +88,9 @@ def test_a_run_that_goes_on_has_what_it_began_with(monkeypatch: pytest.MonkeyPat
     assert placed(here, scale={"num_workers": None, "threads_per_worker": 2})[:2] == (0, 2), "the word of today"
     assert placed(here, scale={"num_workers": 2})[:2] == (2, 4), "seven threads were those of one process"
     assert placed({"num_workers": 2, "threads_per_worker": None})[:2] == (2, 4), "as an older version has kept it"
+    elastic = {"num_workers": [1, 4], "threads_per_worker": 3}  # as YAML has it
+    assert placed(elastic) == ((1, 4), 3, "scale=auto: 1 to 4 Ray Train workers, as before")
+    assert placed(elastic, scale={"num_workers": (1, 4)})[:2] == ((1, 4), 3)
 
 
 def test_after_an_interruption_the_threads_are_those_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
