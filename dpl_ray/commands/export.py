@@ -13,7 +13,7 @@ def job(config: ExportConfig, console: Console) -> None:
     """One model, what it takes and what it gives."""
     from dpl_ray.inference.predictor import load_checkpoint
 
-    predictor = load_checkpoint(config.checkpoint)
+    predictor = load_checkpoint(config.checkpoint, temperature=config.temperature)
     predictor.to_onnx(config.output)
     height, width = predictor.image_size
     show(console, f"takes images (N, {predictor.channels}, {height}, {width}) uint8")

@@ -32,6 +32,17 @@ OperationName = Literal[
     "posterize", "solarize", "rotate", "shear_x", "shear_y", "translate_x", "translate_y",
 ]  # fmt: skip
 
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0
+Temperature = Annotated[
+    float,
+    Field(
+        ge=LEAST_TEMPERATURE,
+        le=MOST_TEMPERATURE,
+        description="number that the logits are divided by, so that confidences are calibrated; dpl-ray evaluate says "
+        "which; 1 leaves them",
+    ),
+]
+
 
 class ViewsConfig(Section):
     """The random weak and strong views of an image; the defaults are the published recipe for CIFAR."""

@@ -18,7 +18,9 @@ SUPERVISED_THRESHOLD = 0.95
 
 
 @torch.inference_mode()
-def label_batch(model: Classifier, policy: Policy, images: Tensor) -> dict[str, Tensor | None]:
+def label_batch(
+    model: Classifier, policy: Policy, images: Tensor, temperature: float = 1.0
+) -> dict[str, Tensor | None]:
     """Pseudo-labels as training reads them off a batch, at the end of the run and without augmentation.
 
     The state of the policy is not moved: an answer depends on its image alone, not on the others of its batch.
@@ -26,18 +28,21 @@ def label_batch(model: Classifier, policy: Policy, images: Tensor) -> dict[str, 
     Args:
         model: in evaluation mode, on the device of the policy and of the images.
         images: (N, channels, H, W) uint8.
+        temperature: of the probabilities that are answered (`calibrated`). Labels, weight and selection are by those
+            without it, which the policy has known.
 
     Returns:
         Column -> (N,), None where the policy has no such thing:
 
         pseudo_label: int64, of `policy.targets`; of soft targets the most likely class.
-        confidence: float32, max of the probabilities, aligned as the policy aligns them.
+        confidence: float32, max of the probabilities, aligned as the policy aligns them, then calibrated.
         second_label, third_label: int64, the likeliest classes besides the pseudo-label; of two classes, no third one.
         second_confidence, third_confidence: float32, their probabilities.
         entropy: float32, of the same probabilities, in nats.
         foreign: float32, of `policy.foreign`: how foreign the image looks, of none of the classes, from 0 to 1.
         confidence_lgp, confidence_hgp: float32, max of each head's softmax (dpl).
-        threshold_over, threshold_under: float32, of the class of the pseudo-label (dpl).
+        threshold_over, threshold_under: float32, of the class of the pseudo-label (dpl); they are of confidences
+            without a temperature, so with another one than 1 None.
         weight: float32, of `policy.weights`; of `supervised` 1 from SUPERVISED_THRESHOLD on, else 0.
         selected: bool, whether the weight is one that training does not skip (> policy.min_weight, > 0).
 
@@ -55,12 +60,14 @@ def label_batch(model: Classifier, policy: Policy, images: Tensor) -> dict[str, 
     weights = _weights(policy, pseudo)
     low, high = _head_confidences(policy, pseudo)
     foreign = policy.foreign(pseudo)
-    thresholds = {name: values[labels].float() for name, values in policy.thresholds().items()}
+    probs = calibrated(pseudo.probs, temperature)
+    known = policy.thresholds().items() if temperature == 1 else ()
+    thresholds = {name: values[labels].float() for name, values in known}
     return {
         "pseudo_label": labels,
-        "confidence": pseudo.confidence,
-        **_runners_up(pseudo.probs, labels),
-        "entropy": entropy(pseudo.probs),
+        "confidence": probs.amax(dim=1),
+        **_runners_up(probs, labels),
+        "entropy": entropy(probs),
         "foreign": None if foreign is None else foreign.float(),
         "confidence_lgp": low,
         "confidence_hgp": high,
@@ -69,6 +76,11 @@ def label_batch(model: Classifier, policy: Policy, images: Tensor) -> dict[str, 
         "weight": weights,
         "selected": weights > max(policy.min_weight, 0.0),
     }
+
+
+def calibrated(probs: Tensor, temperature: float) -> Tensor:
+    """(N, C) softmax(log(probs) / temperature): softmax(logits / temperature), where the policy does not align."""
+    return probs if temperature == 1 else (probs.log() / temperature).softmax(dim=1)
 
 
 def _runners_up(probs: Tensor, labels: Tensor) -> dict[str, Tensor]:

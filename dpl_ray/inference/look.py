@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.policy import Policy
 from dpl_ray.algorithm.pseudo_labels import StepFacts, pseudo_labels
+from dpl_ray.inference.label_batch import calibrated
 from dpl_ray.models import Classifier
 
 
@@ -23,7 +24,7 @@ class Looked:
 
     features: NDArray[np.float32]  # (N, D)
     probs: NDArray[np.float32]  # (N, C) aligned as the policy aligns them
-    over: NDArray[np.float32] | None  # (N,) over-confident threshold of the likeliest class
+    over: NDArray[np.float32] | None  # (N,) over-confident threshold of the likeliest class; as of `label_batch`
     heads: NDArray[np.int64] | None  # (2, N) the classes that LGP and HGP say
 
     def disagree(self) -> NDArray[np.bool_]:
@@ -32,11 +33,14 @@ class Looked:
 
 
 @torch.inference_mode()
-def look(model: Classifier, policy: Policy, images: NDArray, batch_size: int = 256) -> Looked:
+def look(
+    model: Classifier, policy: Policy, images: NDArray, temperature: float = 1.0, *, batch_size: int = 256
+) -> Looked:
     """
     Args:
         model: in evaluation mode, as the policy on the CPU.
         images: (N, channels, H, W) uint8, or stored features.
+        temperature: as of `label_batch`.
     """
     found = []
     for start in range(0, max(1, len(images)), batch_size):
@@ -45,9 +49,9 @@ def look(model: Classifier, policy: Policy, images: NDArray, batch_size: int = 2
         ids = torch.arange(len(logits))
         pseudo = pseudo_labels(features, logits, policy.alignment(), StepFacts(1.0, ids, ids[:0]))
         heads = policy.heads(features) if isinstance(policy, DynamicPseudoLabels) else ()
-        found.append((features.float(), pseudo.probs, *(head.argmax(dim=1) for head in heads)))
+        found.append((features.float(), calibrated(pseudo.probs, temperature), *(head.argmax(dim=1) for head in heads)))
     features, probs, *said = (torch.cat(part).numpy() for part in zip(*found, strict=True))
-    over = policy.thresholds().get("over")
+    over = policy.thresholds().get("over") if temperature == 1 else None
     return Looked(
         features=features,
         probs=probs,

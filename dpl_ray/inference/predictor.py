@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dpl_ray.config.schema import Config
+from dpl_ray.config.schema import LEAST_TEMPERATURE, MOST_TEMPERATURE, Config
 from dpl_ray.data.features.rows import FeatureFiles
 from dpl_ray.data.images.decode import decode_or_reason
 from dpl_ray.data.images.decode_many import count_threads
@@ -114,12 +114,22 @@ class Predictor:
         Storage(fspath(path)).write(export_onnx(self.model, self.class_names, shape))
 
 
-def load_checkpoint(path: str | PathLike[str]) -> Predictor:
+def load_checkpoint(path: str | PathLike[str], *, temperature: float = 1.0) -> Predictor:
     """The model of a checkpoint (`.../step-00000600`), or of the newest checkpoint in the folder of a run.
 
     Nothing in the files is executed.
 
+    Args:
+        temperature: T of softmax(logits / T), by which the confidences are calibrated; `evaluate` fits one. The last
+            layer of the model is divided by it, so that what is exported is calibrated too.
+
     Raises:
-        ValueError: there is no whole checkpoint.
+        ValueError: there is no whole checkpoint, or the temperature is not in [0.01, 100].
     """
-    return Predictor(*load_classifier(open_checkpoint(fspath(path))))
+    if not LEAST_TEMPERATURE <= temperature <= MOST_TEMPERATURE:
+        raise ValueError(f"temperature={temperature}: must be from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}")
+    model, config, info = load_classifier(open_checkpoint(fspath(path)))
+    with torch.no_grad():
+        for values in model.classifier.parameters():
+            values.div_(temperature)
+    return Predictor(model, config, info)

@@ -8,9 +8,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from dpl_ray.config.given import read_given
@@ -29,6 +30,9 @@ from dpl_ray.store.records import csv_text
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import open_checkpoint
 from dpl_ray.training.predictions import Predictions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PAGE_FILE, SCORES_FILE, IMAGES_FILE = "evaluation.html", "evaluation.json", "predictions.csv"
 MAX_CONFUSIONS = 3  # on the console
@@ -54,10 +58,28 @@ class EvaluateResult(Result):
     page: str
     scores: str  # JSON of all numbers, with the confusion matrix
     predictions: str  # CSV with a row for each image
+    temperature: float  # of `load_checkpoint` and `label_pool`, for calibrated confidences; 1 where none helps
 
     def _facts(self) -> dict[str, str | None]:
         scores = {name: told(self.metrics[key], self.intervals[key]) for key, (name, _) in SCORES.items()}
-        return {"images": f"{self.num_images:,}", **scores, "page": self.page}
+        return {"images": f"{self.num_images:,}", **scores, "temperature": f"{self.temperature:g}", "page": self.page}
+
+
+@dataclass(frozen=True)
+class _Calibrated:
+    """What a temperature does to the confidences, on images that it was not fitted on."""
+
+    temperature: float
+    found: Predictions
+    ece: float
+    interval: Interval
+    loss: tuple[float, float]  # negative log-likelihood without and with it
+
+    def tree(self) -> dict[str, Any]:
+        """Of SCORES_FILE."""
+        before, after = self.loss
+        losses = {"negative_log_likelihood": after, "negative_log_likelihood_without": before}
+        return {"eval/ece": self.ece, "interval": self.interval} | losses
 
 
 def evaluate(
@@ -131,16 +153,22 @@ def _evaluate(
 
     from dpl_ray.inference import predictions as answers
     from dpl_ray.training.checkpoint import load_classifier
-    from dpl_ray.training.evaluation import classification_metrics, predict_probs
+    from dpl_ray.training.evaluation import classification_metrics, predict_logits
 
     model, _, info = load_classifier(checkpoint)
     images, targets = given.images, given.images.targets
-    probs = predict_probs(model, images.images, config.batch_size)
+    logits = predict_logits(model, images.images, config.batch_size)
+    probs = logits.softmax(dim=1)
     if not torch.isfinite(probs).all():
         raise ArithmeticError("the model's logits are not finite: this checkpoint's weights are of no use")
     found, metrics = Predictions.from_probs(probs), classification_metrics(probs, torch.from_numpy(targets))
     intervals = score_intervals(found, targets)
     rows = [(name, told(metrics[key], intervals[key]), method) for key, (name, method) in SCORES.items()]
+    calibrated = _calibrate(logits, targets)
+    temperature = calibrated.temperature if calibrated else 1.0
+    if calibrated:
+        name = f"ECE, temperature {calibrated.temperature:g}"
+        rows.append((name, told(calibrated.ece, calibrated.interval), SCORES["eval/ece"][1]))
     names = info.class_names
     pairs = targets * len(names) + found.labels
     has_matrix = len(names) <= MAX_IN_MATRIX
@@ -154,6 +182,8 @@ def _evaluate(
         "metrics": metrics,
         "intervals": intervals,
         "interval_methods": {key: method for key, (_, method) in SCORES.items()},
+        "temperature": temperature,
+        "calibrated": calibrated.tree() if calibrated else None,
         "class_names": names,
         "confusion": matrix,  # (C, C): true class, class that the model says; null of many classes
         "code": describe_code(),
@@ -166,12 +196,19 @@ def _evaluate(
         "calibration": calibration_section(images, found, metrics["eval/ece"], None),
         "confusions": confusion_section(images, found, None, names),
     }
+    advice = sections["calibration"].advice = _advice(calibrated, metrics["eval/ece"], found.labels != targets)
+    if calibrated:
+        after = calibration_section(images, calibrated.found, calibrated.ece, None)
+        calibration = sections["calibration"]
+        calibration.drawings = {**calibration.drawings, "calibrated": after.drawings["reliability-diagram"]}
+        calibration.calibrated_bins = after.bins
     if images.images.dtype == np.uint8 and (pictures := pictures_section(images, found, names, DataConfig())):
         sections["images"] = pictures
     (output / IMAGES_FILE).write(csv_text([header, *table]).encode(errors="surrogateescape"))
     (output / SCORES_FILE).write(json.dumps(scores, indent=1).encode())
     _page(config, checkpoint, len(images), sections).write(output / PAGE_FILE)
     console.print(console_table("The teacher on these images", ["", "[95 %]", "interval by"], rows))
+    show(console, advice)
     if confusions := sections["confusions"].confusions:
         shown = confusions.rows[:MAX_CONFUSIONS]
         console.print(console_table(confusions.caption, confusions.columns, shown, num_text_columns=2))
@@ -185,7 +222,36 @@ def _evaluate(
         page=str(output / PAGE_FILE),
         scores=str(output / SCORES_FILE),
         predictions=str(output / IMAGES_FILE),
+        temperature=temperature,
     )
+
+
+def _calibrate(logits: Tensor, targets: NDArray[np.int64]) -> _Calibrated | None:
+    """None where no temperature can be fitted, or none helps."""
+    import torch
+
+    from dpl_ray.inference.temperature import calibrate
+    from dpl_ray.training.evaluation import classification_metrics
+
+    found = calibrate(logits.numpy(), targets)
+    if found is None or not found.helps:
+        return None
+    probs = torch.from_numpy(found.probs)
+    after, ece = Predictions.from_probs(probs), classification_metrics(probs, torch.from_numpy(targets))["eval/ece"]
+    return _Calibrated(found.temperature, after, ece, score_intervals(after, targets)["eval/ece"], found.loss)
+
+
+def _advice(calibrated: _Calibrated | None, ece: float, is_wrong: NDArray[np.bool_]) -> str:
+    from dpl_ray.inference.temperature import FEWEST_WRONG
+
+    if calibrated:
+        return (
+            f"temperature={calibrated.temperature:g} for predict, label and export: their confidences are then off by "
+            f"{percent(calibrated.ece)} on average, without it by {percent(ece)}"
+        )
+    if is_wrong.sum() < FEWEST_WRONG:
+        return f"a temperature is fitted where {FEWEST_WRONG} images or more are wrong; here it is {is_wrong.sum()}"
+    return "no temperature makes these confidences better"
 
 
 def _page(config: EvaluateConfig, checkpoint: Storage, num_images: int, sections: dict[str, Section]) -> Page:

@@ -53,7 +53,8 @@ def predict_files(config: PredictConfig, console: Console) -> None:
     confidences: dict[str, float] = defaultdict(float)
     counts = Counter[str]()
     with Progress(console, "images", shows_speed=True) as progress:
-        for part in load_checkpoint(str(checkpoint)).stream(files, batch_size=config.batch_size):
+        predictor = load_checkpoint(str(checkpoint), temperature=config.temperature)
+        for part in predictor.stream(files, batch_size=config.batch_size):
             rows = list(part.rows())
             lines.append(csv_text(rows))
             first += [_cells(row) for row in rows[: MAX_IMAGES + 1 - len(first)]]

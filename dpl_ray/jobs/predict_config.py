@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field, field_validator
 
 from dpl_ray.config.overrides import JobConfig
+from dpl_ray.config.schema import Temperature
 
 
 class PredictConfig(JobConfig):
@@ -24,6 +25,7 @@ class PredictConfig(JobConfig):
     output: str | None = Field(None, description="CSV file of the predictions; null: they are shown and not kept")
     image_column: str | None = Field(None, description="parquet column of the images; null: the one of training")
     batch_size: int = Field(256, ge=1, description="images that pass through the model at once")
+    temperature: Temperature = 1.0
 
     @field_validator("output")
     @classmethod
@@ -38,6 +40,7 @@ class ExportConfig(JobConfig):
 
     checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
     output: str = Field("", description="file of the model, whose name ends in .onnx; required")
+    temperature: Temperature = 1.0
 
     @field_validator("output")
     @classmethod

@@ -29,6 +29,7 @@ class BlockLabeler(BlockWriter):
     output: Storage
     batch_size: int
     thresholds: NDArray[np.float32] | None = None  # (C,) of certified confidence; None: the policy selects
+    temperature: float = 1.0
 
     def to(self, device: torch.device) -> BlockLabeler:
         """The same on another device; the layout of the weights is the one that training found faster."""
@@ -45,7 +46,7 @@ class BlockLabeler(BlockWriter):
         for start in range(0, len(images), self.batch_size):
             # A copy: arrays from the object store are read-only, which torch warns of.
             batch = torch.from_numpy(images[start : start + self.batch_size].copy())
-            found = label_batch(self.model, self.policy, batch.to(device))
+            found = label_batch(self.model, self.policy, batch.to(device), self.temperature)
             rows.append({name: None if values is None else values.cpu().numpy() for name, values in found.items()})
         return {
             name: None if first is None else np.concatenate([row[name] for row in rows])

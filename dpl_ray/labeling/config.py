@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from dpl_ray.config.overrides import JobConfig
-from dpl_ray.config.schema import ScaleConfig, TrackingConfig
+from dpl_ray.config.schema import ScaleConfig, Temperature, TrackingConfig
 from dpl_ray.config.section import Section
 
 SMALL_POOL = 5000  # images
@@ -73,6 +73,7 @@ class LabelConfig(JobConfig):
     max_bad_fraction: float | None = Field(
         None, ge=0, le=1, description="a larger share of unreadable images stops the job; null: the one of training"
     )
+    temperature: Temperature = 1.0
     max_error: float | None = Field(
         None,
         gt=0,

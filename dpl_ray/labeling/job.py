@@ -93,6 +93,7 @@ class _Source:
     location: Location  # of the pool
     image_column: str
     max_bad_fraction: float
+    temperature: float
 
     def identity(self) -> dict[str, Any]:
         """What the labels depend on."""
@@ -103,6 +104,7 @@ class _Source:
             "image_column": self.image_column,
             "decode": asdict(self.settings),
             "policy": self.config.policy.model_dump(),
+            "temperature": self.temperature,
         }
 
     def list_pool(self) -> PoolFiles:
@@ -204,6 +206,7 @@ def _open_source(config: LabelConfig) -> _Source:
         open_location("pool", config.pool),
         config.image_column or trained.data.image_column,
         trained.data.max_bad_fraction if fraction is None else fraction,
+        config.temperature,
     )
 
 
@@ -225,6 +228,7 @@ def _labeler(config: LabelConfig, source: _Source, ledger: Ledger, certificate: 
         ledger.storage,
         config.batch_size,
         certificate.thresholds if certificate else None,
+        source.temperature,
     )
 
 
@@ -273,6 +277,7 @@ def _report(
         "pool": source.location.names(),
         "checkpoint": str(source.checkpoint),
         "policy": source.config.policy.model_dump(),
+        "temperature": source.temperature,
         "class_names": names,
         "num_rows": counts.num_rows,
         "num_selected": counts.num_selected,

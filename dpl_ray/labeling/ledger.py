@@ -149,7 +149,7 @@ class Ledger:
             raise self.lost(self._job, f"damaged: {one_line(error)}") from None
         name = begun.get("policy", {}).get("name", "")
         tree = default_tree(name)  # of what an older version does not name
-        defaults = tree | {"decode": asdict(DecodeSettings()), "features": {"model": tree["model"]}}
+        defaults = tree | {"temperature": 1.0, "decode": asdict(DecodeSettings()), "features": {"model": tree["model"]}}
         found = sorted(differences(begun, self.identity, (), defaults), key=lambda difference: difference[0])
         if found:
             field, before, now = found[0]

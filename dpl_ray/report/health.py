@@ -319,8 +319,8 @@ def _miscalibrated(it: Measured) -> Finding | None:
     return Finding(
         MISCALIBRATED,
         f"Badly calibrated: its confidence is off by {_percent(it.ece)} on average (ECE)",
-        "do not read a confidence as a probability: see the calibration on the page, and train longer or label more "
-        "images",
+        "do not read a confidence as a probability: see the calibration on the page, train longer, or take the "
+        "temperature that `evaluate` fits on labelled images",
         it.ece,
         bound,
     )

@@ -114,7 +114,8 @@ def suggest(
     splits = _splits(trained)
     images, masses = _read(drawn, labels, pool, checkpoint, splits)
     show(console, f"{labels.storage}: {drawn.num_seen:,} of {drawn.num_labels:,} labels, {len(images):,} candidates")
-    chosen = _choose(images, masses, checkpoint, splits, config.budget)
+    temperature = read_job(labels.location).get("temperature", 1.0)
+    chosen = _choose(images, masses, checkpoint, splits, config.budget, temperature)
     pictures = read_pictures(pool, [each.sample_id for each in chosen], labels.image_column)
     command = _write(chosen, pictures, config, labels, output)
     show(console, f"{len(chosen):,} images are suggested; open the page, answer, save answers.csv; then: {command}")
@@ -182,13 +183,18 @@ def _read(
 
 
 def _choose(
-    images: ImageSet, masses: NDArray[np.float32], checkpoint: Storage, splits: Splits | None, budget: int
+    images: ImageSet,
+    masses: NDArray[np.float32],
+    checkpoint: Storage,
+    splits: Splits | None,
+    budget: int,
+    temperature: float,
 ) -> list[_Suggestion]:
     from dpl_ray.inference.look import look  # late, with torch: a mistake is answered before
     from dpl_ray.training.checkpoint import load_classifier, load_policy
 
     (model, *_), policy = load_classifier(checkpoint), load_policy(checkpoint)
-    looked = look(model, policy, images.images)
+    looked = look(model, policy, images.images, temperature)
     known = looked.features[:0]
     if splits:
         labelled = splits.labeled.images[: len(splits.labeled) - splits.num_pseudo_labeled]

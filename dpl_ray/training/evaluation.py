@@ -17,8 +17,8 @@ from dpl_ray.training.predictions import NUM_BINS, Predictions, confidence_bins
 
 
 @torch.inference_mode()
-def predict_probs(model: Classifier, images: NDArray[np.uint8] | Tensor, batch_size: int = 256) -> Tensor:
-    """(N, C) float32 probabilities on the CPU, of images (N, channels, H, W) uint8 or float in [0, 1]."""
+def predict_logits(model: Classifier, images: NDArray[np.uint8] | Tensor, batch_size: int = 256) -> Tensor:
+    """(N, C) float32 on the CPU, of images (N, channels, H, W) uint8 or float in [0, 1]."""
     model.eval()
     device = model.classifier.weight.device
     if not len(images):
@@ -29,8 +29,13 @@ def predict_probs(model: Classifier, images: NDArray[np.uint8] | Tensor, batch_s
         # A copy: arrays from the object store are read-only, which torch warns of.
         batch = torch.from_numpy(np.array(batch)) if isinstance(batch, np.ndarray) else batch
         batch = batch.to(device)
-        rows.append(model(batch)[1].float().softmax(dim=1).cpu())
+        rows.append(model(batch)[1].float().cpu())
     return torch.cat(rows)
+
+
+def predict_probs(model: Classifier, images: NDArray[np.uint8] | Tensor, batch_size: int = 256) -> Tensor:
+    """(N, C) float32 probabilities of them."""
+    return predict_logits(model, images, batch_size).softmax(dim=1)
 
 
 def classification_metrics(probs: Tensor, targets: Tensor) -> dict[str, float]:

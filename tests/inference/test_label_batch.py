@@ -77,6 +77,24 @@ def test_every_policy_against_loops(policy_name: str, tmp_path: Path) -> None:
     assert SUPERVISED_THRESHOLD == 0.95
 
 
+def test_a_temperature_calibrates_confidences_and_changes_no_label_and_no_weight(
+    policy_name: str, tmp_path: Path
+) -> None:
+    place = Storage(make_checkpoint(tmp_path, policy_name))
+    model, policy = load_classifier(place)[0], load_policy(place)
+    plain, found = label_batch(model, policy, images()), label_batch(model, policy, images(), 2.5)
+    confidences = ("confidence", "second_confidence", "third_confidence")
+    for name, values in plain.items():
+        if name.startswith("threshold"):
+            assert found[name] is None, "it is of confidences without the temperature"
+        elif name not in (*confidences, "entropy") and values is not None:
+            assert torch.equal(found[name], values), name
+    before, after = (torch.stack([each[name] for name in confidences], dim=1).tolist() for each in (plain, found))
+    for shares, calibrated in zip(before, after, strict=True):
+        if sum(shares) == pytest.approx(1):  # softmatch's first may be that of the second label
+            assert calibrated == pytest.approx(softmax([math.log(share) / 2.5 for share in shares]), abs=1e-5)
+
+
 def test_an_answer_depends_on_its_image_alone_and_moves_nothing(policy_name: str, tmp_path: Path) -> None:
     place = Storage(make_checkpoint(tmp_path, policy_name))
     model, policy = load_classifier(place)[0], load_policy(place)

@@ -39,10 +39,7 @@ DIGITS = (load_digits().images * (255 / 16)).round().astype(np.uint8)[:, None]
 
 def load(checkpoint: str) -> Predictor:
     """An untrained model whose answers are not as good as certain: they tell one image from another."""
-    predictor = load_checkpoint(checkpoint)
-    for parameter in predictor.model.classifier.parameters():
-        parameter.data /= 30
-    return predictor
+    return load_checkpoint(checkpoint, temperature=30)
 
 
 @pytest.fixture(scope="module")
@@ -306,13 +303,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_command_shows_photos_and_writes_a_table(checkpoint: str, photos: Path, tmp_path: Path) -> None:
     (photos / "9.png").write_bytes(b"nothing")
     output = tmp_path / "out" / "predictions.csv"
-    text = run(f"checkpoint={checkpoint}", f"images={photos}", f"output={output}")
+    text = run(f"checkpoint={checkpoint}", f"images={photos}", f"output={output}", "temperature=30")
     assert f"5 images, from {photos}" in text
     assert f"1 of 5 images cannot be read: {photos}/9.png (not an image)" in text
     assert "(not an image)" in text
     assert f"predictions {output}" in text
-    found = load_checkpoint(checkpoint).predict(photos)
+    found = load(checkpoint).predict(photos)
     rows = list(csv.DictReader(output.open()))
+    assert [row["confidence"] for row in rows[:-1]] == [str(round(float(each), 6)) for each in found.confidences[:-1]]
     assert [row["path"] for row in rows] == list(found.ids)
     quoted = {"=1+1": "'=1+1", "@bee": "'@bee", "-1": "-1", None: ""}
     assert [row["label"] for row in rows] == [quoted[name] for name in found.names]
@@ -357,6 +355,11 @@ def test_an_output_that_holds_something_else_stays(checkpoint: str, photos: Path
             r"^images=\[it's.png\]: .*, as in 'images=\[\"a, b",
         ),
         (PredictConfig.load, ["checkpoint=a", "images=b", "output=c.txt"], r"output=c\.txt: must end in \.csv"),
+        (
+            PredictConfig.load,
+            ["checkpoint=a", "images=b", "temperature=0"],
+            r"^temperature=0: must be .* 0\.01 \(number that",
+        ),
         (ExportConfig.load, ["checkpoint=a"], "output is missing"),
         (ExportConfig.load, ["checkpoint=a", "output=model"], r"output=model: must end in \.onnx"),
     ],
@@ -372,9 +375,10 @@ def test_mistakes_in_fields(load: Any, given: list[str], message: str) -> None:
 def test_onnx_answers_as_the_model_does(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     path = tmp_path / "model.onnx"
-    assert cli.run(cli.load_command("export"), [f"checkpoint={checkpoint}", f"output={path}"]) == 0
+    given = [f"checkpoint={checkpoint}", f"output={path}", "temperature=30"]
+    assert cli.run(cli.load_command("export"), given) == 0
     assert "takes images (N, 3, 8, 8) uint8" in capsys.readouterr().out
-    session, model = onnxruntime.InferenceSession(str(path)), load_checkpoint(checkpoint)
+    session, model = onnxruntime.InferenceSession(str(path)), load(checkpoint)
     images = noise(7, 3, 8, 8)
     assert session.get_inputs()[0].shape == ["batch", 3, 8, 8]
     found = session.run(["probabilities"], {"images": images})[0]

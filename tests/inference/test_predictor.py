@@ -60,6 +60,23 @@ def test_run_folder_and_step_folder_are_the_same(trained: FitResult, predictor: 
     assert not predictor.model.training
 
 
+def test_a_temperature_divides_the_logits_and_1_changes_nothing(trained: FitResult, predictor: Predictor) -> None:
+    said = predictor.predict(images(predictor, 50))
+    same = load_checkpoint(trained.checkpoint, temperature=1).predict(images(predictor, 50))
+    np.testing.assert_array_equal(same.probabilities, said.probabilities)
+    calibrated = load_checkpoint(trained.checkpoint, temperature=0.3).predict(images(predictor, 50))
+    assert calibrated.names == said.names
+    expected = said.probabilities ** (1 / 0.3)
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(calibrated.probabilities, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, 1000, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_named(trained: FitResult, temperature: float) -> None:
+    with pytest.raises(ValueError, match=rf"^temperature={temperature}: must be from 0.01 to 100$"):
+        load_checkpoint(trained.checkpoint, temperature=temperature)
+
+
 @pytest.mark.parametrize("name", ["teacher.safetensors", "config.yaml", "model.json"])
 @pytest.mark.parametrize("damage", ["truncated", "changed", "empty", "missing"])
 def test_a_damaged_file_is_named(checkpoint: Path, name: str, damage: str) -> None:

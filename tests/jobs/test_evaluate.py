@@ -59,7 +59,8 @@ def test_the_scores_are_those_of_the_predictions_whatever_form_the_data_have(
     right = [name == Path(path).parent.name for path, name in zip(said.ids, said.names, strict=True)]
     assert result.metrics["eval/accuracy"] == pytest.approx(np.mean(right))
     assert result.num_images == len(NUMBERS)
-    assert "nothing is known of the images that this model was trained on" in console.export_text()
+    text = console.export_text()
+    assert "nothing is known of the images that this model was trained on" in text
     scores = json.loads(Path(result.scores).read_text())
     assert np.trace(scores["confusion"]) == sum(right)
     assert scores["intervals"].keys() == scores["metrics"].keys() == scores["interval_methods"].keys()
@@ -67,8 +68,13 @@ def test_the_scores_are_those_of_the_predictions_whatever_form_the_data_have(
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == list(said.names)
     assert [row["true_label"] for row in rows] == [Path(path).parent.name for path in said.ids]
+    calibrated = load_checkpoint(checkpoint, temperature=result.temperature).predict(data / "folder")
+    assert calibrated.names == said.names
+    assert f"temperature={result.temperature:g} for predict, label and export" in text
+    assert scores["temperature"] == result.temperature > 1, "its weights are large and random"
+    assert scores["calibrated"]["eval/ece"] < result.metrics["eval/ece"]
     page = Path(result.page).read_text()
-    for title in ("Scores", "Reliability diagram", "Confusion matrix", "Images to look at"):
+    for title in ("Scores", "Reliability diagram with the temperature", "Confusion matrix", "Images to look at"):
         assert title in page
     for other in (("labels.csv",), ("rows.parquet", "label_column=class")):
         again = evaluate([f"checkpoint={checkpoint}", f"data={data / other[0]}", *other[1:], f"output={tmp_path}/b"])
@@ -89,8 +95,11 @@ def test_images_that_the_model_was_trained_on_are_refused(tmp_path: Path) -> Non
     result = evaluate(**given, allow_overlap=True)
     assert "trained on 1 of them: the scores are too good" in Path(result.page).read_text()
     (tmp_path / "new" / "ant" / "0.png").unlink()
-    page = Path(evaluate(**given).page).read_text()
+    result = evaluate(**given)
+    page = Path(result.page).read_text()
     assert "trained on none of them" in page, "those held out are none of them"
+    assert re.search(r"a temperature is fitted where 10 images or more are wrong; here it is [012]\.", page)
+    assert result.temperature == 1
 
 
 @pytest.mark.parametrize(

@@ -329,6 +329,7 @@ def test_a_changed_file_is_refused(checkpoint: str, pool: Path, tmp_path: Path) 
             {"image_column": "picture"},
             r"^output=.*: was begun with image_column=image, now it is picture; take another",
         ),
+        ({"temperature": 2.0}, r"^output=.*: was begun with temperature=1.0, now it is 2.0; take another output"),
         ({"pool": "more"}, r"^output=.*: was begun with pool=.*/pool, now it is .*/pool/more; take another output"),
         (
             {"checkpoint": "other"},
@@ -348,6 +349,17 @@ def test_another_job_is_refused(
         given["pool"] = pool / "more"
     with pytest.raises(ValueError, match=message):
         label(given.pop("checkpoint"), given.pop("pool"), tmp_path / "out", **given)
+    assert parts(tmp_path / "out") == before
+
+
+def test_an_output_of_before_there_were_temperatures_goes_on(checkpoint: str, pool: Path, tmp_path: Path) -> None:
+    label(checkpoint, pool, tmp_path / "out")
+    job = Storage(str(tmp_path / "out")) / "_ledger" / "job.json"
+    tree = read_tree(job)
+    del tree["identity"]["temperature"]
+    write_json(job, tree)
+    before = parts(tmp_path / "out")
+    label(checkpoint, pool, tmp_path / "out")
     assert parts(tmp_path / "out") == before
 
 

@@ -31,7 +31,7 @@ from dpl_ray.reviewing.suggest import suggest
 from dpl_ray.runs.splits import write_splits
 from dpl_ray.store.storage import Storage
 from tests.builders import tiny_splits
-from tests.labeling.jobs import CLASSES, SIZE, label, make_checkpoint, write_images, write_parquet
+from tests.labeling.jobs import CLASSES, SIZE, label, make_checkpoint, rows, write_images, write_parquet
 from tests.reviewing.outputs import Counting, write_output
 
 NUM_FILES, NUM_ROWS, BUDGET = 30, 40, 8
@@ -191,6 +191,15 @@ def test_images_are_suggested_whose_labels_are_not_known(suggested: Path, pool: 
     assert [item["id"] for item in data["items"]] == paths
     assert [item["note"] for item in data["items"]] == [row["why"] for row in rows]
     assert all(item["picture"].startswith("data:image/png") and item["probability"] is None for item in data["items"])
+
+
+def test_a_temperature_of_the_labels_is_that_of_the_suggestions(checkpoint: str, pool: Path, tmp_path: Path) -> None:
+    label(checkpoint, pool, tmp_path / "labels", max_bad_fraction=0.1, temperature=0.5)
+    suggest(labels=str(tmp_path / "labels"), output=str(tmp_path / "next"), budget=BUDGET)
+    known = rows(tmp_path / "labels")
+    for row in read_csv(tmp_path / "next" / "suggestions.csv"):
+        assert float(row["confidence"]) == pytest.approx(known[row["path"]]["confidence"], abs=1e-3)
+        assert row["threshold_over"] == "", "it is of confidences without the temperature"
 
 
 def test_the_answers_become_labels_and_say_nothing_of_the_others(
