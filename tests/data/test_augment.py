@@ -14,6 +14,7 @@ from torch import Tensor
 from dpl_ray.config.schema import ViewsConfig
 from dpl_ray.data.batches import augment, rounds
 from dpl_ray.data.batches.augment import GREY, OPERATIONS, WEAK_UNIFORMS, num_strong_uniforms, strong, weak
+from dpl_ray.data.batches.rounds import Operation
 
 SIZES = [(32, 32), (28, 28), (17, 23), (8, 8), (5, 2), (3, 3), (1, 1)]
 BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
@@ -88,6 +89,12 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
     assert torch.equal(actual, expected), f"{(actual != expected).sum()} of {actual.numel()} pixels differ"
 
 
+def assert_gives(operation: Operation, images: Tensor, parameters: Tensor, expected: Tensor) -> None:
+    plans = operation.plan(images, parameters)
+    for apply in {operation.apply, operation.kernel}:  # on a GPU, and on a CPU
+        assert_same(apply(images, plans), expected)
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -98,7 +105,7 @@ def test_operation_gives_pillows_bytes(name: str, channels: int, size: tuple[int
     draws[:4], draws[4:8] = 0.0, 1.0  # both ends of the range, on each kind of picture
     parameters = operation.low + (operation.high - operation.low) * draws
     expected = [PILLOW[name](to_pillow(image), float(v)) for image, v in zip(images, parameters, strict=True)]
-    assert_same(operation(images, parameters), torch.stack([from_pillow(image) for image in expected]))
+    assert_gives(operation, images, parameters, torch.stack([from_pillow(image) for image in expected]))
 
 
 @pytest.mark.parametrize("name", ["rotate", "shear_x", "shear_y", "translate_x", "translate_y"])
@@ -109,18 +116,18 @@ def test_geometric_operation_gives_pillows_bytes_over_its_whole_range(name: str,
     parameters = torch.linspace(operation.low, operation.high, 241)
     images = noise(1, 1, *size).expand(241, -1, -1, -1)
     expected = [from_pillow(PILLOW[name](to_pillow(images[0]), float(v))) for v in parameters]
-    assert_same(operation(images, parameters), torch.stack(expected))
+    assert_gives(operation, images, parameters, torch.stack(expected))
 
 
 def test_color_of_one_channel_is_the_identity() -> None:
     images = pictures(8, 1, 9, 7)
-    assert_same(OPERATIONS["color"](images, torch.linspace(0.05, 0.95, 8)), images)
+    assert_gives(OPERATIONS["color"], images, torch.linspace(0.05, 0.95, 8), images)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operation_takes_an_empty_batch(name: str) -> None:
     images = noise(0, 3, 8, 8)
-    assert_same(OPERATIONS[name](images, torch.empty(0)), images)
+    assert_gives(OPERATIONS[name], images, torch.empty(0), images)
 
 
 def weak_reference(image: Tensor, uniforms: Tensor, views: ViewsConfig) -> Tensor:
@@ -225,6 +232,16 @@ def test_large_batches_are_computed_in_parts_to_the_same_bytes(monkeypatch: pyte
         numbers.clear()
 
 
+@pytest.mark.parametrize("num_images_in_a_block", [1, 3])
+def test_blocks_of_images_give_the_same_bytes(num_images_in_a_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    views = ViewsConfig()
+    images, uniforms = pictures(50, 3, 9, 8), random_uniforms(50, num_strong_uniforms(views))
+    expected = [view(images, uniforms, views) for view in (weak, strong)]
+    monkeypatch.setattr(rounds, "BLOCK_BYTES", num_images_in_a_block * images[0].numel())
+    for view, whole in zip((weak, strong), expected, strict=True):
+        assert_same(view(images, uniforms, views), whole)
+
+
 def test_a_view_depends_on_its_own_row_only_in_a_large_batch() -> None:
     views = ViewsConfig()
     images, uniforms = pictures(448, 3, 32, 32), random_uniforms(448, num_strong_uniforms(views))
@@ -322,7 +339,8 @@ def test_every_allowed_operation_is_drawn_equally_often() -> None:
     uniforms[:, WEAK_UNIFORMS] = (torch.arange(400) + 0.5) / 400
     results = strong(images, uniforms, views)
     for name in allowed:
-        expected = OPERATIONS[name](images[:1], torch.tensor([OPERATIONS[name].low]))
+        operation = OPERATIONS[name]
+        expected = operation.kernel(images[:1], operation.plan(images[:1], torch.tensor([operation.low])))
         assert (results == expected).all(dim=(1, 2, 3)).sum() == 100
 
 

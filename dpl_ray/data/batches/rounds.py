@@ -3,15 +3,19 @@
 N images, C channels, H rows, W columns, n images that drew one operation.
 
 A round does not run operation by operation. Operations that end in the same kernel are planned apart (256-entry tables,
-or affine matrices) and applied together: one gather each.
+affine matrices, or the finished images) and applied together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from torch import Tensor
+
+BLOCK_BYTES = 512 << 10  # of images that a CPU changes at a time: its cache holds what is in between
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,14 @@ class Operation:
 
     low: float
     high: float
-    plan: Callable[[Tensor, Tensor], Tensor]
-    apply: Callable[[Tensor, Tensor], Tensor]
+    plan: Kernel
+    apply: Kernel
+    apply_on_cpu: Kernel | None = None  # to the same bytes, where a CPU has a faster way
 
-    def __call__(self, images: Tensor, parameters: Tensor) -> Tensor:
-        """uint8 (n, C, H, W), float32 (n,) -> uint8 (n, C, H, W)."""
-        return self.apply(images, self.plan(images, parameters))
+    @property
+    def kernel(self) -> Kernel:
+        """What a CPU does with the plan."""
+        return self.apply_on_cpu or self.apply
 
 
 def draw(uniforms: Tensor, count: int) -> Tensor:
@@ -44,26 +50,55 @@ def rounds_on(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, list[Op
 
 
 def apply_rounds(views: Tensor, choices: Tensor, magnitudes: Tensor, operations: list[Operation]) -> Tensor:
-    """Round r applies to image i of views (N, C, H, W) the operation that choices[i, r] draws."""
-    chosen = draw(choices, len(operations))
-    order = chosen.argsort(dim=0, stable=True)
-    inverse = order.argsort(dim=0)
-    ranges = torch.tensor([(operation.low, operation.high - operation.low) for operation in operations])
-    low, span = ranges.to(views.device, non_blocking=True)[chosen].unbind(-1)
-    parameters = (low + span * magnitudes).gather(0, order)
-    numbers = torch.arange(len(operations), device=views.device)
-    counts = (chosen[:, :, None] == numbers).sum(dim=0).tolist()
+    """Round r applies to image i of views (N, C, H, W), in place, the operation that choices[i, r] draws."""
+    kernels = list(dict.fromkeys(operation.kernel for operation in operations))
+    numbers = sorted(range(len(operations)), key=lambda number: kernels.index(operations[number].kernel))
+    ranked = [operations[number] for number in numbers]  # those with the same kernel are neighbours
+    ranks = torch.tensor(numbers).argsort()[draw(choices.t(), len(operations))]
+    order = ranks.argsort(dim=1, stable=True)
+    ranges = torch.tensor([(operation.low, operation.high - operation.low) for operation in ranked])
+    low, span = ranges[ranks].unbind(-1)
+    parameters = (low + span * magnitudes.t()).gather(1, order)
+    counts = (ranks[:, :, None] == torch.arange(len(ranked))).sum(dim=1).tolist()
+    pixels = views.numpy()  # whose images are written by index several times as fast as a tensor's
     for r, count in enumerate(counts):
-        sorted_views = views.index_select(0, order[:, r])
-        members = zip(operations, sorted_views.split(count), parameters[:, r].split(count), strict=True)
-        done: list[Tensor] = []
         start = 0
-        for apply, group in groupby(members, key=lambda member: member[0].apply):
-            plans = torch.cat([operation.plan(part, values) for operation, part, values in group])
-            done.append(apply(sorted_views[start : start + len(plans)], plans))
-            start += len(plans)
-        views = torch.cat(done).index_select(0, inverse[:, r])
+        for kernel, block in _blocks(ranked, count, block_size(views)):
+            sizes = [size for _, size in block]
+            members = slice(start, start := start + sum(sizes))
+            images = views.index_select(0, order[r, members])
+            parts = zip(block, images.split(sizes), parameters[r, members].split(sizes), strict=True)
+            plans = [operation.plan(part, values) for (operation, _), part, values in parts]
+            plan = plans[0] if len(plans) == 1 else torch.cat(plans)
+            pixels[order[r, members].numpy()] = kernel(images, plan).numpy()
     return views
+
+
+def block_size(images: Tensor) -> int:
+    """How many of the images a CPU changes at a time."""
+    return max(1, BLOCK_BYTES // max(1, images[:1].numel()))
+
+
+def _blocks(
+    operations: list[Operation], counts: list[int], most: int
+) -> Iterator[tuple[Kernel, list[tuple[Operation, int]]]]:
+    """At most `most` images of operations with one kernel: that kernel, and how many of the images drew each operation.
+
+    In the order of `operations`, of which the first has counts[0] images.
+    """
+    for kernel, group in groupby(zip(operations, counts, strict=True), key=lambda member: member[0].kernel):
+        block: list[tuple[Operation, int]] = []
+        room = most
+        for operation, count in group:
+            while count:
+                size = min(count, room)
+                block.append((operation, size))
+                count, room = count - size, room - size
+                if not room:
+                    yield kernel, block
+                    block, room = [], most
+        if block:
+            yield kernel, block
 
 
 def apply_rounds_to_all(views: Tensor, choices: Tensor, magnitudes: Tensor, operations: list[Operation]) -> Tensor:
