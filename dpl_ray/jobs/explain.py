@@ -182,7 +182,7 @@ def _read_pool(index: int, config: Config, info: ModelInfo) -> tuple[NDArray[np.
     assert isinstance(pool, StreamedPool)
     if isinstance(pool, StreamedFeatures):
         return _of_features(pool.names(np.array([index]))[0], None, config, info)
-    part, file, first, _, first_id = pool.spans[np.searchsorted(pool.spans[:, 4], index, side="right") - 1].tolist()
+    part, file, first, _, first_id = pool.span(int(pool.span_of(np.array([index]))[0]))
     rows = pool.parts[part].read(file, first + index - first_id, 1)
     return _decode(rows, pool.settings, str(index)), rows[0][0], None
 

@@ -14,11 +14,10 @@ What is held of a part are a few numbers in arrays, whatever is done of it: no n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +31,7 @@ from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.labeling.parts import FOREIGN, Counts, read_counts
 from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
 from dpl_ray.runs.folder import default_tree, differences
+from dpl_ray.store.ahead import map_ahead
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.records import csv_text, parse_tree, read_tree, write_json
 from dpl_ray.store.storage import Storage
@@ -41,8 +41,6 @@ SUMMARY_NAME = "summary.json"  # written when all is done: data.labels looks for
 MAX_LISTED = 100_000  # rows of bad.csv
 _NUM_THREADS = 16  # that read and write small files: they wait for the storage
 _AT_A_TIME = 256  # files that are read ahead
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class LedgerError(RuntimeError):
@@ -176,6 +174,7 @@ class Ledger:
                 old = Plan.from_bytes(data, listed)
             except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
                 raise self.lost(place, f"damaged: {one_line(error)}") from None
+            del data
         elif any(name.startswith("part-") for name, _ in self.storage.files()):
             raise self.lost(place, "missing")  # a plan made anew may give these parts other rows
         self.plan = extend_plan(old, listed, max_rows)
@@ -217,7 +216,7 @@ class Ledger:
                 self.counts += manifest.counts
                 continue
             total = Counts.none(self.num_classes)
-            for block, counts in zip(blocks, _in_threads(self._written, blocks), strict=True):
+            for block, counts in zip(blocks, map_ahead(self._written, blocks, _NUM_THREADS, _AT_A_TIME), strict=True):
                 if counts is None:
                     self._sizes[block] = 0
                 else:
@@ -245,7 +244,7 @@ class Ledger:
             there = [(self.plan.part_name(block), int(sizes[block])) for block in self.plan.blocks_of(number)]
             return manifest if [(part.name, part.size) for part in manifest.parts] == there else None
 
-        return _in_threads(whole, range(self.plan.num_inputs))
+        return map_ahead(whole, range(self.plan.num_inputs), _NUM_THREADS, _AT_A_TIME)
 
     def _written(self, block: int) -> Counts | None:
         """What the part of a block carries; None where it is not there or not whole."""
@@ -350,14 +349,7 @@ def read_manifests(output: Storage) -> Iterator[Manifest]:
     """
     folder = output / "_ledger" / "manifests"
     names = sorted(name for name in folder.list() if name[0] != ".")
-    return _in_threads(lambda name: Manifest.read(folder / name), names)
-
-
-def _in_threads(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """`map` by threads that are not far ahead of who takes the results: what is read waits in memory."""
-    with ThreadPoolExecutor(_NUM_THREADS) as executor:
-        for start in range(0, len(items), _AT_A_TIME):
-            yield from executor.map(function, items[start : start + _AT_A_TIME])
+    return map_ahead(lambda name: Manifest.read(folder / name), names, _NUM_THREADS, _AT_A_TIME)
 
 
 def _slice(blocks: range) -> slice:

@@ -11,9 +11,11 @@ import hashlib
 import io
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import methodcaller
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from pyarrow import ipc
 
 from dpl_ray.data.files.shards import are_shards, is_shard
+from dpl_ray.data.files.walk import Files
 from dpl_ray.data.formats.rows import PoolFiles
 from dpl_ray.data.images.decode import Payload
 from dpl_ray.store.records import OTHER
@@ -29,6 +32,16 @@ from dpl_ray.store.records import OTHER
 BLOCKS_PER_INPUT = 16  # of image files
 ARROW_END, CHECKSUM_BYTES = b"ARROW1", 16  # of Arrow's file, and of the checksum after it
 _PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
+_FILES_AT_A_TIME = 65_536
+_SCHEMA = pa.schema(
+    {
+        "path": pa.large_string(),
+        "size": pa.int64(),
+        "num_rows": pa.int64(),
+        "input": pa.int64(),
+        "blocks": pa.list_(pa.int64()),
+    }
+)
 MAX_DECODED_BYTES = 64 * 2**20  # of a block
 
 
@@ -104,58 +117,77 @@ class Plan:
 
     def to_bytes(self) -> bytes:
         """One row a file, in Arrow's IPC format, and a checksum; a block stands at its first file."""
-        ends = np.searchsorted(self.pool.spans[:, 0], np.arange(len(self.pool.paths) + 1)).astype(np.int32)
-        table = pa.table(
-            {
-                "path": self.pool.paths,
-                "size": self.pool.sizes,
-                "num_rows": self.pool.num_rows,
-                "input": self.file_inputs,
-                "blocks": pa.ListArray.from_arrays(pa.array(ends), pa.array(self.pool.spans[:, 2])),
-            }
-        )
-        sink = io.BytesIO()
-        with ipc.new_file(sink, table.schema, options=ipc.IpcWriteOptions(compression="zstd")) as writer:
-            writer.write_table(table)
-        data = sink.getvalue()
-        return data + _checksum(data)
+        sink, spans, pool = io.BytesIO(), self.pool.spans, self.pool
+        with ipc.new_file(sink, _SCHEMA, options=ipc.IpcWriteOptions(compression="zstd")) as writer:
+            for start in range(0, len(pool.paths), _FILES_AT_A_TIME):
+                some = slice(start, start + _FILES_AT_A_TIME)
+                files = np.arange(start, start + len(pool.sizes[some]) + 1)
+                ends = np.searchsorted(spans[:, 0], files)
+                rows = pa.array(spans[ends[0] : ends[-1], 2])
+                blocks = pa.ListArray.from_arrays(pa.array((ends - ends[0]).astype(np.int32)), rows)
+                numbers = [pa.array(each[some]) for each in (pool.sizes, pool.num_rows, self.file_inputs)]
+                writer.write_batch(pa.record_batch([pool.paths[some], *numbers, blocks], schema=_SCHEMA))
+        with sink.getbuffer() as written:
+            checksum = _checksum(written)
+        sink.write(checksum)
+        return sink.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes, like: PoolFiles) -> Plan:
-        """What `to_bytes` gave, of files that are read as those of the pool are."""
+        """What `to_bytes` gave, of files that are read as those of the pool are.
+
+        As far as these are the first files of the pool, their names are not held a second time.
+        """
+        view = memoryview(data)
         if not data.endswith(ARROW_END):  # one of an older version has no checksum
-            data, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-            if checksum != _checksum(data):
+            view, checksum = view[:-CHECKSUM_BYTES], view[-CHECKSUM_BYTES:]
+            if checksum != _checksum(view):
                 raise ValueError(OTHER)
-        table = ipc.open_file(pa.py_buffer(data)).read_all().combine_chunks()
-        if not len(table):
+        reader = ipc.open_file(pa.py_buffer(view))
+        files, others = 0, None  # as long as they are those of the pool
+        num_rows, inputs, num_blocks, rows = (bytearray() for _ in range(4))
+        for number in range(reader.num_record_batches):
+            for batch in pa.Table.from_batches([reader.get_batch(number)]).to_batches(_FILES_AT_A_TIME):
+                names, sizes, counts = batch["path"].cast(pa.large_string()), batch["size"], batch["num_rows"]
+                same = slice(files, files + len(batch))
+                are_same = names.equals(like.paths[same]) and np.array_equal(sizes, like.sizes[same])
+                if others is None and not (are_same and np.array_equal(counts, like.num_rows[same])):
+                    others = Files()
+                    others.add(like.paths[:files], like.sizes[:files])
+                    num_rows += like.num_rows[:files].tobytes()
+                if others is not None:
+                    others.add(names, sizes.to_numpy())
+                    num_rows += counts.to_numpy().tobytes()
+                files += len(batch)
+                inputs += batch["input"].to_numpy().tobytes()
+                num_blocks += batch["blocks"].value_lengths().to_numpy().tobytes()
+                rows += batch["blocks"].flatten().to_numpy().tobytes()
+        if not files:
             return empty_plan(like)
-        column = {name: table.column(name).chunk(0) for name in table.column_names}
-        inputs, blocks = column["input"].to_numpy(), column["blocks"]
-        counts = blocks.flatten().to_numpy()
-        files = np.repeat(np.arange(len(table)), blocks.value_lengths().to_numpy())
+        blocks_of, counts = np.frombuffer(num_blocks, np.int32), np.frombuffer(rows, np.int64)
+        with_blocks = np.flatnonzero(blocks_of)
+        of_blocks = np.repeat(with_blocks, blocks_of[with_blocks])
         # Rows of a shard start at 0 and follow each other; a block of other files starts at its first.
         starts = np.cumsum(counts) - counts
-        of_file = np.searchsorted(files, files)
-        firsts = starts - starts[of_file] if len(files) else starts
-        spans = np.stack([files, firsts, counts], axis=1).astype(np.int64).reshape(-1, 3)
-        pool = replace(
-            empty_plan(like).pool,
-            paths=column["path"].cast(pa.large_string()),
-            sizes=column["size"].to_numpy(),
-            num_rows=column["num_rows"].to_numpy(),
-            spans=spans,
-        )
-        return cls(pool, inputs, inputs[files])
+        firsts = starts - starts[np.searchsorted(of_blocks, of_blocks)] if len(counts) else starts
+        pool = empty_plan(like).pool
+        if others is None:
+            pool = replace(pool, paths=like.paths[:files], sizes=like.sizes[:files], num_rows=like.num_rows[:files])
+        else:
+            paths, sizes = others.arrays()
+            pool = replace(pool, paths=paths, sizes=sizes, num_rows=np.frombuffer(num_rows, np.int64))
+        spans = np.stack([of_blocks, firsts, counts], axis=1).reshape(-1, 3)
+        file_inputs = np.frombuffer(inputs, np.int64)
+        return cls(replace(pool, spans=spans), file_inputs, file_inputs[of_blocks])
+
+
+def _checksum(data: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
 
 
 def part_name(number: int, index: int) -> str:
     """Of the part of a block, by the number of its input and its place in that."""
     return f"part-{number:06d}-{index:05d}.parquet"
-
-
-def _checksum(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
 
 
 def empty_plan(like: PoolFiles) -> Plan:
@@ -184,7 +216,7 @@ def extend_plan(plan: Plan, listed: PoolFiles, max_rows: int) -> Plan:
     Raises:
         ValueError: a file has another size than when it was planned.
     """
-    at = pc.index_in(listed.paths, value_set=plan.pool.paths).fill_null(-1).to_numpy()
+    at = _find(listed.paths, plan.pool.paths)
     changed = np.flatnonzero((at >= 0) & (np.append(plan.pool.sizes, 0)[at] != listed.sizes))
     if len(changed):
         file = int(changed[0])
@@ -193,12 +225,13 @@ def extend_plan(plan: Plan, listed: PoolFiles, max_rows: int) -> Plan:
             f"{listed.sizes[file]:,} now); take another output"
         )
     new = np.flatnonzero(at < 0)
+    del at
     if not len(new):
         return plan
     # Image files follow each other, so that a block of them is a range.
     are_new_shards = are_shards(listed.paths)[new]
-    taken = np.concatenate([new[are_new_shards], new[~are_new_shards]])
     num_shards = int(are_new_shards.sum())
+    taken = np.concatenate([new[are_new_shards], new[~are_new_shards]]) if 0 < num_shards < len(new) else new
     number, place = plan.num_inputs, len(plan.pool.paths)
     spans: list[tuple[int, int, int]] = []
     firsts = np.searchsorted(listed.spans[:, 0], [taken[:num_shards], taken[:num_shards] + 1]).T.tolist()
@@ -208,25 +241,50 @@ def extend_plan(plan: Plan, listed: PoolFiles, max_rows: int) -> Plan:
             spans.append((place + index, first, count))
             first += count
     shard_spans = np.array(spans, np.int64).reshape(-1, 3)
-    others = np.arange(len(taken) - num_shards)
-    starts = others[::max_rows]
-    counts = np.minimum(max_rows, len(others) - starts)
+    num_others = len(taken) - num_shards
+    starts = np.arange(0, num_others, max_rows)
+    counts = np.minimum(max_rows, num_others - starts)
     other_spans = np.stack([place + num_shards + starts, np.zeros_like(starts), counts], axis=1)
     per_input = BLOCKS_PER_INPUT * max_rows
-    file_inputs = np.concatenate([np.arange(num_shards), num_shards + others // per_input])
-    block_inputs = np.concatenate([shard_spans[:, 0] - place, num_shards + starts // per_input])
-    pool = replace(
-        plan.pool,
-        paths=pa.concat_arrays([plan.pool.paths, listed.paths.take(pa.array(taken))]),
-        sizes=np.concatenate([plan.pool.sizes, listed.sizes[taken]]),
-        num_rows=np.concatenate([plan.pool.num_rows, listed.num_rows[taken]]),
-        spans=np.concatenate([plan.pool.spans, shard_spans, other_spans]),
-    )
+    block_inputs = number + np.concatenate([shard_spans[:, 0] - place, num_shards + starts // per_input])
+    first_input = number + num_shards
+    of_others = np.repeat(np.arange(first_input, first_input + -(-num_others // per_input)), per_input)[:num_others]
+    file_inputs = [plan.file_inputs, np.arange(number, first_input), of_others]
+    pool = replace(plan.pool, spans=np.concatenate([plan.pool.spans, shard_spans, other_spans]))
+    if taken is new and len(new) == len(listed.paths) and not place:  # they are held once
+        pool = replace(pool, paths=listed.paths, sizes=listed.sizes, num_rows=listed.num_rows)
+    else:
+        files = Files()
+        files.add(plan.pool.paths, plan.pool.sizes)
+        for start in range(0, len(taken), _FILES_AT_A_TIME):
+            some = taken[start : start + _FILES_AT_A_TIME]
+            files.add(listed.paths.take(pa.array(some)), listed.sizes[some])
+        paths, sizes = files.arrays()
+        pool = replace(
+            pool, paths=paths, sizes=sizes, num_rows=np.concatenate([plan.pool.num_rows, listed.num_rows[taken]])
+        )
     return Plan(
         pool,
-        np.concatenate([plan.file_inputs, number + file_inputs]),
-        np.concatenate([plan.block_inputs, number + block_inputs]),
+        np.concatenate(file_inputs),
+        np.concatenate([plan.block_inputs, block_inputs]),
     )
+
+
+def _find(paths: pa.LargeStringArray, known: pa.LargeStringArray) -> NDArray[np.int32]:
+    """(F,) index among the known of each of the paths, which are sorted; -1 of one that is not among them.
+
+    A table of some known ones is held at a time. These are mostly sorted too, and are looked for between the least and
+    the greatest of them alone.
+    """
+    at = np.full(len(paths), -1, np.int32)
+    for start in range(0, len(known), _FILES_AT_A_TIME):
+        some = known[start : start + _FILES_AT_A_TIME]
+        ends = pc.min_max(some)
+        low = bisect_left(paths, ends["min"].as_py(), key=methodcaller("as_py"))
+        high = bisect_right(paths, ends["max"].as_py(), key=methodcaller("as_py"))
+        found = pc.index_in(paths[low:high], value_set=some).fill_null(-1).to_numpy()
+        np.copyto(at[low:high], found + start, where=found >= 0)
+    return at
 
 
 def cut_rows(spans: list[int], max_rows: int) -> list[int]:

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
+from benchmarks.listing import Bucket, Disk, Place, label
+from benchmarks.listing import train as plan_to_train
 from dpl_ray.data.files.kinds import IMAGE_EXTENSIONS, are_images, is_image
 from dpl_ray.data.files.listing import list_files
 from dpl_ray.data.files.location import Location, open_location
 from dpl_ray.data.files.shards import PARQUET_EXTENSIONS, are_parquet, is_parquet
 from dpl_ray.data.formats import rows as pool_files
-from dpl_ray.data.formats.rows import list_pool
+from dpl_ray.data.formats.rows import PoolFiles, list_pool
 from dpl_ray.data.images.decode import FORMATS
 from dpl_ray.labeling.plan import CHECKSUM_BYTES, Plan, empty_plan, extend_plan
 from tests.builders import png, write_images
@@ -40,7 +42,7 @@ def test_what_a_file_is_called_is_told_of_an_array_as_of_each(parts: list[tuple[
 def test_files_of_all_folders_are_sorted_and_hidden_ones_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_a_time: int
 ) -> None:
-    monkeypatch.setattr("dpl_ray.data.files.listing._INFOS_AT_A_TIME", at_a_time)
+    monkeypatch.setattr("dpl_ray.data.files.walk.AT_A_TIME", at_a_time)
     names = ["a/z.png", "a b.png", "a/b/c/1.png", "a/b/2.png", "a.png", "é/ü.png", "Z.png", "linked/3.png"]
     for name in [*names[:-1], ".hidden.png", ".folder/a.png", "a/.b/c.png", "../elsewhere/3.png"]:
         path = tmp_path / "pool" / name
@@ -83,23 +85,30 @@ def test_footers_are_read_some_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     assert listed.unopened == (6,)
 
 
-def test_no_object_is_held_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In arrays a file takes its path and some numbers; a Python object each would take several times as much."""
-    monkeypatch.setattr("dpl_ray.data.files.listing._INFOS_AT_A_TIME", 100)
-    number = 4000
-    for folder in range(40):
-        (tmp_path / str(folder)).mkdir()
-        for file in range(number // 40):
-            (tmp_path / str(folder) / f"{file}.png").touch()
-    location = open_location("pool", str(tmp_path))
-    list_pool(location, image_column="image")  # what is imported late is there
+@pytest.mark.parametrize("place", [Disk(1), Disk(20), Bucket(20)], ids=str)
+def test_no_object_is_held_for_each_file(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file takes its path of 80 letters and some numbers; a Python object each would take several times as much."""
+    for module in ("files.walk.AT_A_TIME", "files.shards._AT_A_TIME", "formats.rows._PATHS_AT_A_TIME"):
+        monkeypatch.setattr(f"dpl_ray.data.{module}", 200)
+    monkeypatch.setattr("dpl_ray.labeling.plan._FILES_AT_A_TIME", 200)
+    monkeypatch.setattr("dpl_ray.data.files.walk._REQUESTS", 1)
+
+    def work(number: int) -> PoolFiles:
+        with place.of(number) as location:
+            listed = list_pool(location, image_column="image")
+        label(listed)
+        plan_to_train(listed)
+        return listed
+
+    number = 10_000
+    work(number // 10)  # what is imported late is there
+    before = pa.total_allocated_bytes()
     tracemalloc.start()
-    listed = list_pool(location, image_column="image")
-    plan = extend_plan(empty_plan(listed), listed, 512)
-    assert extend_plan(Plan.from_bytes(plan.to_bytes(), listed), listed, 512).num_blocks == plan.num_blocks
+    listed = work(number)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak / number < 250
+    assert len(listed) == number
+    assert (peak + pa.total_allocated_bytes() - before) / number < 300
 
 
 def test_a_plan_whose_paths_were_written_with_short_offsets_is_the_same(tmp_path: Path) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +15,25 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from dpl_ray.config.section import suggest
-from dpl_ray.data.files.globs import Glob, is_glob
-from dpl_ray.data.files.kinds import NAMELESS, as_text, is_foreign, passed_over
+from dpl_ray.data.files.globs import is_glob
+from dpl_ray.data.files.kinds import NAMELESS, as_text
 from dpl_ray.data.files.location import Location, glob_of
 from dpl_ray.data.files.shards import (
     LANCE_EXTENSIONS,
     LANCE_NOT_INSTALLED,
-    by_extension,
     extension_of,
     extensions_of,
     has_lance,
 )
+from dpl_ray.data.files.walk import Walk
 from dpl_ray.store.file_systems import one_line
 
-_BROKEN_LINK = "broken link"
 _ARCHIVE = "an archive is not read; unpack it, and give the folder"
 _ARRAYS = "arrays are not read from files; load them, and train with dpl_ray.fit_arrays"
 #: Extension -> what to do with such a file.
 _ADVICE = dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"), _ARCHIVE)
 _ADVICE |= dict.fromkeys(LANCE_EXTENSIONS, "give the path of one Lance data set, as pool.lance")
 _ADVICE |= dict.fromkeys((".npz", ".npy", ".mat", ".h5", ".hdf5", ".pt", ".pkl"), _ARRAYS)
-_INFOS_AT_A_TIME = 4096  # that become rows of an array
-_Folder = tuple[str, frozenset[str]]  # path, and where the folders above it really are
 
 
 @dataclass(frozen=True)
@@ -86,21 +81,14 @@ def list_files(location: Location) -> Listing:
         base, pattern = location.root_of(""), glob_of(location)
         if _file_info(location, base).type != fs.FileType.Directory:
             raise location.error(f"no file matches; the folder {location.name(base)} does not exist")
-    paths, sizes, left_out = [pa.array([], pa.large_string())], [np.empty(0, np.int64)], Counter[str]()
     try:
-        for found in _walk(location, base, pattern, left_out):
-            paths.append(pa.array([info.path for info in found], pa.large_string()))
-            sizes.append(np.array([info.size for info in found], np.int64))
-    except UnicodeDecodeError as error:
-        raise location.error(f"cannot be listed: a name in it is not UTF-8 ({error.object!r}); rename it") from None
+        found = Walk(location, base, pattern)
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        name = error.object if isinstance(error.object, bytes) else os.fsencode(error.object)
+        raise location.error(f"cannot be listed: a name in it is not UTF-8 ({name!r}); rename it") from None
     except (pa.ArrowException, OSError) as error:
         raise location.error(f"cannot be listed ({one_line(error)})") from None
-    whole = pa.concat_arrays(paths)
-    del paths
-    order = pc.array_sort_indices(whole)
-    listing = Listing(whole.take(order), np.concatenate(sizes)[order.to_numpy()], left_out)
-    del whole
-    listing = listing.keep(by_extension(listing.paths, lambda extension: not is_foreign(extension)))
+    listing = Listing(*found.arrays(), found.left_out)
     if not len(listing.paths):
         if listing.left_out:
             advice = next(filter(None, map(_ADVICE.get, listing.left_out)), "copy images there, or name another folder")
@@ -133,54 +121,6 @@ def _real_paths(paths: pa.LargeStringArray) -> pa.LargeStringArray:
     real = pa.array(map(os.path.realpath, folders.dictionary.to_pylist()), pa.large_string()).take(folders.indices)
     names = pc.replace_substring_regex(paths, "(?s)^.*/", "")
     return pc.binary_join_element_wise(real, names, pa.scalar("/", pa.large_string()))
-
-
-def _walk(location: Location, base: str, pattern: Glob | None, left_out: Counter[str]) -> Iterator[list[fs.FileInfo]]:
-    """The files below a folder, some at a time, in no order; what is left out by its name is counted.
-
-    What the file system gives takes some 250 bytes a file: of a local folder and of each below it in turn; of a bucket,
-    where every folder would be a request, all at once. Links wait until all that is no link is listed.
-    """
-    is_local, begin = not location.scheme, len(base.rstrip("/")) + 1
-    waiting, links = [(base, frozenset(map(str, Path(os.path.realpath(base)).parents)))], list[_Folder]()
-    listed = set()
-    while waiting or links:
-        if not waiting:
-            links.sort(key=itemgetter(0), reverse=True)
-            waiting.append(links.pop())
-        folder, folders_above = waiting.pop()
-        place = os.path.realpath(folder) if is_local else folder
-        if place in folders_above or place in listed:
-            continue
-        if is_local:
-            left_out.update(_broken_links(folder, pattern))
-        selector = fs.FileSelector(folder, recursive=not is_local, allow_not_found=True)
-        infos = location.filesystem.get_file_info(selector)
-        while infos:
-            found = []
-            for info in infos[-_INFOS_AT_A_TIME:]:
-                matches = pattern is None or pattern.matches(info.path)
-                kind = passed_over(info.path[begin:], info.type == fs.FileType.Directory)
-                if kind is not None:
-                    left_out.update([kind] if kind and matches else [])
-                elif info.type == fs.FileType.Directory and is_local:
-                    later = links if Path(info.path).is_symlink() else waiting
-                    later.append((info.path, folders_above | {place}))
-                elif info.type == fs.FileType.File and matches:
-                    found.append(info)
-            del infos[-_INFOS_AT_A_TIME:]
-            if found:
-                listed.add(place)
-                yield found
-
-
-def _broken_links(folder: str, pattern: Glob | None) -> Iterator[str]:
-    """What each link in a local folder that leads nowhere is counted as: file systems of pyarrow do not list them."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            leads_nowhere = entry.name[0] != "." and entry.is_symlink() and not Path(entry.path).exists()
-            if leads_nowhere and (pattern is None or pattern.matches(entry.path)):
-                yield _BROKEN_LINK
 
 
 def _file_info(location: Location, path: str) -> fs.FileInfo:

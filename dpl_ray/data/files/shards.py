@@ -18,6 +18,7 @@ LANCE_EXTENSIONS = (".lance",)
 LANCE_NOT_INSTALLED = "a Lance data set takes the package lance: pip install pylance"
 PARQUET_EXTENSIONS = (".parquet", ".pq", *LANCE_EXTENSIONS)
 TAR_EXTENSIONS = (".tar",)
+_AT_A_TIME = 65_536  # files whose extensions are held
 _SHARD_EXTENSIONS = (*PARQUET_EXTENSIONS, *TAR_EXTENSIONS)
 _ROW = re.compile(rf"(?is)(.*({'|'.join(map(re.escape, PARQUET_EXTENSIONS))})):0*(\d+)")
 _MEMBER = re.compile(rf"(?is)(.*?({'|'.join(map(re.escape, TAR_EXTENSIONS))})):(.+)")
@@ -29,9 +30,13 @@ def extension_of(path: str) -> str:
 
 
 def by_extension(paths: pa.LargeStringArray, holds: Callable[[str], bool]) -> NDArray[np.bool_]:
-    """(F,) what holds of a file by its extension: asked once for each, not for each file."""
-    found = extensions_of(paths).dictionary_encode()
-    return np.array([holds(extension) for extension in found.dictionary.to_pylist()], bool)[found.indices.to_numpy()]
+    """(F,) what holds of a file by its extension: asked for each of some files at a time, not for each file."""
+    found = [np.empty(0, bool)]
+    for start in range(0, len(paths), _AT_A_TIME):
+        some = extensions_of(paths.slice(start, _AT_A_TIME)).dictionary_encode()
+        known = np.array([holds(extension) for extension in some.dictionary.to_pylist()], bool)
+        found.append(known[some.indices.to_numpy()])
+    return np.concatenate(found)
 
 
 def extensions_of(paths: pa.LargeStringArray) -> pa.LargeStringArray:

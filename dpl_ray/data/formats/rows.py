@@ -32,6 +32,7 @@ from dpl_ray.data.labels import Label, as_label
 ROWS_PER_SPAN = 1024  # least rows of a span of whole row groups
 _NUM_THREADS = 32  # that look at shards: they wait for files
 _SHARDS_AT_A_TIME = 4096  # that wait for a thread
+_PATHS_AT_A_TIME = 65_536  # that are text
 _MAX_NAMED = 20  # files in a message
 
 Row = tuple[str, Payload, Label]
@@ -88,9 +89,11 @@ class PoolFiles:
     def fingerprint(self) -> str:
         """Hex digest of names, sizes and spans: the pixels of what does not fit into memory are not read for it."""
         digest = hashlib.blake2b(digest_size=16)
-        for path in self.paths:
-            digest.update(path.as_py().encode(errors="surrogateescape") + b"\0")
-        digest.update(self.sizes.tobytes() + self.spans.tobytes())
+        for start in range(0, len(self.paths), _PATHS_AT_A_TIME):
+            some = self.paths.slice(start, _PATHS_AT_A_TIME).to_pylist()
+            digest.update("\0".join([*some, ""]).encode(errors="surrogateescape"))
+        digest.update(np.ascontiguousarray(self.sizes).data)
+        digest.update(np.ascontiguousarray(self.spans).data)
         for file in sorted(self.gone):
             digest.update(self.gone[file].tobytes())
         return digest.hexdigest()
@@ -281,16 +284,18 @@ def pool_of(
         shard_rows: of each shard; None: they are looked at.
     """
     paths = listing.paths
-    shards = np.flatnonzero(are_shards(paths))
+    is_shard = are_shards(paths)
+    shards = np.flatnonzero(is_shard)
     shard_rows = shard_rows or _look_at(location, paths.take(pa.array(shards)), label_column)
     spans_of = [list(_merge(rows.groups)) for rows in shard_rows]
     # An image file is a span of one row, a shard has its own.
     num_rows, num_spans = np.ones(len(paths), np.int64), np.ones(len(paths), np.int64)
     num_rows[shards] = [sum(count for _, count in spans) for spans in spans_of]
     num_spans[shards] = [len(spans) for spans in spans_of]
-    files = np.repeat(np.arange(len(paths)), num_spans)
-    spans = np.stack([files, np.zeros_like(files), np.ones_like(files)], axis=1)
-    spans[np.isin(files, shards), 1:] = np.array([span for spans in spans_of for span in spans]).reshape(-1, 2)
+    spans = np.empty((int(num_spans.sum()), 3), np.int64)
+    spans[:, 0], spans[:, 1:] = np.repeat(np.arange(len(paths)), num_spans), (0, 1)
+    spans[np.repeat(is_shard, num_spans), 1:] = np.array([span for spans in spans_of for span in spans]).reshape(-1, 2)
+    del num_spans
     if len(paths) and not len(spans):
         if are_parquet(paths).all():
             raise location.error("the parquet files have no rows; give files with an image in each row")

@@ -65,11 +65,34 @@ class StreamedPool:
         return sum(map(len, self.parts))
 
     @cached_property
-    def spans(self) -> NDArray[np.int64]:
-        """(S, 5): part, file, first row, number of rows, id of the first row."""
-        parts = [np.insert(part.spans, 0, index, axis=1) for index, part in enumerate(self.parts)]
-        spans = np.concatenate([np.empty((0, 4), np.int64), *parts])
-        return np.column_stack([spans, np.cumsum(spans[:, 3]) - spans[:, 3]])
+    def _first_ids(self) -> NDArray[np.unsignedinteger]:
+        """(S + 1,) id of the first row of each span, and of one that would follow; few bytes of each image file."""
+        counts = np.concatenate([np.empty(0, np.int64), *(part.spans[:, 2] for part in self.parts)])
+        first_ids = np.zeros(1 + len(counts), np.min_scalar_type(len(self)))
+        np.cumsum(counts, out=first_ids[1:])
+        return first_ids
+
+    def span_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The span of each of these ids."""
+        return np.searchsorted(self._first_ids, ids.astype(self._first_ids.dtype), side="right") - 1
+
+    def span(self, number: int) -> tuple[int, int, int, int, int]:
+        """Part, file, first row, number of rows, and id of the first row."""
+        first_id = int(self._first_ids[number])
+        part = 0
+        while number >= len(self.parts[part].spans):
+            number, part = number - len(self.parts[part].spans), part + 1
+        file, first, rows = self.parts[part].spans[number].tolist()
+        return part, file, first, rows, first_id
+
+    def order(self, number: int, seed: int) -> tuple[NDArray[np.unsignedinteger], NDArray[np.unsignedinteger]]:
+        """Order (S,) of the spans in a pass, and the place (S,) in the pass at which each of these ends."""
+        stream = [seed, RandomStream.ORDER_UNLABELED, number]
+        num_spans = len(self._first_ids) - 1
+        order = np.random.default_rng(stream).permutation(num_spans).astype(np.min_scalar_type(num_spans))
+        ends = self._first_ids[1:][order]
+        ends -= self._first_ids[:-1][order]
+        return order, np.cumsum(ends, out=ends)
 
     def ids_ending(self, text: str) -> list[str]:
         """Sample ids of the pool that are the text, or end with it."""
@@ -87,9 +110,8 @@ class StreamedPool:
     def names(self, ids: NDArray[np.int64]) -> list[str]:
         """The sample ids of the files, of these ids."""
         names = []
-        spans = np.searchsorted(self.spans[:, 4], ids, side="right") - 1
-        for span, run in groupby(zip(spans.tolist(), ids.tolist(), strict=True), itemgetter(0)):
-            part, file, first, _, first_id = self.spans[span].tolist()
+        for number, run in groupby(zip(self.span_of(ids).tolist(), ids.tolist(), strict=True), itemgetter(0)):
+            part, file, first, _, first_id = self.span(number)
             names += self.parts[part].names(file, np.array([first + number - first_id for _, number in run]))
         return names
 
@@ -123,8 +145,8 @@ class StreamedPool:
         while count:
             number, place = divmod(start, len(self))
             order, ends = _pass(self, number, seed)
-            index = int(np.searchsorted(ends, place, side="right"))
-            part, file, first, rows, first_id = self.spans[order[index]].tolist()
+            index = int(np.searchsorted(ends, ends.dtype.type(place), side="right"))
+            part, file, first, rows, first_id = self.span(int(order[index]))
             skipped = place - (int(ends[index]) - rows)
             taken = min(rows - skipped, count)
             found.append((part, file, first + skipped, taken, first_id + skipped))
@@ -132,11 +154,9 @@ class StreamedPool:
         return found
 
 
-@lru_cache(maxsize=4)
-def _pass(pool: StreamedPool, number: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Order (S,) of the spans in a pass, and the place (S,) in the pass at which each of these ends."""
-    order = np.random.default_rng([seed, RandomStream.ORDER_UNLABELED, number]).permutation(len(pool.spans))
-    return order, np.cumsum(pool.spans[order, 3])
+@lru_cache(maxsize=2)  # a window may lie in two
+def _pass(pool: StreamedPool, number: int, seed: int) -> tuple[NDArray[np.unsignedinteger], ...]:
+    return pool.order(number, seed)
 
 
 @dataclass(frozen=True)
