@@ -70,7 +70,8 @@ def variants() -> str:
         and row["policy"].partition("(")[0] in (OURS, SUPERVISED)
         and row["policy"] != OPEN_SET
     ]
-    tried = {row["setting"] for row in found if row["policy"].startswith(f"{OURS}(")}.difference(TAILS)
+    measured = {row["setting"] for row in found if row["policy"] == OURS}.difference(TAILS)
+    tried = {row["setting"] for row in found if row["policy"].startswith(f"{OURS}(")} & measured
     body = []
     for setting in sorted(tried):
         for row in make_rows(_shared(found, setting), OURS):
