@@ -23,8 +23,10 @@ MODE, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 #: Of that Ray; what the user has set stays.
 SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # of machines that a cloud takes back
-    # The control service would keep what each of 100,000 tasks did, for a dashboard that is not there.
+    # For a dashboard that is not there the control service would keep what each of 100,000 tasks did, and an actor of
+    # Ray Data the metrics of every data set (https://github.com/ray-project/ray/issues/43924).
     "RAY_task_events_report_interval_ms": "0",
+    "RAY_enable_metrics_collection": "0",
 }
 _before: dict[str, str | None] = {}  # all of these, while a Ray of this process runs
 _watchers: list[subprocess.Popen[bytes]] = []  # of that Ray
