@@ -16,13 +16,15 @@ import json
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from dpl_ray.config.given import read_given
-from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.files.location import Location
+from dpl_ray.data.files.reach import place_of
 from dpl_ray.data.files.shards import split_id
 from dpl_ray.data.formats.samples import read_samples
 from dpl_ray.data.images.decode import MISSING, DecodeError, Payload, open_image, quiet_pillow
@@ -71,7 +73,7 @@ def export_labels(
     config, console = read_given(config, keywords, ExportLabelsConfig.load, ExportLabelsConfig), open_console(console)
     labels = open_labels("labels", config.labels)
     output = _open_output(config)
-    pool = open_location("pool", config.pool or labels.pool)
+    pool = labels.open_pool(config.pool)
     rows: list[Exported] = []
     num_gone, num_labels = 0, int(labels.num_rows.sum())
     with Progress(console, "labels") as progress, quiet_pillow():
@@ -123,9 +125,7 @@ def _place(
     ids = [row.sample_id for row in batch]
     payloads: Iterable[Payload] = [None] * len(batch)
     if reads := config.copies or config.format == "coco":
-        payloads = read_samples(
-            ids, labels.image_column, lambda file: replace(pool, path=file.removeprefix(pool.scheme))
-        )
+        payloads = read_samples(ids, labels.image_column, partial(place_of, pool))
     made = []
     for row, payload in zip(batch, payloads, strict=True):
         if not config.copies:

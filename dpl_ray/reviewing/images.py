@@ -8,12 +8,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
-from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.files.location import Location
+from dpl_ray.data.files.reach import place_of
 from dpl_ray.data.formats.samples import read_samples
 from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.images.decode import Payload, decode_or_reason, quiet_pillow
@@ -30,17 +31,11 @@ def read_pictures(pool: Location, sample_ids: Sequence[str], image_column: str) 
     """(N,) the picture of each sample. A shard is read once.
 
     Args:
-        pool: has the file system of the samples, unless they lie elsewhere, as those of features may. Only their own
-            files are looked at.
+        pool: has the file system of the samples, unless they lie on this machine, as those of features may. Only their
+            own files are looked at.
         sample_ids: as in the labels of a pool: path of an image file, or `file:row` of a shard.
     """
-
-    def locate(file: str) -> Location:
-        scheme, separator, _ = file.rpartition("://")
-        is_there = scheme + separator == pool.scheme
-        return replace(pool, path=file.removeprefix(pool.scheme)) if is_there else open_location(pool.field, file)
-
-    payloads = read_samples(sample_ids, image_column, locate)
+    payloads = read_samples(sample_ids, image_column, partial(place_of, pool))
     with quiet_pillow(), ThreadPoolExecutor(count_threads()) as executor:
         return list(executor.map(make_picture, payloads))
 

@@ -20,7 +20,6 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from dpl_ray.config.given import read_given
-from dpl_ray.data.files.location import open_location
 from dpl_ray.page.console import console_table, open_console, program, show
 from dpl_ray.page.result import Result
 from dpl_ray.reviewing.answers import UNKNOWN, read_answers
@@ -121,7 +120,7 @@ def _draw(config: ReviewConfig, labels: Labels, output: Storage, kept: Draw | No
             f"output={output}: has a draw of num={kept.num}, seed={kept.seed} from "
             f"{sum(kept.cells):,} labels already, whose answers would be lost; take another folder"
         )
-    pool = open_location("pool", config.pool or labels.pool)
+    pool = labels.open_pool(config.pool)
     column = config.image_column or labels.image_column
     pictures = read_pictures(pool, [item.sample_id for item in made.items], column)
     reasons = [picture for picture in pictures if isinstance(picture, str)]

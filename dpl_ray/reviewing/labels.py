@@ -19,13 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dpl_ray.config.schema import DataConfig
+from dpl_ray.config.section import shown
 from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.files.reach import OutOfReachError, check_addresses
 from dpl_ray.data.labels import clean_name
-from dpl_ray.data.splits.pseudo_labels import NO_OUTPUT, read_job
+from dpl_ray.data.splits.pseudo_labels import NO_OUTPUT, SUMMARY_FILE, read_job
 from dpl_ray.labeling.ledger import read_manifests
 from dpl_ray.labeling.parts import CONFIDENCE_EDGES, Counts, cell_of
 from dpl_ray.labeling.plan import part_name
 from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.records import read_tree
 from dpl_ray.store.storage import Storage
 
 COLUMNS = (
@@ -59,6 +63,29 @@ class Labels:
 
     def part_names(self) -> Iterator[str]:
         return map(self.part_name, range(len(self.num_rows)))
+
+    def open_pool(self, given: str | None) -> Location:
+        """The pool where it lies now, or where it lay.
+
+        Raises:
+            ValueError: the labels, which may be somebody else's, say an address that the user has not named.
+        """
+        names = [self.pool] if isinstance(self.pool, str) else self.pool
+        if given is None:
+            self._check(f"its pool is {shown(self.pool)}", names, "pool")
+        return open_location("pool", given or self.pool)
+
+    def checkpoint(self) -> str:
+        """The checkpoint that made the labels; `ValueError` as of the pool."""
+        found = str(read_tree(self.storage / SUMMARY_FILE).get("checkpoint"))
+        self._check(f"its checkpoint is {found}", [found], "checkpoint")
+        return found
+
+    def _check(self, what: str, names: Sequence[str], field: str) -> None:
+        try:
+            check_addresses(names, self.location, DataConfig())
+        except OutOfReachError as error:
+            raise self.location.error(f"{what}: {error.reason}; give it as {field}= to read it") from None
 
     def cells(self, counts: Counts) -> NDArray[np.int64]:
         """(M,) labels of each cell: those that are selected first, by class and then by confidence."""

@@ -9,10 +9,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,11 @@ from rich.console import Console
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
-from dpl_ray.data.files.location import Location, open_location
+from dpl_ray.data.files.location import Location
+from dpl_ray.data.files.reach import place_of
 from dpl_ray.data.formats.samples import read_samples
 from dpl_ray.data.images.decode_many import decode_many
-from dpl_ray.data.splits.pseudo_labels import SUMMARY_FILE, read_job
+from dpl_ray.data.splits.pseudo_labels import read_job
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.page.console import open_console, program, show
 from dpl_ray.page.result import Result
@@ -108,7 +109,7 @@ def suggest(
     config, console = read_given(config, keywords, SuggestConfig.load, SuggestConfig), open_console(console)
     labels = open_labels("labels", config.labels)
     output, checkpoint = _open_output(config, labels), _open_checkpoint(config, labels)
-    pool = open_location("pool", config.pool or labels.pool)
+    pool = labels.open_pool(config.pool)
     drawn = draw_candidates(labels, max(MIN_CANDIDATES, CANDIDATES_EACH * config.budget), config.seed)
     trained, _ = load_config_and_info(checkpoint)
     splits = _splits(trained)
@@ -145,7 +146,7 @@ def _open_output(config: SuggestConfig, labels: Labels) -> Storage:
 
 def _open_checkpoint(config: SuggestConfig, labels: Labels) -> Storage:
     """The one that made the labels; `ValueError` where it is not there any more, or is another one."""
-    given = config.checkpoint or str(json.loads((labels.storage / SUMMARY_FILE).read()).get("checkpoint"))
+    given = config.checkpoint or labels.checkpoint()
     found = open_checkpoint(given)
     if hashlib.sha256((found / MANIFEST).read()).hexdigest()[:16] != read_job(labels.location).get("checkpoint"):
         raise ValueError(f"checkpoint={given}: is not the one that made labels={config.labels}; give that one")
@@ -166,7 +167,7 @@ def _read(
     """Candidates that can be read and whose labels the run does not know, and the mass of each."""
     trained, info = load_config_and_info(checkpoint)
     ids = drawn.sample_ids
-    payloads = read_samples(ids, labels.image_column, lambda file: replace(pool, path=file.removeprefix(pool.scheme)))
+    payloads = read_samples(ids, labels.image_column, partial(place_of, pool))
     images, kept, bad = decode_many(zip(ids, payloads, strict=True), info.decode_settings(trained.data))
     if not kept:
         raise pool.error(f"none of the {len(ids):,} candidates can be read, as {bad[0].id} ({bad[0].reason})")

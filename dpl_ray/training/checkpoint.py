@@ -151,7 +151,7 @@ def load_classifier(checkpoint: Storage, which: str = "teacher") -> tuple[Classi
 def load_backbone(checkpoint: Storage) -> tuple[Classifier, ModelConfig]:
     """The network that made the features which a checkpoint's head was trained on, in evaluation mode."""
     spec = parse_spec(read_file(checkpoint, BACKBONE_SPEC))
-    section = validated(ModelConfig, spec.model)
+    section = validated(ModelConfig, spec.model).changed(weights=None)  # which could be anywhere
     backbone = build_model(section, spec.channels, 2).eval()
     tensors = safetensors.torch.load(read_file(checkpoint, BACKBONE_WEIGHTS))
     own = {f"classifier.{name}": tensor for name, tensor in backbone.classifier.state_dict().items()}

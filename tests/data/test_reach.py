@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from dpl_ray import export_labels, review, suggest
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.files import reach
 from dpl_ray.data.files.location import Location, open_location
-from dpl_ray.data.files.reach import FOREIGN_HOST, OUTSIDE, OutOfReachError, Reach, check_addresses, follow
+from dpl_ray.data.files.reach import FOREIGN_HOST, OUTSIDE, OutOfReachError, Reach, check_addresses, follow, place_of
 from dpl_ray.data.files.spelling import Spelling
 from tests.builders import serving
 from tests.data.test_labels_to_train_on import Pool
-from tests.data.test_sources import all_labels, csv_lines, fails, load, png, write_csv, write_folder
+from tests.data.test_sources import CLASSES, all_labels, csv_lines, fails, load, png, write_csv, write_folder
+from tests.exchange.outputs import write_rows
 
 ADDRESS = "s3://bucket/x.png?endpoint_override="
 
@@ -167,3 +170,33 @@ def test_pictures_of_features_are_not_fetched_from_addresses(tmp_path: Path) -> 
         with pytest.raises(OutOfReachError, match=FOREIGN_HOST):
             check_addresses([f"{ADDRESS}evil"], location, DataConfig(allowed_hosts=allowed))
     check_addresses([f"{ADDRESS}evil"], location, DataConfig(allowed_hosts=("bucket", "evil")))
+
+
+@pytest.mark.parametrize("command", [review, suggest, export_labels])
+def test_labels_of_a_stranger_are_shown_suggested_and_exported_without_a_request_to_his_host(
+    tmp_path: Path, stranger: tuple[str, list[str]], command: Any
+) -> None:
+    host, asked = stranger
+    address, rows = f"{ADDRESS}{host}&scheme=http", [(f"{ADDRESS}{host}&scheme=http", 1, 0.75, True)] * 20
+    named, of_ids = (write_rows(tmp_path / name, rows, CLASSES, pool) for name, pool in (("a", address), ("b", "/x")))
+    for labels in (named, of_ids):
+        (labels / "_report" / "summary.json").write_text(json.dumps({"checkpoint": address}))
+    what = "checkpoint" if command is suggest else "pool"
+    message = rf"^labels={named}: its {what} is s3://.*: {FOREIGN_HOST}; give it as {what}= to read it$"
+    more = {"format": "coco"} if command is export_labels else {}
+    with pytest.raises(ValueError, match=message):
+        command(labels=str(named), output=str(tmp_path / "out"), **more)
+    with pytest.raises(ValueError, match=FOREIGN_HOST if command is not export_labels else "in a bucket and no file"):
+        command(labels=str(of_ids), output=str(tmp_path / "out"), **more)
+    assert asked == []
+
+
+def test_an_image_that_labels_name_is_read_on_this_machine_or_in_the_bucket_of_the_pool() -> None:
+    bucket, here = fs.SubTreeFileSystem("/", fs.LocalFileSystem()), fs.LocalFileSystem()
+    pool = Location("pool", "s3://bucket/pool?endpoint_override=mine", bucket, "bucket/pool", "s3://")
+    for file in ("s3://bucket/a/x.png", "s3://bucket/a/x.png?endpoint_override=mine"):
+        assert (place_of(pool, file).filesystem, place_of(pool, file).path) == (bucket, "bucket/a/x.png")
+    assert (place_of(pool, "/a/x.png").filesystem, place_of(pool, "/a/x.png").path) == (here, "/a/x.png")
+    for file in ("s3://bucket/x.png?endpoint_override=evil", "s3://other/x.png", "gs://bucket/x.png", "http://evil/x"):
+        with pytest.raises(OutOfReachError, match=FOREIGN_HOST):
+            place_of(pool, file)

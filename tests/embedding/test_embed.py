@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from dpl_ray.config.schema import ViewsConfig
 from dpl_ray.data.batches.augment import WEAK_UNIFORMS, num_strong_uniforms
 from dpl_ray.data.batches.views import strong, weak
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.features.folder import read_spec
+from dpl_ray.data.features.folder import BACKBONE_SPEC, read_spec
 from dpl_ray.data.features.pictures import read_pictures
 from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.images.decode import decode
@@ -42,6 +43,7 @@ from dpl_ray.training.evaluation import predict_probs
 from dpl_ray.training.predictions import Predictions
 from tests.embedding.jobs import CLASSES, NETWORK, SIZE, overrides, pool_of, run, splits_of
 from tests.labeling.jobs import label, parts, picture
+from tests.test_loading import replaced
 
 
 def test_features_are_those_of_the_network_for_the_decoded_image(embedded: Path, weights: str, images: Path) -> None:
@@ -277,6 +279,15 @@ def test_a_run_on_features_needs_neither_backbone_nor_features_to_be_used(traine
         assert load_checkpoint(moved).model.training is False
     finally:
         moved.rename(trained)
+
+
+def test_weights_that_the_network_of_a_checkpoint_names_are_not_looked_for(trained: str, tmp_path: Path) -> None:
+    """They could be at an address of somebody else."""
+    shutil.copytree(trained, tmp_path / "copy")
+    spec = json.loads((tmp_path / "copy" / BACKBONE_SPEC).read_bytes())
+    spec["model"]["weights"] = str(tmp_path / "none.safetensors")
+    replaced(tmp_path / "copy", BACKBONE_SPEC, json.dumps(spec).encode())
+    assert load_checkpoint(tmp_path / "copy").class_names == CLASSES
 
 
 def test_what_does_not_belong_together_is_refused(weights: str, images: Path, embedded: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, unquote
 
 import pyarrow as pa
+from pyarrow import fs
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.files.location import Location, open_location, would_list
@@ -90,6 +91,19 @@ def check_addresses(names: Iterable[str], location: Location, data: DataConfig) 
     for name in names:
         if "://" in name:
             _check_address(location, name, Reach(allowed_hosts=data.allowed_hosts))
+
+
+def place_of(pool: Location, file: str) -> Location:
+    """Where a file of a pool lies that somebody's labels name: on this machine, or in a bucket of the pool.
+
+    Raises:
+        OutOfReachError: it is the address of another bucket or host.
+    """
+    if "://" not in file:
+        return replace(pool, filesystem=fs.LocalFileSystem(), path=file, scheme="")
+    if not any(_is_same_bucket(place, file) for place in pool.listed or (pool,)):
+        raise OutOfReachError(FOREIGN_HOST, "give the pool itself")
+    return replace(pool, path=split_options(file)[0].removeprefix(pool.scheme))
 
 
 def _check_address(location: Location, address: str, reach: Reach) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dpl_ray.data.files.kinds import read_file
 from dpl_ray.data.files.location import Location
+from dpl_ray.data.files.reach import OutOfReachError
 from dpl_ray.data.files.shards import is_tar, split_id
 from dpl_ray.data.formats import parquet, tar
 from dpl_ray.data.images.decode import MISSING, Payload
@@ -22,7 +23,7 @@ def read_samples(sample_ids: Sequence[str], image_column: str, locate: Callable[
 
     Args:
         image_column: of parquet files; one without it may have another, which is its only one of images.
-        locate: file, as the ids have it -> its place.
+        locate: file, as the ids have it -> its place, or `OutOfReachError`.
     """
     rows: dict[str, set[str]] = {}
     for file, row in map(split_id, sample_ids):
@@ -30,7 +31,11 @@ def read_samples(sample_ids: Sequence[str], image_column: str, locate: Callable[
             rows.setdefault(file, set()).add(row)
     held: dict[tuple[str, str], Payload] = {}
     for file, row in map(split_id, sample_ids):
-        place = locate(file)
+        try:
+            place = locate(file)
+        except OutOfReachError as error:
+            yield parquet.failing(error.reason)
+            continue
         if row is None:
             yield partial(read_file, place.filesystem, place.path)
             continue
