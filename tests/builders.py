@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.server
 import io
 import threading
@@ -27,8 +28,10 @@ from dpl_ray.config.parse import parse_config, parse_policy
 from dpl_ray.config.schema import Config
 from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.data.dataset import ImageSet, Splits
+from dpl_ray.store.records import read_tree, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, save_checkpoint
+from dpl_ray.training.checkpoint_folder import MANIFEST
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
 
@@ -160,3 +163,12 @@ def save_labeler(
     state.step = 1
     info = ModelInfo(class_names, channels, (size, size))
     return str(save_checkpoint(Storage(str(folder)), state, config, info, Workers(), keep=1))
+
+
+def replaced(checkpoint: Path, name: str, content: bytes) -> None:
+    """Put it into a checkpoint, with the sums of a manifest that is right."""
+    (checkpoint / name).write_bytes(content)
+    manifest = Storage(str(checkpoint / MANIFEST))
+    tree = read_tree(manifest)
+    tree["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    write_json(manifest, tree)

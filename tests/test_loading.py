@@ -6,8 +6,8 @@ And what the user keeps secret is in no file, page, line or record of a run.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
+import json
 import os
 import pickle
 import sys
@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from dpl_ray import fit, load_checkpoint, load_config
+from dpl_ray import fit, import_labels, load_checkpoint, load_config
 from dpl_ray.config.given import as_overrides
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.features.folder import BACKBONE_FOLDER, SPEC_FILE, read_spec
@@ -29,14 +30,15 @@ from dpl_ray.data.splits.pseudo_labels import JOB_FILE, SUMMARY_FILE, read_pseud
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.embedding.config import EmbedConfig
 from dpl_ray.models.weights import read_weights
-from dpl_ray.store.records import read_tree, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import load_state
 from dpl_ray.training.checkpoint_folder import MANIFEST
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
-from tests.builders import png, save_labeler, tiny_config, write_images
+from tests.builders import png, replaced, save_labeler, tiny_config, write_images
 from tests.damages import make_run, read_run
+from tests.data.test_tar import pack
+from tests.fuzzing import readers
 from tests.labeling.outputs import write_labels
 
 MARK = "dpl_ray_evil"  # in all that would be executed
@@ -72,15 +74,6 @@ class Evil:
 
 PICKLE = pickle.dumps(Evil(), protocol=2)
 YAML = f"!!python/object/apply:builtins.exec [\"import os; os.environ['{MARK}'] = 'was here'\"]\n".encode()
-
-
-def replaced(checkpoint: Path, name: str, content: bytes) -> None:
-    """Put it into a checkpoint, with the sums of a manifest that is right."""
-    (checkpoint / name).write_bytes(content)
-    manifest = Storage(str(checkpoint / MANIFEST))
-    tree = read_tree(manifest)
-    tree["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    write_json(manifest, tree)
 
 
 def check(load: Callable[[], Any]) -> None:
@@ -155,6 +148,41 @@ def test_nothing_of_images_labels_weights_and_configurations_is_executed(evil: b
     (tmp_path / BACKBONE_FOLDER).mkdir()
     (tmp_path / BACKBONE_FOLDER / SPEC_FILE).write_bytes(evil)
     check(lambda: read_spec("data.train", str(tmp_path)))
+
+
+@pytest.mark.parametrize("evil", [PICKLE, YAML], ids=["pickle", "YAML"])
+def test_nothing_of_tars_annotations_features_and_answers_is_executed(evil: bytes, tmp_path: Path) -> None:
+    """In every place that `tests/fuzzing.py` reads, and in a tar under each name that some loader would obey."""
+    kinds = ("pkl", "pickle", "pth", "pyd", "npy", "npz", "json", "yaml", "cls", "txt", "png", "py")
+    tars = pack((f"{level}.{kind}", evil) for level in range(3) for kind in kinds)
+    for name, (_, read) in readers(tmp_path).items():
+        contents = [evil, json.dumps({"label": evil.decode("latin-1")}).encode()]
+        for content in [*contents, tars] if name == "tar" else contents:
+            check(lambda read=read, content=content: read(content))
+
+
+def test_arrays_of_objects_are_no_data(tmp_path: Path) -> None:
+    """NumPy unpickles them where it is let to; our readers read no such file."""
+    for name, save in (("a.npy", np.save), ("b.npz", np.savez)):
+        save(tmp_path / name, np.array([Evil()], object), allow_pickle=True)  # type: ignore[operator]
+        for field, kind in (("train", "image_folder"), ("unlabeled", "webdataset"), ("train", "parquet")):
+            data = DataConfig(name=kind, train=str(tmp_path / name)).changed(**{field: str(tmp_path / name)})
+            check(lambda data=data: load_splits(data, seed=0, uses_unlabeled=True))
+        check(lambda name=name: read_weights(name, str(tmp_path / name)))
+        check(lambda name=name: import_labels(annotations=str(tmp_path / name), output=str(tmp_path / "out.csv")))
+
+
+def test_types_that_a_schema_asks_to_be_made_are_not_made(tmp_path: Path) -> None:
+    """Arrow's own type for Python objects was unpickled by itself in pyarrow before 14.0.1."""
+    field = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": PICKLE}
+    schema = pa.schema([pa.field("image", pa.binary(), metadata=field), ("label", pa.int64())])
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table([[png(1), png(2)] * 2, [0, 1] * 2], schema=schema), path)
+    for read in (
+        lambda: load_splits(DataConfig(name="parquet", train=str(path)), seed=0, uses_unlabeled=False),
+        lambda: read_pseudo_labels(DataConfig(name="image_folder", labels=str(tmp_path))),
+    ):
+        check(read)
 
 
 SECRETS = {

@@ -68,13 +68,13 @@ def _refuse_secrets(section: Section, above: str = "") -> None:
 
 @contextmanager
 def in_short() -> Iterator[None]:
-    """The message of a mistake has at most LONGEST characters: a value may be a whole file that was pasted."""
+    """The message of a mistake is a line of at most LONGEST characters: a value may be a whole file that was pasted."""
     try:
         yield
     except ValueError as error:
-        if len(text := str(error)) <= LONGEST:
+        if len(text := str(error)) <= LONGEST and "\n" not in text:
             raise
-        raise ValueError(short(text)) from None
+        raise ValueError(short(" ".join(text.split("\n")))) from None
 
 
 def short(text: str) -> str:

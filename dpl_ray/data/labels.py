@@ -53,7 +53,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def is_integer(label: Label) -> bool:
-    return isinstance(label, int) or (label is not None and re.fullmatch(r"[+-]?\d+", label) is not None)
+    return isinstance(label, int) or (label is not None and re.fullmatch(r"[+-]?\d{1,18}", label) is not None)
 
 
 def label_indices(labels: Sequence[Label], class_names: tuple[str, ...]) -> NDArray[np.int64]:

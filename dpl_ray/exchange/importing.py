@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def import_labels(
             num_open += 1
             continue
         path = image if "://" in image else posixpath.join(root, image)
-        if not (path.isascii() or "://" in path or Path(path).exists()):
+        if not (path.isascii() or "://" in path or os.path.exists(path)):  # noqa: PTH110
             path = spelled(path)
         if answers.setdefault(path, label) != label:
             raise location.error(f"{path} is there twice, as {answers[path] or '(none)'} and {label or '(none)'}")
@@ -111,7 +112,10 @@ def _read(location: Location) -> tuple[list[Row], str]:
         if "annotations" in tree:
             return _checked(from_coco(tree)), folder
         return _checked(from_fiftyone(tree, _fiftyone_paths(location, folder, tree["labels"]))), folder
-    except (OSError, LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (
+        *(OSError, LookupError, TypeError, AttributeError, RecursionError),
+        *(json.JSONDecodeError, UnicodeError),
+    ) as error:
         raise location.error(
             f"is nothing that Label Studio, FiftyOne or a tool of COCO's form has written ({type(error).__name__}: "
             f"{one_line(error)})"
@@ -121,10 +125,12 @@ def _read(location: Location) -> tuple[list[Row], str]:
 
 
 def _checked(rows: Iterable[Row]) -> list[Row]:
-    """`TypeError` unless images are paths and classes are names."""
+    """`TypeError` or `UnicodeEncodeError` unless images are paths and classes are names."""
     made = [(image, label if label is None else clean_name(label)) for image, label in rows]
     if odd := next((image for image, _ in made if not isinstance(image, str)), None):
         raise TypeError(f"{odd!r} is no path")
+    for image, label in made:  # JSON has signs that no file can have
+        os.fsencode(image + (label or ""))
     return made
 
 
@@ -159,7 +165,7 @@ def _class_folders(location: Location) -> list[Row]:
 
 def _check_there(location: Location, paths: Sequence[str]) -> None:
     files = [split_id(path)[0] for path in paths if "://" not in path]
-    gone = [file for file in files if not Path(file).exists()]
+    gone = [file for file in files if not os.path.exists(file)]  # noqa: PTH110  # which knows no name that is too long
     if gone:
         raise location.error(
             f"{len(gone):,} of its {len(paths):,} images are not there, as {gone[0]}; give the folder that their "

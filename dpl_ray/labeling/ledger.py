@@ -24,11 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
-from dpl_ray.config.section import shown
+from dpl_ray.config.section import in_short, shown
 from dpl_ray.data.formats.rows import PoolFiles
 from dpl_ray.data.images.convert import DecodeSettings
-from dpl_ray.labeling.parts import FOREIGN, Counts, read_counts
+from dpl_ray.labeling.parts import COUNTS, FOREIGN, Counts, read_counts
 from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
 from dpl_ray.runs.folder import default_tree, differences
 from dpl_ray.store.ahead import map_ahead
@@ -57,6 +58,9 @@ class Part:
     num_unreadable: int
 
 
+_PARTS = TypeAdapter(list[Part])
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What is written of an input that is done."""
@@ -68,10 +72,13 @@ class Manifest:
     def read(cls, file: Storage) -> Manifest:
         """
         Raises:
-            ValueError, LookupError, TypeError: it is damaged.
+            ValueError, LookupError: it is damaged.
         """
         tree = read_tree(file)
-        return cls(Counts(**tree["counts"]), [Part(**part) for part in tree["parts"]])
+        parts = _PARTS.validate_python(tree["parts"])
+        if outside := next((part.name for part in parts if "/" in part.name), None):
+            raise ValueError(f"a part called {outside}")
+        return cls(COUNTS.validate_python(tree["counts"]), parts)
 
 
 class Ledger:
@@ -140,12 +147,13 @@ class Ledger:
             f"output={self._output}: cannot go on without {book} ({why}); take another output, or remove this one"
         )
 
+    @in_short()
     def _check_identity(self, job: bytes) -> None:
         try:
             begun = dict(parse_tree(job)["identity"])
-        except (ValueError, LookupError, TypeError) as error:
+            name = str(begun.get("policy", {}).get("name", ""))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise self.lost(self._job, f"damaged: {one_line(error)}") from None
-        name = begun.get("policy", {}).get("name", "")
         tree = default_tree(name)  # of what an older version does not name
         defaults = tree | {"temperature": 1.0, "decode": asdict(DecodeSettings()), "features": {"model": tree["model"]}}
         found = sorted(differences(begun, self.identity, (), defaults), key=lambda difference: difference[0])

@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from dpl_ray.data.files.kinds import FOREIGN
+from dpl_ray.store.records import parse_tree
 from dpl_ray.store.storage import Storage
 
 NUM_BINS = 20  # of the histograms
@@ -150,6 +152,9 @@ def make_part(
     return table, counts
 
 
+COUNTS = TypeAdapter(Counts)
+
+
 def _count(columns: Mapping[str, NDArray[Any] | None], errors: list[str], num_classes: int) -> Counts:
     labels, selected = columns["pseudo_label"], columns["selected"]
     counts = Counts.none(num_classes)
@@ -191,7 +196,7 @@ def read_counts(part: Storage, num_rows: int) -> Counts | None:
     """What a part carries; None where it is not there, not whole, or not one of `num_rows` rows."""
     try:
         metadata = pq.read_metadata(part.path, filesystem=part.filesystem)
-        counts = Counts(**json.loads((metadata.metadata or {})[COUNTS_KEY]))
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+        counts = COUNTS.validate_python(parse_tree((metadata.metadata or {})[COUNTS_KEY]))
+    except (OSError, pa.ArrowException, KeyError, ValueError):
         return None
     return counts if metadata.num_rows == counts.num_rows == num_rows else None

@@ -70,7 +70,7 @@ def read_weights(given: str, path: str) -> dict[str, Tensor]:
             f"model.weights={given}: is no file of torch, or holds more than tensors, and is not loaded, since that "
             "could execute code; save its state_dict() as safetensors"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever torch lets out of a file that it has not written
         raise ValueError(f"model.weights={given}: is no file of torch ({one_line(error)})") from None
     return _tensors(given, content)
 

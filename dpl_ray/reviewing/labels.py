@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import shown
 from dpl_ray.data.files.location import Location, open_location
 from dpl_ray.data.files.reach import OutOfReachError, check_addresses
+from dpl_ray.data.formats.parquet import open_table
 from dpl_ray.data.labels import clean_name
 from dpl_ray.data.splits.pseudo_labels import NO_OUTPUT, SUMMARY_FILE, read_job
 from dpl_ray.labeling.ledger import read_manifests
@@ -97,9 +97,8 @@ class Labels:
         Raises:
             ValueError: the part cannot be read.
         """
-        place = self.storage / part
         try:
-            with pq.ParquetFile(place.path, filesystem=place.filesystem) as file:
+            with open_table(self.location, (self.storage / part).path) as file:
                 return file.read(columns=[name for name in columns if name in file.schema_arrow.names])
         except (pa.ArrowException, OSError) as error:
             raise self.location.error(f"{part} cannot be read ({one_line(error)})") from None

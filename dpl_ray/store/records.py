@@ -149,7 +149,7 @@ def parse_tree(data: bytes) -> dict[str, Any]:
         ValueError: it is not as it was written.
     """
     try:
-        tree = json.loads(data)
+        tree = json.loads(data, parse_int=_int64)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(tree, dict):
@@ -157,6 +157,13 @@ def parse_tree(data: bytes) -> dict[str, Any]:
     if _is_other(tree, CHECKSUM, _digest):
         raise ValueError(OTHER)
     return tree
+
+
+def _int64(text: str) -> int:
+    """Larger numbers would fit into no array, and those of 4,300 digits not even into Python's."""
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"it has the number {text[:20]}...")
+    return int(text)
 
 
 def read_tree(file: Storage, remedy: str = REMEDY) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class Storage:
                             yield entry.name, entry.stat().st_size
 
     def read(self) -> bytes:
-        with self.filesystem.open_input_stream(self.path) as stream:
+        with self.filesystem.open_input_stream(self.path, compression=None) as stream:
             return stream.read()
 
     def read_from(self, start: int) -> bytes:
@@ -131,7 +131,7 @@ class Storage:
             disk.replace(Path(self.path), data)
             return
         self.filesystem.create_dir(posixpath.dirname(self.path), recursive=True)
-        with self.filesystem.open_output_stream(self.path) as stream:
+        with self.filesystem.open_output_stream(self.path, compression=None) as stream:
             stream.write(data)
 
     def append(self, data: bytes) -> None:

@@ -33,7 +33,7 @@ from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.config.parse import to_yaml
 from dpl_ray.config.schema import Config, ModelConfig
 from dpl_ray.config.section import validated
-from dpl_ray.data.features.folder import BACKBONE_SPEC, BACKBONE_WEIGHTS, parse_spec, read_backbone
+from dpl_ray.data.features.folder import BACKBONE_WEIGHTS, read_backbone
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.models.adapters import merge_lora
 from dpl_ray.models.on_images import OnImages
@@ -46,6 +46,7 @@ from dpl_ray.training.checkpoint_folder import (
     list_checkpoints,
     load_config_and_info,
     read_file,
+    read_spec,
 )
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState
@@ -124,14 +125,18 @@ def load_state(checkpoint: Storage, state: TrainState, workers: Workers) -> None
             if name == "policy":
                 tensors |= {key: tensors[key][workers.rank :: workers.world_size] for key in state.policy.sharded}
             getattr(state, name).load_state_dict(tensors)
+    data = read_file(checkpoint, "trainer.pt")
     try:
-        trainer = torch.load(io.BytesIO(read_file(checkpoint, "trainer.pt")), map_location=device, weights_only=True)
+        trainer = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        state.optimizer.load_state_dict(trainer["optimizer"])
+        state.step, state.seconds = int(trainer["step"]), float(trainer.get("seconds", 0.0))
+        if "sums" in trainer:  # (workers, len(SUMS)); those of another number of workers are shared out
+            state.sums.copy_(trainer["sums"][workers.rank :: workers.world_size].sum(dim=0))
     except pickle.UnpicklingError:
         raise ValueError(f"checkpoint={checkpoint}: trainer.pt holds more than tensors, and is not loaded") from None
-    state.optimizer.load_state_dict(trainer["optimizer"])
-    state.step, state.seconds = trainer["step"], trainer.get("seconds", 0.0)
-    if "sums" in trainer:  # (workers, len(SUMS)); those of another number of workers are shared out
-        state.sums.copy_(trainer["sums"][workers.rank :: workers.world_size].sum(dim=0))
+    except Exception as error:  # whatever torch lets out of a file that it has not written
+        text = f"trainer.pt is not that of a training ({one_line(error)})"
+        raise ValueError(f"checkpoint={checkpoint}: {text}") from None
 
 
 def load_classifier(checkpoint: Storage, which: str = "teacher") -> tuple[Classifier, Config, ModelInfo]:
@@ -150,25 +155,26 @@ def load_classifier(checkpoint: Storage, which: str = "teacher") -> tuple[Classi
 
 def load_backbone(checkpoint: Storage) -> tuple[Classifier, ModelConfig]:
     """The network that made the features which a checkpoint's head was trained on, in evaluation mode."""
-    spec = parse_spec(read_file(checkpoint, BACKBONE_SPEC))
+    spec = read_spec(checkpoint)
     section = validated(ModelConfig, spec.model).changed(weights=None)  # which could be anywhere
     backbone = build_model(section, spec.channels, 2).eval()
-    tensors = safetensors.torch.load(read_file(checkpoint, BACKBONE_WEIGHTS))
     own = {f"classifier.{name}": tensor for name, tensor in backbone.classifier.state_dict().items()}
-    backbone.load_state_dict(tensors | own)  # its classifier is none of the features'
+    with _tensors(checkpoint, BACKBONE_WEIGHTS) as tensors:
+        backbone.load_state_dict(tensors | own)  # its classifier is none of the features'
     return backbone, section
 
 
 def load_policy(checkpoint: Storage) -> Policy:
     """The policy of a checkpoint with its state, whole (as of one worker), on the CPU, in evaluation mode."""
     config, info = load_config_and_info(checkpoint)
-    tensors = safetensors.torch.load(read_file(checkpoint, "policy.safetensors"))
-    teacher = safetensors.torch.load(read_file(checkpoint, "teacher.safetensors"))
-    policy = build_policy(config.policy.model_dump(), teacher["classifier.weight"].shape[1], len(info.class_names))
-    # What has a row for every sample says how many there were.
-    pool_size = max((len(tensors[name]) for name in policy.sharded), default=0)
-    policy.join(RunFacts(pool_size, config.train.batch_size * config.train.mu, frozen=config.model.name == "head"))
-    policy.load_state_dict(tensors)
+    with _tensors(checkpoint, "teacher.safetensors") as teacher:
+        num_features = teacher["classifier.weight"].shape[1]
+    with _tensors(checkpoint, "policy.safetensors") as tensors:
+        policy = build_policy(config.policy.model_dump(), num_features, len(info.class_names))
+        # What has a row for every sample says how many there were.
+        pool_size = max((len(tensors[name]) for name in policy.sharded), default=0)
+        policy.join(RunFacts(pool_size, config.train.batch_size * config.train.mu, frozen=config.model.name == "head"))
+        policy.load_state_dict(tensors)
     return policy.requires_grad_(False).eval()
 
 

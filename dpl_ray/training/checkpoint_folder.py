@@ -22,6 +22,7 @@ from dpl_ray.store.records import from_yaml, read_tree
 from dpl_ray.store.storage import Storage
 
 MANIFEST = "manifest.json"
+MAX_SIDE = 2**16  # pixels, or numbers of a feature
 LOOKS_LIKE = f"give a folder step-N that holds a {MANIFEST}, or the folder of a run, which holds such folders"
 
 
@@ -127,7 +128,9 @@ def load_config_and_info(checkpoint: Storage) -> tuple[Config, ModelInfo]:
         info: dict[str, Any] = json.loads(described)
         names, channels, size = tuple(map(str, info["class_names"])), int(info["channels"]), info["image_size"]
         info |= {"class_names": names, "channels": channels, "image_size": (int(size[0]), int(size[1]))}
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        if not all(0 < number <= MAX_SIDE for number in (channels, *info["image_size"])):
+            raise ValueError(f"channels={channels}, image_size={size}")
+    except (ValueError, LookupError, TypeError, RecursionError, OverflowError) as error:
         text = f"config.yaml or model.json is not that of a checkpoint ({one_line(error)})"
         raise ValueError(f"checkpoint={checkpoint}: {text}") from None
     if spec := feature_spec(checkpoint, config):  # its model takes the images that the features were made of
@@ -139,14 +142,24 @@ def load_config_and_info(checkpoint: Storage) -> tuple[Config, ModelInfo]:
 
 def feature_spec(checkpoint: Storage, config: Config) -> Spec | None:
     """What made the features that the model was trained on; None where it was trained on images."""
-    return parse_spec(read_file(checkpoint, BACKBONE_SPEC)) if config.model.name == "head" else None
+    return read_spec(checkpoint) if config.model.name == "head" else None
+
+
+def read_spec(checkpoint: Storage) -> Spec:
+    """What made the features of a checkpoint that was trained on them."""
+    data = read_file(checkpoint, BACKBONE_SPEC)
+    try:
+        return parse_spec(data)
+    except ValueError as error:
+        text = f"{BACKBONE_SPEC} is not that of a checkpoint ({one_line(error)})"
+        raise ValueError(f"checkpoint={checkpoint}: {text}") from None
 
 
 def _files(checkpoint: Storage) -> dict[str, tuple[int, str]]:
     """File -> bytes and SHA-256, as the manifest has them; `ValueError` where it is damaged."""
     try:
         files = read_tree(checkpoint / MANIFEST)["files"]
-        return {name: (known["size"], known["sha256"]) for name, known in files.items()}
+        return {name: (int(known["size"]), str(known["sha256"])) for name, known in files.items()}
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(
             f"checkpoint={checkpoint}: {MANIFEST} is damaged; remove this folder to go on from the checkpoint before it"

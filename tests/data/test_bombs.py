@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import random
 import struct
@@ -17,13 +18,17 @@ import pytest
 from PIL import Image
 
 from dpl_ray.config.compose import load_config
+from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.files.location import open_location
 from dpl_ray.data.formats import parquet
 from dpl_ray.data.images import decode as decoding
 from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.images.decode import DecodeError, decode
-from dpl_ray.store.records import from_yaml
+from dpl_ray.data.splits.pseudo_labels import read_pseudo_labels
+from dpl_ray.reviewing.labels import open_labels
+from dpl_ray.store.records import from_yaml, parse_tree
 from tests.data.test_sources import fails, load, png
+from tests.labeling.outputs import SCHEMA, write_labels
 
 WIDTH, HEIGHT = 77, 99  # of the small images, whose headers are changed
 SIDE = 13_000
@@ -136,6 +141,48 @@ def test_values_that_a_dictionary_has_once_are_not_multiplied(tmp_path: Path, mo
     monkeypatch.setattr(parquet, "_rows_of", count)
     assert len(list(parquet.read_rows(location, str(path), np.arange(500), "image"))) == 500
     assert max(batches) < 64
+
+
+def test_labels_that_unpack_to_far_more_than_a_part_has_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "_ROWS_PER_BYTE", 1)
+    number, names = 10**5, ("a", "b")
+    labels = write_labels(tmp_path / "labels", [("a", 0, 0.5, True)], class_names=names, pool=tmp_path)
+    (part,) = labels.glob("*.parquet")
+    pq.write_table(pa.table({field.name: pa.nulls(number, field.type) for field in SCHEMA}), part)
+    message = r"it would unpack to 100,000 rows, of [\d,]+ bytes"
+    with pytest.raises(ValueError, match=message):
+        read_pseudo_labels(DataConfig(name="image_folder", labels=str(labels)))
+    with pytest.raises(ValueError, match=message):
+        open_labels("labels", str(labels)).read(part.name, ["sample_id"])
+
+
+def test_a_configuration_that_is_packed_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml.gz"
+    path.write_bytes(gzip.compress(b"data: {}\n" + b"#" * 2**20))
+    with pytest.raises(ValueError, match=r"^config=.*: cannot be read"):
+        load_config([f"config={path}"])
+
+
+@pytest.mark.parametrize("metadata", ["[" * 100_000, "9" * 5_000, '{"info": ' * 5_000], ids=["deep", "long", "objects"])
+def test_metadata_that_no_parser_takes_name_no_classes(tmp_path: Path, metadata: str) -> None:
+    table = pa.table({"image": [png(value) for value in range(30)], "label": [value % 3 for value in range(30)]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), tmp_path / "a.parquet")
+    assert load("parquet", train=tmp_path / "a.parquet").class_names == ("0", "1", "2")
+
+
+def test_numbers_of_more_digits_than_python_converts_are_no_indices(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(png(0))
+    digits = "9" * 5_000
+    (tmp_path / "a.csv").write_text(f"path,label\n0.png,{digits}\n0.parquet:{digits},1\n")
+    fails(
+        r"a\.csv: no labelled image of the class 1 \(1 images could not be read, as .*999",
+        train=tmp_path / "a.csv",
+        max_bad_fraction=1.0,
+    )
+    with pytest.raises(ValueError, match=r"it has the number 99999999999999999999\.\.\."):
+        parse_tree(b'{"a": %s}' % digits.encode())
 
 
 @pytest.mark.parametrize(

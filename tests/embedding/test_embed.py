@@ -41,9 +41,9 @@ from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import load_config_and_info
 from dpl_ray.training.evaluation import predict_probs
 from dpl_ray.training.predictions import Predictions
+from tests.builders import replaced
 from tests.embedding.jobs import CLASSES, NETWORK, SIZE, overrides, pool_of, run, splits_of
 from tests.labeling.jobs import label, parts, picture
-from tests.test_loading import replaced
 
 
 def test_features_are_those_of_the_network_for_the_decoded_image(embedded: Path, weights: str, images: Path) -> None:

@@ -14,16 +14,18 @@ Legend: N samples, D features, V stored weak views and as many strong ones, P = 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from dpl_ray.data.features.rows import FeatureFiles, id_hashes
 from dpl_ray.data.files.kinds import read_file
 from dpl_ray.data.files.location import Location, open_location
 from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.records import parse_tree
 
 BACKBONE_FOLDER = "_backbone"
 SPEC_FILE, WEIGHTS_FILE = "spec.json", "weights.safetensors"
@@ -64,7 +66,7 @@ def _spec_of(location: Location) -> Spec:
         raise location.error(
             f"is no folder of features (it has no {BACKBONE_FOLDER}/{SPEC_FILE}); dpl-ray embed writes one"
         ) from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise location.error(f"{BACKBONE_FOLDER}/{SPEC_FILE} is damaged ({one_line(error)}); embed anew") from None
 
 
@@ -74,9 +76,8 @@ def _read(location: Location, name: str) -> bytes:
 
 
 def parse_spec(data: bytes) -> Spec:
-    """The spec of a file; `ValueError` or `TypeError` where it is damaged."""
-    spec = Spec(**json.loads(data))
-    return replace(spec, class_names=spec.class_names and tuple(spec.class_names))
+    """The spec of a file; `ValueError` where it is damaged."""
+    return TypeAdapter(Spec).validate_python(parse_tree(data))
 
 
 def read_backbone(field: str, given: str) -> dict[str, bytes]:

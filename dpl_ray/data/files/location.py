@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import fs
 
-from dpl_ray.config.section import shown
+from dpl_ray.config.section import short, shown
 from dpl_ray.data.files.globs import WILDCARD, Glob, is_glob, parse_glob
 from dpl_ray.data.files.spelling import Spelling
 from dpl_ray.store.file_systems import one_line, open_uri
@@ -38,7 +38,8 @@ class Location:
     reach: Any = None  # a Reach (data/files/reach.py): where its files may lead
 
     def error(self, message: str) -> ValueError:
-        return ValueError(f"{self.field}={self.given}: {message}")
+        """A mistake there, in one line of a length that can be read: what is wrong may be a whole file."""
+        return ValueError(short(" ".join(f"{self.field}={self.given}: {message}".split("\n"))))
 
     def name(self, path: str) -> str:
         """The path as the user would write it."""

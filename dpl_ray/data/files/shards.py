@@ -20,7 +20,7 @@ PARQUET_EXTENSIONS = (".parquet", ".pq", *LANCE_EXTENSIONS)
 TAR_EXTENSIONS = (".tar",)
 _AT_A_TIME = 65_536  # files whose extensions are held
 _SHARD_EXTENSIONS = (*PARQUET_EXTENSIONS, *TAR_EXTENSIONS)
-_ROW = re.compile(rf"(?is)(.*({'|'.join(map(re.escape, PARQUET_EXTENSIONS))})):0*(\d+)")
+_ROW = re.compile(rf"(?is)(.*({'|'.join(map(re.escape, PARQUET_EXTENSIONS))})):0*(\d{{1,18}})")
 _MEMBER = re.compile(rf"(?is)(.*?({'|'.join(map(re.escape, TAR_EXTENSIONS))})):(.+)")
 
 

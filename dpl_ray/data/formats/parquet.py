@@ -358,5 +358,5 @@ def _hugging_face_names(schema: pa.Schema, column: str) -> tuple[str, ...] | Non
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(clean_name(str(name)) for name in features[column]["names"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None

@@ -35,6 +35,7 @@ from dpl_ray.data.files.reach import OUTSIDE
 from dpl_ray.data.formats.parquet import failing
 from dpl_ray.data.images.decode import MAX_PIXELS, MISSING, UNREADABLE, Payload
 from dpl_ray.data.labels import Label, as_label
+from dpl_ray.store.records import from_lines, to_lines
 from dpl_ray.store.storage import Storage
 
 INDEX_FOLDER = ".tar-index"  # of a run's storage_path or an output; made anew where it was removed
@@ -51,6 +52,7 @@ _LABELS = ("cls", "json", "txt")
 _SCHEMA = pa.schema(
     {"name": pa.string(), "offset": pa.int64(), "size": pa.int64(), "error": pa.string(), "label": pa.string()}
 )
+_SUMMARY = b"dpl_ray.summary"  # of the schema's metadata
 _Key = tuple[str, str | None, str | None]
 _Row = tuple[int, int, str | None, str | None]
 """Offset and size in bytes, why it cannot be read, and label."""
@@ -90,20 +92,26 @@ def summarize(location: Location, path: str, label_column: str | None) -> Summar
     with suppress(OSError, pa.ArrowException):
         version = _version(location.filesystem, path)
         table = _recent.get(key)
-        if table is not None and table.schema.metadata[b"version"] == version:
-            return _summary(len(table), table.schema.metadata)
+        if table is not None and (found := _summary(table.schema.metadata, version)):
+            return found
         if kept and kept.exists():
             footer = pq.read_metadata(kept.path, filesystem=kept.filesystem)
-            if (footer.metadata or {}).get(b"version") == version:
+            if found := _summary(footer.metadata or {}, version):
                 with _lock:
                     _recent.pop(key, None)
-                return _summary(footer.num_rows, footer.metadata)
+                return found
     table = _make(location, path, label_column, version)
-    return _summary(len(table), table.schema.metadata)
+    made = _summary(table.schema.metadata, version)
+    assert made is not None
+    return made
 
 
-def _summary(num_rows: int, metadata: Mapping[bytes, bytes]) -> Summary:
-    return Summary(num_rows, metadata[b"broken"] == b"1", Counter(json.loads(metadata[b"left_out"])))
+def _summary(metadata: Mapping[bytes, bytes], version: bytes) -> Summary | None:
+    """What an index says; None where it is of another version of the tar, or is damaged."""
+    for row in from_lines([metadata.get(_SUMMARY, b"")]):
+        if row.get("version") == version.decode():
+            return Summary(row["num_rows"], row["is_broken"], Counter(row["left_out"]))
+    return None
 
 
 def read_labels(
@@ -187,7 +195,9 @@ def _index(location: Location, path: str, label_column: str | None) -> pa.Table:
         return table
     with suppress(OSError, pa.ArrowException):
         if kept := _kept(location, path, label_column):
-            return _remember(key, pq.read_table(pa.BufferReader(kept.read())))
+            table = pq.read_table(pa.BufferReader(kept.read()), page_checksum_verification=True)
+            if table.schema.equals(_SCHEMA):
+                return _remember(key, table)
     return _make(location, path, label_column, b"")
 
 
@@ -209,11 +219,11 @@ def _make(location: Location, path: str, label_column: str | None, version: byte
     if error:
         rows[str(end)] = (end, 0, error, None)
     columns = [list(rows), *zip(*rows.values(), strict=True)] if rows else [[]] * len(_SCHEMA)
-    found = {b"version": version, b"broken": b"1" if error else b"0", b"left_out": json.dumps(left_out).encode()}
-    table = pa.table(columns, schema=_SCHEMA.with_metadata(found))
+    found = {"version": version.decode(), "num_rows": len(rows), "is_broken": error is not None, "left_out": left_out}
+    table = pa.table(columns, schema=_SCHEMA.with_metadata({_SUMMARY: to_lines([found])}))
     if is_lasting and (kept := _kept(location, path, label_column)):
         sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         with suppress(OSError, pa.ArrowException):  # as on a full disk: it is made anew where it is needed
             kept.write(sink.getvalue())
     return _remember(_key(location, path, label_column), table)

@@ -6,6 +6,7 @@ Of the output, only the ids and labels of the selected samples are held; their i
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.config.section import shown
@@ -23,6 +25,7 @@ from dpl_ray.data.files.listing import list_files
 from dpl_ray.data.files.location import Location, open_location
 from dpl_ray.data.files.reach import OutOfReachError, Reach, check_addresses
 from dpl_ray.data.files.shards import is_parquet
+from dpl_ray.data.formats.parquet import open_table
 from dpl_ray.data.formats.rows import PoolFiles, list_pool
 from dpl_ray.data.images.decode import Payload
 from dpl_ray.data.labeled.records import Records
@@ -39,6 +42,8 @@ SUMMARY_FILE = "_report/summary.json"  # written when the job has finished
 MEMORY_SHARE = 0.5  # of the machine's, that the selected images may take
 BATCH_ROWS = 65_536
 NO_OUTPUT = "is no output of dpl-ray label"
+_NAMES = TypeAdapter(tuple[list[str], str | list[str], str])
+_NUM_THREADS = 16  # that look at parts: they wait for files
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ def read_job(location: Location) -> dict[str, Any]:
         job: dict[str, Any] = parse_tree(read_file(location.filesystem, f"{location.path}/{JOB_FILE}"))["identity"]
         if not {"class_names", "pool"} <= job.keys():
             raise ValueError("without class_names and pool")
+        _NAMES.validate_python((job["class_names"], job["pool"], job.get("image_column", "image")))
     except (FileNotFoundError, NotADirectoryError):
         list_files(location)  # has its own words for a folder that is not there
         raise location.error(f"{NO_OUTPUT} (no {JOB_FILE} in it)") from None
@@ -148,8 +154,15 @@ def read_job(location: Location) -> dict[str, Any]:
 
 
 def _open(location: Location, parts: list[str]) -> Dataset:
+    """`OSError` or `pa.ArrowException` where one cannot be opened, or would unpack to far more than the file has."""
     from pyarrow import dataset as ds  # imports pandas
 
+    def check(path: str) -> None:
+        with open_table(location, path):
+            pass
+
+    with ThreadPoolExecutor(_NUM_THREADS) as executor:
+        list(executor.map(check, parts))
     scan = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
     return ds.dataset(
         parts, filesystem=location.filesystem, format=ds.ParquetFileFormat(default_fragment_scan_options=scan)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpl_ray.config.schema import FILE_FORMS, DataConfig
+from dpl_ray.config.section import in_short
 from dpl_ray.data.dataset import BadImage, ImageSet, Source, Splits, concatenate
 from dpl_ray.data.files.kinds import FOREIGN, kind_of
 from dpl_ray.data.formats.rows import PoolFiles, Row
@@ -33,6 +34,7 @@ from dpl_ray.data.splits.split import Plan, check_pool, plan_split, split, unlab
 from dpl_ray.data.splits.standard import read_standard
 
 
+@in_short()
 def load_splits(
     data: DataConfig,
     *,
