@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -98,7 +98,8 @@ class Labels:
             ValueError: the part cannot be read.
         """
         try:
-            with open_table(self.location, (self.storage / part).path) as file:
+            place = replace(self.location, filesystem=self.storage.filesystem)
+            with open_table(place, (self.storage / part).path) as file:
                 return file.read(columns=[name for name in columns if name in file.schema_arrow.names])
         except (pa.ArrowException, OSError) as error:
             raise self.location.error(f"{part} cannot be read ({one_line(error)})") from None
@@ -107,6 +108,8 @@ class Labels:
         """`read` of COLUMNS, and the cell (N,) of each row, -1 of an unreadable image."""
         table = self.read(part, COLUMNS)
         labels = table["pseudo_label"].fill_null(-1).to_numpy()
+        if (labels >= len(self.class_names)).any():
+            raise self.location.error(f"{part} has labels of more than its {len(self.class_names)} classes")
         cells = labels
         if self.num_bins > 1:
             cells = cell_of(labels, table["confidence"].fill_null(0).to_numpy())
@@ -135,7 +138,7 @@ def open_labels(field: str, given: str) -> Labels:
         num_bins = len(CONFIDENCE_EDGES) + 1 if has_bins and counts else 1
         shape = (2 * len(class_names), num_bins, -1)  # bins that some do not know are left out of the others
         found = [each.reshape(shape).sum(axis=2).ravel() for each in counts]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise location.error(f"{NO_OUTPUT} (a damaged manifest: {one_line(error)})") from None
     return Labels(
         storage=storage,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +89,12 @@ def _column_sizes(part: Path) -> list[int]:
     group = pq.read_metadata(part).row_group(0)
     columns = [group.column(place) for place in range(group.num_columns)]
     return [column.total_compressed_size for column in columns if column.path_in_schema in labels_module.COLUMNS]
+
+
+def test_labels_of_more_classes_than_the_books_name_are_named(tmp_path: Path) -> None:
+    output = write_output(tmp_path / "labels", [[30]])
+    labels = replace(open_labels("labels", str(output)), class_names=("ant",))
+    with pytest.raises(
+        ValueError, match=r"^labels=.*: part-000000-00000\.parquet has labels of more than its 1 classes$"
+    ):
+        labels.rows(labels.part_name(0))
