@@ -7,13 +7,15 @@ affine matrices, or the finished images) and applied together.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
 BLOCK_BYTES = 512 << 10  # of images that a CPU changes at a time: its cache holds what is in between
+FEW_BYTES = 1 << 20  # of images for which a CPU launches few kernels, in place of fast ones
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
@@ -51,27 +53,38 @@ def rounds_on(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, list[Op
 
 def apply_rounds(views: Tensor, choices: Tensor, magnitudes: Tensor, operations: list[Operation]) -> Tensor:
     """Round r applies to image i of views (N, C, H, W), in place, the operation that choices[i, r] draws."""
-    kernels = list(dict.fromkeys(operation.kernel for operation in operations))
-    numbers = sorted(range(len(operations)), key=lambda number: kernels.index(operations[number].kernel))
-    ranked = [operations[number] for number in numbers]  # those with the same kernel are neighbours
-    ranks = torch.tensor(numbers).argsort()[draw(choices.t(), len(operations))]
+    ranked, rank, low, span = _by_kernel(tuple(operations), views.numel() < FEW_BYTES)
+    ranks = rank[draw(choices.t(), len(operations))]
     order = ranks.argsort(dim=1, stable=True)
-    ranges = torch.tensor([(operation.low, operation.high - operation.low) for operation in ranked])
-    low, span = ranges[ranks].unbind(-1)
-    parameters = (low + span * magnitudes.t()).gather(1, order)
+    parameters = (low[ranks] + span[ranks] * magnitudes.t()).gather(1, order)
     counts = (ranks[:, :, None] == torch.arange(len(ranked))).sum(dim=1).tolist()
     pixels = views.numpy()  # whose images are written by index several times as fast as a tensor's
-    for r, count in enumerate(counts):
-        start = 0
-        for kernel, block in _blocks(ranked, count, block_size(views)):
-            sizes = [size for _, size in block]
-            members = slice(start, start := start + sum(sizes))
-            images = views.index_select(0, order[r, members])
-            parts = zip(block, images.split(sizes), parameters[r, members].split(sizes), strict=True)
-            plans = [operation.plan(part, values) for (operation, _), part, values in parts]
+    for rows, values, count in zip(order.unbind(), parameters.unbind(), counts, strict=True):
+        blocks = list(_blocks(ranked, count, block_size(views)))
+        sizes = [[size for _, size in block] for _, block in blocks]
+        drawn = iter(values.split([size for block in sizes for size in block]))
+        for (kernel, block), split, members in zip(blocks, sizes, rows.split([sum(it) for it in sizes]), strict=True):
+            images = views.index_select(0, members)
+            parts = zip(block, images.split(split), strict=True)
+            plans = [operation.plan(part, next(drawn)) for (operation, _), part in parts]
             plan = plans[0] if len(plans) == 1 else torch.cat(plans)
-            pixels[order[r, members].numpy()] = kernel(images, plan).numpy()
+            pixels[members.numpy()] = kernel(images, plan).numpy()
     return views
+
+
+@lru_cache
+def _by_kernel(operations: tuple[Operation, ...], are_few: bool) -> tuple[list[Operation], Tensor, Tensor, Tensor]:
+    """Operations with the same kernel as neighbours, the place of each operation there, and low and span of each place.
+
+    are_few: there are few images, and launching kernels takes the time: the kernels of a GPU, which are fewer.
+    """
+    if are_few:
+        operations = tuple(replace(operation, apply_on_cpu=None) for operation in operations)
+    kernels = list(dict.fromkeys(operation.kernel for operation in operations))
+    numbers = sorted(range(len(operations)), key=lambda number: kernels.index(operations[number].kernel))
+    ranked = [operations[number] for number in numbers]
+    low, high = torch.tensor([(operation.low, operation.high) for operation in ranked], dtype=torch.float64).unbind(1)
+    return ranked, torch.tensor(numbers).argsort(), low.float(), (high - low).float()
 
 
 def block_size(images: Tensor) -> int:
