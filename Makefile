@@ -83,6 +83,8 @@ bench: install
 	$(BIN)/python -m benchmarks.label $(if $(IMAGES),--images '$(IMAGES)') --save
 	$(BIN)/python -m benchmarks.mistakes --save
 	$(BIN)/python -m benchmarks.pool_rates --save
+	$(BIN)/python -m benchmarks.listing --save
+	$(BIN)/python -m benchmarks.ledger --save
 	$(BIN)/python -m benchmarks.tracking --windows 4 --save
 	$(BIN)/python -m benchmarks.search --save
 	$(BIN)/python -m benchmarks.pool $(if $(IMAGES),--images '$(IMAGES)') --save
