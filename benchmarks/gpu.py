@@ -30,6 +30,7 @@ from dpl_ray.config.schema import Config
 from dpl_ray.data.batches.feed import Batch, BatchFeed
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.training.capture import NUM_PLAIN_STEPS, Captured
+from dpl_ray.training.determinism import algorithms
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.prefetch import DeviceFeed
 from dpl_ray.training.state import TrainState, build_state
@@ -42,6 +43,7 @@ PHASES = {
     "machine": 40,
     "tests": 75,
     "step": 50,
+    "step-deterministic": 25,
     "step-compiled": 70,
     "feed": 40,
     "kernels-compiled": 50,
@@ -93,12 +95,19 @@ class Bench:
     """A state, its feed and a step at a known coverage."""
 
     def __init__(
-        self, given: argparse.Namespace, coverage: float, *, compiled: bool = False, fixed: bool = True
+        self,
+        given: argparse.Namespace,
+        coverage: float,
+        *,
+        compiled: bool = False,
+        fixed: bool = True,
+        deterministic: bool = False,
     ) -> None:
         from benchmarks.step import FixedCoverage
 
         torch.manual_seed(0)
-        self.config, self.workers = step_config(given, train={"compile": compiled}), Workers(device=device())
+        train = {"compile": compiled, "deterministic": deterministic}
+        self.config, self.workers = step_config(given, train=train), Workers(device=device())
         images = random_images(given, 5000)
         self.state: TrainState = build_state(self.config, 3, NUM_CLASSES, self.workers, pool_size=len(images))
         self.state.policy.__class__ = type("Fixed", (FixedCoverage,), {"coverage": coverage})
@@ -189,6 +198,17 @@ def step(rows: Rows, given: argparse.Namespace, *, compiled: bool = False) -> No
         if torch.cuda.is_available():
             rows.add(f"{name}memory", torch.cuda.max_memory_allocated() / 2**30, "GiB", **more)
             torch.cuda.reset_peak_memory_stats()
+
+
+def deterministic_step(rows: Rows, given: argparse.Namespace) -> None:
+    """The graph with deterministic algorithms: the same weights from every start."""
+    with algorithms(deterministic=True):
+        bench = Bench(given, 1.0, deterministic=True)
+        bench.adapt()
+        for _ in range(NUM_PLAIN_STEPS + 1):
+            bench.graph()
+        wait()
+        add_times(rows, "deterministic, graph", milliseconds(bench.graph, given.steps), coverage=1.0)
 
 
 def warm(_rows: Rows, given: argparse.Namespace) -> None:
@@ -336,6 +356,7 @@ def main() -> None:
         "machine": machine,
         "tests": tests,
         "step": step,
+        "step-deterministic": deterministic_step,
         "warm": warm,
         "step-compiled": lambda rows, given: step(rows, given, compiled=True),
         "kernels": kernels,

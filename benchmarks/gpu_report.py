@@ -21,6 +21,7 @@ STEPS = {
     "host waits for shapes": "shapes of the data, launched one by one",
     "one by one": "fixed shapes, launched one by one",
     "graph": "fixed shapes, one CUDA graph",
+    "deterministic, graph": "deterministic, one CUDA graph",
     "compiled, one by one": "compiled, launched one by one",
     "compiled, graph": "compiled, one CUDA graph",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dpl_ray.data.batches import views
 from dpl_ray.data.batches.augment import strong, weak
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.capture import Captured
+from dpl_ray.training.determinism import WORKSPACE, algorithms
 from dpl_ray.training.distributed import GradientBuckets, Workers
 from dpl_ray.training.evaluation import predict_split
 from dpl_ray.training.loop import train
@@ -25,6 +27,7 @@ from tests.builders import tiny_config, tiny_feed, tiny_splits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
+os.environ.setdefault(WORKSPACE, ":4096:8")  # before the first test computes there
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 NUM_CLASSES = 3
 
@@ -161,6 +164,21 @@ def test_a_captured_step_is_the_step(policy: str, optimizer: str, monkeypatch: p
     assert captured._graphs
     for name, value in plain.student.state_dict().items():
         torch.testing.assert_close(state.student.state_dict()[name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_deterministic_algorithms_train_the_same_weights_twice(policy: str) -> None:
+    groups: dict[str, Any] = {
+        "policy": {"name": policy} | LENIENT.get(policy, {}),
+        "model": {"normalization": "batch"},
+        "train": {"deterministic": True, "precision": "bfloat16"},
+        "optim": {"learning_rate": 0.01},
+    }
+    with algorithms(deterministic=True):
+        (first, sums), (again, same_sums) = train_on(GPU, **groups), train_on(GPU, **groups)
+    assert same_sums == sums
+    for name, value in first.items():
+        assert torch.equal(again[name], value), name
 
 
 def test_a_compiled_step_trains_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

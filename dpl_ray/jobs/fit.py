@@ -25,7 +25,7 @@ from dpl_ray.data.dataset import ImageSet, Source, Splits
 from dpl_ray.data.files.kinds import as_text
 from dpl_ray.data.files.location import indexes_in
 from dpl_ray.data.splits.sources import load_splits
-from dpl_ray.jobs.checks import check_storage
+from dpl_ray.jobs.checks import check_places
 from dpl_ray.jobs.phases import run_phases
 from dpl_ray.jobs.placement import place, place_name
 from dpl_ray.page.console import Progress, open_console, show
@@ -139,7 +139,7 @@ def run_training(
 
 def _check(config: Config, read: Callable[[DataConfig], Source] | None) -> tuple[Config, str | None, Splits, str]:
     """The configuration with its workers, where MLflow's records go, the data, and why there are so many workers."""
-    check_storage(config)
+    check_places(config)
     uri = tracking_uri(config)
     saved = check_run(config)
     # Policy.uses_unlabeled says it too, but only with torch loaded; a test holds them together.

@@ -42,6 +42,7 @@ def train_phases(
         read: reads a pool that is streamed; None: this process does.
     """
     from dpl_ray.data.pool.windows import read_here
+    from dpl_ray.training.determinism import algorithms
     from dpl_ray.training.loop import train
 
     outcomes, history = [], HistoryWriter(folder)
@@ -52,11 +53,12 @@ def train_phases(
         tell(news)
 
     try:
-        if config.train.baseline and config.policy.name != "supervised":
-            baseline = config.model_copy(update={"policy": SupervisedConfig()})
-            place = folder / "baseline"
-            outcomes.append(train(baseline, splits, workers, place, record, save_history=history.save))
-        outcomes.append(train(config, splits, workers, folder, record, read or read_here, history.save))
+        with algorithms(deterministic=config.train.deterministic):
+            if config.train.baseline and config.policy.name != "supervised":
+                baseline = config.model_copy(update={"policy": SupervisedConfig()})
+                place = folder / "baseline"
+                outcomes.append(train(baseline, splits, workers, place, record, save_history=history.save))
+            outcomes.append(train(config, splits, workers, folder, record, read or read_here, history.save))
     finally:
         history.save()
     return outcomes

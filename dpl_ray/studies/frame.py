@@ -19,7 +19,7 @@ from dpl_ray.checking.findings import Finding, show_findings
 from dpl_ray.checking.settings import settle_model
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.config.schema import Config, ScaleConfig
-from dpl_ray.jobs.checks import check_storage
+from dpl_ray.jobs.checks import check_places
 from dpl_ray.page.console import show
 from dpl_ray.runs.folder import FREE, check_kind, check_same, writable_folder
 from dpl_ray.runs.provenance import describe_code
@@ -64,7 +64,7 @@ class Study(ABC, Generic[R]):
             ValueError: the folder cannot be written, or something else of this name exists, or a study of another
                 identity.
         """
-        check_storage(config)
+        check_places(config)
         self.name, self.uri = name, tracking_uri(config)
         self.config = settle_model(config)
         self.storage = writable_folder(config.run.storage_path, name)

@@ -31,7 +31,7 @@ class Captured:
         self.state, self.config, self.workers = state, config, workers
         self.is_used = state.fixed is not None and workers.device.type == "cuda" and workers.world_size == 1
         if self.is_used:
-            torch.backends.cudnn.benchmark = True  # the shapes stay
+            torch.backends.cudnn.benchmark = not config.train.deterministic  # the shapes stay
             if config.train.precision == "bfloat16":  # then the heads' few products need no more digits than TF32's
                 torch.backends.cuda.matmul.allow_tf32 = True
             if config.train.compile:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dpl_ray.training.state as state_module
 from dpl_ray.data.batches import rounds
 from dpl_ray.data.batches.feed import Batch, BatchFeed
 from dpl_ray.data.dataset import Splits
+from dpl_ray.jobs.checks import check_places
+from dpl_ray.jobs.phases import train_phases
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.capture import Captured
+from dpl_ray.training.determinism import WORKSPACE
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.faults import NonFiniteLossError
 from dpl_ray.training.fixed_shapes import FixedShapes, choose
@@ -29,6 +35,35 @@ from tests.builders import tiny_config, tiny_feed, tiny_splits
 from tests.training.test_step import CASES
 
 NUM_CLASSES = 3
+
+
+#: Operations that `torch.use_deterministic_algorithms` refuses on a GPU, by its documentation.
+WITHOUT_DETERMINISM = {
+    "cumsum of floats", "bincount of weights", "histc", "kthvalue", "put_", "median.dim",
+    "nll_loss2d_forward", "nll_loss2d_backward",
+    "grid_sampler_2d_backward", "grid_sampler_3d_backward", "_adaptive_avg_pool2d_backward", "_embedding_bag",
+    "adaptive_max_pool2d_backward", "avg_pool3d_backward", "max_pool3d_with_indices_backward", "max_unpool2d",
+    "fractional_max_pool2d_backward", "upsample_linear1d_backward", "upsample_bicubic2d_backward", "_ctc_loss",
+    "upsample_trilinear3d_backward", "reflection_pad1d_backward", "reflection_pad3d_backward",
+    "replication_pad1d_backward", "replication_pad3d_backward", "_cdist_backward",
+}  # fmt: skip
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that run in this block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name == "cumsum" and args[0].is_floating_point():
+            name = "cumsum of floats"
+        if name == "bincount" and len(args) > 1 and args[1] is not None:
+            name = "bincount of weights"
+        self.names |= {name, f"{name}.{function._overloadname}"}
+        return function(*args, **kwargs or {})
 
 
 @pytest.fixture
@@ -78,8 +113,9 @@ def test_the_step_reads_no_tensor_and_trains_the_weights_of_the_step_that_skips_
     for step in range(4):
         batch = feed(step)
         expected = train_step(skipping, batch, config, Workers())
-        with unread():
+        with unread(), Operations() as operations:
             sums = train_step(fixed, batch, config, Workers())
+        assert sorted(operations.names & WITHOUT_DETERMINISM) == []
         torch.testing.assert_close(sums, expected, rtol=1e-4, atol=1e-5)
     for name in ("student", "teacher", "policy"):
         mine, theirs = (getattr(state, name).state_dict() for state in (fixed, skipping))
@@ -213,3 +249,25 @@ def test_a_thread_makes_each_batch_once_and_in_order(monkeypatch: pytest.MonkeyP
         assert torch.equal(source(step).ids_unlabeled, feed(step).ids_unlabeled)
     source.close()
     assert asked == [3, 4, 5]
+
+
+def test_deterministic_algorithms_are_a_choice_on_a_gpu_and_hold_while_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"^train\.deterministic=true: is for a GPU .*; on a CPU"):
+        check_places(tiny_config(train={"deterministic": True}))
+    check_places(tiny_config(train={"deterministic": True}, scale={"use_gpu": True, "num_workers": 0}))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setenv(WORKSPACE, "")  # so that it is put back
+    monkeypatch.delenv(WORKSPACE)
+    seen = []
+
+    def note(*_: Any, **__: Any) -> None:
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark))
+
+    monkeypatch.setattr("dpl_ray.training.loop.train", note)
+    for deterministic in (True, False):
+        config = tiny_config(train={"deterministic": deterministic, "baseline": True})
+        train_phases(config, tiny_splits(NUM_CLASSES), Storage(str(tmp_path)), Workers(), lambda _: None)
+    assert seen == [(True, False)] * 2 + [(False, True)] * 2, "of the baseline too"
+    assert os.environ[WORKSPACE] == ":4096:8"
