@@ -232,13 +232,18 @@ def test_large_batches_are_computed_in_parts_to_the_same_bytes(monkeypatch: pyte
         numbers.clear()
 
 
+@pytest.mark.parametrize("size", [(9, 8), (5, 2), (1, 1)], ids=str)
 @pytest.mark.parametrize("num_images_in_a_block", [1, 3])
-def test_blocks_of_images_give_the_same_bytes(num_images_in_a_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    views = ViewsConfig()
-    images, uniforms = pictures(50, 3, 9, 8), random_uniforms(50, num_strong_uniforms(views))
+def test_blocks_of_images_and_pieces_of_rows_give_the_same_bytes(
+    num_images_in_a_block: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = ViewsConfig(crop_padding=0.4)
+    images, uniforms = pictures(50, 3, *size), random_uniforms(50, num_strong_uniforms(views))
+    uniforms[0], uniforms[1] = 0.0, BELOW_ONE
     expected = [view(images, uniforms, views) for view in (weak, strong)]
     monkeypatch.setattr(rounds, "BLOCK_BYTES", num_images_in_a_block * images[0].numel())
     monkeypatch.setattr(rounds, "FEW_BYTES", 0)
+    monkeypatch.setattr(augment, "WIDE", 1)
     for view, whole in zip((weak, strong), expected, strict=True):
         assert_same(view(images, uniforms, views), whole)
 
