@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from benchmarks.dpl_variants import VARIANTS
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.policies import POLICIES
+from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import Config
 from dpl_ray.config.section import suggest
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> None:
         return
     own = dict(text.split("=", 1) for text in arguments if text.partition("=")[0] in OWN)
     rest = [text for text in arguments if text.partition("=")[0] not in OWN]
-    config = load_config([*rest, "policy=dpl", "scale.num_workers=0", "scale.threads_per_worker=1"])
+    config = settle_model(load_config([*rest, "policy=dpl", "scale.num_workers=0", "scale.threads_per_worker=1"]))
     wanted = own.get("variants", "").strip("[]").split(",") if own.get("variants") else list(VARIANTS)
     for name in wanted:
         if name not in VARIANTS:

@@ -6,16 +6,18 @@ Each takes the place of dpl and changes one thing of `DynamicPseudoLabels`; its 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.ema import ema_, warmed_decay
 from dpl_ray.algorithm.freematch import fairness
-from dpl_ray.algorithm.gradient_cut import class_sums
+from dpl_ray.algorithm.gradient_cut import class_sums, cut_cross_entropy, gradient_size
+from dpl_ray.algorithm.policy import RunFacts
 from dpl_ray.algorithm.pseudo_labels import Answers, PseudoLabels
 
 
@@ -165,6 +167,143 @@ class UnalignedLabels(DynamicPseudoLabels):
         return pseudo.logits.argmax(dim=1)
 
 
+class FoldHeads(DynamicPseudoLabels):
+    """LGP learns from one half of the labelled images and HGP from the other; the band narrows by their disagreement.
+
+    d_k is the moving share of the samples with label k on which the two disagree, and the width is (1 - d_k) times the
+    distance of the states. The halves are told by the features, so that they are halves where features are stored.
+    """
+
+    apart: Tensor  # (C,) d
+
+    def __init__(self, num_features: int, num_classes: int, **parameters: Any) -> None:
+        super().__init__(num_features, num_classes, **parameters)
+        self.register_buffer("apart", torch.zeros(num_classes, dtype=torch.float64))
+
+    @torch.no_grad()
+    def statistics(self, pseudo: PseudoLabels) -> Tensor:
+        low, high = (head.argmax(dim=1) for head in self.heads(pseudo.features))
+        return torch.cat([super().statistics(pseudo), class_sums(low != high, pseudo.labels, self.num_classes)])
+
+    @torch.no_grad()
+    def update(self, statistics: Tensor) -> None:
+        rest, apart = statistics.split([9 * self.num_classes, self.num_classes])
+        count = rest[: self.num_classes]
+        ema_(self.apart, apart / count.clamp(min=1), self.ema_decay, where=count > 0)
+        super().update(rest)
+
+    def thresholds(self) -> dict[str, Tensor]:
+        found = super().thresholds()
+        return found | {"under": found["over"] - (1 - self.apart) * (found["over"] - found["under"])}
+
+    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:
+        targets, num_labeled = answers.targets, len(answers.targets)
+        all_labels = torch.cat([targets, pseudo.labels])
+        heads_logits = self.heads(torch.cat([answers.features, pseudo.features]))
+        sizes = self._sizes(torch.cat([answers.logits.float(), pseudo.logits]), heads_logits, all_labels)
+        passed = self._passes(sizes, all_labels, self.cut)
+        is_first = (answers.features.detach()[:, :1] * 2**12).round().long().remainder(2).squeeze(1) == 0
+        halves = torch.stack([is_first, ~is_first])
+        passed[:, :num_labeled] &= halves
+        losses = [cut_cross_entropy(head, all_labels, row) for head, row in zip(heads_logits, passed, strict=True)]
+        return self.heads_weight * torch.stack(losses).sum() / len(all_labels)
+
+
+class GradedHandOver(FoldHeads):
+    """The unlabelled loss moves class k of the main classifier by a share of 1 - 2 d_k alone, the features wholly."""
+
+    main: tuple[nn.Linear]  # of the student; in a tuple, since it is no part of the policy
+
+    def start_as(self, classifier: nn.Linear) -> None:
+        super().start_as(classifier)
+        self.main = (classifier,)
+
+    def trains_classifier(self, progress: float | Tensor) -> bool:  # noqa: ARG002
+        return False
+
+    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:
+        labels, weights = pseudo.labels[answers.kept], self.weights(pseudo)[answers.kept]
+        share = (1 - 2 * self.apart).clamp(0, 1).to(weights.dtype)[labels]
+        logits = self.unlabeled_logits(self.main[0](answers.features_strong.detach().float()))
+        loss = (share * weights * F.cross_entropy(logits, labels, reduction="none")).sum()
+        return super().auxiliary_loss(pseudo, answers) + loss / max(len(pseudo.labels), 1)
+
+
+class CalibratedBand(DynamicPseudoLabels):
+    """HGP learns the strong views with labels smoothed by 0.3, and its confidence replaces the main one in the band."""
+
+    SMOOTHING = 0.3
+
+    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:
+        features = torch.cat([answers.features, answers.features_strong]).detach().float()
+        labels = torch.cat([answers.targets, pseudo.labels[answers.kept]])
+        smoothed = F.cross_entropy(self.heads.high(features), labels, label_smoothing=self.SMOOTHING)
+        all_labels = torch.cat([answers.targets, pseudo.labels])
+        low = self.heads.low(torch.cat([answers.features, pseudo.features]).detach().float())
+        sizes = gradient_size(torch.cat([answers.logits.float(), pseudo.logits]), all_labels)
+        passed = self._passes(sizes.expand(2, -1), all_labels, self.cut)[0]
+        return self.heads_weight * (smoothed + cut_cross_entropy(low, all_labels, passed) / len(all_labels))
+
+    @torch.no_grad()
+    def _combined(self, pseudo: PseudoLabels) -> Tensor:
+        largest = 1 - self.SMOOTHING * (1 - 1 / self.num_classes)  # what the head says where it is sure
+        probs = self.heads.high(pseudo.features.float()).softmax(dim=1) / largest
+        told = probs.gather(1, pseudo.labels[:, None]).squeeze(1).clamp(max=1).to(pseudo.confidence.dtype)
+        over = self.thresholds()["over"][pseudo.labels].to(told.dtype)
+        return super()._combined(replace(pseudo, confidence=torch.where(pseudo.confidence < over, told, over)))
+
+
+class StableBand(DynamicPseudoLabels):
+    """In the band, samples whose label has changed since the last visit get generalized CE, q = 0.7 (one worker)."""
+
+    min_weight = -1.0  # the unstable samples have no weight in the cross-entropy
+    last: Tensor  # (pool,) int64 label of each sample at its last visit, -1 before the first one
+    Q = 0.7
+
+    def join(self, run: RunFacts) -> None:
+        super().join(run)
+        self.register_buffer("last", torch.full((run.pool_size,), -1), persistent=False)
+        self.is_stable = torch.zeros(0, dtype=torch.bool)
+
+    @torch.no_grad()
+    def statistics(self, pseudo: PseudoLabels) -> Tensor:
+        assert pseudo.facts is not None
+        self.is_stable = self.last[pseudo.facts.ids] == pseudo.labels
+        self.last[pseudo.facts.ids] = pseudo.labels
+        return super().statistics(pseudo)
+
+    def _is_unstable(self, pseudo: PseudoLabels) -> Tensor:
+        over = self.thresholds()["over"][pseudo.labels].to(pseudo.confidence.dtype)
+        return (pseudo.confidence < over) & ~self.is_stable
+
+    def weights(self, pseudo: PseudoLabels) -> Tensor:
+        return torch.where(self._is_unstable(pseudo), 0.0, super().weights(pseudo))
+
+    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:
+        kept, labels = answers.kept, pseudo.labels[answers.kept]
+        weights = torch.where(self._is_unstable(pseudo), super().weights(pseudo), 0.0)[kept]
+        probs = self.unlabeled_logits(answers.logits_strong).softmax(dim=1).gather(1, labels[:, None]).squeeze(1)
+        loss = (weights * (1 - probs.clamp(min=1e-6) ** self.Q) / self.Q).sum() / max(len(pseudo.labels), 1)
+        return super().auxiliary_loss(pseudo, answers) + loss
+
+
+class BoundedNegatives(DynamicPseudoLabels):
+    """Adds (1 - w) / |N| * the sum over N of -log(1 - p_strong): N are classes out of the top 2 that HGP rules out."""
+
+    min_weight = -1.0  # the samples of no weight are what the negatives are for
+    TOP = 2
+
+    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:
+        kept = answers.kept
+        with torch.no_grad():
+            ruled_out = self.heads(pseudo.features[kept])[1].softmax(dim=1) < 1 / (2 * self.num_classes)
+            ruled_out &= ~torch.zeros_like(ruled_out).scatter(1, pseudo.probs[kept].topk(self.TOP).indices, True)
+        probs = self.unlabeled_logits(answers.logits_strong).softmax(dim=1)
+        negatives = -(torch.log1p(-probs.clamp(max=1 - 1e-6)) * ruled_out).sum(dim=1)
+        share = (1 - self.weights(pseudo)[kept]) / ruled_out.sum(dim=1).clamp(min=1)
+        return super().auxiliary_loss(pseudo, answers) + (share * negatives).sum() / max(len(pseudo.labels), 1)
+
+
 VARIANTS: dict[str, type[DynamicPseudoLabels]] = {
     "entropy_cut": EntropyCut,
     "median_boundary": MedianBoundary,
@@ -177,4 +316,9 @@ VARIANTS: dict[str, type[DynamicPseudoLabels]] = {
     "heads_must_agree": NoAgreementNoWeight,
     "no_exploration": NoThresholdBelow,
     "unaligned_labels": UnalignedLabels,
+    "fold_heads": FoldHeads,
+    "graded_hand_over": GradedHandOver,
+    "calibrated_band": CalibratedBand,
+    "stable_band": StableBand,
+    "bounded_negatives": BoundedNegatives,
 }

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.dpl_variants import VARIANTS
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.policies import POLICIES
+from dpl_ray.algorithm.policy import RunFacts
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
 from dpl_ray.config.policies import DplConfig
 from dpl_ray.training.distributed import Workers
@@ -170,6 +171,117 @@ def check_unaligned_labels(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabel
     assert variant.targets(pseudo).tolist() != pseudo.labels.tolist(), "alignment has moved some of these"
 
 
+def check_fold_heads(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    pseudo = answers(dpl)
+    features = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 0.5], [3.0, 0.5]]) / 2**12  # even, odd, even, odd
+    labeled, targets = torch.tensor([[0.0, 2.0, 0.0]] * 4), torch.tensor([0, 0, 1, 2])
+    found = answers_of(features, labeled, targets)
+    expected = 0.0
+    for index, head in enumerate((dpl.heads.low, dpl.heads.high)):
+        samples = [
+            *((features[row], labeled[row], int(targets[row])) for row in range(4) if row % 2 == index),
+            *zip(pseudo.features, pseudo.logits, pseudo.labels.tolist(), strict=True),
+        ]
+        for feature, logits, label in samples:
+            size, limit = 1 - float(logits.softmax(dim=0)[label]), float(dpl.cut[index, label])
+            if size <= limit if index == 0 else size >= limit:
+                expected -= float(head(feature).log_softmax(dim=0)[label]) / 24
+    assert float(variant.auxiliary_loss(pseudo, found)) == pytest.approx(expected, abs=1e-5)
+
+    variant.update(variant.statistics(pseudo))
+    low, high = (head.argmax(dim=1) for head in dpl.heads(pseudo.features))
+    states = variant.states
+    for k in range(NUM_CLASSES):
+        mine = pseudo.labels == k
+        apart = 0.01 * float((low != high)[mine].double().mean())
+        assert float(variant.get_buffer("apart")[k]) == pytest.approx(apart)
+        width = (1 - apart) * float(states[:, k].amax() - states[:, k].amin())
+        assert float(variant.thresholds()["under"][k]) == pytest.approx(float(states[:, k].amax()) - width)
+
+
+def check_graded_hand_over(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    pseudo, features = answers(dpl), torch.randn(20, 2, generator=torch.Generator().manual_seed(2))
+    apart, main = [0.1, 0.6, 0.0], nn.Linear(2, NUM_CLASSES)
+    variant.start_as(main)
+    variant.heads.load_state_dict(dpl.heads.state_dict())
+    variant.get_buffer("apart").copy_(torch.tensor(apart))
+    folds = VARIANTS["fold_heads"](2, NUM_CLASSES, **DEFAULTS)
+    folds.load_state_dict(variant.state_dict())
+    labeled = torch.zeros(4, 2), torch.zeros(4, NUM_CLASSES), torch.zeros(4, dtype=torch.int64)
+    found = answers_of(*labeled, logits_strong=main(features), features_strong=features)
+    expected, weights = 0.0, variant.weights(pseudo).tolist()
+    for feature, label, weight in zip(features, pseudo.labels.tolist(), weights, strict=True):
+        share = max(1 - 2 * apart[label], 0)
+        expected -= share * weight * float(main(feature).log_softmax(dim=0)[label]) / 20
+    more = variant.auxiliary_loss(pseudo, found) - folds.auxiliary_loss(pseudo, found)
+    assert float(more) == pytest.approx(expected, abs=1e-5)
+    assert variant.trains_classifier(0.9) is False, "the other loss leaves the classifier alone"
+
+
+def check_calibrated_band(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    pseudo, over, under = answers(dpl), dpl.thresholds()["over"].tolist(), dpl.thresholds()["under"].tolist()
+    _, high = dpl.heads(pseudo.features)
+    for row, said, label, confidence in zip(
+        variant.weights(pseudo).tolist(),
+        high.softmax(dim=1),
+        pseudo.labels.tolist(),
+        pseudo.confidence.tolist(),
+        strict=True,
+    ):
+        told = min(float(said[label]) / (1 - 0.3 * 2 / 3), 1) if confidence < over[label] else 1.0
+        width = over[label] - under[label]
+        assert row == pytest.approx(math.exp(-(min(told - over[label], 0) ** 2) / (2 * width**2)), abs=1e-5)
+    features = torch.randn(20, 2, generator=torch.Generator().manual_seed(2))
+    labeled = torch.zeros(4, 2), torch.zeros(4, NUM_CLASSES), torch.zeros(4, dtype=torch.int64)
+    found = answers_of(*labeled, logits_strong=torch.zeros(20, NUM_CLASSES), features_strong=features)
+    expected = 0.0
+    for feature, label in [*zip(labeled[0], [0] * 4, strict=True), *zip(features, pseudo.labels.tolist(), strict=True)]:
+        log_probs = dpl.heads.high(feature).log_softmax(dim=0)
+        expected -= (0.7 * float(log_probs[label]) + 0.1 * float(log_probs.sum())) / 24
+    low = [*zip(*labeled, strict=True), *zip(pseudo.features, pseudo.logits, pseudo.labels, strict=True)]
+    for feature, logits, target in low:
+        if 1 - float(logits.softmax(dim=0)[target]) <= float(dpl.cut[0, target]):
+            expected -= float(dpl.heads.low(feature).log_softmax(dim=0)[target]) / 24
+    assert float(variant.auxiliary_loss(pseudo, found)) == pytest.approx(expected, abs=1e-5)
+
+
+def check_stable_band(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    pseudo, strong = answers(dpl), torch.randn(20, NUM_CLASSES, generator=torch.Generator().manual_seed(2))
+    variant.join(RunFacts(30, 20))
+    last = pseudo.labels.clone()
+    last[::2] = (last[::2] + 1) % NUM_CLASSES
+    variant.get_buffer("last")[:20] = last
+    variant.statistics(pseudo)
+    assert torch.equal(variant.get_buffer("last")[:20], pseudo.labels)
+    over, weights, expected = dpl.thresholds()["over"].tolist(), dpl.weights(pseudo).tolist(), 0.0
+    for index, (label, confidence) in enumerate(zip(pseudo.labels.tolist(), pseudo.confidence.tolist(), strict=True)):
+        is_unstable = index % 2 == 0 and confidence < over[label]
+        assert float(variant.weights(pseudo)[index]) == (0 if is_unstable else weights[index])
+        if is_unstable:
+            expected += weights[index] * (1 - float(strong[index].softmax(dim=0)[label]) ** 0.7) / 0.7 / 20
+    labeled = torch.zeros(4, 2), torch.zeros(4, NUM_CLASSES), torch.zeros(4, dtype=torch.int64)
+    found = answers_of(*labeled, logits_strong=strong)
+    more = variant.auxiliary_loss(pseudo, found) - dpl.auxiliary_loss(pseudo, found)
+    assert expected > 0
+    assert float(more) == pytest.approx(expected, abs=1e-5)
+
+
+def check_bounded_negatives(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    for policy in (variant, dpl):  # so sure that it rules classes out
+        policy.heads.high.weight.mul_(20)
+    more, strong, pseudo = auxiliary_losses(variant, dpl)
+    weights, (_, high), expected = dpl.weights(pseudo).tolist(), dpl.heads(pseudo.features), 0.0
+    for row, said, weight, probs in zip(
+        strong.softmax(dim=1).tolist(), high.softmax(dim=1).tolist(), weights, pseudo.probs.tolist(), strict=True
+    ):
+        least = probs.index(min(probs))  # of three classes two are the top ones
+        if said[least] < 1 / 6:
+            expected -= (1 - weight) * math.log(1 - row[least]) / 20
+    assert expected > 0
+    assert more == pytest.approx(expected, abs=1e-5)
+    assert variant.min_weight < 0, "samples of no weight are taken in"
+
+
 CHECKS: dict[str, Callable[[DynamicPseudoLabels, DynamicPseudoLabels], None]] = {
     "entropy_cut": check_entropy_cut,
     "median_boundary": check_median_boundary,
@@ -182,6 +294,11 @@ CHECKS: dict[str, Callable[[DynamicPseudoLabels, DynamicPseudoLabels], None]] = 
     "heads_must_agree": check_heads_must_agree,
     "no_exploration": check_no_exploration,
     "unaligned_labels": check_unaligned_labels,
+    "fold_heads": check_fold_heads,
+    "graded_hand_over": check_graded_hand_over,
+    "calibrated_band": check_calibrated_band,
+    "stable_band": check_stable_band,
+    "bounded_negatives": check_bounded_negatives,
 }
 
 
