@@ -93,8 +93,8 @@ def test_an_ablation_shows_differences_and_seeds_of_what_can_be_measured_again()
         row("digits-2", "better", 0.8),
     ]
     assert tables.ablation(rows).splitlines()[2:] == [
-        "| better |  | +20.00 (2) |  |  |  |",
-        "| worse | -10.00 (1) |  |  |  | 0.90, 0.80 |",
+        "| better |  | +20.00 (2) |  |  |  |  |  |",
+        "| worse | -10.00 (1) |  |  |  |  |  | 0.90, 0.80 |",
         "",
         "On fashion14-4, 0 of 1 changes have a higher mean than dpl.",
     ]
