@@ -25,7 +25,7 @@ from dpl_ray.data.batches.augment import WEAK_UNIFORMS, num_strong_uniforms, str
 NUM_REPEATS = 7
 #: Side of the images -> bounds on the ratios of the weak and the strong view.
 LEAST_RATIOS: dict[int, dict[str, float]] = {
-    32: {"weak": 20.0, "strong": 10.0},
+    32: {"weak": 20.0, "strong": 15.0},
     96: {"strong": 5.0},
     224: {"weak": 5.0, "strong": 2.0},
 }
