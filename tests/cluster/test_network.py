@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import pytest
 
+from dpl_ray.cluster import local
 from dpl_ray.cluster.workers import run_workers
 from dpl_ray.config.schema import ScaleConfig
 from dpl_ray.training.distributed import Workers
@@ -105,6 +106,11 @@ def look(payload: dict[str, Any], _tell: Callable[[Any], None], _stop: Event) ->
 def _see(payload: dict[str, Any]) -> dict[str, Any]:
     driver = psutil.Process(payload["driver"])
     names = {process.pid: process.name() for process in (driver, *driver.children(recursive=True))}
+    settings = {
+        names[pid]: {key: psutil.Process(pid).environ().get(key) for key in local.SETTINGS}
+        for pid in names
+        if names[pid] in local.SERVICES
+    }
     listening = [
         (names[each.pid], each.laddr.ip.removeprefix("::ffff:"), each.laddr.port)
         for each in psutil.net_connections("tcp")
@@ -119,7 +125,7 @@ def _see(payload: dict[str, Any]) -> dict[str, Any]:
             command = ["nsenter", f"--target={payload['stranger']}", "--net", sys.executable, "-c", TRY_ALL, HERE]
             found = subprocess.run([*command, *ports], capture_output=True, text=True, check=True).stdout.split()
         reached = ["control" if port == control else port for port in found]
-    return {"listening": listening, "reached": reached, "answers": answers}
+    return {"listening": listening, "reached": reached, "answers": answers, "settings": settings}
 
 
 def _ask(name: str, port: int) -> str:
@@ -160,6 +166,12 @@ def test_all_that_listens_in_a_run_listens_on_loopback(seen: dict[str, Any]) -> 
     assert {"gcs_server", "raylet", "ray::RuntimeEnvAgent"} <= {name for name, *_ in listening}
     assert len([name for name, *_ in listening if name == "ray::RayTrainWorker"]) >= 2 + 2 + 1
     assert [each for each in listening if each[1] not in ("127.0.0.1", "::1")] == []
+
+
+def test_the_services_keep_neither_tasks_nor_metrics(seen: dict[str, Any]) -> None:
+    kept = {"RAY_task_events_report_interval_ms": "0", "RAY_enable_metrics_collection": "0"}
+    assert set(seen["settings"]) == set(local.SERVICES)
+    assert [found | kept for found in seen["settings"].values()] == [*seen["settings"].values()]
 
 
 def test_nobody_at_another_address_reaches_a_run(seen: dict[str, Any]) -> None:
