@@ -8,7 +8,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from rich.console import Console
 
 from dpl_ray.checking.checked import run_checks
@@ -21,7 +20,7 @@ from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config
 from dpl_ray.page.console import open_console
 from dpl_ray.page.result import Result
-from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.outputs import open_output
 from dpl_ray.store.storage import Storage
 
 
@@ -77,11 +76,7 @@ def check(
 
 def _place(output: str) -> Storage:
     """Where the page is to be; `ValueError` where it cannot be written."""
-    try:
-        place = Storage(output)
-        place.parent.check_writable()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"output={output}: cannot be written ({one_line(error)}); give another file") from None
+    place = open_output(output, "file")
     if place.is_local and Path(place.path).is_dir():
         raise ValueError(f"output={output}: is a folder; give a file in it, as output={output.rstrip('/')}/check.html")
     if not place.name.endswith(".html"):

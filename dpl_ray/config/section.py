@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 LONGEST = 600  # characters of a message about a mistake
@@ -39,6 +39,17 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+
+
+def ends_in(extension: str) -> AfterValidator:
+    """Of a field: its text is empty, or a file name of this extension."""
+
+    def check(name: str | None) -> str | None:
+        if name and not name.lower().endswith(extension):
+            raise ValueError(f"must end in {extension}")
+        return name
+
+    return AfterValidator(check)
 
 
 def validated(model: type[S], values: Mapping[str, Any]) -> S:

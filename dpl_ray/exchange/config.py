@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from dpl_ray.config.overrides import JobConfig
+from dpl_ray.config.section import ends_in
 
 Format = Literal["csv", "label_studio", "coco", "fiftyone", "image_folder"]
 
@@ -42,14 +43,9 @@ class ImportLabelsConfig(JobConfig):
         description="JSON that Label Studio or a tool of COCO's form has exported, FiftyOne's labels.json, or a folder "
         "with a subfolder per class; required",
     )
-    output: str = Field("", description="new CSV of path,label, as data.train and `review` take it; required")
+    output: Annotated[str, ends_in(".csv")] = Field(
+        "", description="new CSV of path,label, as data.train and `review` take it; required"
+    )
     root: str | None = Field(
         None, description="folder that relative paths of images start from; null: the one of the annotations"
     )
-
-    @field_validator("output")
-    @classmethod
-    def _is_csv(cls, output: str) -> str:
-        if output and not output.lower().endswith(".csv"):
-            raise ValueError("must end in .csv")
-        return output

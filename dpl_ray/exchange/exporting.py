@@ -34,7 +34,7 @@ from dpl_ray.exchange.formats import Exported
 from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result
 from dpl_ray.reviewing.labels import Labels, open_labels
-from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.outputs import check_free, open_output
 from dpl_ray.store.records import csv_text
 from dpl_ray.store.storage import Storage
 
@@ -104,17 +104,10 @@ def _batches(labels: Labels, *, selected_only: bool) -> Iterator[list[Exported]]
 
 
 def _open_output(config: ExportLabelsConfig) -> Storage:
-    given = config.output
-    try:
-        output = Storage(given)
-        output.check_writable()
-        found = output.list()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"output={given}: cannot be written ({one_line(error)}); give another folder") from None
-    if found:
-        raise ValueError(f"output={given}: is there already and not empty; give a new folder")
+    output = open_output(config.output)
+    check_free(output)
     if not output.is_local and config.format == "image_folder" and not config.copies:
-        raise ValueError(f"output={given}: a bucket holds no links; give copies=true, or a local folder")
+        raise ValueError(f"output={config.output}: a bucket holds no links; give copies=true, or a local folder")
     return output
 
 

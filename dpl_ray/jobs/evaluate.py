@@ -25,7 +25,7 @@ from dpl_ray.page.result import Result, percent
 from dpl_ray.report.accuracy import calibration_section, confusion_section, pictures_section
 from dpl_ray.report.intervals import Interval, score_intervals
 from dpl_ray.runs.provenance import describe_code
-from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.outputs import check_free, open_output
 from dpl_ray.store.records import csv_text
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import open_checkpoint
@@ -123,15 +123,9 @@ def told(value: float, interval: Interval) -> str:
 
 def _open_output(config: EvaluateConfig, checkpoint: Storage) -> Storage:
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", config.data).strip("-.")[-60:]
-    try:
-        output = Storage(config.output) if config.output else checkpoint.parent / f"evaluation-{slug}"
-        output.check_writable()
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"output={config.output}: cannot be written ({one_line(error)}); give another folder"
-        ) from None
-    if config.output and output.list() and not (output / SCORES_FILE).exists():
-        raise ValueError(f"output={config.output}: is there already and holds no evaluation; take another folder")
+    output = open_output(config.output or str(checkpoint.parent / f"evaluation-{slug}"))
+    if config.output:
+        check_free(output, SCORES_FILE, "evaluation")
     return output
 
 

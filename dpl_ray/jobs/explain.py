@@ -27,7 +27,8 @@ from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.page.html import Page, Section, Table, render_page
 from dpl_ray.page.pictures import encode_png
 from dpl_ray.page.result import Result
-from dpl_ray.store.file_systems import one_line, split_options
+from dpl_ray.store.file_systems import split_options
+from dpl_ray.store.outputs import open_output
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import ModelInfo, load_config_and_info, open_checkpoint
 
@@ -92,7 +93,7 @@ def explain(
     if image_column:
         config = config.changed(data={"image_column": image_column})
     slug = _slug(fspath(sample) if not isinstance(sample, int) else str(sample))
-    file = _writable(fspath(output)) if output else place.parent / f"explanation-{slug}.html"
+    file = open_output(fspath(output), "file") if output else place.parent / f"explanation-{slug}.html"
     image, sample_id, known = _read(str(sample) if isinstance(sample, int) else fspath(sample), config, info)
     found = _explain(place, image, sample_id, str(file))
     _page(found, image, known, config, info, str(place)).write(file)
@@ -103,18 +104,6 @@ def _slug(sample: str) -> str:
     """Of the name of a page: the sample's, without the options of its address."""
     path = split_options(sample)[0] if "://" in sample else sample
     return re.sub(r"[^A-Za-z0-9.]+", "-", path).strip("-")[-60:]
-
-
-def _writable(output: str) -> Storage:
-    """The file, which can be written; `ValueError` where it cannot."""
-    try:
-        file = Storage(output)
-        file.parent.check_writable()
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"output={output}: cannot be written ({one_line(error)}); give a file in a folder that you may write to"
-        ) from None
-    return file
 
 
 def _read(sample: str, config: Config, info: ModelInfo) -> tuple[NDArray[np.uint8], str, str | None]:

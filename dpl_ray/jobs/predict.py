@@ -20,6 +20,7 @@ from dpl_ray.inference.images import list_images
 from dpl_ray.inference.predictions import COLUMNS
 from dpl_ray.jobs.predict_config import PredictConfig
 from dpl_ray.page.console import Progress, console_table, show
+from dpl_ray.store.outputs import open_output
 from dpl_ray.store.records import csv_text
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import feature_spec, load_config_and_info, open_checkpoint
@@ -85,13 +86,9 @@ def _open_output(given: str | None) -> Storage | None:
     """The file, unless it is something else than predictions, or cannot be written."""
     if given is None:
         return None
-    output = Storage(given)
+    output = open_output(given, "file")
     if output.exists() and output.read_from(0)[: len(HEADER)] != HEADER.encode():
         raise ValueError(f"output={given}: is there already and holds no predictions; take another, or remove it")
-    try:
-        output.parent.check_writable()
-    except OSError as error:
-        raise ValueError(f"output={given}: cannot be written ({error}); give another file") from None
     return output
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from dpl_ray.config.overrides import JobConfig
 from dpl_ray.config.schema import Temperature
+from dpl_ray.config.section import ends_in
 
 
 class PredictConfig(JobConfig):
@@ -22,15 +23,12 @@ class PredictConfig(JobConfig):
         description="a photo, a folder, a glob or parquet files, s3:// too, or a list of them; or features that "
         "dpl-ray embed wrote; required",
     )
-    output: str | None = Field(None, description="CSV file of the predictions; null: they are shown and not kept")
+    output: Annotated[str | None, ends_in(".csv")] = Field(
+        None, min_length=1, description="CSV file of the predictions; null: they are shown and not kept"
+    )
     image_column: str | None = Field(None, description="parquet column of the images; null: the one of training")
     batch_size: int = Field(256, ge=1, description="images that pass through the model at once")
     temperature: Temperature = 1.0
-
-    @field_validator("output")
-    @classmethod
-    def _is_csv(cls, output: str | None) -> str | None:
-        return output if output is None else _ending(output, ".csv")
 
 
 class ExportConfig(JobConfig):
@@ -39,16 +37,7 @@ class ExportConfig(JobConfig):
     required: ClassVar = {"checkpoint": "runs/NAME", "output": "model.onnx"}
 
     checkpoint: str = Field("", description="folder step-N, or of a run (its newest checkpoint); required")
-    output: str = Field("", description="file of the model, whose name ends in .onnx; required")
+    output: Annotated[str, ends_in(".onnx")] = Field(
+        "", description="file of the model, whose name ends in .onnx; required"
+    )
     temperature: Temperature = 1.0
-
-    @field_validator("output")
-    @classmethod
-    def _is_onnx(cls, output: str) -> str:
-        return output and _ending(output, ".onnx")
-
-
-def _ending(output: str, extension: str) -> str:
-    if not output.lower().endswith(extension):
-        raise ValueError(f"must end in {extension}")
-    return output

@@ -40,6 +40,7 @@ from dpl_ray.reviewing.labels import Labels, open_labels
 from dpl_ray.reviewing.page import Item, write_review
 from dpl_ray.runs.provenance import describe_code
 from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.outputs import check_free, open_output
 from dpl_ray.store.records import csv_text, read_json, write_json
 from dpl_ray.store.storage import Storage
 
@@ -82,7 +83,8 @@ def review(
     """
     config, console = read_given(config, keywords, ReviewConfig.load, ReviewConfig), open_console(console)
     labels = open_labels("labels", config.labels)
-    output = _open_output(config, labels)
+    output = open_output(config.output or str(labels.storage.parent / f"{labels.storage.name}-review"))
+    check_free(output, DRAW_FILE, "review")
     kept = _read_draw(output)
     if config.answers is None:
         return _draw(config, labels, output, kept, console)
@@ -91,19 +93,6 @@ def review(
     if kept.review.partition("-")[0] != labels.identity:
         raise ValueError(f"output={output}: is a review of other labels than labels={config.labels}")
     return _judge(config, labels, output, kept, console)
-
-
-def _open_output(config: ReviewConfig, labels: Labels) -> Storage:
-    try:
-        output = Storage(config.output) if config.output else labels.storage.parent / f"{labels.storage.name}-review"
-        output.check_writable()
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"output={config.output}: cannot be written ({one_line(error)}); give another folder"
-        ) from None
-    if output.list() and not (output / DRAW_FILE).exists():
-        raise ValueError(f"output={output}: is there already and holds no review; take another folder")
-    return output
 
 
 def _read_draw(output: Storage) -> Draw | None:

@@ -40,7 +40,7 @@ from dpl_ray.reviewing.page import Item, write_review
 from dpl_ray.reviewing.suggest_config import SuggestConfig
 from dpl_ray.runs.folder import run_of
 from dpl_ray.runs.splits import read_splits
-from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.outputs import check_free, open_output
 from dpl_ray.store.records import csv_text, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import MANIFEST, load_config_and_info, open_checkpoint
@@ -108,7 +108,9 @@ def suggest(
     """
     config, console = read_given(config, keywords, SuggestConfig.load, SuggestConfig), open_console(console)
     labels = open_labels("labels", config.labels)
-    output, checkpoint = _open_output(config, labels), _open_checkpoint(config, labels)
+    output = open_output(config.output or str(labels.storage.parent / f"{labels.storage.name}-suggestions"))
+    check_free(output)
+    checkpoint = _open_checkpoint(config, labels)
     pool = labels.open_pool(config.pool)
     drawn = draw_candidates(labels, max(MIN_CANDIDATES, CANDIDATES_EACH * config.budget), config.seed)
     trained, _ = load_config_and_info(checkpoint)
@@ -128,20 +130,6 @@ def suggest(
         num_candidates=len(images),
         num_seen=drawn.num_seen,
     )
-
-
-def _open_output(config: SuggestConfig, labels: Labels) -> Storage:
-    beside = labels.storage.parent / f"{labels.storage.name}-suggestions"
-    try:
-        output = Storage(config.output) if config.output else beside
-        output.check_writable()
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"output={config.output}: cannot be written ({one_line(error)}); give another folder"
-        ) from None
-    if output.list():
-        raise ValueError(f"output={output}: is there already and not empty; take another folder")
-    return output
 
 
 def _open_checkpoint(config: SuggestConfig, labels: Labels) -> Storage:
