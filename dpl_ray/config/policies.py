@@ -87,9 +87,9 @@ class DplConfig(Section):
     )
     shares: tuple[Annotated[float, Field(gt=0)], ...] | Literal["equal", "labels", "estimated"] | None = Field(
         None,
-        description="what is known of the pool's classes, for the alignment: a number for each class, in the order of "
-        "their names, in proportion to its images; equal: all are as frequent; labels: the pool is as the labelled "
-        "images are; estimated: nothing, the pseudo-labels say it; null: equal, on stored features estimated",
+        description="how frequent the pool's classes are: a number for each, in the order of their names, in "
+        "proportion to its images; equal: all alike; labels: as the labelled images are; estimated: as the "
+        "pseudo-labels say; null: equal, on stored features estimated",
     )
     balanced_softmax: bool = Field(
         True, description="whether the labelled loss corrects for classes that have more labelled images than others"
