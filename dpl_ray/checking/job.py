@@ -18,7 +18,8 @@ from dpl_ray.checking.timing import Timing
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.given import read_given
 from dpl_ray.config.schema import Config
-from dpl_ray.page.console import open_console
+from dpl_ray.data.formats.rows import shards_told
+from dpl_ray.page.console import Progress, open_console
 from dpl_ray.page.result import Result
 from dpl_ray.store.outputs import open_output
 from dpl_ray.store.storage import Storage
@@ -67,7 +68,8 @@ def check(
     """
     config, console = read_given(config, keywords, load_config), open_console(console)
     place = None if output is None else _place(fspath(output))
-    checked = run_checks(config)
+    with Progress(console, "shards looked at") as listing, shards_told(listing.update):
+        checked = run_checks(config)
     show_checked(checked, console)
     if place is not None:
         make_page(checked).write(place)

@@ -19,7 +19,7 @@ from dpl_ray.data.files.kinds import as_text
 from dpl_ray.data.files.listing import list_files
 from dpl_ray.data.files.location import indexes_in, open_location, would_list
 from dpl_ray.data.files.reach import Reach
-from dpl_ray.data.formats.rows import list_pool
+from dpl_ray.data.formats.rows import list_pool, shards_told
 from dpl_ray.data.labeled.classes import check_class_names, find_class_names
 from dpl_ray.data.labeled.records import form_of, is_table, list_records
 from dpl_ray.data.labels import clean_name, label_indices
@@ -28,7 +28,7 @@ from dpl_ray.embedding.config import EmbedConfig
 from dpl_ray.labeling.fill import check_bad, count_workers, fill, place_of
 from dpl_ray.labeling.ledger import Ledger
 from dpl_ray.labeling.plan import rows_per_block
-from dpl_ray.page.console import open_console, show
+from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result
 from dpl_ray.store.lock import sole_use
 
@@ -98,7 +98,8 @@ def embed(
         table = list_records(_data(config, "image_folder"), "pool", config.pool)
         listed = files_named(table, sorted(table.ids))
     else:
-        listed = list_pool(location, image_column=config.image_column)
+        with Progress(console, "shards looked at") as listing, shards_told(listing.update):
+            listed = list_pool(location, image_column=config.image_column)
     listed.check_image_column("image_column")
     listed.check_unopened("max_bad_fraction", config.max_bad_fraction)
     num_workers = count_workers(config.scale, len(listed))

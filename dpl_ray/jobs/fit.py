@@ -24,6 +24,7 @@ from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.data.dataset import ImageSet, Source, Splits
 from dpl_ray.data.files.kinds import as_text
 from dpl_ray.data.files.location import indexes_in
+from dpl_ray.data.formats.rows import shards_told
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.jobs.checks import check_places
 from dpl_ray.jobs.phases import run_phases
@@ -115,7 +116,8 @@ def run_training(
         ends_at: when the training is interrupted, by `time.monotonic()`; None: never.
     """
     with checked_resources(config.scale):
-        with indexes_in(config.run.storage_path):
+        listing = Progress(console, "shards looked at")
+        with listing, shards_told(listing.update), indexes_in(config.run.storage_path):
             config, uri, splits, why = _check(settle_model(config), read)
         storage = run_storage(config)
         with sole_use(f"run.name={storage.name}", storage):

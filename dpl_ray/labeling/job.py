@@ -25,7 +25,7 @@ from dpl_ray.data.features.folder import has_features, list_features
 from dpl_ray.data.features.rows import FeatureFiles
 from dpl_ray.data.files.kinds import as_text
 from dpl_ray.data.files.location import Location, indexes_in, open_location, would_list
-from dpl_ray.data.formats.rows import PoolFiles, list_pool
+from dpl_ray.data.formats.rows import PoolFiles, list_pool, shards_told
 from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.labeling.certificate import Certificate
 from dpl_ray.labeling.certificate_page import draw_warnings, make_page, summarize, told
@@ -37,7 +37,7 @@ from dpl_ray.labeling.held_out import HeldOut, certify_pool, open_held_out
 from dpl_ray.labeling.ledger import SUMMARY_NAME, Ledger
 from dpl_ray.labeling.parts import NUM_BINS, Counts, histogrammed
 from dpl_ray.labeling.plan import rows_per_block
-from dpl_ray.page.console import open_console, show
+from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result, percent
 from dpl_ray.report.usable import known_health, refuse_useless
 from dpl_ray.runs.provenance import describe_code
@@ -159,7 +159,8 @@ def label_pool(
     same_system = ledger.storage.scheme == source.location.scheme
     if same_system and would_list(source.location, (ledger.storage / "part.parquet").path):
         raise ValueError(f"output={config.output}: lies in the pool, which would grow by its own labels; take another")
-    listed = source.list_pool()
+    with Progress(console, "shards looked at") as listing, shards_told(listing.update):
+        listed = source.list_pool()
     num_workers = count_workers(config.scale, len(listed))
     with sole_use(f"output={config.output}", ledger.books, ledger.storage):
         ledger.begin(listed, rows_per_block(config.rows_per_part, source.bytes_per_row(listed)))

@@ -16,10 +16,13 @@ import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from dpl_ray import fit
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.files.location import indexes_in, open_location
 from dpl_ray.data.files.reach import OUTSIDE
+from dpl_ray.data.formats import rows as formats_rows
 from dpl_ray.data.formats import tar
 from dpl_ray.data.formats.rows import PoolFiles, list_pool
 from dpl_ray.data.formats.samples import read_samples
@@ -332,3 +335,25 @@ def test_json_that_is_odd_gives_no_label() -> None:
     for content in (b"", b"[1]", b"{", b'{"label": [1]}', b'{"label": true}', b"[" * 100_000, b"\xff"):
         assert tar._parse("json", content, "label") is None
     assert tar._parse("json", json.dumps({"label": 1.0}).encode(), "label") == "1.0"
+
+
+def test_what_takes_long_to_list_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        write_shard(tmp_path / f"{number}.tar", range(2))
+    told: list[tuple[int, int]] = []
+    for seconds, expected in ((60.0, []), (-1.0, [(1, 3), (2, 3), (3, 3)])):
+        monkeypatch.setattr(formats_rows, "SECONDS_UNTOLD", seconds)
+        with formats_rows.shards_told(lambda done, total: told.append((done, total))):
+            pool(tmp_path)
+        pool(tmp_path)
+        assert told == expected
+
+
+def test_a_training_shows_how_far_the_listing_of_its_pool_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats_rows, "SECONDS_UNTOLD", -1.0)
+    write_shard(tmp_path / "x.tar", range(4))
+    shown = io.StringIO()
+    given = ["data=webdataset", f"data.train={tmp_path}/x.tar", f"run.storage_path={tmp_path}/runs", "run.name=a"]
+    with pytest.raises(ValueError, match="data"):  # so few images
+        fit([*given, "tracking.enabled=false", "scale.num_workers=0"], console=Console(file=shown, width=120))
+    assert "1/1 shards looked at" in shown.getvalue()

@@ -7,9 +7,12 @@ few numbers a file, never anything a sample. Rows are called by (file, row); `sa
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -34,6 +37,8 @@ _NUM_THREADS = 32  # that look at shards: they wait for files
 _SHARDS_AT_A_TIME = 4096  # that wait for a thread
 _PATHS_AT_A_TIME = 65_536  # that are text
 _MAX_NAMED = 20  # files in a message
+SECONDS_UNTOLD = 3.0  # of looking at shards
+_tell: ContextVar[Callable[[int, int], None]] = ContextVar("tell", default=lambda _done, _total: None)
 
 Row = tuple[str, Payload, Label]
 """Sample id, encoded image and label."""
@@ -326,10 +331,37 @@ def _look_at(location: Location, paths: pa.LargeStringArray, label_column: str |
         return ShardRows([1], is_broken=True) if rows is None else ShardRows(rows)
 
     found: list[ShardRows] = []
+    say = teller(len(paths))
     with ThreadPoolExecutor(_NUM_THREADS) as executor:
         for start in range(0, len(paths), _SHARDS_AT_A_TIME):
-            found += executor.map(look, paths.slice(start, _SHARDS_AT_A_TIME).to_pylist())
+            for rows in executor.map(look, paths.slice(start, _SHARDS_AT_A_TIME).to_pylist()):
+                found.append(rows)
+                say(len(found))
     return found
+
+
+def teller(total: int) -> Callable[[int], None]:
+    """Called with how many of so many shards are looked at: says it where that takes long."""
+    tell, began = _tell.get(), time.monotonic()
+
+    def say(done: int) -> None:
+        if time.monotonic() - began > SECONDS_UNTOLD:
+            tell(done, total)
+
+    return say
+
+
+@contextmanager
+def shards_told(tell: Callable[[int, int], None]) -> Iterator[None]:
+    """Of shards that are listed within, say how many are looked at and how many there are, where that takes long.
+
+    The index of a large tar takes a request for each of its images.
+    """
+    token = _tell.set(tell)
+    try:
+        yield
+    finally:
+        _tell.reset(token)
 
 
 def rows_of_tar(num_rows: int) -> list[int]:

@@ -32,7 +32,7 @@ from dpl_ray.data.files.shards import are_parquet, are_shards, are_tars, is_tar,
 from dpl_ray.data.files.spelling import Spelling
 from dpl_ray.data.formats import tar
 from dpl_ray.data.formats.parquet import read_labels
-from dpl_ray.data.formats.rows import PoolFiles, Row, ShardRows, pool_of, rows_of_tar
+from dpl_ray.data.formats.rows import PoolFiles, Row, ShardRows, pool_of, rows_of_tar, teller
 from dpl_ray.data.formats.samples import read_samples
 from dpl_ray.data.images.decode import Payload
 from dpl_ray.data.labeled.layout import check_layout
@@ -201,6 +201,7 @@ def _read_shards(
     labels: list[Label] = []
     shard_rows: list[ShardRows] = []
     named_by: dict[tuple[str, ...] | None, str] = {}  # the names of the indices -> the first file that has them
+    say = teller(len(paths))
     for path in paths:
         file = location.name(path)
         if is_tar(path):
@@ -220,6 +221,7 @@ def _read_shards(
                 origin = "data.class_names" if class_names == data.class_names else file
             found = _in_order(location, new_ids, found, names, class_names, (file, origin))
         shard_rows.append(ShardRows(groups, left_out=left_out))
+        say(len(shard_rows))
         ids += new_ids
         labels += found
     if None in named_by and len(named_by) > 2:
