@@ -45,6 +45,7 @@ faults: install
 
 soak: install
 	FUZZ_CASES=10000 $(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=explore --timeout=0
+	$(BIN)/python -m tests.fuzz_atheris 10000
 	$(BIN)/python -m benchmarks.faults --rounds 8 --seed 1 --damages 10000
 	$(BIN)/python -m benchmarks.leaks --minutes 120 --save
 	$(BIN)/python -m benchmarks.results

@@ -117,6 +117,7 @@ class _Made:
 @functools.cache
 def readers(folder: Path) -> dict[str, Reader]:
     """Name -> reader."""
+    folder.mkdir(exist_ok=True)
     made = _Made(folder)
     for add in (_add_configurations, _add_images, _add_labels, _add_annotations, _add_checkpoints, _add_runs):
         add(made)
