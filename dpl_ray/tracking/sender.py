@@ -29,6 +29,7 @@ from pyarrow.fs import LocalFileSystem, copy_files
 
 from dpl_ray.page.html import FIGURES
 from dpl_ray.store.history import HISTORY_FILE, TABLE_FILE, HistoryReader, Point, read_points, threshold_table
+from dpl_ray.store.storage import Storage
 from dpl_ray.tracking.journal import Entry, Journal
 from dpl_ray.tracking.server import make_client, shown_uri
 
@@ -41,6 +42,10 @@ MAX_PARAM = 6000  # characters of a value
 MAX_KEY = 250  # characters of a metric's name
 DIGEST_ENDING = re.compile(r"_[0-9a-f]{16}$")
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE")  # what MLflow answers to what is in an entry
+
+
+class OutsideError(ValueError):
+    """An entry names what is not of its run."""
 
 
 class Sender:
@@ -83,10 +88,18 @@ class Sender:
 
         try:
             yield
+        except OutsideError as error:
+            self._journal.refuse(entries, str(error))
         except MlflowException as error:
             if error.error_code not in REFUSED:
                 raise
             self._journal.refuse(entries, shown_uri(str(error)))
+
+    def _below(self, name: str) -> Storage:
+        """A file or folder of the run: a journal may be somebody else's, and MLflow gets what it names."""
+        if name.startswith("/") or ".." in name.split("/"):
+            raise OutsideError(f"{name} is outside of the run")
+        return self._folder / name
 
     def _send_history(self) -> None:
         journal = self._journal
@@ -174,7 +187,7 @@ class Sender:
         self._client.set_tag(self._journal.run_id, entry["key"], entry["value"])
 
     def _send_file(self, entry: Entry) -> None:
-        file = self._folder / entry["file"]
+        file = self._below(entry["file"])
         if not file.exists():  # removed since: all else is to be sent nevertheless
             return
         run_id = self._journal.run_id
@@ -204,7 +217,7 @@ class Sender:
         if "history" in entry:
             history = [Point(*row) for row in entry["history"]]
         else:
-            history = read_points(self._folder / entry["folder"], entry["params"].get("policy.name"))
+            history = read_points(self._below(entry["folder"]), entry["params"].get("policy.name"))
         history = [point if point.time else point._replace(time=entry["time"]) for point in history]
         times = [point.time for point in history] or [entry["time"]]
         experiment_id = self._client.get_run(journal.run_id).info.experiment_id
@@ -230,11 +243,11 @@ class Sender:
         from mlflow.models import Model
 
         journal = self._journal
-        if not (self._folder / entry["folder"]).exists():
+        model = self._below(entry["folder"])
+        if not model.exists():
             return
         run = self._client.get_run(journal.run_id)
         with tempfile.TemporaryDirectory() as copy:
-            model = self._folder / entry["folder"]
             copy_files(model.path, copy, source_filesystem=model.filesystem, destination_filesystem=LocalFileSystem())
             described = Model.load(copy)
             if described.model_uuid not in journal.models:

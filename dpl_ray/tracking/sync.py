@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import ClassVar
@@ -15,6 +16,7 @@ from dpl_ray.tracking.journal import Journal
 from dpl_ray.tracking.sender import Sender
 from dpl_ray.tracking.server import check_uri, first_line, shown_uri, with_password
 
+CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")  # that MLflow sends
 PREFIXES = ("", "_ledger/")  # of the files of a run, of a comparison ...; of a labelling's output
 
 
@@ -87,11 +89,24 @@ def sync_tracking(run: str, uri: str | None = None) -> SyncResult:
     )
 
 
+def _check_host(where: str, journal: Journal) -> None:
+    """A folder may be somebody else's: the server that it names gets no credentials."""
+    sent = [name for name in CREDENTIALS if os.environ.get(name)]
+    known = shown_uri(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if sent and where.startswith(("http://", "https://")) and shown_uri(where) != known:
+        raise NotSentError(
+            f"{journal.folder}: its records are for {shown_uri(where)}, which would get {sent[0]}; give it as uri= or "
+            "in MLFLOW_TRACKING_URI to send them there"
+        )
+
+
 def _send(journal: Journal, uri: str | None) -> int:
     """Number of entries and rows of the history that were sent."""
     starts = (entry["uri"] for entry in journal.unsent if entry["kind"] == "start")
     where = uri or with_password(next(starts, journal.uri))
     assert where is not None, "a journal begins with the start of its run, or with the run"
+    if uri is None:
+        _check_host(where, journal)
     if uri and journal.run_id:
         journal.uri = shown_uri(uri)  # the same server at another address
     try:

@@ -176,3 +176,28 @@ def test_a_database_that_is_named_keeps_its_files_beside_the_runs(tmp_path: Path
     tracker.finish("FINISHED", QUIET)
     run = MlflowClient(mlflow_uri).get_run(str(tracker.run_id))
     assert run.info.artifact_uri.startswith(f"file://{tmp_path}/mlflow-artifacts")
+
+
+def test_a_folder_of_somebody_else_sends_neither_other_files_nor_credentials_to_his_server(
+    tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, secret = tmp_path / "runs" / "first", tmp_path / "secret.txt"
+    secret.write_text("canary")
+    (secret.parent / "history.jsonl").write_text("")
+    child = {"kind": "child", "name": "a", "params": {}, "tags": {}, "folder": "../..", "time": 5}
+    files = [{"kind": "file", "file": name} for name in ("../../secret.txt", str(secret))]
+    models = [{"kind": "model", "folder": "..", "step": 1, "registry": None, "time": 5}]
+    keep(folder, start_entry(mlflow_uri, tmp_path), *files, child, *models)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "canary")
+    assert not mlflow_uri.startswith("http"), "a database has no use for the token"
+    found = sync_tracking(str(folder))
+    assert found.num_refused == {str(folder): 4}
+    assert "is outside of the run" in (folder / "tracking-refused.jsonl").read_text()
+    other = tmp_path / "runs" / "other"
+    keep(other, start_entry(NOWHERE, tmp_path))
+    with pytest.raises(NotSentError, match=rf"{NOWHERE}, which would get MLFLOW_TRACKING_TOKEN; give it as uri= or in"):
+        sync_tracking(str(other))
+    for known in ({"uri": NOWHERE}, {}):  # and with it in the environment
+        with pytest.raises(NotSentError, match=f"^MLflow at {NOWHERE}"):
+            sync_tracking(str(other), **known)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
