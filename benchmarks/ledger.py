@@ -35,6 +35,7 @@ from dpl_ray.store.storage import Storage
 PARTS_EACH, ROWS, CLASSES = 38, 445, [f"class {number}" for number in range(10)]  # of a parquet file of 1 GB
 SIZE = 20_000  # bytes of a part
 BOUND = 50.0  # MB
+OPEN_EACH = 10
 MOST_ADDED = 1000  # parts: more change nothing in what is held
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_of(arguments.inputs, folder)
         rows = {"parts": {"held": Figure(plan.num_blocks)}}
-        for name, (held, peak) in memory(plan, folder).items():
+        for name, (held, peak) in memory(plan, folder, OPEN_EACH).items():
             figures = {"held": Figure(held / 1e6, "MB", at_most=BOUND), "peak": Figure(peak / 1e6, "MB")}
             rows[name] = figures
         arrays = (plan.pool.spans, plan.block_inputs, plan.file_inputs, plan.pool.sizes, plan.pool.num_rows)
@@ -64,25 +65,29 @@ def plan_of(num_inputs: int, output: str) -> Plan:
     return extend_plan(empty_plan(listed), listed, ROWS)
 
 
-def memory(plan: Plan, output: str) -> dict[str, tuple[int, int]]:
+def memory(plan: Plan, output: str, open_each: int = 1) -> dict[str, tuple[int, int]]:
     """What is done with the ledger -> bytes that are held then, and at the most meanwhile, beside the plan.
 
     Args:
         output: an empty folder.
+        open_each: of so many files one is labelled but for a part.
     """
     none = Counts.none(len(CLASSES))
     counts = replace(none, rejected=[ROWS, *none.rejected[1:]], cells_rejected=[ROWS, *none.cells_rejected[1:]])
     of_input = sum([counts] * PARTS_EACH, none)
-    there: list[int] = []  # the first part of each input that is there; without one, no part is, nor a manifest
+    there: list[int] = []  # of every so many inputs one lacks its first part, 0: none does; empty: no part is there
+
+    def is_whole(number: int) -> bool:
+        return bool(there) and (not there[0] or number % there[0] > 0)
 
     def files(_: Storage) -> Iterator[tuple[str, int]]:
         for number in range(plan.num_inputs if there else 0):
-            yield from ((part_name(number, index), SIZE) for index in range(there[0], PARTS_EACH))
+            yield from ((part_name(number, index), SIZE) for index in range(not is_whole(number), PARTS_EACH))
 
     def manifest(file: Storage) -> Manifest:
-        if there != [0]:
-            raise FileNotFoundError(file.name)
         number = int(file.name.partition(".")[0])
+        if not is_whole(number):
+            raise FileNotFoundError(file.name)
         return Manifest(of_input, [Part(part_name(number, index), SIZE, ROWS, 0) for index in range(PARTS_EACH)])
 
     def begin() -> Ledger:
@@ -91,9 +96,9 @@ def memory(plan: Plan, output: str) -> dict[str, tuple[int, int]]:
         return ledger
 
     def go_on() -> Ledger:
-        there[:] = [1]
+        there[:] = [open_each]
         ledger = begin()
-        assert len(ledger.missing) == plan.num_inputs
+        assert len(ledger.missing) == -(-plan.num_inputs // open_each)
         for block in ledger.missing[:MOST_ADDED].tolist():
             ledger.add(block, counts, SIZE)
         return ledger
@@ -124,7 +129,7 @@ def memory(plan: Plan, output: str) -> dict[str, tuple[int, int]]:
     ):
         return {
             "all parts are missing": _traced(begin),
-            "of each file one part is missing, and is labelled": _traced(go_on),
+            f"of a file in {open_each} one part is missing, and is labelled": _traced(go_on),
             "all parts are there, and are verified": _traced(go_on_with_nothing),
             "a review or a suggestion opens the labels": _traced(review),
         }

@@ -224,7 +224,8 @@ class Ledger:
                 self.counts += manifest.counts
                 continue
             total = Counts.none(self.num_classes)
-            for block, counts in zip(blocks, map_ahead(self._written, blocks, _NUM_THREADS, _AT_A_TIME), strict=True):
+            there = [block for block in blocks if self._sizes[block]]
+            for block, counts in zip(there, map_ahead(self._written, there, _NUM_THREADS, _AT_A_TIME), strict=True):
                 if counts is None:
                     self._sizes[block] = 0
                 else:
@@ -255,9 +256,7 @@ class Ledger:
         return map_ahead(whole, range(self.plan.num_inputs), _NUM_THREADS, _AT_A_TIME)
 
     def _written(self, block: int) -> Counts | None:
-        """What the part of a block carries; None where it is not there or not whole."""
-        if not self._sizes[block]:
-            return None
+        """What the part of a block carries; None where it is gone or not whole."""
         return read_counts(self.storage / self.plan.part_name(block), self.plan.num_rows(block))
 
     def add(self, block: int, counts: Counts, size: int) -> None:
