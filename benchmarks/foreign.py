@@ -24,6 +24,7 @@ from dpl_ray.algorithm.one_vs_all import OUT, one_vs_all, one_vs_all_loss
 from dpl_ray.algorithm.open_set import nearness
 from dpl_ray.algorithm.policy import Policy
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, entropy, pseudo_labels
+from dpl_ray.config.schema import Config
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.models import Classifier, build_model
@@ -48,16 +49,22 @@ def main() -> None:
                 write("foreign", COLUMNS, [[*own.values(), f"{area:.4f}"]], replaces=own)
 
 
-def measure(checkpoint: Storage, subset: int) -> Iterator[tuple[str, float]]:
-    """Each score's name and area."""
+def load_teacher(checkpoint: Storage) -> tuple[Classifier, Config]:
+    """Without the backbone of features, which the study's checkpoints need not have kept."""
     config, info = load_config_and_info(checkpoint)
     model = build_model(config.model.model_copy(update={"weights": None}), info.channels, len(info.class_names))
     model.load_state_dict(safetensors.torch.load((checkpoint / "teacher.safetensors").read()))
+    return model.eval(), config
+
+
+def measure(checkpoint: Storage, subset: int) -> Iterator[tuple[str, float]]:
+    """Each score's name and area."""
+    model, config = load_teacher(checkpoint)
     splits = load_splits(config.data, seed=subset)
     pool, labeled = splits.unlabeled, splits.labeled
     assert isinstance(pool, ImageSet), "the study streams none"
     images = torch.from_numpy(pool.images), torch.from_numpy(labeled.images)
-    found = scores(model.eval(), load_policy(checkpoint), *images, torch.from_numpy(labeled.targets))
+    found = scores(model, load_policy(checkpoint), *images, torch.from_numpy(labeled.targets))
     for name, values in found.items():
         yield name, float(roc_auc_score(pool.targets < 0, values.double().numpy()))
 

@@ -117,12 +117,46 @@ def foreign() -> str:
     return table(("score", "policy", *settings(found)), body)
 
 
+def calibration() -> str:
+    """A row for each policy: mean calibration error in each setting before and after a temperature, in %."""
+    found = [row for row in read("calibration") if int(row["subset"]) in REPORTED and "(" not in row["policy"]]
+    columns: dict[str, dict[str, list[float]]] = {}
+    for setting in settings(found):
+        rows = _of_shared_subsets(found, setting)
+        columns[setting] = {
+            policy: [
+                mean(100 * float(row[name]) for row in rows if row["policy"] == policy)
+                for name in ("ece", "calibrated")
+            ]
+            for policy in {row["policy"] for row in rows}
+        }
+    policies = sorted(
+        set.intersection(*map(set, columns.values())),
+        key=lambda policy: sum(each[policy][0] for each in columns.values()),
+    )
+    body = [[policy, *("{:.1f} to {:.1f}".format(*each[policy]) for each in columns.values())] for policy in policies]
+    smaller = sum(each[policy][1] < each[policy][0] for each in columns.values() for policy in policies)
+    lowest = [
+        sum(each[OURS][place] <= min(each[policy][place] for policy in policies) for each in columns.values())
+        for place in (0, 1)
+    ]
+    return (
+        f"{table(('policy', *columns), body)}\n\nThe temperature lowers the error in {smaller} of "
+        f"{len(columns) * len(policies)} cases. `{OURS}` has the lowest in {lowest[0]} of {len(columns)} settings "
+        f"without it, and in {lowest[1]} with it."
+    )
+
+
 def _shared(found: CsvRows, setting: str) -> list[CellResult]:
     """The cells of a setting on the labelled subsets that all of its policies have, so that means are of the same."""
+    return [cell(row, []) for row in _of_shared_subsets(found, setting)]
+
+
+def _of_shared_subsets(found: CsvRows, setting: str) -> CsvRows:
     rows = [row for row in found if row["setting"] == setting]
     subsets = [{row["subset"] for row in rows if row["policy"] == policy} for policy in {row["policy"] for row in rows}]
     shared = set.intersection(*subsets)
-    return [cell(row, []) for row in rows if row["subset"] in shared]
+    return [row for row in rows if row["subset"] in shared]
 
 
 def _minus(row: Row, *, of_ours: bool = True) -> str:
@@ -135,4 +169,11 @@ def _minus(row: Row, *, of_ours: bool = True) -> str:
     return f"{sign * row.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-TABLES = {"study": study, "study-tails": tails, "study-variants": variants, "foreign": foreign, "open-sets": open_sets}
+TABLES = {
+    "study": study,
+    "study-tails": tails,
+    "study-variants": variants,
+    "foreign": foreign,
+    "open-sets": open_sets,
+    "calibration": calibration,
+}
