@@ -65,7 +65,6 @@ def run_workers(
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.config import LoggingConfig
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from dpl_ray.cluster.process_group import NodeAddressConfig
     from dpl_ray.cluster.trainer import Trainer
@@ -74,8 +73,8 @@ def run_workers(
         logging.getLogger(logger).setLevel(logging.ERROR)
     # One that dies is started again, and asked again: what it had is lost, what is told later is not. On this node, so
     # that it is not lost with another one.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    kept = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # a label that Ray gives each node
+    kept = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, label_selector=here)
     mailbox: Any = kept(Mailbox).remote()
     reader = threading.Thread(target=_read, args=(mailbox, on_news, watch), daemon=True)
     reader.start()
