@@ -255,16 +255,6 @@ def faults(rows: CsvRows) -> str:
     return table(["job", "what was killed or failed", "times", "when", "what came of it", "same result"], found)
 
 
-def leaks(rows: CsvRows) -> str:
-    """What long runs hold: means over the second and the last third of the records, and the growth."""
-    found = []
-    for row in rows:
-        unit = f" {row['unit']}".rstrip()
-        begin, end, slope = (f"{float(row[name]):,.1f}{unit}" for name in ("begin", "end", "slope"))
-        found.append([row["job"], row["what"], f"{int(row['records']):,}", begin, end, slope])
-    return table(["job", "what is held", "records", "second third", "last third", "growth per 1,000 records"], found)
-
-
 def suggestions(results: CsvRows) -> str:
     """A row for each data set and way to choose images: accuracy after the last round, and points above random ones."""
     last = max((int(row["round"]) for row in results), default=0)
@@ -315,6 +305,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "suggest": lambda: suggestions(read("suggest")),
     "health": lambda: table(["finding", "when"], [[name, when] for name, (_, when) in KINDS.items()]),
     "faults": lambda: faults(read("faults")),
-    "leaks": lambda: leaks(read("leaks")),
     "demo": lambda: demo((FOLDER / "demo.txt").read_text()),
 }
