@@ -1,6 +1,7 @@
 """A pool of 10⁹ photographs on paper, as images and as stored features.
 
-Arithmetic from the rates of one core in docs/results/bench/pool_rates.json and feature_rates.json.
+Arithmetic from the rates of one core in docs/results/bench/pool_rates.json and feature_rates.json, and from the memory
+of listing.json.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from dpl_ray.page.markdown import markdown_row
 PHOTOGRAPH = "a 640x427 JPEG"
 DECODE = "decode it to 224x224"
 INDEX = "index of a parquet file with one span"
-LISTING = "peak memory of listing and planning {:,} image files"
 MEASURED = "measured"
+# Row and column of listing.json.
+LISTING, WHOLE = "a disk, 1 folder, to label", "whole process"
 # Rows of feature_rates.json that it reads.
 ROW_BYTES, ROW_RATE = "bytes of a row, views={}", "read rows, views={}"
 TRAINED = "dpl, B = 448, in memory"
@@ -33,12 +35,14 @@ FOOTER_SECONDS, FOOTER_THREADS = 0.05, 32  # of one request to a bucket, and req
 PART_BYTES, PARTS_PER_DATASET = 64 * 2**20, 32_768  # of labelling
 VIEWS, NUM_FEATURES, ROWS_PER_PART, NUM_CORES = (0, 1), 384, 8192, 64  # of stored features
 MU = 7  # unlabelled images for each labelled one
-FEW_FILES, MANY_FILES, IMAGE_FILES = 100_000, 400_000, 10**7
+IMAGE_FILES = 10**7
 
 
 def plan() -> str:
     """The table of docs/scale.md."""
-    return _table(("what", "how much"), plan_rows(Measurement.load("pool_rates").figures))
+    return _table(
+        ("what", "how much"), plan_rows(Measurement.load("pool_rates").figures, Measurement.load("listing").figures)
+    )
 
 
 def features_plan() -> str:
@@ -79,7 +83,7 @@ def _duration(seconds: float) -> str:
     return f"{shown(seconds / units.get(name, 1))} {name}"
 
 
-def plan_rows(rates: Figures) -> list[tuple[str, str]]:
+def plan_rows(rates: Figures, listing: Figures) -> list[tuple[str, str]]:
     """What is planned, and how much of it there is."""
     image_bytes = 1000 * rates[PHOTOGRAPH][MEASURED].value  # measured in kB
     decode = rates[DECODE][MEASURED].value
@@ -91,8 +95,6 @@ def plan_rows(rates: Figures) -> list[tuple[str, str]]:
     share_bytes = share * PIXEL_BYTES
     images_per_part = PART_BYTES // PIXEL_BYTES
     parts = NUM_IMAGES / images_per_part
-    few, many = (number * rates[LISTING.format(number)][MEASURED].value for number in (FEW_FILES, MANY_FILES))
-    slope = (many - few) / (MANY_FILES - FEW_FILES)
     return [
         ("bytes in the bucket", _bytes(NUM_IMAGES * image_bytes)),
         (f"parquet files of {_bytes(FILE_BYTES)}", f"{shown(files)} of {shown(NUM_IMAGES / files)} rows"),
@@ -128,7 +130,7 @@ def plan_rows(rates: Figures) -> list[tuple[str, str]]:
         ),
         (
             f"instead {IMAGE_FILES:,} single image files: peak memory of listing",
-            _bytes(few + slope * (IMAGE_FILES - FEW_FILES)),
+            _bytes(1e9 * listing[LISTING][WHOLE].value),
         ),
     ]
 

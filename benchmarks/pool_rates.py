@@ -1,4 +1,4 @@
-"""The rates of one core that docs/scale.md plans with: decoding, reading footers, ordering a pass; memory of listing.
+"""The rates of one core that docs/scale.md plans with: decoding, reading footers, ordering a pass.
 
 python -m benchmarks.pool_rates
 """
@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import argparse
 import io
-import multiprocessing
 import pickle
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +21,15 @@ from PIL import Image
 
 from benchmarks import paper
 from benchmarks.figures import Figure, add_save, median, report
-from benchmarks.memory import own_peak
 from benchmarks.pool import encoded_digits
 from dpl_ray.data.files.location import open_location
 from dpl_ray.data.formats.rows import PoolFiles, list_pool
 from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.images.decode import decode
 from dpl_ray.data.pool.windows import StreamedPool
-from dpl_ray.labeling.plan import Plan, empty_plan, extend_plan
 
 ROUNDS = 5
 NUM_FILES = 500
-PATH_LENGTH = 80  # as that of an image in a bucket
-ROWS_PER_PART = 8192
 
 
 def main() -> None:
@@ -60,36 +54,7 @@ def main() -> None:
     million = _pool_of_spans(files, 1_000_000)
     seconds = [1 / rate for rate in _rate(lambda: _first_rows(million), 1)]
     rows["order of a pass of 1,000,000 spans"] = median(seconds, "s")
-    for number in (paper.FEW_FILES, paper.MANY_FILES):
-        planned, goes_on = _listing_memory(number)
-        rows[paper.LISTING.format(number)] = Figure(planned / number, "bytes a file")
-        rows[f"the same beside an earlier plan, {number:,} image files"] = Figure(goes_on / number, "bytes a file")
     report("pool_rates", {row: {paper.MEASURED: figure} for row, figure in rows.items()}, arguments.save)
-
-
-def _listing_memory(number: int) -> tuple[int, int]:
-    """Peak memory, above that of the imports, of a fresh process that lists and plans so many files in one folder.
-
-    Without and with an earlier plan that they are compared with.
-    """
-    with tempfile.TemporaryDirectory() as base:
-        folder = Path(base) / ("x" * (PATH_LENGTH - len(f"{base}//{number}.png")))
-        folder.mkdir()
-        for file in range(number, 2 * number):
-            (folder / f"{file}.png").touch()
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            return fresh.submit(_list_and_plan, str(folder)).result()
-
-
-def _list_and_plan(folder: str) -> tuple[int, int]:
-    before = own_peak()
-    listed = list_pool(open_location("pool", folder), image_column="image")
-    plan = extend_plan(empty_plan(listed), listed, ROWS_PER_PART)
-    written = plan.to_bytes()
-    planned = own_peak() - before
-    del plan
-    extend_plan(Plan.from_bytes(written, listed), listed, ROWS_PER_PART)
-    return planned, own_peak() - before
 
 
 def _rate(work: Callable[[], object], count: int) -> list[float]:

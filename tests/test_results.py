@@ -257,15 +257,14 @@ def test_of_the_demo_stand_the_last_steps_two_rows_and_the_end() -> None:
 
 def test_the_plan_follows_the_measured_rates() -> None:
     names = {paper.PHOTOGRAPH: 100.0, paper.DECODE: 500.0, paper.INDEX: 124.0}
-    names |= {paper.LISTING.format(paper.FEW_FILES): 1000.0, paper.LISTING.format(paper.MANY_FILES): 400.0}
-    rows = dict(paper.plan_rows({name: {paper.MEASURED: Figure(value)} for name, value in names.items()}))
+    listing = {paper.LISTING: {paper.WHOLE: Figure(1.5, "GB")}}
+    rows = dict(paper.plan_rows({name: {paper.MEASURED: Figure(value)} for name, value in names.items()}, listing))
     assert rows["bytes in the bucket"] == "100 TB"
     assert rows["parquet files of 1.00 GB"] == "100,000 of 10,000 rows"
     assert rows["index, once in the object store for all workers"] == "34.0 MB"  # 100,000 x 100 + 1,000,000 x 24 bytes
     assert rows["decoding on one core"] == "23.1 days"
     assert rows["cores that decode meanwhile"] == "128: 2.00 for each GPU"
-    # 100 MB for 100,000 files and 160 MB for 400,000: 200 bytes for each further one.
-    assert rows["instead 10,000,000 single image files: peak memory of listing"] == "2.08 GB"
+    assert rows["instead 10,000,000 single image files: peak memory of listing"] == "1.50 GB"
 
 
 def test_the_plan_of_features_follows_the_measured_rates() -> None:
