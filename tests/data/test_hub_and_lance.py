@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import fsspec
 import numpy as np
@@ -148,6 +149,12 @@ def test_mistakes_with_lance(tmp_path: Path, lance_here: None, monkeypatch: pyte
     shutil.copytree(train, tmp_path / "b.lance")
     (tmp_path / "b.lance" / "data.parquet").rename(tmp_path / "b.lance" / "x")
     fails(r"b.lance is not a readable parquet file \(Dataset at path", "parquet", train=tmp_path / "b.lance")
+    panic = type("PanicException", (BaseException,), {})  # as a damaged manifest makes Lance's Rust raise
+    for broken in ("__init__", "to_table", "scanner"):
+        with monkeypatch.context() as patched:
+            patched.setattr(LanceDataset, broken, Mock(side_effect=panic("range end index 9")))
+            reason = "not one image has a label" if broken == "scanner" else "not a readable parquet file .range end index 9"
+            fails(reason, "parquet", train=train, max_bad_fraction=1.0)
     monkeypatch.setattr(listing, "has_lance", lambda: False)
     fails(
         rf"^data.train={train}: a Lance data set takes the package lance: pip install pylance$", "parquet", train=train
