@@ -30,6 +30,7 @@ from dpl_ray.jobs.checks import check_places
 from dpl_ray.jobs.phases import run_phases
 from dpl_ray.jobs.placement import place, place_name
 from dpl_ray.page.console import Progress, open_console, show
+from dpl_ray.page.markdown import markdown
 from dpl_ray.page.result import Result, percent
 from dpl_ray.report.console import result_tables, training_state
 from dpl_ray.report.health import Finding, find_health, health_lines
@@ -255,10 +256,14 @@ def _record(config: Config, folder: RunFolder, main: Outcome, page: Page, told: 
         (folder.storage / TABLE_FILE).write(table)
         tracker.log_file(TABLE_FILE)
     record_model(tracker, config.registry, Storage(main.checkpoint), folder.storage)
-    # The note is what MLflow shows as the description of the run.
-    note = ". ".join([*told, f"The page of the run is its artifact {REPORT_FILE}."])
-    for key, value in {"checkpoint": main.checkpoint, "report": str(report), "mlflow.note.content": note}.items():
+    notes = {"checkpoint": main.checkpoint, "report": str(report), "mlflow.note.content": _note(told)}
+    for key, value in notes.items():
         tracker.log_tag(key, value)
+
+
+def _note(told: list[str]) -> str:
+    """What MLflow shows as the description of the run, in Markdown: sentences with names of classes in them."""
+    return ". ".join([*map(markdown, told), f"The page of the run is its artifact {REPORT_FILE}."])
 
 
 def _result(folder: RunFolder, uri: str | None) -> FitResult:

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from dpl_ray.jobs.explain import explain
+from dpl_ray.jobs.fit import _note
 from dpl_ray.labeling.console import label_table
 from dpl_ray.labeling.figure import draw_summary
 from dpl_ray.labeling.parts import Counts
@@ -142,3 +143,8 @@ def test_an_image_is_explained_whatever_it_and_its_class_are_called(tmp_path: Pa
     assert found.pseudo_label in splits.class_names
     for words in (*splits.class_names, str(image)):
         assert words in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_text_in_the_description_that_mlflow_shows(name: str) -> None:
+    assert markdown(f'Collapsed: 90 % are "{name}"') in _note([f'Collapsed: 90 % are "{name}"', "It helped"])
