@@ -280,7 +280,7 @@ def test_a_streamed_pool_of_shards_in_another_order_is_read_by_name(tmp_path: Pa
     write_shards(tmp_path / "train", [CLASSES, OTHER, ("cat", "bee", "ant")])
     fields = {"num_labels_per_class": 2, "image_size": 4, "uses_unlabeled": True, "pool": {"mode": "stream"}}
     pool = load("parquet", train=tmp_path / "train", **fields).unlabeled
-    rows = [row for span in pool.spans.tolist() for row in pool.parts[span[0]].read(*span[1:4])]
+    rows = [row for part in pool.parts for span in part.spans.tolist() for row in part.read(*span)]
     ids = [f"{tmp_path}/train/{row // 10}.parquet:{row % 10}" for row in range(30)]
     labels = dict(zip(ids, LABELS, strict=True))
     assert len(rows) > 10
