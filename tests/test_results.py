@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import backbones, paper, results, study_table, tables
-from benchmarks.figures import Figure, Measurement, add_save, command_line, mean_deviation, median, quartiles
+from benchmarks.figures import FOLDER, Figure, Measurement, add_save, command_line, mean_deviation, median, quartiles
 from dpl_ray.config.describe import list_groups
 from dpl_ray.config.schema import Config
 from dpl_ray.studies.comparison.table import make_rows
@@ -320,6 +320,12 @@ def test_a_row_that_was_taken_out_is_noticed_and_written_again(
     assert re.search(r"docs/RESULTS.md: .*: policies/digits-2$", capsys.readouterr().err.strip())
     assert results.main([]) == 0
     assert page.read_text() == whole
+
+
+def test_every_measurement_is_of_code_that_a_commit_has() -> None:
+    found = {path.stem: Measurement.load(path.stem).commit for path in FOLDER.glob("*.json")}
+    assert len(found) > 20
+    assert [name for name, commit in found.items() if not re.fullmatch("[0-9a-f]{7,}", commit)] == []
 
 
 def test_every_measurement_and_every_table_stands_in_a_document() -> None:
