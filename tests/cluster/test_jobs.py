@@ -11,7 +11,8 @@ import shlex
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -20,6 +21,7 @@ from mlflow import MlflowClient
 
 from tests.cluster.nodes import PAGE, Cluster
 from tests.documents import ROOT, Document
+from tests.faults import num_rows, weights
 from tests.tutorials import FOLDER, Reader, only_line, with_overrides
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -112,3 +114,51 @@ def test_jobs_train_on_two_nodes_and_label_and_their_status_is_that_of_the_comma
     assert done.returncode == 1, "Ray knows no other one"
     assert "failed with exit code 2" in done.stdout + done.stderr
     assert "train.num_steps=none: " in done.stdout
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    while not is_so():  # until the test's own end of time
+        time.sleep(0.2)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_job_goes_on_to_the_same_result_after_it_was_stopped_and_after_its_head_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/cluster.md says; no checkpoint is written but at the end and when the job is stopped."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").mkdir()
+    env = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+
+    def command(cluster: Cluster, folder: Path, *options: str) -> list[str]:
+        fields = ("train.num_steps=400", "train.log_every=4", "train.checkpoint_every=10000", "scale.num_workers=1")
+        words = training(cluster, tmp_path, *fields, f"run.storage_path={folder}/runs", "run.name=first")
+        return [*words[:3], f"--runtime-env-json={env}", *options, *words[3:]]
+
+    def has_rows(number: int) -> Callable[[], bool]:
+        return lambda: num_rows(tmp_path) >= number
+
+    cluster = Cluster(tmp_path / "logs")
+    try:
+        done = submit(command(cluster, tmp_path, "--no-wait", "--submission-id=stopped"), cluster.env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        wait_for(has_rows(10))
+        submit(["ray", "job", "stop", "stopped"], cluster.env)
+        assert "was stopped" in submit(["ray", "job", "status", "stopped"], cluster.env).stdout
+        (saved,) = (tmp_path / "runs" / "first").glob("step-*/manifest.json")
+        rows = num_rows(tmp_path)
+        assert rows < 100
+        submit(command(cluster, tmp_path, "--no-wait"), cluster.env)
+        wait_for(has_rows(rows + 5))
+    finally:
+        cluster.nodes[0].kill()
+    assert [*(tmp_path / "runs" / "first").glob("step-*/manifest.json")] == [saved], "it had not ended"
+    cluster = Cluster(tmp_path / "logs")
+    try:
+        for folder in (tmp_path, tmp_path / "whole"):
+            done = submit(command(cluster, folder), cluster.env)
+            assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        cluster.end()
+    assert weights(tmp_path) == weights(tmp_path / "whole")
