@@ -46,7 +46,6 @@ def band_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float)
 #: pace, heads_weight and balance if not given. Where features are frozen, no better ones outgrow a wrong label, and a
 #: run is short: thresholds that follow faster, and classes that share their weight, end higher (docs/RESULTS.md).
 TRAINED, FROZEN = (1.0, 1.0, 0.0), (10.0, 10.0, 0.5)
-TEMPER = 0.5  # exponent of estimated shares: as good on long tails as 1, and half as far from equal shares elsewhere
 LEAST_MASS = 0.02  # of a class, as a share of an equal one: one that nothing is said of does not silence all others
 
 RULES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor] | None] = {
@@ -148,11 +147,11 @@ class DynamicPseudoLabels(Policy):
 
     def unlabeled_logits(self, logits_strong: Tensor) -> Tensor:
         """Logits of classes that are as frequent as in the pool, where that is estimated; else as they are."""
-        return logits_strong + TEMPER * self.prior.log().to(logits_strong.dtype) if self.estimated else logits_strong
+        return logits_strong + self.prior.log().to(logits_strong.dtype) if self.estimated else logits_strong
 
     def alignment(self) -> Tensor | None:
         if self.estimated:
-            return self.prior**TEMPER
+            return self.prior
         # A class that the student never predicts must not make the factors infinite.
         return self.shares / (self.num_classes * self.mean_probs.clamp(min=1e-6)) if self.aligned else None
 

@@ -95,7 +95,7 @@ class Reference:
             probs = softmax(row)
             if self.alignment:
                 aligned = [share / mean for share, mean in zip(self.shares, self.mean_probs, strict=True)]
-                factors = [share**0.5 for share in self.prior] if self.estimated else aligned
+                factors = self.prior if self.estimated else aligned
                 probs = [p * factor for p, factor in zip(probs, factors, strict=True)]
                 probs = [p / sum(probs) for p in probs]
             self.labels.append(argmax(probs))
@@ -264,7 +264,7 @@ def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: st
         assert thresholds["under"].tolist() == pytest.approx(reference.under(), abs=2e-6)
         assert policy.num_crossed == reference.num_crossed
         assert weights.tolist() == pytest.approx(expected_weights, abs=1e-4)
-        margins = [0.5 * math.log(share) if reference.estimated else 0.0 for share in reference.prior]
+        margins = [math.log(share) if reference.estimated else 0.0 for share in reference.prior]
         found = policy.unlabeled_logits(logits_labeled) - logits_labeled
         torch.testing.assert_close(found, torch.tensor(margins).expand_as(found), rtol=0, atol=1e-5)
         assert loss.item() == pytest.approx(expected_loss, abs=3e-5)
@@ -488,7 +488,7 @@ def test_shares_are_estimated_where_it_is_said_and_by_default_on_stored_features
     policy.join(RunFacts(10, 4, frozen=frozen))
     policy.prior.copy_(torch.tensor([0.8, 0.2]))
     factors = policy.alignment()
-    assert factors.tolist() == pytest.approx([0.8**0.5, 0.2**0.5] if estimated else [1, 1])
+    assert factors.tolist() == pytest.approx([0.8, 0.2] if estimated else [1, 1])
 
 
 def test_stored_features_without_an_alignment_have_none() -> None:

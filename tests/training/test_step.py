@@ -119,7 +119,7 @@ class SlowRun(Run):
             if config.policy.name == "simpro":
                 read = read + policy.joint.log().float()
             if getattr(config.policy, "shares", None) == "estimated":
-                read = read + 0.5 * policy.prior.log().float()
+                read = read + policy.prior.log().float()
             loss_unlabeled = loss_unlabeled + counts * cross_entropy(read, target) / num_unlabeled
             if weight > policy.min_weight:
                 features_kept, logits_kept = [*features_kept, features_strong], [*logits_kept, logits_strong]
