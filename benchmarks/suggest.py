@@ -54,7 +54,7 @@ FASHION14 = (
 DATA = {
     "digits": ("data=digits", "train.num_steps=200", "train.mu=3"),
     "fashion14": (*FASHION14, "train.num_steps=400"),
-    "cifar10 frozen": ("data=features", "train.num_steps=250", "policy.shares=equal"),
+    "cifar10 frozen": ("data=features", "train.num_steps=250"),
     "fashion14, half of the steps": (*FASHION14, "train.num_steps=200"),
 }
 
