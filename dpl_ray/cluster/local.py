@@ -8,12 +8,16 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from typing import Any, TypeVar
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
+
+if TYPE_CHECKING:
+    import psutil
 
 MAX_SOCKET_BYTES = 107 if sys.platform == "linux" else 103  # of the path of a Unix socket
 SERVICES = ("gcs_server", "raylet")  # without which Ray ends
@@ -27,7 +31,11 @@ SETTINGS = {
     # Ray Data the metrics of every data set (https://github.com/ray-project/ray/issues/43924).
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s: the end of a training is seen so late
 }
+#: What starts processes that serve a dashboard, an autoscaler and the console: there are none of these. Ray would wait
+#: for the first one, and each takes a second of a core.
+UNNEEDED = ("start_api_server", "start_monitor", "start_log_monitor")
 _before: dict[str, str | None] = {}  # all of these, while a Ray of this process runs
 _watchers: list[subprocess.Popen[bytes]] = []  # of that Ray
 
@@ -62,24 +70,42 @@ def start(**settings: Any) -> None:
     of its processes alone. RAY_AUTH_MODE=disabled does without the token.
     """
     import ray
-    from ray._private import ray_constants
 
     _before.update({name: os.environ.get(name) for name in (MODE, TOKEN, *SETTINGS)})
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if os.environ.get(MODE, "token").lower() == "token":
         _set_environment({TOKEN: secrets.token_hex(32)})  # Ray itself sets the mode
-    is_open = ray_constants.ENABLE_RAY_CLUSTER
-    # What Ray does on macOS and Windows. As an option of ray.init, 127.0.0.1 becomes an address of the network.
-    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        ray.init(address="local", **settings)
+        with _small():
+            ray.init(address="local", **settings)
         _watchers.append(_watch())
     except BaseException:
         _forget_token()
         raise
+
+
+@contextmanager
+def _small() -> Iterator[None]:
+    """The Ray that is started within listens on 127.0.0.1, and has no process that nobody asks."""
+    from ray._private import ray_constants, utils
+    from ray._private.node import Node
+
+    changed = [
+        # What Ray does on macOS and Windows. As an option of ray.init, 127.0.0.1 becomes an address of the network.
+        (ray_constants, "ENABLE_RAY_CLUSTER", False),
+        # As where the dashboard is not installed: Ray waits 5 s for the ports of an agent that works for one.
+        (utils, "get_dashboard_dependency_error", lambda: "none is wanted"),
+        *((Node, name, lambda *_, **__: None) for name in UNNEEDED),
+    ]
+    before = [(place, name, getattr(place, name)) for place, name, _ in changed]
+    for each in changed:
+        setattr(*each)
+    try:
+        yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = is_open
+        for each in before:
+            setattr(*each)
 
 
 def _watch() -> subprocess.Popen[bytes]:
@@ -88,14 +114,21 @@ def _watch() -> subprocess.Popen[bytes]:
     All other processes of Ray end within seconds after a SIGKILL of this one. The agents would try for a minute to tell
     the control service of it, which has ended too.
     """
+    agents = [str(child.pid) for child in _below_raylet()]
+    command = ["sh", "-c", f"read _; kill -KILL {' '.join(agents)}"]  # the end of this process ends its input
+    # In a session of its own, as Ctrl-C in a terminal would end it.
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def _below_raylet() -> list[psutil.Process]:
+    """Agents and workers of Ray's node."""
     import psutil
     from ray._private import worker
 
     (raylet,) = worker._global_node.all_processes["raylet"]
-    agents = [str(child.pid) for child in psutil.Process(raylet.process.pid).children()]
-    command = ["sh", "-c", f"read _; kill -KILL {' '.join(agents)}"]  # the end of this process ends its input
-    # In a session of its own, as Ctrl-C in a terminal would end it.
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(raylet.process.pid).children()
+    return []
 
 
 def is_running() -> bool:
@@ -154,9 +187,14 @@ def _leave() -> None:
 
 def stop() -> None:
     """End the connection to a cluster, and the cluster if `start` has started it."""
+    import psutil
     import ray
 
+    processes = _below_raylet() if _watchers else []
     ray.shutdown()
+    for process in processes:  # now and then one hangs for good in Ray's own way to end
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     while _watchers:
         (watcher := _watchers.pop()).kill()
         watcher.communicate()

@@ -212,6 +212,9 @@ def test_all_that_a_command_has_started_ends_soon_after_its_sigkill() -> None:
     process.stdout.readline()
     started = psutil.Process(process.pid).children(recursive=True)
     assert len(started) > 5
+    run = " ".join(word for each in started for word in each.cmdline())
+    assert "raylet" in run
+    assert not [name for name in ("dashboard.py", "monitor.py") if name in run], "nobody asks them"
     process.kill()
     process.communicate()
     assert psutil.wait_procs(started, timeout=50)[1] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import warnings
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray._private import worker
@@ -63,6 +65,14 @@ def test_a_service_of_ray_that_is_gone_is_an_error_while_its_answer_is_waited_fo
         with pytest.raises(local.EndedError, match=r"^Ray's raylet has ended \(status -9\)$"):
             local.while_alive(never.wait)
     never.set()
+
+
+def test_what_hangs_at_the_end_of_a_ray_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = psutil.Popen(["sleep", "1000"])
+    monkeypatch.setattr(local, "_below_raylet", lambda: [hanging])
+    monkeypatch.setattr(local, "_watchers", [subprocess.Popen(["cat"], stdin=subprocess.PIPE)])
+    local.stop()
+    assert hanging.wait(SECONDS) == -signal.SIGKILL
 
 
 def test_a_ray_of_its_own_starts_no_process_that_a_run_has_no_use_for(monkeypatch: pytest.MonkeyPatch) -> None:
