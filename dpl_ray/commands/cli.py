@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shlex
 import signal
 import sys
@@ -50,6 +51,7 @@ def main(name: str | None = None) -> None:
     if name is None:
         name = _chosen(sys.argv.pop(1) if len(sys.argv) > 1 else "--help")
     status = run(load_command(name), sys.argv[1:])
+    gc.freeze()  # at its end Python looks for garbage among all that is loaded, which takes more than a second
     sys.exit(TERMINATED if received and status == INTERRUPTED else status)
 
 

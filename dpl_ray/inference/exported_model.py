@@ -94,7 +94,7 @@ def export_model(checkpoint: Storage, folder: Storage) -> None:
     }
     example = example_images(shape)
     requirements = [f"{package}=={version(package).partition('+')[0]}" for package in ("torch", "numpy", "pillow")]
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, _unchecked_versions():
         path, graph = Path(temporary) / MODEL_FOLDER, Path(temporary) / GRAPH
         mlflow.pytorch.save_model(
             Probabilities(model).eval(),
@@ -135,6 +135,19 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0).copy()).save(buffer, "png")
     return buffer.getvalue()
+
+
+@contextmanager
+def _unchecked_versions() -> Iterator[None]:
+    """MLflow would read what is installed, file by file, to see whether it has the versions that were taken from it."""
+    from mlflow.utils import environment
+
+    check = environment.warn_dependency_requirement_mismatches
+    environment.warn_dependency_requirement_mismatches = lambda _: None
+    try:
+        yield
+    finally:
+        environment.warn_dependency_requirement_mismatches = check
 
 
 @contextmanager
