@@ -87,18 +87,16 @@ class Job:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
+    parser = make_parser(__doc__)
+    parser.add_argument("--minutes", type=float, required=True, help="that it may take; 0 prints what is there")
+    parser.add_argument("--policies", default=POLICIES, help="as policies=[...] of a comparison")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="trainings at once")
+    given = parser.parse_args(arguments)
     until = time.time() + 60 * given.minutes - SECONDS_TO_END
-    names = [name for name in SETTINGS if any(fnmatch(name, pattern) for pattern in given.settings.split(","))]
-    if not names:
-        raise ValueError(f"--settings={given.settings}: there is no such setting; known: {', '.join(SETTINGS)}")
-    if not given.cifar10 and (skipped := [name for name in names if "{" in SETTINGS[name]]):
-        print(f"left out, as --cifar10 names no folder of parquet files: {', '.join(skipped)}")
-        names = [name for name in names if name not in skipped]
+    names = names_of(given)
     with sole_use(f"--folder={given.folder}", Storage(str(given.folder))):
-        if any("{features}" in SETTINGS[name] for name in names):
-            frozen.write_features(pools.cifar10(given.cifar10), given.folder / "features")
-        plans = {name: plan(name, given) for name in names}
+        write_features(names, given)
+        plans = {name: plan(name, given.policies, given) for name in names}
         jobs = [
             Job(name, config, cell)
             for name, (config, found) in plans.items()
@@ -118,14 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(isinstance(result, Exception) for result in ended))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, required=True, help="that it may take; 0 prints what is there")
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Of what says which trainings are meant, and where they and their data are."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", default="*", help="names or patterns, with commas between them")
-    parser.add_argument("--policies", default=POLICIES, help="as policies=[...] of a comparison")
     parser.add_argument("--subsets", type=_range, default=range(5), metavar="0-4", help="labelled subsets")
     parser.add_argument("--repeats", type=int, default=1, help="trainings on each subset")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="trainings at once")
     parser.add_argument("--gpu", action="store_true", help="train on the GPU, which all workers share")
     parser.add_argument("--folder", type=Path, default=Path("runs/study"), help="of the runs")
     parser.add_argument("--cifar10", type=Path, help="folder of CIFAR-10's parquet files")
@@ -133,13 +129,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def names_of(given: argparse.Namespace) -> list[str]:
+    """The settings that are asked for and whose data are there.
+
+    Raises:
+        ValueError: there is none of such a name.
+    """
+    names = [name for name in SETTINGS if any(fnmatch(name, pattern) for pattern in given.settings.split(","))]
+    if not names:
+        raise ValueError(f"--settings={given.settings}: there is no such setting; known: {', '.join(SETTINGS)}")
+    if not given.cifar10 and (skipped := [name for name in names if "{" in SETTINGS[name]]):
+        print(f"left out, as --cifar10 names no folder of parquet files: {', '.join(skipped)}")
+        names = [name for name in names if name not in skipped]
+    return names
+
+
+def write_features(names: Sequence[str], given: argparse.Namespace) -> None:
+    """Those that the settings read, where they are not there yet."""
+    if any("{features}" in SETTINGS[name] for name in names):
+        frozen.write_features(pools.cifar10(given.cifar10), given.folder / "features")
+
+
 def _range(text: str) -> range:
     first, _, last = text.partition("-")
     return range(int(first), int(last or first) + 1)
 
 
-def plan(name: str, given: argparse.Namespace) -> tuple[Config, Plan]:
-    """The trainings of a setting.
+def plan(name: str, policies: str, given: argparse.Namespace) -> tuple[Config, Plan]:
+    """The trainings of a setting: `policies` as policies=[...] of a comparison.
 
     Raises:
         ValueError: there is no such policy, or its defaults have changed since, or the features do not fit.
@@ -150,7 +167,7 @@ def plan(name: str, given: argparse.Namespace) -> tuple[Config, Plan]:
         overrides.append(f"data.root={given.fashion_mnist}")
     design = (f"train.seed={given.subsets.start}", f"subsets={len(given.subsets)}", f"repeats={given.repeats}")
     gpu = f"scale.use_gpu={str(given.gpu).lower()}"
-    config, options = load_comparison([*FIXED, gpu, *overrides, f"policies=[{given.policies}]", *design])
+    config, options = load_comparison([*FIXED, gpu, *overrides, f"policies=[{policies}]", *design])
     found = make_plan(config, options)
     check_policies(name, [*(cell.cell for cell in read_cells(str(given.folder / name))), *found.cells])
     return settle_model(config), found

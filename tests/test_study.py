@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import study, tables
+from benchmarks import ceiling, study, tables
 from dpl_ray.studies.comparison.cells import CellResult, run_cell
 
 ROOT = Path(__file__).parent.parent
@@ -99,9 +99,9 @@ def test_all_settings_and_policies_are_known_and_subsets_come_before_repeats(
 ) -> None:
     monkeypatch.setattr(study, "settle_model", lambda config: config)  # features are not there
     assert len(study.SETTINGS) == len(study.BASES) * len(study.POOLS) == 56
-    given = study._parser().parse_args(["--minutes=1", "--subsets=5-9", "--repeats=2", f"--folder={tmp_path}"])
+    given = study.make_parser(None).parse_args(["--subsets=5-9", "--repeats=2", f"--folder={tmp_path}"])
     for name in [*study.BASES, *(f"digits-4{pool}" for pool in study.POOLS)]:
-        config, found = study.plan(name, given)
+        config, found = study.plan(name, study.POLICIES, given)
         assert config.data.num_labels_per_class in (2, 4, 25)
         assert config.scale.threads_per_worker == 1
         turns = sorted({study._turn(study.Job(name, config, cell)) for cell in found.cells})
@@ -130,3 +130,21 @@ def test_the_script_ends_what_does_not_end_by_itself(tmp_path: Path) -> None:
     command = [ROOT / "benchmarks" / "study.sh", "0.002", "--subsets", "5-9"]
     done = subprocess.run(command, env={"PYTHON": str(python), "PATH": "/bin:/usr/bin"}, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (124, "-m benchmarks.study --minutes 0.002 --subsets 5-9\n")
+
+
+def test_the_ceiling_trains_with_the_true_labels_of_the_whole_pool(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    monkeypatch.setattr(ceiling, "run_cell", lambda *given: found.append(run_cell(*given)) or found[-1])
+    ceiling.main(["--settings=tiny", "--subsets=5"])
+    (result,) = found
+    row = {"setting": "tiny", "subset": "5", "accuracy": f"{result.metrics['eval/accuracy']:.4f}"}
+    assert [entry | row for entry in tables.read("ceiling")] == tables.read("ceiling")
+    assert (result.label, result.metrics["pseudo/precision"], result.metrics["pseudo/coverage"]) == (
+        "true-labels",
+        1,
+        1,
+    )
+    with pytest.raises(ValueError, match="each image of it has to have a known class"):
+        ceiling.main(["--settings=tiny-open60", "--subsets=5"])
