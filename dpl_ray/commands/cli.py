@@ -50,8 +50,10 @@ def main(name: str | None = None) -> None:
     signal.signal(signal.SIGTERM, interrupt)
     if name is None:
         name = _chosen(sys.argv.pop(1) if len(sys.argv) > 1 else "--help")
+    # Python looks for garbage all the time while libraries are loaded, a quarter of it, and once more at the end.
+    gc.set_threshold(10_000, 10, 10)
     status = run(load_command(name), sys.argv[1:])
-    gc.freeze()  # at its end Python looks for garbage among all that is loaded, which takes more than a second
+    gc.freeze()
     sys.exit(TERMINATED if received and status == INTERRUPTED else status)
 
 
