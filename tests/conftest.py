@@ -6,6 +6,7 @@ The libraries are imported where they are needed: `pytest -n 2` loads this file 
 from __future__ import annotations
 
 import functools
+import gc
 import io
 import logging
 import os
@@ -17,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# While libraries are loaded Python looks for garbage a quarter of the time.
+gc.disable()
 # What one process has compiled, those that it starts need not.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -46,14 +49,15 @@ settings.load_profile("repeatable")
 
 @functools.cache
 def group(file: str) -> str:
-    """What of the tests stays in one process: those of a file, and those of all files that use Ray's cluster."""
-    return "ray" if "mark.ray" in (ROOT / file).read_text() else file
+    """What of the tests stays in one process: those of a file, and those of all files that share a cluster of Ray."""
+    return "ray" if "ray_cluster" in (ROOT / file).read_text() else file
 
 
 @functools.cache
 def place(file: str) -> int:
     """Where a file stands among the others: Ray's take longest, and at the end both processes should have something."""
-    return 0 if group(file) == "ray" else 1 if "mark.slow" in (ROOT / file).read_text() else 2
+    text = (ROOT / file).read_text()
+    return 0 if group(file) == "ray" else 1 if "mark.ray" in text else 2 if "mark.slow" in text else 3
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -78,7 +82,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByGroup(config, log)
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
+
+
 def pytest_unconfigure() -> None:
+    gc.freeze()
     shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 

@@ -19,21 +19,7 @@ from pathlib import Path
 from dpl_ray.store.storage import Storage
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "torch._dynamo",  # by the first optimizer of a process
-        "torchvision",
-        "sklearn.datasets",
-        "matplotlib.figure",
-        "pytest",
-        "ray.data",
-        "ray.tune",
-        "peft",
-        "dpl_ray.labeling.job",
-        "dpl_ray.studies.self_training.job",
-        "dpl_ray.studies.tuning.job",
-    ]
-)
+SERVER.set_forkserver_preload(["tests.preload"])
 SECONDS = 300.0  # for what is waited for to happen, on a machine that others use too
 
 

@@ -19,7 +19,7 @@ from tests.mistakes import MISTAKES, Mistake, command
 ROOT = Path(__file__).parent.parent
 IN_A_PROCESS = ("field", "near_path", "bad_images")  # one each: before Hydra, before and after an image is read
 #: What the slowest answers cost: those that need no library, Ray, torch with a decoded image, and torchvision.
-TIMED = ("field", "no_cluster", "one_value", "architecture")
+TIMED = ("no_cluster", "architecture")  # those that load most
 LIBRARIES = "import torch, torchvision, ray, hydra, pydantic, pyarrow, rich"
 MARGIN = 1.3  # of the processes' own noise
 

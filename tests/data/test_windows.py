@@ -77,7 +77,7 @@ def test_ids_number_the_rows(pool: StreamedPool) -> None:
     assert window["targets"].tolist() == [i % 2 if i < 138 else -1 for i in window["ids"].tolist()]
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(batch_size=st.sampled_from([1, 2, 4, 6]), mu=st.integers(1, 5), steps=st.integers(1, 9), seed=st.integers(0, 3))
 def test_every_pass_takes_every_image_once(pool: StreamedPool, batch_size: int, mu: int, steps: int, seed: int) -> None:
     """Up to the window that a pass ends in, in which two passes meet."""

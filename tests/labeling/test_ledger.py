@@ -15,7 +15,7 @@ MOST_BYTES = 30  # some 15, and what is there once
 
 
 def test_a_part_costs_a_few_bytes_whatever_is_done_of_it(tmp_path: Path) -> None:
-    numbers = (2, 22)
+    numbers = (2, 12)
     few, many = (memory(plan_of(number, str(tmp_path)), str(tmp_path / str(number))) for number in numbers)
     for name, (held, _) in many.items():
         each = (held - few[name][0]) / (numbers[1] - numbers[0]) / PARTS_EACH
