@@ -13,9 +13,11 @@ import math
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import methodcaller
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import ipc
 
+from dpl_ray.data.files.reordered import Reordered
 from dpl_ray.data.files.shards import are_shards, is_shard
 from dpl_ray.data.files.walk import Files
 from dpl_ray.data.formats.rows import PoolFiles
@@ -136,7 +139,7 @@ class Plan:
     def from_bytes(cls, data: bytes, like: PoolFiles) -> Plan:
         """What `to_bytes` gave, of files that are read as those of the pool are.
 
-        As far as these are the first files of the pool, their names are not held a second time.
+        What the pool knows of its files is not held a second time.
         """
         view = memoryview(data)
         if not data.endswith(ARROW_END):  # one of an older version has no checksum
@@ -144,20 +147,17 @@ class Plan:
             if checksum != _checksum(view):
                 raise ValueError(OTHER)
         reader = ipc.open_file(pa.py_buffer(view))
-        files, others = 0, None  # as long as they are those of the pool
-        num_rows, inputs, num_blocks, rows = (bytearray() for _ in range(4))
+        files, order, others = 0, None, _Others()  # no order as long as they are the first ones of the pool
+        inputs, num_blocks, rows = (bytearray() for _ in range(3))
         for number in range(reader.num_record_batches):
             for batch in pa.Table.from_batches([reader.get_batch(number)]).to_batches(_FILES_AT_A_TIME):
-                names, sizes, counts = batch["path"].cast(pa.large_string()), batch["size"], batch["num_rows"]
+                names, sizes, counts = (batch[name] for name in ("path", "size", "num_rows"))
+                facts = names.cast(pa.large_string()), sizes.to_numpy(), counts.to_numpy()
                 same = slice(files, files + len(batch))
-                are_same = names.equals(like.paths[same]) and np.array_equal(sizes, like.sizes[same])
-                if others is None and not (are_same and np.array_equal(counts, like.num_rows[same])):
-                    others = Files()
-                    others.add(like.paths[:files], like.sizes[:files])
-                    num_rows += like.num_rows[:files].tobytes()
-                if others is not None:
-                    others.add(names, sizes.to_numpy())
-                    num_rows += counts.to_numpy().tobytes()
+                if order is None and not _are_same(facts, [part[same] for part in _facts(like)]):
+                    order = bytearray(np.arange(files, dtype=np.int32).tobytes())
+                if order is not None:
+                    order += others.places(like, *facts).tobytes()
                 files += len(batch)
                 inputs += batch["input"].to_numpy().tobytes()
                 num_blocks += batch["blocks"].value_lengths().to_numpy().tobytes()
@@ -170,15 +170,51 @@ class Plan:
         # Rows of a shard start at 0 and follow each other; a block of other files starts at its first.
         starts = np.cumsum(counts) - counts
         firsts = starts - starts[np.searchsorted(of_blocks, of_blocks)] if len(counts) else starts
-        pool = empty_plan(like).pool
-        if others is None:
-            pool = replace(pool, paths=like.paths[:files], sizes=like.sizes[:files], num_rows=like.num_rows[:files])
+        if order is None:
+            paths, sizes, num_rows = (part[:files] for part in _facts(like))
         else:
-            paths, sizes = others.arrays()
-            pool = replace(pool, paths=paths, sizes=sizes, num_rows=np.frombuffer(num_rows, np.int64))
+            paths, sizes, num_rows = others.after(like, np.frombuffer(order, np.int32))
+        pool = replace(empty_plan(like).pool, paths=paths, sizes=sizes, num_rows=num_rows)
         spans = np.stack([of_blocks, firsts, counts], axis=1).reshape(-1, 3)
         file_inputs = np.frombuffer(inputs, np.int64)
         return cls(replace(pool, spans=spans), file_inputs, file_inputs[of_blocks])
+
+
+def _facts(pool: PoolFiles) -> tuple[Any, Any, Any]:
+    """What is known of the files of a pool: path, bytes and rows of each, (F,)."""
+    return pool.paths, pool.sizes, pool.num_rows
+
+
+def _are_same(facts: Sequence[Any], others: Sequence[Any]) -> bool:
+    paths, *numbers = zip(facts, others, strict=True)
+    return paths[0].equals(paths[1]) and all(np.array_equal(*pair) for pair in numbers)
+
+
+class _Others:
+    """Files of a plan that its pool has not, or has otherwise."""
+
+    def __init__(self) -> None:
+        self._files, self._num_rows = Files(), bytearray()
+
+    def places(
+        self, listed: PoolFiles, paths: pa.LargeStringArray, sizes: NDArray[np.int64], num_rows: NDArray[np.int64]
+    ) -> NDArray[np.int32]:
+        """(N,) where in the pool each of these files is; behind its end, among the others, where it is not."""
+        places = np.full(len(paths), -1, np.int32)
+        for at, mine in _matches(listed.paths, paths):
+            are_same = (listed.sizes.take(at) == sizes[mine]) & (listed.num_rows.take(at) == num_rows[mine])
+            places[mine[are_same]] = at[are_same]
+        missing = np.flatnonzero(places < 0)
+        places[missing] = len(listed.paths) + len(self._num_rows) // 8 + np.arange(len(missing))
+        self._files.add(paths.take(missing), sizes[missing])
+        self._num_rows += num_rows[missing].tobytes()
+        return places
+
+    def after(self, listed: PoolFiles, order: NDArray[np.int32]) -> tuple[Any, Any, Any]:
+        """The facts of files in this order, of which those of the pool are not copied."""
+        others = (*self._files.arrays(), np.frombuffer(self._num_rows, np.int64))
+        paths, sizes, num_rows = (Reordered(*pair, order) for pair in zip(_facts(listed), others, strict=True))
+        return paths, sizes, num_rows
 
 
 def _checksum(data: bytes | memoryview) -> bytes:
@@ -216,23 +252,25 @@ def extend_plan(plan: Plan, listed: PoolFiles, max_rows: int) -> Plan:
     Raises:
         ValueError: a file has another size than when it was planned.
     """
-    at = _find(listed.paths, plan.pool.paths)
-    changed = np.flatnonzero((at >= 0) & (np.append(plan.pool.sizes, 0)[at] != listed.sizes))
-    if len(changed):
-        file = int(changed[0])
-        raise listed.location.error(
-            f"{listed.name(file)} has changed since it was planned ({plan.pool.sizes[at[file]]:,} bytes then, "
-            f"{listed.sizes[file]:,} now); take another output"
-        )
-    new = np.flatnonzero(at < 0)
-    del at
+    planned, are_new = len(plan.pool.paths), np.ones(len(listed.paths), bool)
+    order = np.full(planned, -1, np.int32)
+    for at, before in _matches(listed.paths, plan.pool.paths):
+        then = plan.pool.sizes.take(before)
+        for changed in np.flatnonzero(then != listed.sizes[at])[:1].tolist():
+            file = int(at[changed])
+            raise listed.location.error(
+                f"{listed.name(file)} has changed since it was planned ({then[changed]:,} bytes then, "
+                f"{listed.sizes[file]:,} now); take another output"
+            )
+        are_new[at], order[before] = False, at
+    new = np.flatnonzero(are_new)
     if not len(new):
         return plan
     # Image files follow each other, so that a block of them is a range.
     are_new_shards = are_shards(listed.paths)[new]
     num_shards = int(are_new_shards.sum())
     taken = np.concatenate([new[are_new_shards], new[~are_new_shards]]) if 0 < num_shards < len(new) else new
-    number, place = plan.num_inputs, len(plan.pool.paths)
+    number, place = plan.num_inputs, planned
     spans: list[tuple[int, int, int]] = []
     firsts = np.searchsorted(listed.spans[:, 0], [taken[:num_shards], taken[:num_shards] + 1]).T.tolist()
     for index, (start, stop) in enumerate(firsts):
@@ -250,19 +288,20 @@ def extend_plan(plan: Plan, listed: PoolFiles, max_rows: int) -> Plan:
     first_input = number + num_shards
     of_others = np.repeat(np.arange(first_input, first_input + -(-num_others // per_input)), per_input)[:num_others]
     file_inputs = [plan.file_inputs, np.arange(number, first_input), of_others]
-    pool = replace(plan.pool, spans=np.concatenate([plan.pool.spans, shard_spans, other_spans]))
-    if taken is new and len(new) == len(listed.paths) and not place:  # they are held once
-        pool = replace(pool, paths=listed.paths, sizes=listed.sizes, num_rows=listed.num_rows)
-    else:
-        files = Files()
-        files.add(plan.pool.paths, plan.pool.sizes)
-        for start in range(0, len(taken), _FILES_AT_A_TIME):
-            some = taken[start : start + _FILES_AT_A_TIME]
-            files.add(listed.paths.take(pa.array(some)), listed.sizes[some])
-        paths, sizes = files.arrays()
-        pool = replace(
-            pool, paths=paths, sizes=sizes, num_rows=np.concatenate([plan.pool.num_rows, listed.num_rows[taken]])
-        )
+    paths, sizes, num_rows = _facts(listed)
+    if planned or taken is not new:  # else they are in the order of the listing
+        gone = np.flatnonzero(order < 0)
+        order[gone] = len(listed.paths) + np.arange(len(gone))
+        order = np.concatenate([order, taken.astype(np.int32)])
+        others = [part.take(gone) for part in _facts(plan.pool)]
+        paths, sizes, num_rows = (Reordered(*pair, order) for pair in zip(_facts(listed), others, strict=True))
+    pool = replace(
+        plan.pool,
+        spans=np.concatenate([plan.pool.spans, shard_spans, other_spans]),
+        paths=paths,
+        sizes=sizes,
+        num_rows=num_rows,
+    )
     return Plan(
         pool,
         np.concatenate(file_inputs),
@@ -270,21 +309,22 @@ def extend_plan(plan: Plan, listed: PoolFiles, max_rows: int) -> Plan:
     )
 
 
-def _find(paths: pa.LargeStringArray, known: pa.LargeStringArray) -> NDArray[np.int32]:
-    """(F,) index among the known of each of the paths, which are sorted; -1 of one that is not among them.
+def _matches(
+    paths: pa.LargeStringArray, known: pa.LargeStringArray
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Indices among the paths, which are sorted, and among the known ones, of those that are in both.
 
     A table of some known ones is held at a time. These are mostly sorted too, and are looked for between the least and
     the greatest of them alone.
     """
-    at = np.full(len(paths), -1, np.int32)
     for start in range(0, len(known), _FILES_AT_A_TIME):
         some = known[start : start + _FILES_AT_A_TIME]
         ends = pc.min_max(some)
         low = bisect_left(paths, ends["min"].as_py(), key=methodcaller("as_py"))
         high = bisect_right(paths, ends["max"].as_py(), key=methodcaller("as_py"))
         found = pc.index_in(paths[low:high], value_set=some).fill_null(-1).to_numpy()
-        np.copyto(at[low:high], found + start, where=found >= 0)
-    return at
+        both = np.flatnonzero(found >= 0)
+        yield low + both, start + found[both]
 
 
 def cut_rows(spans: list[int], max_rows: int) -> list[int]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from benchmarks.listing import Bucket, Disk, Place, label
+from benchmarks.listing import Bucket, Disk, Place, label, label_more
 from benchmarks.listing import train as plan_to_train
 from dpl_ray.data.files.kinds import IMAGE_EXTENSIONS, are_images, is_image
 from dpl_ray.data.files.listing import list_files
@@ -97,6 +97,7 @@ def test_no_object_is_held_for_each_file(place: Place, monkeypatch: pytest.Monke
         with place.of(number) as location:
             listed = list_pool(location, image_column="image")
         label(listed)
+        label_more(listed)
         plan_to_train(listed)
         return listed
 

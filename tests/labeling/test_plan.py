@@ -82,14 +82,19 @@ def test_new_files_are_appended_and_gone_ones_stay(tmp_path: Path) -> None:
     added = [sample_id for name, ids in after.items() if name not in before for sample_id in ids]
     a = tmp_path / "a.parquet"
     assert added == [f"{a}:0", f"{a}:1", f"{a}:2", str(tmp_path / "images" / "0000.png")]
+    again = Plan.from_bytes(new.to_bytes(), listed(tmp_path))
+    assert ids_by_part(again) == after
+    assert again.to_bytes() == new.to_bytes()
+    assert plan_of(tmp_path, old=again) is again, "nothing is new"
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     write_images(tmp_path, range(3))
     old = plan_of(tmp_path)
     (tmp_path / "0001.png").write_bytes(png(1) + b"more")
-    with pytest.raises(ValueError, match=r"^pool=.*0001\.png has changed since it was planned .* take another output"):
-        plan_of(tmp_path, old=old)
+    for plan in (old, Plan.from_bytes(old.to_bytes(), listed(tmp_path))):
+        with pytest.raises(ValueError, match=r"^pool=.*0001\.png has changed since it was planned .* take another"):
+            plan_of(tmp_path, old=plan)
 
 
 def test_rows_of_a_block_are_bounded_by_memory() -> None:
