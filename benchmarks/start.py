@@ -1,7 +1,10 @@
-"""How long a user waits: the import of dpl_ray, and a training's start to its first step. `python -m benchmarks.start`
+"""How long a user waits: the import of dpl_ray, a training's start to its first step, and the whole demo.
+
+python -m benchmarks.start
 
 A training is `python -m pipelines.train data=digits` in a process of its own, in the process of the command and with
-two Ray Train workers. Its first step has ended when the run's history has its first line.
+two Ray Train workers. Its first step has ended when the run's history has its first line. The demo is what `make demo`
+starts.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from benchmarks.figures import Figures, add_save, median, report
 
 ARGUMENTS = ("-m", "pipelines.train", "data=digits", "train.log_every=1", "run.name=start")
 PLACES = {"in the process of the command": ("scale.num_workers=0", 4), "with 2 workers": ("scale.num_workers=2", 12)}
+DEMO = ("-m", "pipelines.train", "scale=local")
 IMPORT = "import time; began = time.perf_counter(); import dpl_ray; print(time.perf_counter() - began)"
 
 
@@ -30,6 +34,8 @@ def main() -> None:
     for place, (scale, bound) in PLACES.items():
         seconds = [first_step(scale) for _ in range(given.rounds)]
         figures[f"to the first step, {place}"] = {"measured": median(seconds, "s", at_most=bound)}
+    seconds = [whole_demo() for _ in range(given.rounds)]
+    figures["the demo, to the end of the command"] = {"measured": median(seconds, "s", at_most=45)}
     report("start", figures, given.save)
 
 
@@ -47,6 +53,15 @@ def first_step(scale: str) -> float:
         process.terminate()
         process.wait()
     return seconds
+
+
+def whole_demo() -> float:
+    """Seconds that the command takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, *DEMO, f"run.storage_path={folder}"]
+        began = time.perf_counter()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        return time.perf_counter() - began
 
 
 if __name__ == "__main__":
