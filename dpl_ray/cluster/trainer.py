@@ -16,6 +16,7 @@ import ray
 from ray._private.state import available_resources_per_node
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, FixedScalingPolicy, NoopDecision
 from ray.train.v2.api.config import ScalingConfig
@@ -53,7 +54,13 @@ class Trainer(DataParallelTrainer):
             settings["scaling_policy"] = _ElasticScaling(self.scaling_config, self._allowed)
         elif self._is_own and not self._reads_data:
             settings["scaling_policy"] = _FixedScaling(self.scaling_config)
-        return super()._initialize_and_run_controller(**settings)
+        return self._run_controller(**settings) if self._is_own else super()._initialize_and_run_controller(**settings)
+
+    def _run_controller(self, **settings: Any) -> Any:
+        """In this Ray's own environment: with another one, as Ray Train's, it would not get a process that is there."""
+        controller = ray.remote(num_cpus=0)(TrainController).remote(**settings)
+        ray.get(controller.run.remote())
+        return ray.get(controller.get_result.remote())
 
 
 class _FixedScaling(FixedScalingPolicy):

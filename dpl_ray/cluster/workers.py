@@ -101,7 +101,7 @@ def run_workers(
         ),
     )
     try:
-        return local.while_alive(lambda: trainer.fit().return_value)
+        return ray.cloudpickle.loads(local.while_alive(lambda: trainer.fit().return_value))
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         raise WorkersLostError(_first_cause(error)) from error
     except local.EndedError as error:
@@ -192,8 +192,9 @@ def _worker(loop_config: dict[str, Any]) -> Any:
     mailbox.put.remote(_Begun(rank, context.get_world_size(), ray.get_runtime_context().current_actor))
 
     def tell(news: Any) -> None:
-        # Not waited for: news that cannot be delivered must not hold up the training.
-        mailbox.put.remote(news)
+        # Not waited for: news that cannot be delivered must not hold up the training. Pickled, as the result is: who
+        # passes them on would load torch to know what they are.
+        mailbox.put.remote(ray.cloudpickle.dumps(news))
 
     def wait_for_stop() -> None:
         with contextlib.suppress(ray.exceptions.RayError):  # the mailbox ends with the run
@@ -202,7 +203,7 @@ def _worker(loop_config: dict[str, Any]) -> Any:
 
     if rank == 0:  # the others hear of it in the step's collective
         threading.Thread(target=wait_for_stop, daemon=True).start()
-    return loop_config["work"](ray.get(loop_config["payload"]), tell, stop)
+    return ray.cloudpickle.dumps(loop_config["work"](ray.get(loop_config["payload"]), tell, stop))
 
 
 def _read(mailbox: Any, on_news: Callable[[Any], None], watch: Watch) -> None:
@@ -224,7 +225,7 @@ def _news(mailbox: Any) -> Iterator[Any]:
 
     with contextlib.suppress(ray.exceptions.RayError):
         while (news := ray.get(mailbox.get.remote())) is not None:
-            yield news
+            yield ray.cloudpickle.loads(news) if isinstance(news, bytes) else news
 
 
 def _first_cause(error: Exception) -> str:

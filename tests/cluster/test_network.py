@@ -26,7 +26,6 @@ import pytest
 from dpl_ray.cluster import local
 from dpl_ray.cluster.workers import run_workers
 from dpl_ray.config.schema import ScaleConfig
-from dpl_ray.training.distributed import Workers
 from dpl_ray.training.interruption import Stop
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -96,9 +95,12 @@ def _make_network(folder: Path) -> subprocess.Popen[str]:
     return stranger
 
 
-def look(payload: dict[str, Any], _tell: Callable[[Any], None], _stop: Event) -> dict[str, Any] | None:
+def look(payload: dict[str, Any], tell: Callable[[Any], None], _stop: Event) -> dict[str, Any] | None:
     """What worker 0 sees of the kernel's table and of those who come in, while all processes of the run stand."""
+    from dpl_ray.training.distributed import Workers  # torch, which this module does not load for the controller
+
     workers = Workers.current()
+    tell(workers.device)  # which takes torch to read
     seen = _see(payload) if workers.rank == 0 else None
     workers.gather_json(None)  # the other one stands until then
     return seen
@@ -128,7 +130,14 @@ def _see(payload: dict[str, Any]) -> dict[str, Any]:
             command = ["nsenter", f"--target={payload['stranger']}", "--net", sys.executable, "-c", TRY_ALL, HERE]
             found = subprocess.run([*command, *ports], capture_output=True, text=True, check=True).stdout.split()
         reached = ["control" if port == control else port for port in found]
-    return {"listening": listening, "reached": reached, "answers": answers, "settings": settings}
+    with_torch = {name for pid, name in names.items() if "libtorch" in Path(f"/proc/{pid}/maps").read_text()}
+    return {
+        "listening": listening,
+        "reached": reached,
+        "answers": answers,
+        "settings": settings,
+        "with torch": sorted(with_torch & {name for name in names.values() if name.startswith("ray::")}),
+    }
 
 
 def _ask(name: str, port: int) -> str:
@@ -175,6 +184,11 @@ def test_the_services_keep_neither_tasks_nor_metrics(seen: dict[str, Any]) -> No
     kept = {"RAY_task_events_report_interval_ms": "0", "RAY_enable_metrics_collection": "0"}
     assert set(seen["settings"]) == set(local.SERVICES)
     assert [found | kept for found in seen["settings"].values()] == [*seen["settings"].values()]
+
+
+def test_only_workers_load_torch(seen: dict[str, Any]) -> None:
+    """Who passes on their news does not."""
+    assert {name.partition(".")[0] for name in seen["with torch"]} == {"ray::RayTrainWorker"}
 
 
 def test_nobody_at_another_address_reaches_a_run(seen: dict[str, Any]) -> None:

@@ -77,6 +77,7 @@ def test_what_hangs_at_the_end_of_a_ray_is_killed(monkeypatch: pytest.MonkeyPatc
 
 def test_a_ray_of_its_own_starts_no_process_that_a_run_has_no_use_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DataParallelTrainer, "_initialize_and_run_controller", lambda _, **settings: settings)
+    monkeypatch.setattr(Trainer, "_run_controller", lambda _, **settings: settings)
 
     def parts(is_own: bool, reads_data: bool = False) -> tuple[set[str], Any]:
         trainer = Trainer(print, is_own=is_own, reads_data=reads_data)
