@@ -29,6 +29,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_JITTER"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"  # how soon an end or a death is seen, of 2 s
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (of 15: other tests would leave them next to no time)
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process more for each group of workers
 # Ray's actors take the last `ray start` of its folder for their own cluster, and wait for it if it is gone. A short
 # path, as sockets lie below it.

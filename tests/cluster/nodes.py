@@ -58,7 +58,6 @@ class Cluster:
         self.address, self.client = f"127.0.0.1:{port}", f"ray://127.0.0.1:{client_port}"
         self.env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody has to be moved to another node at the end
-        self.env["RAY_worker_niceness"] = "0"  # of 15, which gets next to no time on a machine that others use too
         # As in an environment that is activated.
         self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.env['PATH']}"
         self._logs, self.nodes = logs, list[Node]()
