@@ -58,6 +58,14 @@ def example_images(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return np.resize(np.arange(256, dtype=np.uint8), (NUM_EXAMPLES, *shape))
 
 
+def load_libraries() -> None:
+    """Those of an export, which take seconds; they may be loaded while others compute."""
+    with _root_logger_as_it_is():
+        import mlflow.pyfunc
+        import mlflow.pytorch  # noqa: F401
+    import torch._dynamo  # noqa: F401  (by torch.export)
+
+
 def export_model(checkpoint: Storage, folder: Storage) -> None:
     """Write the teacher of a checkpoint into a folder that `mlflow models serve` and `mlflow.pyfunc.load_model` take.
 
@@ -69,9 +77,9 @@ def export_model(checkpoint: Storage, folder: Storage) -> None:
         ValueError: the checkpoint is damaged.
         RuntimeError: torch.export cannot trace the network.
     """
-    with _root_logger_as_it_is():
-        import mlflow.pyfunc
-        import mlflow.pytorch
+    load_libraries()
+    import mlflow.pyfunc
+    import mlflow.pytorch
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
     from mlflow.types.schema import Map

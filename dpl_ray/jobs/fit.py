@@ -5,6 +5,7 @@ torch is imported where training begins: a mistake in fields, files or paths is 
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -184,7 +185,7 @@ def _train(
         tracker.log_file("config.yaml")
         with Progress(console, "steps") as progress:
             live = LivePage(config, splits, folder) if has_page else None
-            receive = _receiver(progress, tracker, live)
+            receive = _receiver(progress, tracker, live, loads=has_page and bool(config.scale.num_workers))
             outcomes = run_phases(config, splits, folder, receive, partial(show, console), ends_at)
         tracker.log_history()
         found = find_verdict(splits, outcomes)
@@ -216,12 +217,19 @@ def _named(config: Config, folder: RunFolder) -> Iterator[None]:
         raise interrupted from error
 
 
-def _receiver(progress: Progress, tracker: Tracker, page: LivePage | None) -> Callable[[Record], None]:
-    """What is done with news of the training: they are shown, and metrics, which the folder has, sent and drawn."""
+def _receiver(progress: Progress, tracker: Tracker, page: LivePage | None, *, loads: bool) -> Callable[[Record], None]:
+    """What is done with news of the training: they are shown, and metrics, which the folder has, sent and drawn.
+
+    Args:
+        loads: from the first ones on, what the end of the run takes is loaded.
+    """
     newest: dict[str, dict[str, float]] = {}
+    loading = threading.Thread(target=_load_exporter, daemon=True)
 
     def receive(record: Record) -> None:
         tracker.begin()
+        if loads and tracker.is_recording and loading.ident is None:
+            loading.start()
         newest[record.phase] = newest.get(record.phase, {}) | record.metrics
         state = f"{record.images_per_second:,.0f} images/s  {training_state(newest[record.phase])}".rstrip()
         progress.update(record.step, record.num_steps, state, name=record.phase)
@@ -231,6 +239,12 @@ def _receiver(progress: Progress, tracker: Tracker, page: LivePage | None) -> Ca
                 page.update(record)
 
     return receive
+
+
+def _load_exporter() -> None:
+    from dpl_ray.inference.exported_model import load_libraries
+
+    load_libraries()
 
 
 def _sample(splits: Splits, main: Outcome) -> PoolSample | None:
