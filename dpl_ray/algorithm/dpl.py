@@ -44,7 +44,7 @@ def band_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float)
 
 
 #: pace, heads_weight and balance if not given. Where features are frozen, no better ones outgrow a wrong label, and a
-#: run is short: thresholds that follow faster, and classes that share their weight, end higher (docs/RESULTS.md).
+#: run is short: thresholds follow faster, and classes share their weight. docs/RESULTS.md has each without the others.
 TRAINED, FROZEN = (1.0, 1.0, 0.0), (10.0, 10.0, 0.5)
 LEAST_MASS = 0.02  # of a class, as a share of an equal one: one that nothing is said of does not silence all others
 

@@ -85,8 +85,8 @@ def exact_pairs(first: NDArray[np.uint64], second: NDArray[np.uint64] | None) ->
 def perceptual_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """(N,) which of the 64 lowest frequencies of (N, C, H, W), in grey, are above their median: `phash` of imagehash.
 
-    Not the library itself: it takes Pillow's images one by one and resizes them first, which takes some 15 times as
-    long. Here all images have one size, so that a batch is two products of matrices.
+    Not the library itself: it takes Pillow's images one by one and resizes them first. Here all images have one size,
+    so that a batch is two products of matrices.
     """
     height, width = images.shape[2:]
     vertical, horizontal = (dct(np.eye(side, dtype=np.float32), axis=0)[:_FREQUENCIES] for side in (height, width))

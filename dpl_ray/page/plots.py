@@ -42,7 +42,7 @@ def draw(
     """An SVG that `plot(axes, ...)` fills.
 
     Args:
-        width, height: in inches, with letters of 9.5 points. A page sets a drawing as wide as its column, which on a
+        width, height: in inches, with letters of 9.5 pt. A page sets a drawing as wide as its column, which on a
             telephone is some 360 pixels: letters of 10 of these need a width of 4.6 or less.
         heights: of the axes that stand below each other on one horizontal axis.
     """

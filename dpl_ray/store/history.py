@@ -61,8 +61,9 @@ def run_metrics(row: Mapping[str, Any], policy: str | None) -> dict[str, float]:
 
 
 def history_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The rows of a history.jsonl, one at a time: all of a long run take ten times as much memory as the file. What is
-    none is passed over.
+    """The rows of a history.jsonl, one at a time: as objects, all of a long run take far more memory than the file.
+
+    What is no row is passed over.
     """
     kinds = {"step": int, "metrics": dict}
     return (row for row in from_lines(lines) if all(isinstance(row.get(name), kind) for name, kind in kinds.items()))

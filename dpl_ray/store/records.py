@@ -21,7 +21,7 @@ from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.storage import Storage
 
 MAX_NODES, MAX_DEPTH = 100_000, 100  # of a YAML file
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, in a tenth of the time
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, which is faster
 T = TypeVar("T")
 CHECKSUM = "checksum"  # of an object: of all its other keys
 OTHER = "its checksum is another one"

@@ -82,7 +82,7 @@ def build_state(
     num_features = student.classifier.in_features
     policy = build_policy(config.policy.model_dump(), num_features, num_classes)
     policy.start_as(student.classifier)
-    # Channels last is the faster layout of convolutions on GPUs and, by a quarter, on CPUs (docs/performance.md).
+    # Channels last is the faster layout of convolutions, on GPUs and on CPUs.
     student = student.to(memory_format=torch.channels_last)
     learner = Learner(student, policy).to(workers.device)
     num_unlabeled = config.train.batch_size * config.train.mu

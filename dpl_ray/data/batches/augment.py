@@ -329,7 +329,7 @@ def strong(images: Tensor, uniforms: Tensor, settings: ViewsConfig) -> Tensor:
     if _is_on_cpu(images):
         views = weak(images, uniforms, settings)
         size = max(1, MAX_BYTES // max(1, images[:1].numel()))
-        # Hundreds of small kernels: without autograd's bookkeeping a CPU launches them a tenth faster.
+        # Hundreds of small kernels: without autograd's bookkeeping a CPU launches them faster.
         with torch.inference_mode():
             for view, drawn, square in zip(views.split(size), draws.split(size), last.split(size), strict=True):
                 view.copy_(_cut_out(_in_rounds(view, drawn, settings), square, settings.cutout))
