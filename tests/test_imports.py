@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,19 @@ MODULES = {
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
 ROOMS = {name.split(".")[1] for name in MODULES if name.count(".") > 1}
-#: The rooms of data.
-INNER = {name.removeprefix("dpl_ray.") for name in MODULES if re.fullmatch(r"dpl_ray\.data\.\w+", name)} - {
-    f"data.{path.stem}" for path in (ROOT / "dpl_ray" / "data").glob("*.py")
+#: Rooms that have rooms of their own, and these.
+OUTER = ("data", "studies")
+INNER = {
+    name.removeprefix("dpl_ray.")
+    for name, path in MODULES.items()
+    if re.fullmatch(rf"dpl_ray\.({'|'.join(OUTER)})\.\w+", name) and path.name == "__init__.py"
 }
 #: Libraries that only the rooms may import whose docstrings name them.
 WATCHED = {"torch", "ray", "mlflow"}
 STANDARD_LIBRARY = sys.stdlib_module_names
 
 
+@cache
 def imports(module: str) -> set[str]:
     """Full names of what a module imports, anywhere in it: `from a.b import c` is a.b and a.b.c."""
     path = MODULES[module]
@@ -65,7 +70,9 @@ def may_import(room: str) -> set[str]:
 @pytest.mark.parametrize("room", sorted(ROOMS | INNER))
 def test_a_room_imports_what_its_docstring_says(room: str) -> None:
     allowed = may_import(room) | {room}
-    others = ROOMS - {"data"} | INNER if room in INNER else ROOMS
+    outer = room.partition(".")[0]
+    own = {other for other in INNER if is_below(other, outer)}  # those that it is one of
+    others = ROOMS - {outer} | own if room in INNER else ROOMS
     for module in MODULES:
         if is_below(module, f"dpl_ray.{room}"):
             names = imports(module)
@@ -75,9 +82,10 @@ def test_a_room_imports_what_its_docstring_says(room: str) -> None:
             assert {name.partition(".")[0] for name in names} & WATCHED <= allowed, module
 
 
-def test_what_the_rooms_of_data_share_imports_none_of_them() -> None:
-    for path in (ROOT / "dpl_ray" / "data").glob("*.py"):
-        names = imports(f"dpl_ray.data.{path.stem}".removesuffix(".__init__"))
+@pytest.mark.parametrize("outer", OUTER)
+def test_what_the_rooms_of_a_room_share_imports_none_of_them(outer: str) -> None:
+    for path in (ROOT / "dpl_ray" / outer).glob("*.py"):
+        names = imports(f"dpl_ray.{outer}.{path.stem}".removesuffix(".__init__"))
         assert not any(is_below(name, f"dpl_ray.{room}") for name in names for room in INNER), path
 
 
@@ -130,7 +138,9 @@ def test_the_map_of_the_readme_names_every_room() -> None:
     readme = (ROOT / "README.md").read_text()
     assert set(re.findall(r"^  (\w+)/ ", readme, re.MULTILINE)) == ROOMS
     rooms_of_data = re.search(r"(?s)^  data/ .*? each other: (.*?)^  \w", readme, re.MULTILINE)[1]  # type: ignore[index]
-    assert {f"data.{name}" for name in re.findall(r"\w+", re.sub(r"\([^)]*\)", "", rooms_of_data))} == INNER
+    assert {f"data.{name}" for name in re.findall(r"\w+", re.sub(r"\([^)]*\)", "", rooms_of_data))} == {
+        room for room in INNER if is_below(room, "data")
+    }
 
 
 def test_no_file_has_more_than_four_hundred_lines() -> None:

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dpl_ray.config.schema import ScaleConfig
+
 
 def bucket_bytes(device: torch.device) -> float:
     """Size of the parts in which gradients are averaged; on a CPU one, as sending would take time from computing."""
@@ -34,6 +36,13 @@ class Workers:
         """From torch's process group where there is one."""
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         return cls(rank, world_size, device or torch.device("cpu"), stop or threading.Event())
+
+    @classmethod
+    def alone(cls, scale: ScaleConfig, stop: threading.Event | None = None) -> Workers:
+        """This process, with the device and the threads of the configuration."""
+        if scale.threads_per_worker:
+            torch.set_num_threads(scale.threads_per_worker)
+        return cls.current(torch.device("cuda" if scale.use_gpu else "cpu"), stop)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over all workers, in place; the tensor itself where there is one worker or nothing to sum."""

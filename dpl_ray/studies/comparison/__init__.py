@@ -1,1 +1,4 @@
-"""Comparing policies over labelled subsets and seeds."""
+"""Comparing policies over labelled subsets and seeds.
+
+May import: store, config, page, tracking, data, checking, training, runs, cluster, report, torch, ray.
+"""

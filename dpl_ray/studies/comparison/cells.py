@@ -28,7 +28,6 @@ from dpl_ray.store.records import read_json, write_json
 from dpl_ray.store.storage import Storage
 
 if TYPE_CHECKING:
-    from dpl_ray.training.distributed import Workers
     from dpl_ray.training.records import Record
 
 CELL_FILE = "cell.json"
@@ -132,6 +131,7 @@ def run_cell(
         return finished
     import torch
 
+    from dpl_ray.training.distributed import Workers
     from dpl_ray.training.loop import train
 
     history = HistoryWriter(run.storage)
@@ -141,7 +141,8 @@ def run_cell(
         if record.metrics:
             history.add(record)
 
-    outcome = train(config, splits, one_worker(config, stop), run.storage, receive, save_history=history.save)
+    workers = Workers.alone(config.scale, stop)
+    outcome = train(config, splits, workers, run.storage, receive, save_history=history.save)
     history.save()
     result = CellResult(
         label=cell.label,
@@ -160,17 +161,6 @@ def run_cell(
     )
     write_json(run.storage / CELL_FILE, result)
     return result
-
-
-def one_worker(config: Config, stop: threading.Event | None = None) -> Workers:
-    """This process, with the device and the threads of the configuration."""
-    import torch
-
-    from dpl_ray.training.distributed import Workers
-
-    if config.scale.threads_per_worker:
-        torch.set_num_threads(config.scale.threads_per_worker)
-    return Workers.current(torch.device("cuda" if config.scale.use_gpu else "cpu"), stop)
 
 
 def read_cells(folder: str) -> list[CellResult]:

@@ -25,7 +25,6 @@ from dpl_ray.runs.history_writer import HistoryWriter
 from dpl_ray.runs.provenance import describe_run
 from dpl_ray.store.records import read_json, write_json
 from dpl_ray.store.storage import Storage
-from dpl_ray.studies.comparison.cells import one_worker
 from dpl_ray.studies.tuning.space import with_values
 
 TRIAL_FILE, RESULT_FILE = "trial.json", "result.json"
@@ -121,6 +120,7 @@ def run_trial(
             report(step, accuracy)
         return ended
     from dpl_ray.training.checkpoint import list_checkpoints
+    from dpl_ray.training.distributed import Workers
     from dpl_ray.training.faults import NonFiniteLossError
     from dpl_ray.training.loop import train
     from dpl_ray.training.records import Record
@@ -149,7 +149,8 @@ def run_trial(
         return found
 
     try:
-        outcome = train(config, splits, one_worker(config, stop), run.storage, receive, save_history=history.save)
+        workers = Workers.alone(config.scale, stop)
+        outcome = train(config, splits, workers, run.storage, receive, save_history=history.save)
     except NonFiniteLossError as error:
         return result("diverged", cause=str(error))
     metrics = run.last_metrics(outcome.phase) | outcome.metrics
