@@ -117,8 +117,8 @@ def test_a_bar_moves_in_a_notebook_that_has_widgets(monkeypatch: pytest.MonkeyPa
     assert Progress(Console(force_jupyter=True, quiet=True), "steps")._bars.disable
 
 
-EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\rno error\x00\u202egpj.exe\u2066"
-SPELLED = r"\x1b]0;owned\x07\x1b[2J\x9b31m\x0dno error\x00\u202egpj.exe\u2066"
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\rno error\x00\u202egpj.exe\u2066[red]:cat:"
+SPELLED = r"\x1b]0;owned\x07\x1b[2J\x9b31m\x0dno error\x00\u202egpj.exe\u2066[red]:cat:"
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
