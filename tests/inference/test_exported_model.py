@@ -33,6 +33,7 @@ def test_the_final_model_answers_without_this_package_and_without_pickle(tmp_pat
     np.savez(tmp_path / "images.npz", images=images, larger=larger)
     (tmp_path / "photo.png").write_bytes(photo)
     code = f"""
+import gc; gc.disable()  # while libraries are loaded
 import base64, json, sys
 from pathlib import Path
 import mlflow, mlflow.pyfunc.scoring_server as server, numpy as np, pandas, torch
@@ -58,6 +59,7 @@ answers = {{
 }}
 assert not [name for name in sys.modules if name == "dpl_ray" or name.startswith("dpl_ray.")]
 print(json.dumps([answers, model.metadata.metadata["class_names"]]))
+gc.freeze()
 """
     environment = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     done = subprocess.run(

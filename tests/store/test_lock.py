@@ -69,7 +69,7 @@ def _hold(folder: str, begun: Any) -> None:
 
 
 def test_the_lock_of_a_process_that_is_killed_is_gone(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     begun = context.Event()
     process = context.Process(target=_hold, args=(str(tmp_path / "a"), begun), daemon=True)
     process.start()
