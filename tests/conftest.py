@@ -125,9 +125,14 @@ def ctrl_c() -> Iterator[None]:
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without a run: to make one takes forty migrations, seconds each time."""
     import mlflow
+    from filelock import FileLock
 
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # the first process makes it for all
+    with FileLock(shared / "mlflow.lock"):
+        if not (path := shared / "mlflow.db").exists():
+            mlflow.MlflowClient(tracking_uri=f"sqlite:///{shared / 'new.db'}").search_experiments()
+            (shared / "new.db").rename(path)
     return path
 
 
