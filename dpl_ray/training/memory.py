@@ -12,8 +12,8 @@ LARGE_BYTES = 32 * 2**20  # glibc takes no more
 def keep_freed_memory() -> None:
     """Let this process keep what it frees, up to KEPT_BYTES, for its next arrays, each of less than LARGE_BYTES.
 
-    glibc gives the memory of large arrays back to the system and takes it anew, page by page, at up to a third of the
-    time of a step on stored features (docs/performance.md). Nothing happens with another C library.
+    glibc gives the memory of large arrays back to the system and takes it anew, page by page, which takes time in every
+    step on stored features. Nothing happens with another C library.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
