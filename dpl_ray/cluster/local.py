@@ -91,12 +91,15 @@ def _small() -> Iterator[None]:
     from ray._private import ray_constants, utils
     from ray._private.node import Node
 
-    changed = [
-        # What Ray does on macOS and Windows. As an option of ray.init, 127.0.0.1 becomes an address of the network.
-        (ray_constants, "ENABLE_RAY_CLUSTER", False),
+    unneeded: list[tuple[Any, str, Any]] = [
         # As where the dashboard is not installed: Ray waits 5 s for the ports of an agent that works for one.
         (utils, "get_dashboard_dependency_error", lambda: "none is wanted"),
         *((Node, name, lambda *_, **__: None) for name in UNNEEDED),
+    ]
+    changed: list[tuple[Any, str, Any]] = [
+        # What Ray does on macOS and Windows. As an option of ray.init, 127.0.0.1 becomes an address of the network.
+        (ray_constants, "ENABLE_RAY_CLUSTER", False),
+        *(each for each in unneeded if hasattr(*each[:2])),  # a later Ray may do without
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in changed]
     for each in changed:

@@ -150,12 +150,13 @@ def _unchecked_versions() -> Iterator[None]:
     """MLflow would read what is installed, file by file, to see whether it has the versions that were taken from it."""
     from mlflow.utils import environment
 
-    check = environment.warn_dependency_requirement_mismatches
-    environment.warn_dependency_requirement_mismatches = lambda _: None
+    name = "warn_dependency_requirement_mismatches"
+    check = getattr(environment, name, None)
+    setattr(environment, name, lambda _: None)
     try:
         yield
     finally:
-        environment.warn_dependency_requirement_mismatches = check
+        setattr(environment, name, check)
 
 
 @contextmanager
