@@ -66,7 +66,7 @@ def train(
         unreadable = Unreadable(config, pool, splits.bad, folder, workers, window)
         while state.step < num_steps:
             # Layers that draw (dropout) do so from a function of seed, step and worker: no random state to save.
-            torch.manual_seed(layer_seed(seed, state.step, workers.rank))
+            _seed(layer_seed(seed, state.step, workers.rank), workers.device)
             asked = time.perf_counter()
             batch = feed(state.step)
             waited = 0.0 if captured.is_busy() else time.perf_counter() - asked
@@ -106,6 +106,13 @@ def train(
         training_seconds=state.seconds,
         test=test,
     )
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed`, which would note for three kinds of devices that are not there where it was called."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
 
 
 def _start(config: Config, info: ModelInfo, splits: Splits, folder: Storage, workers: Workers) -> TrainState:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import Config
 from dpl_ray.store.storage import Storage
+from dpl_ray.training import loop
 from dpl_ray.training.checkpoint import MODULES, list_checkpoints
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.interruption import Interrupted
@@ -257,3 +258,13 @@ def _config_of(folder: Path) -> Config:
 
     last = Path(str(list_checkpoints(Storage(str(folder)))[-1]))
     return parse_config(yaml.safe_load((last / "config.yaml").read_text()))
+
+
+def test_a_step_is_seeded_as_torch_does_it_without_a_stack_for_each_kind_of_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    monkeypatch.setattr("traceback.format_stack", lambda *_: pytest.fail("a millisecond a step"))
+    loop._seed(7, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
