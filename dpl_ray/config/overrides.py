@@ -23,6 +23,9 @@ LONGEST_VALUE = 2_000  # characters of what is no list
 #: A path that begins with ~ or has a range of numbers, which Hydra's grammar does not know.
 _PATH = r"(?<=[=\[,])(?:~|[^\[\],'\"]*\{\d+\.\.\d+\})[^\[\],'\"]*"
 
+#: What Hydra's grammar reads as a number or a truth value.
+_NUMBER = re.compile(r"(^[^=]*=|[\[,]\s*)([-+]?\.?\d[\d._]*(?:e[-+]?\d+)?|true|false)(?=\s*(?:[,\]]|$))", re.I)
+
 
 def read_overrides(overrides: Sequence[str], given: Config | None) -> tuple[dict[str, str], list[Override]]:
     """The option chosen of every group, and the fields set beside them, in their order.
@@ -34,10 +37,11 @@ def read_overrides(overrides: Sequence[str], given: Config | None) -> tuple[dict
         ValueError: naming what was written, and what would be right.
     """
     groups = list_groups()
-    known = [row[0] for row in describe_fields()]
+    kinds = {field: kind.split("|") for field, kind, _, _ in describe_fields()}
+    known = list(kinds)
     for text in overrides:
         _check_length(text)
-    parsed = [(text, parse_override(text, groups, known)) for text in overrides]
+    parsed = [(text, parse_override(_as_typed(text, kinds), groups, known)) for text in overrides]
     options: dict[str, str] = {"policy": given.policy.name} if given else default_options()
     for text, override in parsed:
         key = override.key_or_group
@@ -58,6 +62,13 @@ def read_overrides(overrides: Sequence[str], given: Config | None) -> tuple[dict
         if override.is_add() or override.is_delete():
             raise ValueError(f"{text}: fields and groups are there already; set one with field=value, without + or ~")
     return options, [override for _, override in parsed if override.key_or_group not in groups]
+
+
+def _as_typed(text: str, kinds: Mapping[str, Sequence[str]]) -> str:
+    """The override with quotes where a field of texts has what looks like a number: a folder 2024_11 is none."""
+    kind = kinds.get(text.partition("=")[0], ())
+    is_text = ("str" in kind or "list" in kind) and "int" not in kind and not {"'", '"'} & set(text)
+    return _NUMBER.sub(r'\1"\2"', text) if is_text else text
 
 
 def _check_length(text: str) -> None:
@@ -190,7 +201,7 @@ class JobConfig(Section):
 def _value(key: str, text: str, kinds: Sequence[str]) -> Any:
     """Paths and names as they are typed, lists as on the command line of a training, everything else as YAML has it."""
     if "list" in kinds and text.startswith("[") and text.endswith("]"):
-        return parse_override(f"{key}={text}", {}, []).value()
+        return parse_override(_as_typed(f"{key}={text}", {key: kinds}), {}, []).value()
     if "str" in kinds:
         return None if text == "null" and "null" in kinds else text
     return as_yaml(text)

@@ -493,6 +493,7 @@ def test_fields_are_read_as_they_are_typed() -> None:
     assert config.image_column is None
     assert config.scale.use_gpu
     assert LabelConfig.load(["checkpoint=1", "pool=[a b,'c,d/*.png']", "output=o"]).pool == ("a b", "c,d/*.png")
+    assert LabelConfig.load(["checkpoint=1", "pool=[2024_10,1e3]", "output=o"]).pool == ("2024_10", "1e3"), "as typed"
 
 
 def interrupted(config: Any, console: Any) -> None:
