@@ -25,7 +25,7 @@ def show_checked(checked: Checked, console: Console) -> None:
     console.print(console_table(title, ["class", "labelled", "validation", "test"], rows))
     for field, headers in checked.headers.items():
         if headers:
-            show(console, f"{field}: {told_files(headers)}", wraps=True)
+            show(console, f"{field}, {len(headers):,} looked at: {told_files(headers)}", wraps=True)
     show_findings(console, checked.findings)
     if not checked.findings:
         show(console, "nothing is wrong with these data")

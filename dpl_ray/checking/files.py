@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from PIL import ExifTags
@@ -38,7 +38,7 @@ class Header:
 
 
 def read_headers(data: DataConfig) -> dict[str, list[Header]]:
-    """Field -> headers of at most MAX_FILES images, of data.unlabeled the first ones, without unreadable ones."""
+    """Field -> headers of at most MAX_FILES images from all of its files, without unreadable ones."""
     found = {}
     for field, given in (("data.train", data.train), ("data.test", data.test)):
         if given is not None:
@@ -46,9 +46,9 @@ def read_headers(data: DataConfig) -> dict[str, list[Header]]:
             step = -(-len(records.ids) // MAX_FILES)
             found[field] = _headers(islice(records.read(), 0, None, step))
     if data.unlabeled is not None:
-        found["data.unlabeled"] = _headers(
-            payload for _, payload, _ in islice(list_unlabeled(data).read_all(), MAX_FILES)
-        )
+        files = list_unlabeled(data)
+        spread = replace(files, spans=files.spans[:: -(-len(files.spans) // MAX_FILES) or 1])
+        found["data.unlabeled"] = _headers(payload for _, payload, _ in islice(spread.read_all(), MAX_FILES))
     return found
 
 

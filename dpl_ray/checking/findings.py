@@ -115,9 +115,10 @@ def _difference(one: str, other: str) -> str:
 
 
 def _shares(splits: Splits) -> Iterator[Finding]:
-    counts = np.bincount(splits.labeled.targets, minlength=len(splits.class_names))
+    true = splits.labeled.targets[: len(splits.labeled) - splits.num_pseudo_labeled]
+    counts = np.bincount(true, minlength=len(splits.class_names))
     least, most = int(counts.argmin()), int(counts.argmax())
-    if counts[most] >= UNEQUAL * counts[least]:
+    if counts[most] >= max(1, UNEQUAL * counts[least]):
         yield Finding(
             "warning",
             f"{counts[most]:,} labelled images of {splits.class_names[most]}, but {counts[least]:,} of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ from PIL import Image
 from rich.console import Console
 
 from dpl_ray import CheckResult, check, load_config
-from dpl_ray.checking import timing
+from dpl_ray.checking import files, timing
 from dpl_ray.checking.checked import Checked, run_checks
 from dpl_ray.checking.config import load_checking
 from dpl_ray.checking.console import described_time, show_checked
-from dpl_ray.checking.findings import Finding, quick_findings, similar_names
+from dpl_ray.checking.findings import Finding, data_findings, quick_findings, similar_names
 from dpl_ray.checking.page import headline, make_page
 from dpl_ray.checking.sheets import class_sheets, view_rows
 from dpl_ray.checking.timing import measure_steps
@@ -152,7 +153,7 @@ def test_the_console_fits(checked: Checked, width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     whole = "".join(text.split())
     assert "".join(ODD.split()) in whole
-    assert re.search(rf"data\.train:\d+PNG,RGB;.*{SIDE}x{SIDE}pixels,inthemiddle{SIDE}x{SIDE}", whole)
+    assert re.search(rf"data\.train,\d+lookedat:\d+PNG,RGB;.*{SIDE}x{SIDE}pixels,inthemiddle{SIDE}x{SIDE}", whole)
     for finding in checked.findings:
         assert "".join(str(finding).split()) in whole
 
@@ -191,6 +192,15 @@ def test_a_streamed_pool_is_read_in_part(bad: Path, monkeypatch: pytest.MonkeyPa
     assert checked.pool_size == 13
     assert len(checked.splits.unlabeled) in (3, 4, 5)  # type: ignore[arg-type]
     assert "Of the pool, which is streamed," in Outline(make_page(checked).html).text
+
+
+def test_the_files_that_are_looked_at_are_from_the_whole_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_good(tmp_path)
+    for number in range(8):
+        save(tmp_path / "pool" / "z" / f"{number}.jpg", 600 + number)
+    monkeypatch.setattr(files, "MAX_FILES", 4)
+    headers = files.read_headers(configure(tmp_path).data)["data.unlabeled"]
+    assert files.kinds(headers) == {"PNG, RGB": 2, "JPEG, RGB": 2}
 
 
 def test_what_stops_a_training_stops_no_check(good: Path) -> None:
@@ -259,6 +269,15 @@ def test_a_wrong_field_is_answered(overrides: list[str], message: str) -> None:
 )
 def test_names_that_only_a_computer_tells_apart(names: tuple[str, ...], found: list[tuple[str, str, str]]) -> None:
     assert similar_names(names) == found
+
+
+def test_pseudo_labels_are_no_labelled_images() -> None:
+    splits = tiny_splits(2, num_labeled=12)
+    labeled = replace(splits.labeled, targets=np.array([0, 1] + [0] * 10))
+    unequal, of_pseudo_labels = (replace(splits, labeled=labeled, num_pseudo_labeled=number) for number in (0, 10))
+    assert [found.text for found in data_findings(unequal)] == ["11 labelled images of class0, but 1 of class1"]
+    assert not data_findings(of_pseudo_labels)
+    assert not data_findings(replace(splits, num_pseudo_labeled=12)), "there are pseudo-labels alone"
 
 
 def test_the_sheets() -> None:
