@@ -189,9 +189,9 @@ def _train(
             outcomes = run_phases(config, splits, folder, receive, partial(show, console), ends_at)
         tracker.log_history()
         found = find_verdict(splits, outcomes)
-        verdict = verdict_sentence(found) if found else None
         sample = _sample(splits, outcomes[-1]) if has_page else None
         health = find_health(measure(config, splits, read_history(folder.storage), outcomes[-1], sample, found))
+        verdict = verdict_sentence(found, health) if found else None
         if has_page:
             page = make_page(config, splits, folder, outcomes, sample, health)
             _record(config, folder, outcomes[-1], page, [verdict or "No baseline", *health_lines(health)], tracker)

@@ -124,9 +124,10 @@ def _recall(test: ImageSet, found: Predictions, baseline: Predictions | None, cl
             rows.append([name, "0", MISSING] + [MISSING, MISSING] * (baseline is not None))
             continue
         recall, *before = (100 * right[place] / number for right in hits)
-        row = [name, f"{number:,}", f"{recall:.1f} %"]
+        low, high = wilson_interval(hits[0][place], number)
+        row = [name, f"{number:,}", f"{recall:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"]
         rows.append(row + [text for share in before for text in (f"{share:.1f} %", f"{recall - share:+.1f}")])
-    columns = ["class", "test images", "recall", *(["supervised", "difference"] if baseline is not None else [])]
+    columns = ["class", "test images", "recall [95 %]", *(["supervised", "difference"] if baseline is not None else [])]
     return Table("Recall of the classes", columns, rows)
 
 

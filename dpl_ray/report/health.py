@@ -121,7 +121,7 @@ def study_line(accuracies: Sequence[float], facts: Mapping[str, str], split: str
     if not num_images or not num_classes or not accuracies:
         return None
     chance = float(facts.get(f"data.largest_{split}_share", 1 / num_classes))
-    step = "look at the labels with `check`, then lower optim.learning_rate or raise train.num_steps"
+    step = "look at the labels with dpl-ray check, then lower optim.learning_rate or raise train.num_steps"
     found = chance_finding(max(accuracies), num_images, chance, num_classes, step, len(accuracies))
     if found is None:
         return None
@@ -136,11 +136,11 @@ def _at_chance(it: Measured) -> Finding | None:
     if it.num_steps < MIN_STEPS:
         step = f"train longer, as train.num_steps={10 * MIN_STEPS}"
     elif it.loss and it.loss[-1][1] < 0.5 * math.log(len(it.targets)):
-        step = "the labelled images were learned: see with `check` whether their labels mean the same as those held out"
+        step = "the labelled images were learned: see with dpl-ray check whether they mean the same as those held out"
     else:
         rose = it.loss and it.loss[-1][1] > math.log(len(it.targets))
         change = f"{'lower' if rose else 'raise'} optim.learning_rate={it.learning_rate:g} tenfold"
-        step = f"look at the labels with `check`, then {change}"
+        step = f"look at the labels with dpl-ray check, then {change}"
     return chance_finding(it.accuracy, number, max(it.targets) / number, len(it.targets), step)
 
 
@@ -230,8 +230,8 @@ def _over_fitted(it: Measured) -> Finding | None:
         OVER_FITTED,
         f"Over-fitted: accuracy on {it.split} images fell from {_percent(best)} around step {step:,} to "
         f"{_percent(last)}, while the loss on the labelled images fell on",
-        "look at the labels with `check`, take more of them, a larger optim.weight_decay, or fewer train.num_steps, "
-        "chosen on data.validation_fraction=0.2",
+        "look at the labels with dpl-ray check, take more of them, a larger optim.weight_decay, or fewer "
+        "train.num_steps, chosen on data.validation_fraction=0.2",
         best - last,
         bound,
     )
@@ -320,7 +320,7 @@ def _miscalibrated(it: Measured) -> Finding | None:
         MISCALIBRATED,
         f"Badly calibrated: its confidence is off by {_percent(it.ece)} on average (ECE)",
         "do not read a confidence as a probability: see the calibration on the page, train longer, or take the "
-        "temperature that `evaluate` fits on labelled images",
+        "temperature that dpl-ray evaluate fits on labelled images",
         it.ece,
         bound,
     )

@@ -12,7 +12,7 @@ from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.page.html import Page, Section, render_page
 from dpl_ray.report.accuracy import calibration_section, confusion_section, pictures_section
 from dpl_ray.report.curves import History, pseudo_section, thresholds_section, training_section
-from dpl_ray.report.health import KINDS, Finding
+from dpl_ray.report.health import AT_CHANCE, KINDS, Finding
 from dpl_ray.report.verdict import Verdict, compare_paired
 from dpl_ray.runs.folder import RunFolder
 from dpl_ray.runs.provenance import describe_code
@@ -36,8 +36,8 @@ def find_verdict(splits: Splits, outcomes: list[Outcome]) -> Verdict | None:
     return compare_paired(main, baseline)
 
 
-def verdict_sentence(verdict: Verdict) -> str:
-    """In one line, as for a console."""
+def verdict_sentence(verdict: Verdict, health: Sequence[Finding] = ()) -> str:
+    """In one line, as for a console; that a pool has helped, and not enough, where the model is at chance."""
     accuracy = (verdict.both + verdict.only_model) / verdict.num_images
     baseline = (verdict.both + verdict.only_baseline) / verdict.num_images
     begins = {
@@ -45,8 +45,11 @@ def verdict_sentence(verdict: Verdict) -> str:
         "hurt": "The pool hurt",
         "unknown": "It cannot be told whether the pool helped or hurt",
     }
+    begin = begins[verdict.effect]
+    if verdict.effect == "helped" and any(found.name == AT_CHANCE for found in health):
+        begin += " but the model is no better than guessing"
     return (
-        f"{begins[verdict.effect]}: {100 * accuracy:.1f} % against {100 * baseline:.1f} % supervised, difference "
+        f"{begin}: {100 * accuracy:.1f} % against {100 * baseline:.1f} % supervised, difference "
         f"{100 * verdict.difference:+.1f} points [95 %: {100 * verdict.low:+.1f}, {100 * verdict.high:+.1f}], "
         f"{verdict.num_images:,} test images"
     )
@@ -69,7 +72,7 @@ def make_page(
     main, baseline = outcomes[-1], outcomes[0] if len(outcomes) > 1 else None
     history = History(read_history(folder.storage), main.phase)
     history_baseline = History(read_history(folder.storage), baseline.phase) if baseline else None
-    sections = {"verdict": _verdict_section(config, splits, outcomes)}
+    sections = {"verdict": _verdict_section(config, splits, outcomes, health)}
     sections["health"] = Section(title="Health of the run", findings=health, kinds=list(KINDS))
     sections["training"] = training_section(
         history,
@@ -107,7 +110,7 @@ def subtitle(config: Config, splits: Splits) -> str:
     )
 
 
-def _verdict_section(config: Config, splits: Splits, outcomes: list[Outcome]) -> Section:
+def _verdict_section(config: Config, splits: Splits, outcomes: list[Outcome], health: Sequence[Finding]) -> Section:
     metrics = outcomes[-1].metrics
     number = f"last teacher, {len(splits.test):,} test images"
     numbers = [
@@ -127,7 +130,7 @@ def _verdict_section(config: Config, splits: Splits, outcomes: list[Outcome]) ->
         title="Has the pool helped?",
         verdict=verdict,
         sign=_SIGNS[verdict.effect] if verdict else None,
-        sentence=verdict_sentence(verdict).partition(",")[0] if verdict else None,
+        sentence=verdict_sentence(verdict, health).partition(",")[0] if verdict else None,
         policy=config.policy.name,
         num_labeled=len(splits.labeled),
         num_test=len(splits.test),

@@ -13,7 +13,7 @@ from dpl_ray.store.records import read_tree
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint_folder import load_config_and_info
 
-NEXT_STEP = "train longer, or look at the labels with `check`"
+NEXT_STEP = "train longer, or look at the labels with dpl-ray check"
 
 
 def known_health(checkpoint: Storage) -> tuple[Finding, ...] | None:

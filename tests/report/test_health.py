@@ -65,7 +65,7 @@ def test_what_is_wrong_with_a_run_is_found(name: str) -> None:
     (line,) = health_lines([found[CASES[name]["kind"]]])
     assert re.search(r"\d", line), "what was measured"
     assert line[0].isupper()
-    assert re.search(r"train longer|`check`|policy|optim\.|data\.", line.partition("; ")[2]), "what to do"
+    assert re.search(r"train longer|dpl-ray check|policy|optim\.|data\.", line.partition("; ")[2]), "what to do"
 
 
 def test_there_are_ten_runs_that_are_well_and_one_of_every_kind_that_is_not() -> None:

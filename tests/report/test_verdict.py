@@ -15,6 +15,7 @@ from dpl_ray.config.compose import load_config
 from dpl_ray.data.dataset import UNLABELED, ImageSet, Splits
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.jobs.phases import train_phases
+from dpl_ray.report.health import chance_finding
 from dpl_ray.report.page import find_verdict, verdict_sentence
 from dpl_ray.report.verdict import Z_95, Verdict, compare_paired, wilson_interval
 from dpl_ray.store.storage import Storage
@@ -99,6 +100,13 @@ def test_wilson_holds_the_share_and_stays_in_its_bounds(number: int, data: st.Da
             assert abs(successes / number - bound) == pytest.approx(
                 Z_95 * (bound * (1 - bound) / number) ** 0.5, abs=1e-6
             )
+
+
+def test_a_model_at_chance_is_not_told_to_be_helped_alone() -> None:
+    at_chance = chance_finding(0.1, 300, 0.18, 10, "train longer")
+    assert at_chance is not None
+    said = [verdict_sentence(verdict(0, *counts, 270), [at_chance]).partition(":")[0] for counts in ((23, 7), (7, 23))]
+    assert said == ["The pool helped but the model is no better than guessing", "The pool hurt"]
 
 
 def test_wilson_of_no_trial_says_nothing() -> None:
