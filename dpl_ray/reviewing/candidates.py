@@ -59,8 +59,8 @@ def draw_candidates(labels: Labels, number: int, seed: int) -> Candidates:
         return Candidates(
             sample_ids=[sample_id for some in ids for sample_id in some],
             masses=balance(mass(worths[drawn], keys[left[0]] if len(left) else -np.inf), classes[drawn], totals),
-            num_seen=int(ends[min(num_parts, len(ends)) - 1]),
-            num_labels=int(ends[-1]),
+            num_seen=len(row),
+            num_labels=int(labels.counts.sum()),
         )
 
 

@@ -209,7 +209,7 @@ def _write(
     names = labels.class_names
     items = [Drawn(each.sample_id, *each.likeliest[0], tuple(each.likeliest[1:]), 0) for each in chosen]
     review = f"{labels.identity}-{digest([each.sample_id for each in chosen])}"
-    num_labels = int(labels.num_rows.sum())
+    num_labels = int(labels.counts.sum())
     draw = Draw(
         review=review,
         class_names=names,
