@@ -14,6 +14,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from dpl_ray import __version__
 from dpl_ray.cluster.workers import WorkersLostError
 from dpl_ray.commands import cli, train
 from dpl_ray.commands.command import Command, command_line, print_results
@@ -188,6 +189,14 @@ def test_the_commands_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         output = capsys.readouterr().out
         for name, command in cli.commands().items():
             assert re.search(rf"^  {name} +{re.escape(command.summary)}$", output, re.MULTILINE)
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["dpl-ray", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"dpl-ray {__version__}\n"
 
 
 def test_a_command_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

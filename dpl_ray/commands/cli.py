@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from importlib import import_module
+from importlib.metadata import version
 from types import FrameType
 
 from rich.console import Console
@@ -63,6 +64,9 @@ def _chosen(word: str) -> str:
         return word
     if word in ("-h", "--help"):
         print_commands(Console(), commands())
+        sys.exit(0)
+    if word == "--version":
+        show(Console(), f"dpl-ray {version('dpl_ray')}")
         sys.exit(0)
     known = f"; known: {', '.join(NAMES)}{suggest(word, NAMES)}"
     show(Console(stderr=True), f"error: {word}: there is no such command{known}")

@@ -125,6 +125,9 @@ def embed(
             rate = (ledger.counts.num_rows - before) / (time.monotonic() - began)
             show(console, f"{rate:,.0f} images/s")
         counts, bad = ledger.check(), ledger.write_bad()
+    if counts.unreadable:
+        without = ", ".join(f"{number:,} {reason}" for reason, number in counts.unreadable.items())
+        show(console, f"without features: {without}")
     return EmbedResult(
         str(ledger.storage),
         counts.num_rows,

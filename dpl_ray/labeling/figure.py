@@ -75,7 +75,7 @@ def _histogram(axes: Any, counts: Counts, column: str, highest: float, label: st
 
 
 def _reasons(axes: Any, counts: Counts) -> None:
-    axes.set_title("unreadable, by reason", fontsize=9)
+    axes.set_title("unreadable or left out, by reason", fontsize=9)
     if not counts.unreadable:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "none", ha="center", va="center")

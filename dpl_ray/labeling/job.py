@@ -358,11 +358,11 @@ def _start_tracker(config: LabelConfig, source: _Source, uri: str | None, ledger
 
 
 def _headline(ledger: Ledger, place: str, listed: PoolFiles, *, starts_ray: bool) -> str:
-    rows, missing = len(ledger.plan), len(ledger.missing)
+    rows, files, missing = len(ledger.plan), len(ledger.plan.pool.paths), len(ledger.missing)
     begins = f"starts with {place}"
     if ledger.resumed:
         new = f", {ledger.num_new:,} new" if ledger.num_new else ""
         begins = f"goes on with {place}, {ledger.counts.num_rows:,} done{new}" if missing else "had finished"
     ray = "\nstarting Ray takes some 10 seconds" if starts_ray and missing else ""
     left_out = f"\nleft out: {as_text(listed.left_out)}" if listed.left_out else ""
-    return f"{ledger.name} {begins}: {rows:,} images in {len(ledger.plan.pool.paths):,} files{left_out}{ray}"
+    return f"{ledger.name} {begins}: {rows:,} images in {files:,} file{'s' * (files > 1)}{left_out}{ray}"

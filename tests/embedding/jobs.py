@@ -7,6 +7,7 @@ from pathlib import Path
 import safetensors.torch
 import timm
 import torch
+from rich.console import Console
 
 from dpl_ray.checking.settings import settle_model
 from dpl_ray.config.compose import load_config
@@ -39,7 +40,7 @@ def write_pictures(root: Path) -> None:
             )
 
 
-def run(weights: str, pool: Path, output: Path, *more: str) -> EmbedResult:
+def run(weights: str, pool: Path, output: Path, *more: str, console: Console | None = None) -> EmbedResult:
     given = [
         "model=timm",
         f"model.architecture={NETWORK}",
@@ -50,7 +51,7 @@ def run(weights: str, pool: Path, output: Path, *more: str) -> EmbedResult:
         f"pool={pool}",
         f"output={output}",
     ]
-    return embed(EmbedConfig.load([*given, *more]))
+    return embed(EmbedConfig.load([*given, *more]), console=console)
 
 
 def write_features(weights: str, images: Path, output: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 import torch
 import webdataset
 from numpy.typing import NDArray
+from rich.console import Console
 
 from dpl_ray import evaluate
 from dpl_ray.checking.checked import run_checks
@@ -174,7 +176,9 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(
         picture(index).save(pool / f"{index}.png")
     (pool / "broken.png").write_bytes(b"no image")
     (pool / "notes").write_text("no image")
-    result = run(weights, pool, tmp_path / "out", "max_bad_fraction=0.5", "views=2")
+    console = Console(file=(told := io.StringIO()), width=200)
+    result = run(weights, pool, tmp_path / "out", "max_bad_fraction=0.5", "views=2", console=console)
+    assert "without features: 1 neither an image nor called one, 1 not an image" in told.getvalue()
     assert result.bad is not None
     assert "broken.png" in Path(result.bad).read_text()
     assert (result.num_rows, sum(result.unreadable.values())) == (6, 2)
