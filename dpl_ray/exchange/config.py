@@ -21,6 +21,9 @@ class ExportLabelsConfig(JobConfig):
     format: Format = Field("csv", description=", ".join(get_args(Format)))
     output: str = Field("", description="new folder, or an empty one; required")
     selected_only: bool = Field(True, description="leave out the labels that are not selected")
+    draw: str | None = Field(
+        None, description="folder of a review or of suggestions, whose images alone are exported, in their order"
+    )
     copies: bool = Field(
         False, description="write the images into the output too; false: it has links (image_folder) or paths to them"
     )

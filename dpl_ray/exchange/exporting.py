@@ -14,12 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 
 from dpl_ray.config.given import read_given
@@ -33,6 +35,7 @@ from dpl_ray.exchange.config import ExportLabelsConfig
 from dpl_ray.exchange.formats import Exported
 from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.result import Result
+from dpl_ray.reviewing.job import open_draw
 from dpl_ray.reviewing.labels import Labels, open_labels
 from dpl_ray.store.outputs import check_free, open_output
 from dpl_ray.store.records import csv_text
@@ -74,28 +77,42 @@ def export_labels(
     labels = open_labels("labels", config.labels)
     output = _open_output(config)
     pool = labels.open_pool(config.pool)
+    drawn = None
+    if config.draw is not None:
+        draw = open_draw("draw", Storage(config.draw), labels)
+        drawn = {item.sample_id: place for place, item in enumerate(draw.items)}
     rows: list[Exported] = []
     num_gone, num_labels = 0, int(labels.num_rows.sum())
     with Progress(console, "labels") as progress, quiet_pillow():
-        for batch in _batches(labels, selected_only=config.selected_only):
+        for batch in _batches(labels, drawn, selected_only=config.selected_only):
             made = _place(batch, config, labels, pool, output)
             rows += made
             num_gone += len(batch) - len(made)
             progress.update(len(rows), num_labels)
     if not rows:
         raise labels.location.error("not one of its labels is selected; selected_only=false takes them all")
+    if drawn is not None:
+        rows.sort(key=lambda row: drawn[row.sample_id])
     file = _write(rows, config, labels, output)
-    left_out = f", {num_gone:,} left out: their images cannot be read any more" if num_gone else ""
-    show(console, f"{len(rows):,} labels of {labels.storage}{left_out}")
+    told = f"{len(rows):,} labels of {labels.storage}"
+    num_rejected = int(labels.counts.sum()) - len(rows) - num_gone
+    if num_rejected and drawn is None:
+        told += f", {num_rejected:,} rejected ones left out (selected_only=false takes all)"
+    if num_gone:
+        told += f", {num_gone:,} left out: their images cannot be read any more"
+    show(console, told)
     return ExportLabelsResult(str(output), str(file), config.format, len(rows))
 
 
-def _batches(labels: Labels, *, selected_only: bool) -> Iterator[list[Exported]]:
-    """The labels, part by part, some at a time."""
+def _batches(labels: Labels, drawn: Collection[str] | None, *, selected_only: bool) -> Iterator[list[Exported]]:
+    """The labels, or those that are drawn, part by part, some at a time."""
     columns = ["sample_id", "pseudo_label", "confidence", "selected", "foreign"]
     for name in labels.part_names():
         table = labels.read(name, columns)
-        table = table.filter(table["selected"] if selected_only else table["pseudo_label"].is_valid())
+        if drawn is not None:
+            table = table.filter(pc.is_in(table["sample_id"], value_set=pa.array(drawn, pa.string())))
+        else:
+            table = table.filter(table["selected"] if selected_only else table["pseudo_label"].is_valid())
         for batch in table.to_batches(ROWS_AT_A_TIME):
             yield [
                 Exported(sample_id, sample_id, *row)

@@ -33,8 +33,8 @@ class Exported:
     size: tuple[int, int] | None = None  # (width, height) pixels, where the format has it
 
 
-Row = tuple[str, str | None]
-"""Path or URI of an image, and its class."""
+Row = tuple[str, str | None, float | None]
+"""Path or URI of an image, its class, and the confidence of the model that said so; None where a person did."""
 
 
 def label_studio_config(class_names: Sequence[str]) -> str:
@@ -75,12 +75,14 @@ def from_label_studio(tasks: Sequence[Any]) -> Iterator[Row]:
         data = task.get("data", task)
         image = data.get("sample_id") or unquote(data[OBJECT].removeprefix(SERVED))
         if "data" not in task:
-            yield image, task.get(CONTROL)
+            yield image, task.get(CONTROL), None
             continue
+        if "annotations" not in task:
+            raise ValueError("has tasks without annotations: annotate them in Label Studio, and export the project")
         said = {_choice(each) for each in task["annotations"] if not each.get("was_cancelled")}
         if len(said) > 1:
             raise ValueError(f"annotators give {image} {' and '.join(sorted(map(repr, said)))}; decide for one")
-        yield image, said.pop() if said else "" if task["annotations"] else None
+        yield image, said.pop() if said else "" if task["annotations"] else None, None
 
 
 def _choice(annotation: dict[str, Any]) -> str:
@@ -120,13 +122,15 @@ def from_coco(tree: dict[str, Any]) -> Iterator[Row]:
     """
     names = {category["id"]: category["name"] for category in tree["categories"]}
     said: dict[Any, set[str]] = {}
+    scores = {}
     for annotation in tree["annotations"]:
         said.setdefault(annotation["image_id"], set()).add(names[annotation["category_id"]])
+        scores[annotation["image_id"]] = annotation.get("score")
     for image in tree["images"]:
         found = said.get(image["id"], set())
         if len(found) > 1:
             raise ValueError(f"{image['file_name']} has {' and '.join(sorted(found))}; an image has one class here")
-        yield image["file_name"], found.pop() if found else None
+        yield image["file_name"], found.pop() if found else None, scores.get(image["id"])
 
 
 def to_fiftyone(rows: Sequence[Exported], class_names: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -151,7 +155,7 @@ def from_fiftyone(labels: dict[str, Any], paths: dict[str, str]) -> Iterator[Row
     """
     classes = labels.get("classes")
     for name, target in labels["labels"].items():
-        label = target["label"] if isinstance(target, dict) else target
+        label, score = (target["label"], target.get("confidence")) if isinstance(target, dict) else (target, None)
         if isinstance(label, list):
             raise ValueError(f"{name} has a list of classes; an image has one class here")
-        yield paths[name], classes[label] if isinstance(label, int) and classes is not None else label
+        yield paths[name], classes[label] if isinstance(label, int) and classes is not None else label, score

@@ -38,12 +38,14 @@ class ImportLabelsResult(Result):
     num_labels: int  # images with a class
     num_unknown: int  # images that a person could not tell: without a label in the CSV
     num_open: int  # images that nobody has looked at: not in the CSV
+    num_by_model: int  # labels that still have the confidence of a model, and in the CSV, too: nothing for an audit
 
     def _facts(self) -> dict[str, str | None]:
         return {
             "labels": f"{self.num_labels:,}",
             "cannot tell": f"{self.num_unknown:,}",
             "not annotated": f"{self.num_open:,}",
+            "with the confidence of a model": f"{self.num_by_model:,}" if self.num_by_model else None,
             "output": self.output,
         }
 
@@ -68,9 +70,10 @@ def import_labels(
     rows, folder = _read(location)
     root = folder if config.root is None else open_location("root", config.root).path
     answers: dict[str, str] = {}
+    scores: dict[str, float] = {}
     spelled = Spelling(LocalFileSystem())
     num_open = 0
-    for image, label in rows:
+    for image, label, score in rows:
         if label is None:
             num_open += 1
             continue
@@ -79,13 +82,20 @@ def import_labels(
             path = spelled(path)
         if answers.setdefault(path, label) != label:
             raise location.error(f"{path} is there twice, as {answers[path] or '(none)'} and {label or '(none)'}")
+        if score is not None:
+            scores[path] = score
     num_labels = sum(map(bool, answers.values()))
     if not num_labels:
         raise location.error(f"no image has a class yet ({len(answers) + num_open:,} are there)")
     _check_there(location, list(answers))
-    output.write(csv_text([("path", "label"), *answers.items()]).encode(errors="surrogateescape"))
-    result = ImportLabelsResult(str(output), num_labels, len(answers) - num_labels, num_open)
+    table: list[tuple[Any, ...]] = [("path", "label"), *answers.items()]
+    if scores:
+        table = [("path", "label", "confidence"), *((*each, scores.get(each[0], "")) for each in answers.items())]
+    output.write(csv_text(table).encode(errors="surrogateescape"))
+    result = ImportLabelsResult(str(output), num_labels, len(answers) - num_labels, num_open, len(scores))
     show(console, ", ".join(f"{value} {name}" for name, value in result._told()[:-1]))
+    if scores:
+        show(console, "these are labels to train on; an audit or a review takes those of a person alone")
     return result
 
 
@@ -126,10 +136,10 @@ def _read(location: Location) -> tuple[list[Row], str]:
 
 def _checked(rows: Iterable[Row]) -> list[Row]:
     """`TypeError` or `UnicodeEncodeError` unless images are paths and classes are names."""
-    made = [(image, label if label is None else clean_name(label)) for image, label in rows]
-    if odd := next((image for image, _ in made if not isinstance(image, str)), None):
+    made = [(image, label if label is None else clean_name(label), score) for image, label, score in rows]
+    if odd := next((image for image, *_ in made if not isinstance(image, str)), None):
         raise TypeError(f"{odd!r} is no path")
-    for image, label in made:  # JSON has signs that no file can have
+    for image, label, _ in made:  # JSON has signs that no file can have
         os.fsencode(image + (label or ""))
     return made
 
@@ -159,7 +169,7 @@ def _class_folders(location: Location) -> list[Row]:
         if name == ".":
             raise location.error(f"{posixpath.basename(file)} lies in no subfolder, which would say its class")
         is_link = not location.scheme and Path(file).is_symlink()
-        rows.append((str(Path(file).readlink()) if is_link else location.name(file), clean_name(name)))
+        rows.append((str(Path(file).readlink()) if is_link else location.name(file), clean_name(name), None))
     return rows
 
 

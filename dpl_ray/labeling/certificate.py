@@ -72,6 +72,7 @@ class Certificate:
     found: tuple[Certified, ...]  # one, or (C,)
     held_out: tuple[int, ...]  # (C,) held-out images by pseudo-label
     p_value: float  # that confidences of held-out images and pool are from one distribution (Kolmogorov, Smirnov)
+    right_p_value: float = 1.0  # that no held-out label is wrong, if the confidences are right; 1 where one is wrong
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
@@ -232,7 +233,9 @@ def make_certificate(
         found = [certify(held_out, sample.confidence, max_error, confidence)]
     counts = np.bincount(held_out.labels, minlength=num_classes).tolist()
     p_value = float(ks_2samp(held_out.confidence, sample.confidence).pvalue)
-    return Certificate(max_error, confidence, by_class, source, tuple(found), tuple(counts), p_value)
+    is_right = bool((held_out.labels == held_out.targets).all())
+    right_p_value = float(np.prod(held_out.confidence, dtype=np.float64)) if is_right else 1.0
+    return Certificate(max_error, confidence, by_class, source, tuple(found), tuple(counts), p_value, right_p_value)
 
 
 def compare_shares(held_out: Sequence[int], pool: Sequence[int]) -> tuple[float, float]:

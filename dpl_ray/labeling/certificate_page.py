@@ -61,19 +61,30 @@ def summarize(certificate: Certificate, counts: Counts, class_names: Sequence[st
 
 
 def draw_warnings(certificate: Certificate, counts: Counts) -> list[str]:
-    """That the held-out images are others than the pool's, as far as that is no chance."""
+    """That the held-out images are others than the pool's, or their labels the model's, as far as that is no chance."""
+    warnings = []
+    if found := _differences(certificate, counts):
+        warnings.append(
+            f"the held-out images differ from the pool in their {' and '.join(found)}: what is certified may not hold; "
+            "draw images at random from the pool, have a person label them, and give them as audit=answers.csv"
+        )
+    if certificate.right_p_value < LEVEL**2:
+        warnings.append(
+            f"not one of {sum(certificate.held_out):,} held-out labels is wrong, which has the probability "
+            f"{certificate.right_p_value:.2g} by the model's own confidences: make sure that these are labels of a "
+            "person, not the model's that nobody has looked at"
+        )
+    return warnings
+
+
+def _differences(certificate: Certificate, counts: Counts) -> list[str]:
     distance, p_value = _distance(certificate, counts)
     found = []
     if p_value < LEVEL:
         found.append(f"classes ({100 * distance:.0f} % of them would have to be of another one; p = {p_value:.2g})")
     if certificate.p_value < LEVEL:
         found.append(f"confidence (p = {certificate.p_value:.2g})")
-    if not found:
-        return []
-    return [
-        f"the held-out images differ from the pool in their {' and '.join(found)}: what is certified may not hold; "
-        "draw images at random from the pool, have a person label them, and give them as audit=answers.csv"
-    ]
+    return found
 
 
 def make_page(certificate: Certificate, counts: Counts, class_names: Sequence[str], title: str) -> Page:
@@ -92,7 +103,7 @@ def make_page(certificate: Certificate, counts: Counts, class_names: Sequence[st
         ),
         "classes": Section(
             title="Held-out images and pool",
-            differ=bool(draw_warnings(certificate, counts)),
+            differ=bool(_differences(certificate, counts)),
             table=_shares(certificate, counts, class_names),
             level=LEVEL,
         ),

@@ -20,7 +20,7 @@ from dpl_ray.data.formats.rows import PoolFiles
 from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.images.decode_many import decode_many
 from dpl_ray.data.labeled.classes import find_targets
-from dpl_ray.data.labeled.records import Records, csv_column, list_records
+from dpl_ray.data.labeled.records import Records, check_of_a_person, csv_column, list_records
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.labeling.certificate import Certificate, Scored, make_certificate
 from dpl_ray.labeling.config import LabelConfig
@@ -142,10 +142,7 @@ def _equally_likely(audit: Records) -> Records:
 
     if audit.files is not None:  # no CSV
         return audit
-    if csv_column(audit.location, "confidence") and csv_column(audit.location, "selected"):
-        raise audit.location.error(
-            "has the labels of a model, as export-labels writes them; an audit has those of a person: see `review`"
-        )
+    check_of_a_person(audit.location)
     if (column := csv_column(audit.location, "probability")) is None:
         return audit
     if not any(column):

@@ -6,7 +6,7 @@ import math
 
 from dpl_ray.config.section import suggest
 from dpl_ray.data.files.location import open_location
-from dpl_ray.data.labeled.records import csv_column, csv_rows
+from dpl_ray.data.labeled.records import check_of_a_person, csv_column, csv_rows
 from dpl_ray.data.labels import as_label, clean_name, some
 from dpl_ray.reviewing.draw import Draw
 
@@ -20,12 +20,13 @@ def read_answers(field: str, given: str, draw: Draw) -> list[int]:
         given: CSV with the columns path and label, and as the page writes it review, proposed and probability.
 
     Raises:
-        ValueError: an answer is not to this draw or page, of a class that there is not, or there are two; or an image
-            is left out, so that the answered ones are no random part of the draw.
+        ValueError: the answers are a model's; one is not to this draw or page, of a class that there is not, or there
+            are two; or an image is left out, so that the answered ones are no random part of the draw.
     """
     location = open_location(field, given)
     if not location.filesystem.get_file_info(location.path).is_file:
         raise location.error("there is no such file; give the answers.csv that the page has saved")
+    check_of_a_person(location)
     rows = csv_rows(location)
     if not rows:
         raise location.error("has no answer; open the page, answer, and save again")

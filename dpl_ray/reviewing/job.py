@@ -85,14 +85,19 @@ def review(
     labels = open_labels("labels", config.labels)
     output = open_output(config.output or str(labels.storage.parent / f"{labels.storage.name}-review"))
     check_free(output, DRAW_FILE, "review")
-    kept = _read_draw(output)
     if config.answers is None:
-        return _draw(config, labels, output, kept, console)
+        return _draw(config, labels, output, _read_draw(output), console)
+    return _judge(config, labels, output, open_draw("output", output, labels), console)
+
+
+def open_draw(field: str, folder: Storage, labels: Labels) -> Draw:
+    """The draw that `review` or `suggest` has written; `ValueError` where there is none, or one from other labels."""
+    kept = _read_draw(folder)
     if kept is None:
-        raise ValueError(f"output={output}: holds no draw; run the command without answers first, and answer its page")
+        raise ValueError(f"{field}={folder}: holds no draw; run review without answers first, and answer its page")
     if kept.review.partition("-")[0] != labels.identity:
-        raise ValueError(f"output={output}: is a review of other labels than labels={config.labels}")
-    return _judge(config, labels, output, kept, console)
+        raise ValueError(f"{field}={folder}: is a draw from other labels than labels={labels.storage}")
+    return kept
 
 
 def _read_draw(output: Storage) -> Draw | None:

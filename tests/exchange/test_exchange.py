@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from pycocotools.coco import COCO
+from rich.console import Console
 from torchvision.datasets import ImageFolder
 
 from dpl_ray.config.schema import DataConfig
-from dpl_ray.data.labeled.records import list_records
+from dpl_ray.data.files.location import open_location
+from dpl_ray.data.labeled.records import check_of_a_person, list_records
 from dpl_ray.exchange.config import ExportLabelsConfig, ImportLabelsConfig
 from dpl_ray.exchange.exporting import ExportLabelsResult, export_labels
 from dpl_ray.exchange.importing import import_labels
+from dpl_ray.reviewing.draw import Draw
+from dpl_ray.reviewing.job import review
+from dpl_ray.store.records import read_json, write_json
 from dpl_ray.store.storage import Storage
 from tests.exchange.outputs import write_rows
 from tests.labeling.jobs import write_images, write_parquet
@@ -79,13 +86,29 @@ def read_back(annotations: Path | str, folder: Path, **fields: Any) -> dict[str,
 
 
 def test_a_csv_is_one_that_trainings_read(labels: Path, of_parquet: Path, pool: Path, tmp_path: Path) -> None:
-    assert read_table(export(labels, tmp_path / "out", "csv").file) == truth(pool)
+    console = Console(file=(told := io.StringIO()), width=500)
+    assert read_table(export(labels, tmp_path / "out", "csv", console=console).file) == truth(pool)
+    assert "5 labels of" in told.getvalue()
+    assert "1 rejected ones left out (selected_only=false takes all)" in told.getvalue()
     whole = export(labels, tmp_path / "all", "csv", selected_only=False)
     assert whole.num_labels == 6, "but not the image that cannot be read"
     rows = read_table(export(of_parquet, tmp_path / "rows", "csv").file)
     assert [(name.rpartition("/")[2], label) for name, label in rows.items()] == [
         (f"pool.parquet:{row}", name) for row, name in enumerate(CLASSES)
     ]
+
+
+def test_what_a_review_has_drawn_is_exported_alone_and_in_its_order(labels: Path, tmp_path: Path) -> None:
+    drawn = tmp_path / "review"
+    review(labels=str(labels), output=str(drawn), num=10)
+    draw = read_json(file := Storage(str(drawn)) / "draw.json", Draw)
+    assert draw is not None
+    write_json(file, draw := replace(draw, items=draw.items[:4]))
+    result = export(labels, tmp_path / "out", "csv", draw=str(drawn))
+    assert list(read_table(result.file)) == [item.sample_id for item in draw.items]
+    assert result.num_labels == 4, "selected or not"
+    with pytest.raises(ValueError, match=f"^draw={tmp_path}: holds no draw"):
+        export(labels, tmp_path / "more", "csv", draw=str(tmp_path))
 
 
 def test_class_folders_are_read_by_torchvision_and_back(labels: Path, pool: Path, tmp_path: Path) -> None:
@@ -109,6 +132,25 @@ def test_coco_is_read_by_pycocotools_and_back(labels: Path, pool: Path, tmp_path
         said[image["file_name"]] = coco.loadCats(annotation["category_id"])[0]["name"]
     assert said == truth(pool)
     assert read_back(result.file, tmp_path) == truth(pool)
+
+
+@pytest.mark.parametrize("form", ["coco", "fiftyone", "csv"])
+def test_what_nobody_has_annotated_is_no_audit(form: str, labels: Path, tmp_path: Path) -> None:
+    answers = Path(export(labels, tmp_path / "out", form).file)
+    if form != "csv":
+        exported, answers = answers, tmp_path / "answers.csv"
+        result = import_labels(annotations=str(exported), output=str(answers))
+        assert (result.num_labels, result.num_by_model) == (5, 5)
+    with pytest.raises(ValueError, match=r"5 of its 5 rows are labels of a model, .* remove the column confidence"):
+        check_of_a_person(open_location("audit", str(answers)))
+    if form != "csv":
+        answers.unlink()
+        tree = json.loads(exported.read_text())
+        for annotation in tree["annotations"] if form == "coco" else tree["labels"].values():
+            del annotation["score" if form == "coco" else "confidence"]
+        exported.write_text(json.dumps(tree))
+        assert not import_labels(annotations=str(exported), output=str(answers)).num_by_model
+        check_of_a_person(open_location("audit", str(answers)))
 
 
 def test_a_name_is_that_of_the_file_whichever_of_unicodes_forms_it_is_written_in(tmp_path: Path) -> None:
@@ -223,6 +265,7 @@ def task(*annotations: dict[str, Any]) -> dict[str, Any]:
         (written([1]), "is nothing that .*AttributeError"),
         (written(coco((1, 1), (1, 2))), "0000.png has ant and bee; an image has one class here"),
         (written(coco((1, 9))), "is nothing that .*KeyError: 9"),
+        (written([{"data": {"image": "x.png"}, "predictions": []}]), "has tasks without annotations: annotate them in"),
         (written(coco()), r"no image has a class yet \(2 are there\)"),
         (
             written(

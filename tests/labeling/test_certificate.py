@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -23,6 +23,8 @@ from dpl_ray.labeling.certificate import (
     num_passed,
     upper_bound,
 )
+from dpl_ray.labeling.certificate_page import draw_warnings
+from dpl_ray.labeling.parts import Counts
 
 MAX_ERROR, CONFIDENCE = 0.05, 0.95
 NUM_TIMES = 2000
@@ -133,6 +135,16 @@ def test_a_class_without_enough_labels_selects_nothing_beside_one_that_has_them(
     assert made.p_value == 1
     again = Certificate.from_json(json.loads(json.dumps(asdict(made))))
     assert again == made
+
+
+def test_labels_that_are_all_those_of_an_unsure_model_are_doubted() -> None:
+    sure = replace(scored(200, 0), confidence=np.full(200, 0.999, np.float32))
+    warned = []
+    for held_out in (sure, scored(200, 1), scored(200, 0)):
+        made = make_certificate(held_out, held_out, 2, MAX_ERROR, CONFIDENCE, by_class=False, source="audit")
+        counts = Counts(selected=[200, 0], rejected=[0, 0])
+        warned.append([line.partition(",")[0] for line in draw_warnings(made, counts)])
+    assert warned == [[], [], ["not one of 200 held-out labels is wrong"]]
 
 
 def test_shares_of_classes_are_compared() -> None:

@@ -267,6 +267,10 @@ MISTAKES: dict[str, tuple[Callable[[list[dict[str, str]]], None], str]] = {
         r"row 10 says that .* was drawn with probability 0.1, but",
     ),
     "other labels": (change(1, review="0-1"), r"row 2 is an answer to a page of other labels \(0-1, not "),
+    "of a model": (
+        lambda answers: [each.update(confidence="0.9") for each in answers],
+        ".* rows are labels of a model",
+    ),
     "left out": (lambda answers: answers.pop(4), r"1 images are left out, as .*, and later ones are answered"),
 }
 
@@ -310,11 +314,11 @@ def test_draws_that_are_refused(
         ),
         (
             [f"labels={tmp_path / 'other'}", place, f"answers={given}"],
-            r"is a review of other labels than labels=",
+            r"is a draw from other labels than labels=",
         ),
         (
             [f"labels={labels}", f"output={tmp_path / 'new'}", f"answers={given}"],
-            r"holds no draw; run the command",
+            r"holds no draw; run review without answers first",
         ),
         ([f"labels={labels}", f"output={tmp_path / 'full'}"], r"is there already and holds no review; take another"),
         ([f"labels={pool}"], r"labels=.*: is no output of dpl-ray label \(no _ledger/job.json in it\)"),

@@ -321,6 +321,16 @@ def csv_column(location: Location, name: str) -> list[str] | None:
     return [row[header.index(name)] for row in rows] if name in header else None
 
 
+def check_of_a_person(location: Location) -> None:
+    """`ValueError` where a CSV has a model's confidence beside labels: predictions, or an unchanged export."""
+    found = csv_column(location, "confidence") or []
+    if number := sum(map(bool, found)):
+        raise location.error(
+            f"{number:,} of its {len(found):,} rows are labels of a model, with its confidence; a person's are "
+            "needed (see `review`). Where a person has looked at every image, remove the column confidence"
+        )
+
+
 def _csv_table(location: Location) -> tuple[list[str], list[list[str]]]:
     """The header, and the rows that are not empty, as long as it: a row that ends before has nothing there."""
     try:
