@@ -159,14 +159,14 @@ def test_folders_below_those_of_the_classes_are_told(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_data_set_are_no_classes(tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
+    photos = tmp_path / "my photos"
     for part in ("Labelled", "rest", "test"):
         write_class(photos / part, range(8))
     for hidden in ((), ("test",)):
         for name in hidden:
             (photos / name).rename(photos / f"_{name}")
-        test = "" if hidden else f" data.test={photos}/test"
-        command = f"data.train={photos}/Labelled data.unlabeled={photos}/rest{test} "
+        test = "" if hidden else f" 'data.test={photos}/test'"
+        command = f"'data.train={photos}/Labelled' 'data.unlabeled={photos}/rest'{test} "
         fails(rf"called as parts of a data set, not as classes; give {command}\(or list them in", train=photos)
     load(train=photos, class_names=("Labelled", "rest"))
     write_class(tmp_path / "vehicles" / "train", range(8))

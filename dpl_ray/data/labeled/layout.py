@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection
 
 from dpl_ray.data.files.location import Location
@@ -30,6 +31,6 @@ def check_layout(location: Location, subfolders: Collection[str]) -> None:
     fields = [f"{field}={folder}/{name}" for field, name in parts.items() if field != "data.validation_fraction"]
     raise location.error(
         f"its subfolders {', '.join(parts.values())} are called as parts of a data set, not as classes; give "
-        f"{' '.join(fields) or 'the folder that holds a subfolder per class'} (or list them in data.class_names, if "
+        f"{shlex.join(fields) or 'the folder that holds a subfolder per class'} (or list them in data.class_names, if "
         "they are classes)"
     )
