@@ -22,7 +22,7 @@ from dpl_ray.config.describe import default_options, describe_fields, describe_p
 from dpl_ray.config.parse import parse_config, parse_policy, to_yaml
 from dpl_ray.config.schema import Config, DataConfig, DataName, OperationName
 from dpl_ray.config.section import LONGEST, Section, suggest, validated
-from dpl_ray.data.batches.augment import OPERATIONS
+from dpl_ray.data.batches.operations import OPERATIONS
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "storage"
 OPTIONS = [(group, option) for group, options in list_groups().items() for option in options]

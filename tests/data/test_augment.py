@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dpl_ray.config.schema import ViewsConfig
 from dpl_ray.data.batches import augment, rounds
-from dpl_ray.data.batches.augment import GREY, OPERATIONS, WEAK_UNIFORMS, num_strong_uniforms, strong, weak
+from dpl_ray.data.batches.augment import GREY, WEAK_UNIFORMS, num_strong_uniforms, strong, weak
+from dpl_ray.data.batches.operations import OPERATIONS
 from dpl_ray.data.batches.rounds import Operation
 
 SIZES = [(32, 32), (28, 28), (17, 23), (8, 8), (5, 2), (3, 3), (1, 1)]
@@ -90,9 +91,10 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 
 
 def assert_gives(operation: Operation, images: Tensor, parameters: Tensor, expected: Tensor) -> None:
-    plans = operation.plan(images, parameters)
-    for apply in {operation.apply, operation.kernel}:  # on a GPU, and on a CPU
-        assert_same(apply(images, plans), expected)
+    before = images.clone()
+    assert_same(operation.apply(images, operation.plan(images, parameters)), expected)
+    assert_same(torch.from_numpy(operation.on_cpu(images.numpy(), parameters.numpy())), expected)
+    assert torch.equal(images, before)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -126,8 +128,8 @@ def test_color_of_one_channel_is_the_identity() -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operation_takes_an_empty_batch(name: str) -> None:
-    images = noise(0, 3, 8, 8)
-    assert_gives(OPERATIONS[name], images, torch.empty(0), images)
+    images, operation = noise(0, 3, 8, 8), OPERATIONS[name]
+    assert_same(operation.apply(images, operation.plan(images, torch.empty(0))), images)
 
 
 def weak_reference(image: Tensor, uniforms: Tensor, views: ViewsConfig) -> Tensor:
@@ -220,9 +222,9 @@ def test_large_batches_are_computed_in_parts_to_the_same_bytes(monkeypatch: pyte
     images, uniforms = noise(10, 3, 9, 8), random_uniforms(10, num_strong_uniforms(views))
     whole, numbers, cut_out = strong(images, uniforms, views), list[int](), augment._cut_out
 
-    def noted(part: Tensor, uniforms: Tensor, largest: float) -> Tensor:
+    def noted(part: Tensor, uniforms: Tensor, views: ViewsConfig) -> Tensor:
         numbers.append(len(part))
-        return cut_out(part, uniforms, largest)
+        return cut_out(part, uniforms, views)
 
     monkeypatch.setattr(augment, "_cut_out", noted)
     for num_bytes, expected in ((3 * images[0].numel(), [3, 3, 3, 1]), (1, [1] * 10)):
@@ -232,20 +234,24 @@ def test_large_batches_are_computed_in_parts_to_the_same_bytes(monkeypatch: pyte
         numbers.clear()
 
 
-@pytest.mark.parametrize("size", [(9, 8), (5, 2), (1, 1)], ids=str)
-@pytest.mark.parametrize("num_images_in_a_block", [1, 3])
-def test_blocks_of_images_and_pieces_of_rows_give_the_same_bytes(
-    num_images_in_a_block: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("size", [(9, 8), (5, 2), (2, 5), (1, 1)], ids=str)
+@pytest.mark.parametrize("padding", [0.0, 0.5])
+def test_weak_views_copied_by_rectangles_have_the_same_bytes(
+    padding: float, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    views = ViewsConfig(crop_padding=0.4)
-    images, uniforms = pictures(50, 3, *size), random_uniforms(50, num_strong_uniforms(views))
-    uniforms[0], uniforms[1] = 0.0, BELOW_ONE
-    expected = [view(images, uniforms, views) for view in (weak, strong)]
-    monkeypatch.setattr(rounds, "BLOCK_BYTES", num_images_in_a_block * images[0].numel())
-    monkeypatch.setattr(rounds, "FEW_BYTES", 0)
+    views = ViewsConfig(crop_padding=padding)
+    images, uniforms = noise(50, 3, *size), random_uniforms(50, WEAK_UNIFORMS)
+    uniforms[:2], uniforms[2:4] = 0.0, BELOW_ONE
+    expected = weak(images, uniforms, views)
     monkeypatch.setattr(augment, "WIDE", 1)
-    for view, whole in zip((weak, strong), expected, strict=True):
-        assert_same(view(images, uniforms, views), whole)
+    assert_same(weak(images, uniforms, views), expected)
+
+
+def test_levels_of_more_planes_than_int16_counts_are_equalized() -> None:
+    images = pictures(100, 3, 9, 7)
+    whole = OPERATIONS["equalize"].on_cpu(images.numpy(), np.zeros(100, dtype=np.float32))
+    for image, expected in zip(images, whole, strict=True):
+        assert_same(from_pillow(ImageOps.equalize(to_pillow(image))), torch.from_numpy(expected))
 
 
 def test_a_view_depends_on_its_own_row_only_in_a_large_batch() -> None:
@@ -263,6 +269,7 @@ def test_rounds_of_all_operations_on_all_images_give_the_same_bytes(
     images, uniforms = pictures(200, channels, 12, 10), random_uniforms(200, num_strong_uniforms(views))
     expected = strong(images, uniforms, views)
     monkeypatch.setattr(rounds, "apply_rounds", rounds.apply_rounds_to_all)
+    monkeypatch.setattr(augment, "_is_on_cpu", lambda _: False)
     assert_same(strong(images, uniforms, views), expected)
     assert len(strong(images[:0], uniforms[:0], views)) == 0
 
@@ -346,7 +353,7 @@ def test_every_allowed_operation_is_drawn_equally_often() -> None:
     results = strong(images, uniforms, views)
     for name in allowed:
         operation = OPERATIONS[name]
-        expected = operation.kernel(images[:1], operation.plan(images[:1], torch.tensor([operation.low])))
+        expected = operation.apply(images[:1], operation.plan(images[:1], torch.tensor([operation.low])))
         assert (results == expected).all(dim=(1, 2, 3)).sum() == 100
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dpl_ray.training.state as state_module
-from dpl_ray.data.batches import rounds
+from dpl_ray.data.batches import augment, rounds
 from dpl_ray.data.batches.feed import Batch, BatchFeed
 from dpl_ray.data.dataset import Splits
 from dpl_ray.jobs.checks import check_places
@@ -70,6 +70,7 @@ class Operations(TorchDispatchMode):
 def views_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strong views as a GPU makes them."""
     monkeypatch.setattr(rounds, "apply_rounds", rounds.apply_rounds_to_all)
+    monkeypatch.setattr(augment, "_is_on_cpu", lambda _: False)
 
 
 @contextmanager
