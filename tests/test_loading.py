@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pickle
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from rich.console import Console
 
 from dpl_ray import fit, import_labels, load_checkpoint, load_config
@@ -30,7 +32,9 @@ from dpl_ray.data.splits.pseudo_labels import JOB_FILE, SUMMARY_FILE, read_pseud
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.embedding.config import EmbedConfig
 from dpl_ray.models.weights import read_weights
+from dpl_ray.store.records import from_yaml
 from dpl_ray.store.storage import Storage
+from dpl_ray.training import checkpoint as loading
 from dpl_ray.training.checkpoint import load_state
 from dpl_ray.training.checkpoint_folder import MANIFEST
 from dpl_ray.training.distributed import Workers
@@ -183,6 +187,70 @@ def test_types_that_a_schema_asks_to_be_made_are_not_made(tmp_path: Path) -> Non
         lambda: read_pseudo_labels(DataConfig(name="image_folder", labels=str(tmp_path))),
     ):
         check(read)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "timm", "architecture": "hf-hub:evil/network"},
+        {"name": "timm", "architecture": "local-dir:/etc"},
+        {"name": "torchvision", "architecture": "fasterrcnn_resnet50_fpn"},
+        {"name": "torchvision", "architecture": "vit_h_14"},
+        {"width": 16},
+        {"depth": 60_004},
+    ],
+    ids=lambda changes: str(next(reversed(changes.values()))),
+)
+def test_a_network_that_is_none_of_the_checkpoints_is_neither_fetched_nor_made(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Path(save_labeler(tmp_path, tiny_config(), ("a", "b"), 3, 8))
+    tree = from_yaml((checkpoint / "config.yaml").read_bytes())
+    tree["model"] |= changes
+    replaced(checkpoint, "config.yaml", json.dumps(tree).encode())
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *asked, **_: pytest.fail(f"{asked} is asked for"))
+    made = list[str]()
+    build = loading.build_model
+    monkeypatch.setattr(
+        loading, "build_model", lambda *given: made.append(torch.get_default_device().type) or build(*given)
+    )
+    with pytest.raises(ValueError, match=r"no such|does not hold the tensors of its configuration|model\.depth"):
+        load_checkpoint(checkpoint)
+    assert "cpu" not in made
+
+
+def test_pipes_and_devices_are_no_files_of_a_stranger(tmp_path: Path) -> None:
+    """Whoever opens a pipe waits for its end, and a device has none."""
+
+    def special(path: Path) -> Path:
+        path.unlink(missing_ok=True)
+        if path.suffix == ".png":
+            path.symlink_to("/dev/zero")
+        else:
+            os.mkfifo(path)
+        return path
+
+    special(tmp_path / "0.jpg"), special(tmp_path / "1.png"), special(tmp_path / "class_names.txt")
+    write_images(tmp_path / "a.parquet", range(4))
+    table = tmp_path / "labels.csv"
+    rows = [
+        *(f"a.parquet:{row},{row % 2}" for row in range(4)),
+        "0.jpg,0",
+        "1.png,1",
+        "pipe.parquet:1,1",
+        "pipe.tar:a,1",
+    ]
+    table.write_text("\n".join(["path,label", *rows]))
+    special(tmp_path / "pipe.parquet"), special(tmp_path / "pipe.tar")
+    splits = load_splits(
+        DataConfig(name="image_folder", train=str(table), max_bad_fraction=1.0), seed=0, uses_unlabeled=False
+    )
+    assert len(splits.bad) == 4
+    for name in ("config.yaml", "teacher.safetensors", MANIFEST):
+        checkpoint = Path(save_labeler(tmp_path / name, tiny_config(), ("a", "b"), 3, 8))
+        special(checkpoint / name)
+        with pytest.raises((ValueError, OSError), match=f"{name}.*(damaged|missing)|is a pipe"):
+            load_checkpoint(checkpoint)
 
 
 SECRETS = {

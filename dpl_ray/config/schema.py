@@ -193,7 +193,7 @@ class ModelConfig(Section):
     name: Literal["wide_resnet", "torchvision", "timm", "head"] = Field(
         "wide_resnet", description="family of backbones, or the library that has them; head: none, on stored features"
     )
-    depth: int = Field(28, description="wide_resnet: layers, 6 n + 4 (10, 16, 22, 28, ...)")
+    depth: int = Field(28, le=1000, description="wide_resnet: layers, 6 n + 4 (10, 16, 22, 28, ...)")
     width: int = Field(2, ge=1, le=16, description="wide_resnet: factor on the channels 16, 32, 64")
     normalization: Literal["batch", "sync", "group"] = Field(
         "batch",

@@ -29,7 +29,15 @@ from dpl_ray.data.files.location import Location
 from dpl_ray.data.files.reach import place_of
 from dpl_ray.data.files.shards import split_id
 from dpl_ray.data.formats.samples import read_samples
-from dpl_ray.data.images.decode import MISSING, DecodeError, Payload, open_image, quiet_pillow
+from dpl_ray.data.images.decode import (
+    MISSING,
+    NOT_AN_IMAGE,
+    DecodeError,
+    Payload,
+    has_image_header,
+    open_image,
+    quiet_pillow,
+)
 from dpl_ray.exchange import formats
 from dpl_ray.exchange.config import ExportLabelsConfig
 from dpl_ray.exchange.formats import Exported
@@ -161,6 +169,8 @@ def _content(payload: Payload) -> bytes:
     content = payload() if callable(payload) else payload
     if not isinstance(content, bytes):
         raise DecodeError(MISSING)
+    if not has_image_header(content):  # whose labels name another file of this machine
+        raise DecodeError(NOT_AN_IMAGE)
     return content
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from dpl_ray.data.files.kinds import FOREIGN
+from dpl_ray.store.file_systems import open_file
 from dpl_ray.store.records import parse_tree
 from dpl_ray.store.storage import Storage
 
@@ -195,7 +196,8 @@ def write_part(part: Storage, table: pa.Table, **options: Any) -> int:
 def read_counts(part: Storage, num_rows: int) -> Counts | None:
     """What a part carries; None where it is not there, not whole, or not one of `num_rows` rows."""
     try:
-        metadata = pq.read_metadata(part.path, filesystem=part.filesystem)
+        with open_file(part.filesystem, part.path) as file:
+            metadata = pq.read_metadata(file)
         counts = COUNTS.validate_python(parse_tree((metadata.metadata or {})[COUNTS_KEY]))
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return None

@@ -31,6 +31,10 @@ class Library(ABC):
     """Where networks come from by name."""
 
     @abstractmethod
+    def check_architecture(self, config: ModelConfig) -> None:
+        """`ValueError` unless there is the architecture; both libraries would look for some names on the network."""
+
+    @abstractmethod
     def check(self, config: ModelConfig) -> None:
         """`ValueError` unless there is the architecture, and the weights for it; files of weights are looked into."""
 
@@ -46,7 +50,7 @@ class Library(ABC):
 class Torchvision(Library):
     """Classification models of torchvision; weights by torchvision's names, or from a file."""
 
-    def check(self, config: ModelConfig) -> None:
+    def check_architecture(self, config: ModelConfig) -> None:
         from torchvision import models
 
         known = models.list_models(module=models)
@@ -55,6 +59,11 @@ class Torchvision(Library):
             raise ValueError(
                 f"model.architecture={config.architecture}: torchvision has no such classification model{near}"
             )
+
+    def check(self, config: ModelConfig) -> None:
+        from torchvision import models
+
+        self.check_architecture(config)
         if config.weights is None:
             return
         weights = ["DEFAULT", *models.get_model_weights(config.architecture).__members__]
@@ -75,6 +84,7 @@ class Torchvision(Library):
         return Preprocessing(tuple(preset.mean), tuple(preset.std), _interpolation(interpolation), size)
 
     def build(self, config: ModelConfig) -> tuple[nn.Module, int]:
+        self.check_architecture(config)
         network, head = _without_head(_torchvision_network(config), config)
         if config.weights is not None:
             network.load_state_dict(self._fitting(config, network, head))
@@ -90,12 +100,15 @@ class Torchvision(Library):
 class Timm(Library):
     """Any backbone of timm; weights of its own (`pretrained`), of another repository of the hub, or from a file."""
 
-    def check(self, config: ModelConfig) -> None:
+    def check_architecture(self, config: ModelConfig) -> None:
         import timm
 
         if not timm.is_model(config.architecture):
             near = suggest(config.architecture, timm.list_models()) or "; as convnext_atto or vit_small_patch14_dinov2"
             raise ValueError(f"model.architecture={config.architecture}: timm has no such model{near}")
+
+    def check(self, config: ModelConfig) -> None:
+        self.check_architecture(config)
         if config.weights is not None:
             with torch.device("meta"):
                 network, head = _timm_network(config)
@@ -111,6 +124,7 @@ class Timm(Library):
         return Preprocessing(tuple(wanted["mean"]), tuple(wanted["std"]), _interpolation(interpolation), size)
 
     def build(self, config: ModelConfig) -> tuple[nn.Module, int]:
+        self.check_architecture(config)
         network, head = _timm_network(config)
         if config.weights is not None:
             network.load_state_dict(self._fitting(config, network, head))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import posixpath
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def read_weights(given: str, path: str) -> dict[str, Tensor]:
         except safetensors.SafetensorError as error:
             raise ValueError(f"model.weights={given}: is no safetensors file ({one_line(error)})") from None
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        content = load_saved(data, torch.device("cpu"))
     except pickle.UnpicklingError:
         raise ValueError(
             f"model.weights={given}: is no file of torch, or holds more than tensors, and is not loaded, since that "
@@ -73,6 +74,24 @@ def read_weights(given: str, path: str) -> dict[str, Tensor]:
     except Exception as error:  # whatever torch lets out of a file that it has not written
         raise ValueError(f"model.weights={given}: is no file of torch ({one_line(error)})") from None
     return _tensors(given, content)
+
+
+def load_saved(data: bytes, device: torch.device) -> Any:
+    """What `torch.save` has written, if it is tensors and plain values.
+
+    Raises:
+        pickle.UnpicklingError: it holds more than these.
+        Exception: whatever torch lets out of a file that it has not written, or that says to unpack to more than it is.
+    """
+    file = io.BytesIO(data)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:  # torch packs nothing, but reads what is packed, or is there twice
+            if sum(member.file_size for member in archive.infolist()) > len(data):
+                raise ValueError("it would unpack to more bytes than it has")
+    file.seek(0)
+    if b"bytearray" in data:  # that torch makes, of any size
+        raise pickle.UnpicklingError("it holds a bytearray")
+    return torch.load(file, map_location=device, weights_only=True)
 
 
 def _tensors(given: str, content: Any) -> dict[str, Tensor]:

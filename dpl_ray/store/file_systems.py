@@ -6,13 +6,18 @@ So a bucket's service is first asked by a client without patience.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+import pyarrow as pa
 from pyarrow import fs
 
 from dpl_ray.store.hub import open_hub
@@ -44,6 +49,24 @@ def split_options(address: str) -> tuple[str, str]:
     """Path and options (`?name=...`) of an address; a question mark that no `name=` follows belongs to a glob."""
     found = re.search(r"\?(?=\w+=)", address)
     return (address[: found.start()], address[found.start() :]) if found else (address, "")
+
+
+def open_file(filesystem: fs.FileSystem, path: str) -> pa.NativeFile:
+    """A file to read from; `OSError` as of `check_file`."""
+    check_file(filesystem, path)
+    return filesystem.open_input_file(path)
+
+
+def check_file(filesystem: fs.FileSystem, path: str) -> None:
+    """`OSError` for a pipe or a device, which a stranger's folder may have: its end would be waited for.
+
+    Those of /dev are files: the user has named them, as in config=/dev/stdin.
+    """
+    if isinstance(filesystem, fs.LocalFileSystem) and not path.startswith("/dev/"):
+        with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            mode = Path(path).stat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise OSError(errno.EINVAL, "is a pipe or a device, and no file", path)
 
 
 @cache

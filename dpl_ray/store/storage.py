@@ -15,7 +15,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from dpl_ray.store import disk
-from dpl_ray.store.file_systems import open_uri, split_options
+from dpl_ray.store.file_systems import check_file, open_file, open_uri, split_options
 from dpl_ray.store.paths import expand_path, expand_variables
 
 LINES_AT_ONCE = 2**18  # bytes of a file that are read at once for its lines
@@ -101,13 +101,14 @@ class Storage:
                             yield entry.name, entry.stat().st_size
 
     def read(self) -> bytes:
+        check_file(self.filesystem, self.path)
         with self.filesystem.open_input_stream(self.path, compression=None) as stream:
             return stream.read()
 
     def read_from(self, start: int) -> bytes:
         """The bytes of this file from `start` on; none where there is no file."""
         try:
-            with self.filesystem.open_input_file(self.path) as file:
+            with open_file(self.filesystem, self.path) as file:
                 file.seek(start)
                 return file.read()
         except FileNotFoundError:
@@ -115,7 +116,7 @@ class Storage:
 
     def lines(self, start: int = 0) -> Iterator[bytes]:
         """The lines of this file from byte `start` on, one at a time, with their ends; none where there is no file."""
-        with suppress(FileNotFoundError), self.filesystem.open_input_file(self.path) as file:
+        with suppress(FileNotFoundError), open_file(self.filesystem, self.path) as file:
             file.seek(start)
             yield from io.BufferedReader(file, LINES_AT_ONCE)
 

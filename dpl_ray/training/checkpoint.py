@@ -37,6 +37,7 @@ from dpl_ray.data.features.folder import BACKBONE_WEIGHTS, read_backbone
 from dpl_ray.models import Classifier, build_model
 from dpl_ray.models.adapters import merge_lora
 from dpl_ray.models.on_images import OnImages
+from dpl_ray.models.weights import load_saved
 from dpl_ray.store.file_systems import one_line
 from dpl_ray.store.records import write_json
 from dpl_ray.store.storage import Storage
@@ -127,7 +128,7 @@ def load_state(checkpoint: Storage, state: TrainState, workers: Workers) -> None
             getattr(state, name).load_state_dict(tensors)
     data = read_file(checkpoint, "trainer.pt")
     try:
-        trainer = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        trainer = load_saved(data, device)
         state.optimizer.load_state_dict(trainer["optimizer"])
         state.step, state.seconds = int(trainer["step"]), float(trainer.get("seconds", 0.0))
         if "sums" in trainer:  # (workers, len(SUMS)); those of another number of workers are shared out
@@ -142,10 +143,8 @@ def load_state(checkpoint: Storage, state: TrainState, workers: Workers) -> None
 def load_classifier(checkpoint: Storage, which: str = "teacher") -> tuple[Classifier, Config, ModelInfo]:
     """The teacher (or `student`) of a checkpoint, on the CPU, in evaluation mode; adapters are in its weights."""
     config, info = load_config_and_info(checkpoint)
-    # The weights come from the checkpoint: pretrained ones would be downloaded for nothing.
-    model = build_model(config.model.model_copy(update={"weights": None}), info.channels, len(info.class_names))
     with _tensors(checkpoint, f"{which}.safetensors") as tensors:
-        model.load_state_dict(tensors)
+        model = _build_with(tensors, config.model, info.channels, len(info.class_names))
     if config.model.adapter is not None:
         merge_lora(model)
     if config.model.name == "head":
@@ -156,12 +155,27 @@ def load_classifier(checkpoint: Storage, which: str = "teacher") -> tuple[Classi
 def load_backbone(checkpoint: Storage) -> tuple[Classifier, ModelConfig]:
     """The network that made the features which a checkpoint's head was trained on, in evaluation mode."""
     spec = read_spec(checkpoint)
-    section = validated(ModelConfig, spec.model).changed(weights=None)  # which could be anywhere
-    backbone = build_model(section, spec.channels, 2).eval()
-    own = {f"classifier.{name}": tensor for name, tensor in backbone.classifier.state_dict().items()}
+    section = validated(ModelConfig, spec.model).changed(weights=None)
     with _tensors(checkpoint, BACKBONE_WEIGHTS) as tensors:
-        backbone.load_state_dict(tensors | own)  # its classifier is none of the features'
-    return backbone, section
+        # Its classifier is none of the features'.
+        classifier = {"classifier.weight": torch.zeros(2, spec.num_features), "classifier.bias": torch.zeros(2)}
+        return _build_with(tensors | classifier, section, spec.channels, 2).eval(), section
+
+
+def _build_with(tensors: dict[str, Tensor], section: ModelConfig, channels: int, num_classes: int) -> Classifier:
+    """The network of a configuration, which may be a stranger's, with the tensors of a checkpoint.
+
+    Raises:
+        ValueError: there is no such architecture.
+        RuntimeError: the tensors are not those of the network; known before it takes any memory.
+    """
+    # The weights come from the checkpoint: pretrained ones would be downloaded for nothing, and could be anywhere.
+    section = section.changed(weights=None)
+    with torch.device("meta"):
+        build_model(section, channels, num_classes).load_state_dict(dict(tensors), assign=True)
+    model = build_model(section, channels, num_classes)
+    model.load_state_dict(tensors)
+    return model
 
 
 def load_policy(checkpoint: Storage) -> Policy:

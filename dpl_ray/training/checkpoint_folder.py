@@ -178,10 +178,11 @@ def read_file(checkpoint: Storage, name: str) -> bytes:
     if name not in files:
         raise ValueError(f"checkpoint={checkpoint}: {MANIFEST} says nothing of {name}")
     size, digest = files[name]
-    data = (checkpoint / name).read() if (checkpoint / name).exists() else b""
-    if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
+    found = (checkpoint / name).size() or 0  # none of what is no file, as a pipe, which is not read
+    data = (checkpoint / name).read() if found == size else b""
+    if found != size or hashlib.sha256(data).hexdigest() != digest:
         raise ValueError(
-            f"checkpoint={checkpoint}: {name} is damaged or missing ({len(data)} bytes, not {size}); "
+            f"checkpoint={checkpoint}: {name} is damaged or missing ({found} bytes, not {size}); "
             "remove this folder to go on from the checkpoint before it"
         )
     return data

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import random
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +17,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from dpl_ray.config.compose import load_config
 from dpl_ray.config.schema import DataConfig
 from dpl_ray.data.files.location import open_location
 from dpl_ray.data.formats import parquet
+from dpl_ray.data.formats.parquet_pages import CheckedPages
 from dpl_ray.data.images import decode as decoding
 from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.images.decode import DecodeError, decode
 from dpl_ray.data.splits.pseudo_labels import read_pseudo_labels
+from dpl_ray.models.weights import read_weights
 from dpl_ray.reviewing.labels import open_labels
 from dpl_ray.store.records import from_yaml, parse_tree
 from tests.data.test_sources import fails, load, png
@@ -93,6 +98,18 @@ def test_an_image_is_refused_by_its_header(kind: str, monkeypatch: pytest.Monkey
         decode(BOMBS[kind](), DecodeSettings(8))
 
 
+def test_a_jpeg_of_many_scans_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes 100 bytes, and 25 ms of an image of 64 megapixels."""
+    monkeypatch.setattr(decoding, "_QUICK", 0)
+    whole = small("JPEG", progressive=True)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    many, usual = (whole[:-2] + last * number + whole[-2:] for number in (decoding.MAX_SCANS, 50))
+    assert decode(usual, DecodeSettings(8)).shape == (3, 8, 8)
+    monkeypatch.setattr(decoding, "_convert", lambda *_: pytest.fail("it is decoded"))
+    with pytest.raises(DecodeError, match=decoding.TOO_MANY_SCANS):
+        decode(many, DecodeSettings(8))
+
+
 def write(path: Path, values: list[bytes], labels: list[Any], **options: Any) -> Path:
     pq.write_table(pa.table({"image": values, "label": labels}), path, compression="zstd", **options)
     return path
@@ -118,6 +135,54 @@ def test_a_column_of_parquet_that_unpacks_to_far_more_than_the_file_has_is_refus
         assert opened.metadata.num_rows == 3
 
 
+@pytest.mark.parametrize("compression", ["zstd", "snappy", "gzip", "none"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_pages_of_every_form_are_read(tmp_path: Path, version: str, compression: str) -> None:
+    images, labels = [png(value) for value in range(100)] * 2, [str(row % 3) for row in range(200)]
+    table = pa.table({"image": images, "label": labels, "more": [[None, row, 0.5] for row in range(200)]})
+    options = {"data_page_version": version, "data_page_size": 1000, "row_group_size": 90, "write_page_checksum": True}
+    pq.write_table(table, tmp_path / "a.parquet", compression=compression, write_page_index=True, **options)
+    location, path = open_location("data.train", str(tmp_path)), str(tmp_path / "a.parquet")
+    with parquet.open_table(location, path) as opened:
+        assert opened.read(list(table.column_names)) == table
+    assert [row[0] for row in parquet.read_rows(location, path, np.arange(200), "image")] == images
+
+
+def test_pages_that_unpack_to_more_than_the_footer_says_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [bytes(2**20)] * 8 + [png(1)], [0] * 9, use_dictionary=False)
+    whole, said = path.read_bytes(), pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size
+    old, new = (
+        bytes((2 * value >> 7 * place & 127) | 128 for place in range(3)) + bytes([2 * value >> 21])
+        for value in (said, 999)
+    )
+    assert whole.count(old) == 1
+    path.write_bytes(whole.replace(old, new))
+    assert pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size == 999
+    location = open_location("data.train", str(tmp_path))
+    for payload, _ in parquet.read_rows(location, str(path), np.arange(9), "image"):
+        assert decoding.decode_or_reason(payload, DecodeSettings(8)) == decoding.UNREADABLE
+    with parquet.open_table(location, str(path)) as opened, pytest.raises(pa.ArrowInvalid, match="more than the 999 b"):
+        opened.read(["image"])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"\x15\x00\x15\x02",
+        b"\x19\xf1" + b"\xff" * 8 + b"\x7f",
+        b"\x1c" * 9999,
+        b"\x15" + b"\xff" * 99,
+        b"\x1b\x01",
+    ],
+    ids=["none", "cut off", "long list", "deep", "long number", "map"],
+)
+def test_pages_that_lie_in_their_headers_are_refused_at_once(header: bytes) -> None:
+    data = header or b"\0" * 9
+    with pytest.raises(pa.ArrowInvalid, match="a page has no header"):
+        CheckedPages(pa.BufferReader(data), {0: (len(data), 9)}).read()
+
+
 def test_rows_that_a_footer_only_says_are_not_made(tmp_path: Path) -> None:
     number = 10**6
     table = pa.table({"image": pa.nulls(number, pa.binary()), "label": pa.nulls(number, pa.int8())})
@@ -141,6 +206,31 @@ def test_values_that_a_dictionary_has_once_are_not_multiplied(tmp_path: Path, mo
     monkeypatch.setattr(parquet, "_rows_of", count)
     assert len(list(parquet.read_rows(location, str(path), np.arange(500), "image"))) == 500
     assert max(batches) < 64
+
+
+@pytest.mark.parametrize("form", ["packed", "twice", "bytearray"])
+def test_weights_that_would_take_more_memory_than_their_file_are_not_loaded(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch packs nothing, but unpacks what is packed, and makes a bytearray of any size."""
+    path, buffer = tmp_path / "w.pth", io.BytesIO()
+    torch.save({"weight": torch.zeros(2**16)}, buffer)
+    if form == "bytearray":
+        path.write_bytes(b"\x80\x02c__builtin__\nbytearray\nK\x09\x85R.")
+    else:
+        with zipfile.ZipFile(buffer) as whole, zipfile.ZipFile(path, "w") as archive:
+            for name in whole.namelist():
+                packs = form == "packed" and name.endswith("data/0")
+                archive.writestr(name, whole.read(name), zipfile.ZIP_DEFLATED if packs else zipfile.ZIP_STORED)
+            if form == "twice":
+                archive.filelist += [copy.copy(each) for each in archive.filelist]
+                archive._didModify = True
+        assert path.stat().st_size < 2**20
+    torch.save({"weight": torch.ones(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert read_weights("old.pth", str(tmp_path / "old.pth"))["weight"].tolist() == [1, 1]
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it is loaded"))
+    with pytest.raises(ValueError, match="holds more than tensors" if form == "bytearray" else "would unpack to more"):
+        read_weights("w.pth", str(path))
 
 
 def test_labels_that_unpack_to_far_more_than_a_part_has_are_refused(

@@ -345,6 +345,17 @@ def test_images_that_are_gone_cost_themselves_alone(labels: Path, pool: Path, tm
         shutil.move(moved, pool / "a" / "0000.png")
 
 
+@pytest.mark.parametrize("form", ["csv", "label_studio", "coco", "fiftyone", "image_folder"])
+def test_a_file_that_is_no_image_is_not_copied_whatever_a_strangers_labels_say(
+    form: str, pool: Path, tmp_path: Path
+) -> None:
+    (secret := tmp_path / "secret.png").write_text("a private key")
+    rows = [(str(name), 0, 0.9, True) for name in (secret, pool / "a" / "0000.png")]
+    export(write_rows(tmp_path / "labels", rows, CLASSES, pool), tmp_path / "out", form, copies=True)
+    copied = [path for path in (tmp_path / "out").rglob("*.png") if path.is_file()]
+    assert [path.stem[:4] for path in copied] == ["0000"]
+
+
 def test_a_class_leads_out_of_no_folder(pool: Path, tmp_path: Path) -> None:
     name = next(map(str, pool.rglob("*.png")))
     labels = write_rows(tmp_path / "labels", [(name, 0, 0.9, True)], ("../ant",), pool)

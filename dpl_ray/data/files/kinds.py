@@ -16,6 +16,7 @@ from pyarrow import fs
 
 from dpl_ray.data.files.shards import LANCE_EXTENSIONS, TAR_EXTENSIONS, by_extension, extension_of
 from dpl_ray.data.images.decode import DecodeError, has_image_header
+from dpl_ray.store.file_systems import open_file
 
 #: What Pillow calls the formats that are decoded. A file that is called so and is no image is broken.
 IMAGE_EXTENSIONS = (
@@ -74,7 +75,7 @@ def as_text(left_out: Mapping[str, int]) -> str:
 def read_file(filesystem: fs.FileSystem, path: str) -> bytes:
     """A file's bytes; `OSError` where it cannot be read."""
     try:
-        with filesystem.open_input_file(path) as file:
+        with open_file(filesystem, path) as file:
             content: bytes = file.read()
     except pa.ArrowException as error:
         raise OSError(str(error)) from error

@@ -29,9 +29,10 @@ from dpl_ray.data.files.reach import OutOfReachError, follow
 from dpl_ray.data.files.shards import is_lance
 from dpl_ray.data.files.spelling import Spelling
 from dpl_ray.data.formats.lance import LanceTable
+from dpl_ray.data.formats.parquet_pages import CheckedPages
 from dpl_ray.data.images.decode import MISSING, UNREADABLE, DecodeError, Payload
 from dpl_ray.data.labels import Label, as_label, clean_name, in_order_of
-from dpl_ray.store.file_systems import one_line
+from dpl_ray.store.file_systems import one_line, open_file
 
 NOT_PARQUET = "not a readable parquet file"
 _BATCH_ROWS = 1024  # of a row group that are decompressed at a time, at most: it may be a whole file
@@ -66,7 +67,7 @@ def open_table(location: Location, path: str, label_column: str | None = None) -
 
 @contextlib.contextmanager
 def _open_parquet(filesystem: fs.FileSystem, path: str, label_column: str | None) -> Iterator[pq.ParquetFile]:
-    with filesystem.open_input_file(path) as file:
+    with open_file(filesystem, path) as file:
         metadata, size = pq.read_metadata(file), file.size()
         parts = [
             metadata.row_group(group).column(column)
@@ -82,7 +83,18 @@ def _open_parquet(filesystem: fs.FileSystem, path: str, label_column: str | None
             what = f"{max(unpacked):,} bytes in a column" if unpacked else f"{metadata.num_rows:,} rows"
             raise pa.ArrowInvalid(f"it would unpack to {what}, of {size:,} bytes")
         texts = {part.path_in_schema for part in parts if part.physical_type == "BYTE_ARRAY"} & {label_column}
-        yield pq.ParquetFile(file, metadata=metadata, read_dictionary=list(texts))
+        packed = {
+            _start(part): (part.total_compressed_size, part.total_uncompressed_size)
+            for part in parts
+            if part.compression != "UNCOMPRESSED" and part.num_values  # else it may begin nowhere
+        }
+        yield pq.ParquetFile(CheckedPages(file, packed), metadata=metadata, read_dictionary=list(texts))
+
+
+def _start(part: pq.ColumnChunkMetaData) -> int:
+    """The first byte of the part of a column in a row group, as Arrow has it."""
+    dictionary: int | None = part.dictionary_page_offset
+    return min(part.data_page_offset, dictionary) if dictionary else int(part.data_page_offset)
 
 
 def group_rows(opened: Opened) -> list[int]:
@@ -129,7 +141,8 @@ def image_column_error(schema: pa.Schema, column: str) -> str | None:
 def find_image_column(location: Location, path: str, column: str) -> str:
     """The column, or where the file has none of this name, the only one that holds encoded images."""
     try:
-        schema = pq.read_schema(path, filesystem=location.filesystem)
+        with open_file(location.filesystem, path) as file:
+            schema = pq.read_schema(file)
     except (pa.ArrowException, OSError):
         return column
     fitting = [name for name in schema.names if image_column_error(schema, name) is None]

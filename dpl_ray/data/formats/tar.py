@@ -35,6 +35,7 @@ from dpl_ray.data.files.reach import OUTSIDE
 from dpl_ray.data.formats.parquet import failing
 from dpl_ray.data.images.decode import MAX_PIXELS, MISSING, UNREADABLE, Payload
 from dpl_ray.data.labels import Label, as_label
+from dpl_ray.store.file_systems import open_file
 from dpl_ray.store.records import from_lines, to_lines
 from dpl_ray.store.storage import Storage
 
@@ -166,7 +167,7 @@ def _read_images(filesystem: fs.FileSystem, path: str, table: pa.Table) -> Itera
     offsets, sizes, errors = (table.column(name).to_pylist() for name in ("offset", "size", "error"))
     done, reason = 0, UNREADABLE
     try:
-        with filesystem.open_input_file(path) as file:
+        with open_file(filesystem, path) as file:
             while done < len(table):
                 first, start, end = done, offsets[done], offsets[done] + sizes[done]
                 while done < len(table) and offsets[done] - end <= _GAP:
@@ -207,7 +208,7 @@ def _make(location: Location, path: str, label_column: str | None, version: byte
     left_out = Counter[str]()
     error, end, is_lasting = None, 0, bool(version)
     try:
-        with location.filesystem.open_input_file(path) as file, _Headers(file, _HEADER_RANGE) as headers:
+        with open_file(location.filesystem, path) as file, _Headers(file, _HEADER_RANGE) as headers:
             for name, row in _walk(headers, file.size(), label_column, left_out):
                 rows.pop(name, None)  # so that it is at its new place
                 rows[name] = row

@@ -38,6 +38,8 @@ stored features in place of an image, which are as they are."""
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # of Pillow
 MAX_PIXELS = 64 * 2**20
+MAX_SCANS = 200  # of a JPEG: each goes over all pixels, and may take a few bytes; usual are ten
+_QUICK = 2**40  # bytes times pixels: as many scans as there could be take some seconds
 MAX_DECODING = 2**30  # bytes of the images that are decoded at once, unless a single one takes more
 
 EMPTY = "empty"
@@ -46,6 +48,7 @@ UNREADABLE = "file cannot be read"
 NOT_AN_IMAGE = "not an image"
 TRUNCATED = "truncated"
 TOO_LARGE = f"more than {MAX_PIXELS // 2**20} megapixels"
+TOO_MANY_SCANS = f"JPEG of more than {MAX_SCANS} scans"
 CORRUPT = "cannot be decoded"
 UNSUPPORTED_MODE = "unsupported pixel format"
 EIGHT_BITS_IN_16 = "16-bit grey with values below 256 alone, which would be black: store it as 8-bit"
@@ -99,13 +102,17 @@ def _decode(encoded: bytes, settings: DecodeSettings, least_side: int | None) ->
 
 
 def open_image(encoded: bytes) -> ImageFile:
-    """Pillow's image, not decoded yet; `DecodeError` where it, a tile of a TIFF or an icon is declared too large."""
+    """Pillow's image, not decoded yet; `DecodeError` where it, a tile of a TIFF or an icon is declared too large, or
+    a JPEG has too many scans."""
     if any(abs(width * height) > MAX_PIXELS for width, height in _icons(encoded)):  # which are decoded when opened
         raise DecodeError(TOO_LARGE)
     image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if max(image.width * image.height, tags.get(TILEWIDTH, 0) * tags.get(TILELENGTH, 0)) > MAX_PIXELS:
         raise DecodeError(TOO_LARGE)
+    is_jpeg = encoded.startswith(b"\xff\xd8")
+    if is_jpeg and len(encoded) * image.width * image.height > _QUICK and encoded.count(b"\xff\xda") > MAX_SCANS:
+        raise DecodeError(TOO_MANY_SCANS)
     return image
 
 
