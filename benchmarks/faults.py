@@ -9,10 +9,12 @@ A round kills 25 processes and nodes; docs/reliability.md says which. The status
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import os
 import random
 import signal
+import sqlite3
 import sys
 import tempfile
 import time
@@ -126,6 +128,30 @@ def full_disks(job: Job, place: Path) -> list[Event]:
     return events
 
 
+def stores(job: Job, place: Path) -> list[Event]:
+    """MLflow's SQLite file locked, or full, until the run has come further: it has the whole run in the end."""
+    events: list[Event] = []
+    for what in ("MLflow's database is locked for a while", "MLflow's database is full for a while"):
+        events.append(event := Event(job.name, what))
+        (folder := place / f"store-{len(events)}").mkdir()
+        file = folder / "mlflow.db"
+        more = ["tracking.enabled=true", f"tracking.uri=sqlite:///{file}"]
+        is_full = partial(faults.fill_database, str(folder), 20, 60) if len(events) == 2 else None
+        run = Disturbed(job, folder, is_full, more)
+        process = run.start()
+        process.wait_for(partial(reached, job, folder, 20))
+        event.when = f"at {job.progress(folder)}"
+        with contextlib.closing(sqlite3.connect(file, timeout=60)) as other:
+            if is_full is None:
+                other.execute("BEGIN EXCLUSIVE")
+            process.wait_for(partial(reached, job, folder, 60))
+        is_same = run.finish() == (place / f"{job.slug}.digest").read_text()
+        event.same = is_same and faults.recorded(file) == ("FINISHED", NUM_STEPS // 4)
+        went_on = f"status {run.statuses[0]}; the same command went on"
+        event.outcome = "went on by itself" if len(run.statuses) == 1 else went_on
+    return events
+
+
 def services(job: Job, place: Path) -> list[Event]:
     """A worker that stands still, and the processes of Ray without which it ends."""
     events: list[Event] = []
@@ -177,7 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=1, help="of 25 kills each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--damages", type=int, default=1000, help="bits flipped and ends cut off")
-    parser.add_argument("--only", default="", help="jobs whose names have this in them, or nodes; kills alone")
+    parser.add_argument(
+        "--only", default="", help="jobs whose names have this in them; or nodes, disks, stores, services"
+    )
     parser.add_argument("--save", action="store_true", help="into docs/results/faults.csv")
     given = parser.parse_args(arguments)
     events: list[Event] = []
@@ -209,9 +237,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     whole(job, place)
             for number in range(given.rounds):
                 tell(nodes(jobs, place, 1000 * given.seed + number))
-        if not given.only:
-            tell(full_disks(plan(place)[0][0], place))
-            tell(services(plan(place)[3][0], place))
+        num_kills = sum(event.outcome != "it had ended" for event in events)
+        here, on_ray = plan(place)[0][0], plan(place)[3][0]
+        for name, job, fail in (("disks", here, full_disks), ("stores", here, stores), ("services", on_ray, services)):
+            if given.only in ("", name):
+                if not (place / job.slug).exists():
+                    whole(job, place)
+                tell(fail(job, place))
         if given.damages:
             (place / "damages").mkdir()
             counts = check_damages(place / "damages", given.damages, given.seed)
@@ -219,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome = f"{counts['named']} named and refused, {counts['told']} told and made up for, "
             outcome += f"{counts['harmless']} changed nothing that is read"
             tell([Event("a run that goes on", what, "one at a time", outcome, True)])
+    print(f"{num_kills} kills, {(time.monotonic() - began) / 60:.0f} minutes")
     if given.save:
         with (FOLDER / "faults.csv").open("w", encoding="utf-8", newline="") as file:
             rows = [[getattr(event, column) for column in COLUMNS] for event in events]

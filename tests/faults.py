@@ -7,11 +7,13 @@ import hashlib
 import os
 import random
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dpl_ray.store import disk
 from tests.labeling.jobs import rows
@@ -170,6 +172,30 @@ def fail_writes(first: int, number: int, code: int = errno.ENOSPC) -> None:
         real(file, data)
 
     disk._write = write
+
+
+def fill_database(folder: str, first: int, last: int) -> None:
+    """Let SQLite files of this process be full while the run of a folder has so many rows; for `Command`."""
+    connect = sqlite3.dbapi2.connect
+
+    class Limited(sqlite3.Connection):
+        def cursor(self, *given: Any) -> Any:
+            pages = 1 if first <= num_rows(Path(folder)) < last else 2**30  # 1: as many as it has
+            super().execute(f"PRAGMA max_page_count = {pages}")
+            return super().cursor(*given)
+
+    sqlite3.dbapi2.connect = lambda *given, **named: connect(*given, **{"factory": Limited} | named)
+
+
+def recorded(database: Path) -> tuple[str, int]:
+    """Status of the only run in MLflow's file, and the steps at which it has a loss."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{database}")
+    (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    return run.info.status, len(
+        {each.step for each in client.get_metric_history(run.info.run_id, "train/loss_labeled")}
+    )
 
 
 FULL_FOR_GOOD = partial(fail_writes, 25, 10**9)
