@@ -6,21 +6,23 @@ import io
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dpl_ray import fit
+from dpl_ray import fit, load_config
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.data.files.location import indexes_in, open_location
+from dpl_ray.data.files.location import Location, indexes_in, open_location
 from dpl_ray.data.files.reach import OUTSIDE
 from dpl_ray.data.formats import rows as formats_rows
 from dpl_ray.data.formats import tar
@@ -28,6 +30,7 @@ from dpl_ray.data.formats.rows import PoolFiles, list_pool
 from dpl_ray.data.formats.samples import read_samples
 from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.images.decode_many import decode_many
+from dpl_ray.data.labeled.records import list_records
 from dpl_ray.data.pool.windows import StreamedPool, Windows, read_window
 from tests.data.test_real_pools import read_streamed
 from tests.data.test_sources import CLASSES, all_labels, fails, load, png, write_parquet
@@ -329,6 +332,32 @@ def test_a_pool_of_one_broken_tar_is_refused_and_among_many_it_is_named(tmp_path
     (tmp_path / "x.tar").write_bytes(pack([("notes.txt", b"x"), ("a.mp3", b"x")]))
     with pytest.raises(ValueError, match=r"^pool=.*x.tar: no image in the tars \(1 \.mp3 left out\); give tars of"):
         pool(tmp_path / "x.tar")
+
+
+def test_labelled_tars_are_indexed_at_once_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        write_shard(tmp_path / f"{number}.tar", range(10 * number, 10 * number + 10))
+    done, make = [threading.Event() for _ in range(5)], tar._make
+    done[4].set()
+
+    def in_reverse(location: Location, path: str, *given: Any) -> pa.Table:
+        number = int(Path(path).stem)
+        assert done[number + 1].wait(60), "the next tar waits for this one"
+        try:
+            return make(location, path, *given)
+        finally:
+            done[number].set()
+
+    monkeypatch.setattr(tar, "_make", in_reverse)
+    data = load_config(["data=webdataset", f"data.train={tmp_path}"]).data
+    records = list_records(data, "data.train", str(tmp_path))
+    assert records.ids == [f"{tmp_path}/{level // 10}.tar:{level:04}.png" for level in range(40)]
+    assert records.labels == [str(level % 2) for level in range(40)]
+    for number in (2, 1):
+        (tmp_path / f"{number}.tar").write_bytes(b"no tar")
+    tar._recent.clear()
+    with pytest.raises(ValueError, match=r"^data.train=.*/1.tar: not a readable tar file"):
+        list_records(data, "data.train", str(tmp_path))
 
 
 def test_json_that_is_odd_gives_no_label() -> None:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +30,7 @@ from dpl_ray.data.files.shards import are_parquet, are_shards, is_parquet, is_ta
 from dpl_ray.data.formats import parquet, tar
 from dpl_ray.data.images.decode import Payload
 from dpl_ray.data.labels import Label, as_label
+from dpl_ray.store.ahead import map_ahead
 
 ROWS_PER_SPAN = 1024  # least rows of a span of whole row groups
 _NUM_THREADS = 32  # that look at shards: they wait for files
@@ -40,6 +40,7 @@ _MAX_NAMED = 20  # files in a message
 SECONDS_UNTOLD = 3.0  # of looking at shards
 _tell: ContextVar[Callable[[int, int], None]] = ContextVar("tell", default=lambda _done, _total: None)
 
+R = TypeVar("R")
 Row = tuple[str, Payload, Label]
 """Sample id, encoded image and label."""
 Rows = list[Row]
@@ -323,32 +324,24 @@ def pool_of(
 def _look_at(location: Location, paths: pa.LargeStringArray, label_column: str | None) -> list[ShardRows]:
     """The rows of each shard: from the footers of parquet files and the indexes of tars."""
 
-    def look(path: str) -> ShardRows:
+    def look(item: pa.LargeStringScalar) -> ShardRows:
+        path = item.as_py()
         if is_tar(path):
             found = tar.summarize(location, path, label_column)
             return ShardRows(rows_of_tar(found.num_rows), found.is_broken, found.left_out)
         rows = parquet.row_groups(location, path)
         return ShardRows([1], is_broken=True) if rows is None else ShardRows(rows)
 
-    found: list[ShardRows] = []
-    say = teller(len(paths))
-    with ThreadPoolExecutor(_NUM_THREADS) as executor:
-        for start in range(0, len(paths), _SHARDS_AT_A_TIME):
-            for rows in executor.map(look, paths.slice(start, _SHARDS_AT_A_TIME).to_pylist()):
-                found.append(rows)
-                say(len(found))
-    return found
+    return list(each_shard(look, paths))
 
 
-def teller(total: int) -> Callable[[int], None]:
-    """Called with how many of so many shards are looked at: says it where that takes long."""
+def each_shard(look: Callable[[Any], R], paths: Sequence[Any]) -> Iterator[R]:
+    """What `look` finds in each shard, in order, by threads; says how far it is where that takes long."""
     tell, began = _tell.get(), time.monotonic()
-
-    def say(done: int) -> None:
+    for done, found in enumerate(map_ahead(look, paths, _NUM_THREADS, _SHARDS_AT_A_TIME), start=1):
         if time.monotonic() - began > SECONDS_UNTOLD:
-            tell(done, total)
-
-    return say
+            tell(done, len(paths))
+        yield found
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from dpl_ray.data.files.shards import are_parquet, are_shards, are_tars, is_tar,
 from dpl_ray.data.files.spelling import Spelling
 from dpl_ray.data.formats import tar
 from dpl_ray.data.formats.parquet import read_labels
-from dpl_ray.data.formats.rows import PoolFiles, Row, ShardRows, pool_of, rows_of_tar, teller
+from dpl_ray.data.formats.rows import PoolFiles, Row, ShardRows, each_shard, pool_of, rows_of_tar
 from dpl_ray.data.formats.samples import read_samples
 from dpl_ray.data.images.decode import Payload
 from dpl_ray.data.labeled.layout import check_layout
@@ -201,17 +201,18 @@ def _read_shards(
     labels: list[Label] = []
     shard_rows: list[ShardRows] = []
     named_by: dict[tuple[str, ...] | None, str] = {}  # the names of the indices -> the first file that has them
-    say = teller(len(paths))
-    for path in paths:
-        file = location.name(path)
+
+    def look(path: str) -> tuple[list[int], list[str], list[Label], tuple[str, ...] | None, Counter[str]]:
         if is_tar(path):
             members, found, left_out = tar.read_labels(location, path, data.label_column, known)
-            groups, names = rows_of_tar(len(members)), beside
-        else:
-            groups, found, names = read_labels(
-                location, path, image_column=data.image_column, label_column=data.label_column, class_names=known
-            )
-            members, names, left_out = list(map(str, range(len(found)))), names or beside, Counter()
+            return rows_of_tar(len(members)), members, found, beside, left_out
+        groups, found, names = read_labels(
+            location, path, image_column=data.image_column, label_column=data.label_column, class_names=known
+        )
+        return groups, list(map(str, range(len(found)))), found, names or beside, Counter()
+
+    for path, (groups, members, found, names, left_out) in zip(paths, each_shard(look, paths), strict=True):
+        file = location.name(path)
         if names or any(isinstance(label, int) for label in found):
             named_by.setdefault(names, file)
         new_ids = [f"{file}:{member}" for member in members]
@@ -221,7 +222,6 @@ def _read_shards(
                 origin = "data.class_names" if class_names == data.class_names else file
             found = _in_order(location, new_ids, found, names, class_names, (file, origin))
         shard_rows.append(ShardRows(groups, left_out=left_out))
-        say(len(shard_rows))
         ids += new_ids
         labels += found
     if None in named_by and len(named_by) > 2:
