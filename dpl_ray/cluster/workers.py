@@ -13,11 +13,13 @@ from typing import Any
 
 from dpl_ray.cluster import connect as cluster
 from dpl_ray.cluster import local
+from dpl_ray.cluster.connect import SECONDS_TO_ANSWER
 from dpl_ray.cluster.mailbox import Mailbox
 from dpl_ray.config.schema import ScaleConfig
 from dpl_ray.training.interruption import Stop
 
 SECONDS_TO_DRAIN = 10.0
+SECONDS_UNTOLD = 30.0  # of waiting for workers
 SECONDS_TO_GROW = 60.0  # between looks at whether there is room for more workers of a range
 
 
@@ -53,11 +55,16 @@ def run_workers(
         WorkersLostError: a worker died more than scale.max_failures times, or Ray ended.
         ValueError: the cluster is not there or is too small.
     """
-    watch = Watch(scale.seconds_without_progress)
+    gpu = " and a GPU" if scale.use_gpu else ""
+    watch = Watch(
+        scale.seconds_without_progress, f"{scale.worker_range[0]} of {scale.cpus_per_worker:g} CPUs{gpu} each"
+    )
 
     def ask_to_stop() -> None:
         if not watch.has_news:
             raise KeyboardInterrupt
+        if not watch.is_working():
+            raise KeyboardInterrupt("no worker runs, the newest checkpoint is saved")
         mailbox.ask_to_stop.remote()
 
     stop.pass_on, is_lost = ask_to_stop, False
@@ -110,9 +117,10 @@ def run_workers(
         raise WorkersLostError(str(error)) from None
     except KeyboardInterrupt:
         for controller in trainer.controllers:
-            with contextlib.suppress(ray.exceptions.RayError):  # it ends with its answer
-                ray.get(controller.abort.remote(), timeout=SECONDS_TO_DRAIN)
-            ray.kill(controller)  # one that waits for a node answers nobody
+            if watch.is_working():  # else it may wait for a node, and answer nobody
+                with contextlib.suppress(ray.exceptions.RayError):  # it ends with its answer
+                    ray.get(controller.abort.remote(), timeout=SECONDS_TO_DRAIN)
+            ray.kill(controller)
         raise
     finally:
         watch.end()
@@ -140,25 +148,47 @@ class Watch:
     One that hangs holds up the others in the step's collective, and each of them is alive for Ray.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._silence = seconds, 0.0
+    def __init__(self, seconds: float, needed: str) -> None:
+        """
+        Args:
+            seconds: without news, after which workers are ended.
+            needed: the workers that there has to be room for.
+        """
+        self._seconds, self._needed = seconds, needed
+        self._silence, self._has_told = 0.0, False
         self._actors: list[Any] = []
+        self._first: Any = None  # worker 0
         self._world_size, self._ended = 0, threading.Event()
         self.has_news = False  # of a step
 
     def hear(self, news: Any) -> None:
         """There is news of the workers."""
-        self._silence = 0.0
+        self._silence, self._has_told = 0.0, False
         if not isinstance(news, _Begun):
             self.has_news = True
             return
         self._actors.append(news.actor)
         if news.rank == 0:
+            self._first = news.actor
             before, self._world_size = self._world_size, news.world_size
             if before == news.world_size:
                 _warn("a worker was lost: all go on from the newest checkpoint")
             elif before:
                 _warn(f"{news.world_size} in place of {before} workers go on from the newest checkpoint")
+
+    def is_working(self) -> bool:
+        """Whether worker 0 lives, as far as Ray knows: not while the run waits for room."""
+        import ray
+
+        if self._first is None:
+            return False
+        try:
+            ray.get(self._first.__ray_ready__.remote(), timeout=SECONDS_TO_ANSWER)
+        except ray.exceptions.RayActorError:
+            return False
+        except ray.exceptions.GetTimeoutError:  # it has much to do
+            pass
+        return True
 
     def run(self) -> None:
         """Look at the workers now and then until the end."""
@@ -169,6 +199,9 @@ class Watch:
             # Not the time in which this process was stopped itself.
             self._silence += min(time.monotonic() - looked, 2 * pause)
             looked = time.monotonic()
+            if not self._has_told and self._silence > SECONDS_UNTOLD and not self.is_working():
+                self._has_told = True
+                _warn(f"no worker runs: workers start once there is room for {self._needed}; Ctrl-C ends the run")
             if self._silence > self._seconds and self._actors:
                 _warn(f"no progress for {self._seconds:g} s (scale.seconds_without_progress): the workers are ended")
                 while self._actors:

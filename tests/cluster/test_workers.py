@@ -17,7 +17,7 @@ from ray._private import worker
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 
-from dpl_ray.cluster import local, trainer
+from dpl_ray.cluster import local, trainer, workers
 from dpl_ray.cluster.trainer import DataParallelTrainer, Trainer, _ElasticScaling
 from dpl_ray.cluster.workers import Watch, _Begun
 from tests.processes import SECONDS
@@ -32,7 +32,7 @@ def test_workers_that_make_no_progress_are_ended_and_those_that_do_are_not(monke
             all_ended.set()
 
     monkeypatch.setattr(ray, "kill", kill)
-    watch = Watch(0.02)
+    watch = Watch(0.02, "2 of 1 CPUs each")
     for rank in range(2):
         watch.hear(_Begun(rank, 2, f"worker {rank}"))
     assert not watch.has_news, "of a step"
@@ -44,11 +44,39 @@ def test_workers_that_make_no_progress_are_ended_and_those_that_do_are_not(monke
     watch.end()
     thread.join()
     assert sorted(ended) == ["worker 0", "worker 1"]
-    patient = Watch(SECONDS)
+    patient = Watch(SECONDS, "2 of 1 CPUs each")
     patient.hear(_Begun(0, 1, "worker 2"))
     patient.end()
     patient.run()
     assert len(ended) == 2
+
+
+def test_that_no_worker_runs_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"worker": "busy"}
+
+    def get(answer: Any, timeout: float) -> None:
+        if state["worker"] != "well":
+            raise ray.exceptions.RayActorError if state["worker"] == "lost" else ray.exceptions.GetTimeoutError
+
+    watch = Watch(SECONDS, "2 of 1.5 CPUs and a GPU each")
+    pauses = iter(["busy", "lost", "lost", "well", "lost"])
+
+    def wait(_: float) -> bool:
+        state["worker"] = next(pauses, "the end")
+        if state["worker"] == "well":
+            watch.hear("a record")
+        return state["worker"] == "the end"
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(workers, "SECONDS_UNTOLD", -1.0)
+    monkeypatch.setattr(watch, "_ended", SimpleNamespace(wait=wait))
+    assert not watch.is_working(), "none has begun"
+    watch.hear(_Begun(0, 2, SimpleNamespace(__ray_ready__=SimpleNamespace(remote=lambda: None))))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        watch.run()
+    line = "no worker runs: workers start once there is room for 2 of 1.5 CPUs and a GPU each; Ctrl-C ends the run"
+    assert [str(each.message) for each in said] == [line, line]
 
 
 def test_a_service_of_ray_that_is_gone_is_an_error_while_its_answer_is_waited_for(
@@ -96,7 +124,7 @@ def test_a_ray_of_its_own_starts_no_process_that_a_run_has_no_use_for(monkeypatc
 
 
 def test_how_many_workers_go_on_is_said() -> None:
-    watch = Watch(SECONDS)
+    watch = Watch(SECONDS, "2 of 1 CPUs each")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for world_size in (2, 2, 1, 2):
