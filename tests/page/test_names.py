@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,6 +22,7 @@ from dpl_ray.labeling.figure import draw_summary
 from dpl_ray.labeling.parts import Counts
 from dpl_ray.page.console import show
 from dpl_ray.page.markdown import markdown, markdown_table
+from dpl_ray.page.plots import curves, draw
 from dpl_ray.report.console import result_tables
 from dpl_ray.studies.comparison import page as comparison
 from dpl_ray.studies.comparison.console import comparison_tables
@@ -129,6 +131,17 @@ def test_png_figures_draw_any_name() -> None:
     rounds = [Round(number, "", "", 1, 2, 0, 1, {"round/accuracy": 0.5}) for number in range(2)]
     for png in (draw_summary(counts, NAMES, title), draw_rounds(rounds, title)):
         assert png.startswith(b"\x89PNG")
+
+
+def test_a_drawing_is_freed_at_once() -> None:
+    figures: list[weakref.ref[Any]] = []
+
+    def plot(axes: Any) -> None:
+        curves(axes, {"a": [(1, 2.0), (2, 3.0)], "b": [(1, 1.0)]})
+        figures.append(weakref.ref(axes.figure))
+
+    assert draw(plot).startswith(b"<?xml")
+    assert figures[0]() is None
 
 
 def test_an_image_is_explained_whatever_it_and_its_class_are_called(tmp_path: Path) -> None:
