@@ -10,6 +10,7 @@ from dpl_ray.studies.comparison.table import Row, make_rows
 
 REPORTED = range(5, 10)  # labelled subsets that nothing was chosen by
 TAILS = tuple(f"frozen-{labels}-{tail}" for labels in (4, 25) for tail in ("lt20", "lt100", "lt100r"))
+GOAL = 2  # points above the best other policy on long-tailed pools
 OPEN_SET = f"{OURS}(open_set=true)"
 HEADING = ("setting", "subsets", SUPERVISED, "best rival", OURS, f"minus {SUPERVISED}", "minus the rival")
 
@@ -59,6 +60,27 @@ def tails() -> str:
     ]
     above = ", ".join(f"`{policy}`" for policy, *_ in body if means[policy] > means[SUPERVISED]) or "none"
     return f"{table(('policy', *columns, 'mean'), body)}\n\nAbove `{SUPERVISED}` in the mean: {above}."
+
+
+def ceiling() -> str:
+    """A row for each setting whose pool was also trained on with its true labels: mean accuracies, in %."""
+    above: dict[str, list[float]] = {}
+    for row in read("ceiling"):
+        above.setdefault(row["setting"], []).append(100 * float(row["accuracy"]))
+    found = [row for row in read("study") if int(row["subset"]) in REPORTED and row["setting"] in above]
+    body, short = [], []
+    for setting in settings(found):
+        rows = {row.label: 100 * row.accuracy for row in make_rows(_shared(found, setting), OURS)}
+        rival = max((label for label in rows if "(" not in label and label != OURS), key=rows.__getitem__)
+        most = mean(above[setting])
+        if most < rows[rival] + GOAL:
+            short.append(setting)
+        numbers = (rows[SUPERVISED], rows[OURS], most, most - rows[rival])
+        shown = [f"{number:.1f}" for number in numbers]
+        body.append([setting, shown[0], f"{rival} {rows[rival]:.1f}", *shown[1:3], f"{numbers[3]:+.1f}"])
+    heading = ("setting", SUPERVISED, "best rival", OURS, "true labels", "true labels minus the rival")
+    summary = f"Less than {GOAL} points above the rival with the true labels: {', '.join(short) or 'none'}."
+    return f"{table(heading, body)}\n\n{summary}"
 
 
 def variants() -> str:
@@ -172,6 +194,7 @@ def _minus(row: Row, *, of_ours: bool = True) -> str:
 TABLES = {
     "study": study,
     "study-tails": tails,
+    "study-ceiling": ceiling,
     "study-variants": variants,
     "foreign": foreign,
     "open-sets": open_sets,

@@ -131,6 +131,29 @@ def test_the_long_tails_have_a_row_for_each_policy_on_the_labelled_subsets_that_
     ]
 
 
+def test_the_ceiling_stands_beside_the_most_accurate_other_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = {"supervised": 0.6, "fixmatch": 0.61, "dpl": 0.64, "dpl(cut=own)": 0.9}
+    files = {
+        "study": [
+            result(policy, 5, str(accuracy), setting=setting) | {"subset": "5"}
+            for setting in ("frozen-4", "frozen-25", "frozen-25-lt20")
+            for policy, accuracy in accuracies.items()
+        ],
+        "ceiling": [
+            {"setting": "frozen-25", "accuracy": "0.62"},
+            {"setting": "frozen-4", "accuracy": "0.7"},
+            {"setting": "frozen-4", "accuracy": "0.8"},
+        ],
+    }
+    monkeypatch.setattr(study_table, "read", files.__getitem__)
+    assert study_table.ceiling().splitlines()[2:] == [
+        "| frozen-4 | 60.0 | fixmatch 61.0 | 64.0 | 75.0 | +14.0 |",
+        "| frozen-25 | 60.0 | fixmatch 61.0 | 64.0 | 62.0 | +1.0 |",
+        "",
+        "Less than 2 points above the rival with the true labels: frozen-25.",
+    ]
+
+
 def test_a_pool_with_foreign_images_has_a_row_with_the_same_pool_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
     accuracies = {"supervised": 0.4, "fixmatch": 0.3, "openmatch": 0.2, "dpl": 0.5}
     of_setting = {"frozen-4-open60": accuracies | {"dpl(open_set=true)": 0.6}, "frozen-4-clean60": {"dpl": 0.65}}
