@@ -304,6 +304,53 @@ class BoundedNegatives(DynamicPseudoLabels):
         return super().auxiliary_loss(pseudo, answers) + (share * negatives).sum() / max(len(pseudo.labels), 1)
 
 
+class AnchoredMixing(DynamicPseudoLabels):
+    """Half of the band's strong views get a part of a labelled image of their class, or of the runner-up.
+
+    A part is a resized image that is pasted, or, of features, a share. The target has as much of the labelled class as
+    the view: part of every such target is true.
+    """
+
+    SHARE = 0.5
+
+    def __init__(self, num_features: int, num_classes: int, **parameters: Any) -> None:
+        super().__init__(num_features, num_classes, **parameters)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def mix(
+        self, images_strong: Tensor, targets: Tensor, rows: Tensor, images: Tensor, pseudo: PseudoLabels
+    ) -> tuple[Tensor, Tensor]:
+        assert pseudo.facts is not None
+        over = self.thresholds()["over"][pseudo.labels].to(pseudo.confidence.dtype)
+        wanted = (pseudo.confidence < over)[rows] & (torch.rand(len(rows), generator=self.generator) < self.SHARE)
+        mixed, soft = images_strong.clone(), F.one_hot(targets, self.num_classes).to(pseudo.probs.dtype)
+        for row in wanted.nonzero()[:, 0].tolist():
+            for label in pseudo.probs[rows[row]].topk(2).indices:
+                partners = (pseudo.facts.targets_labeled == label).nonzero()[:, 0]
+                if len(partners):
+                    partner = partners[torch.randint(len(partners), (), generator=self.generator)]
+                    part = self._paste(mixed[row], images[partner])
+                    soft[row] = (1 - part) * soft[row] + part * F.one_hot(label, self.num_classes)
+                    break
+        return mixed, soft
+
+    def _paste(self, image: Tensor, labeled: Tensor) -> float:
+        """Put the labelled image (C, H, W), or a share of the features, into the other one; how much of it is that."""
+        share = 0.1 + 0.4 * float(torch.rand((), generator=self.generator))
+        height, width = image.shape[-2:]
+        if height == 1:
+            image.lerp_(labeled, share)
+            return share
+        size = [max(1, round(share**0.5 * side)) for side in (height, width)]
+        top, left = (
+            int(torch.randint(side - part + 1, (), generator=self.generator))
+            for side, part in zip((height, width), size, strict=True)
+        )
+        small = F.interpolate(labeled[None].float(), size=size, mode="area")[0].to(image.dtype)
+        image[..., top : top + size[0], left : left + size[1]] = small
+        return size[0] * size[1] / (height * width)
+
+
 VARIANTS: dict[str, type[DynamicPseudoLabels]] = {
     "entropy_cut": EntropyCut,
     "median_boundary": MedianBoundary,
@@ -321,4 +368,5 @@ VARIANTS: dict[str, type[DynamicPseudoLabels]] = {
     "calibrated_band": CalibratedBand,
     "stable_band": StableBand,
     "bounded_negatives": BoundedNegatives,
+    "anchored_mixing": AnchoredMixing,
 }

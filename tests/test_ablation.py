@@ -282,6 +282,28 @@ def check_bounded_negatives(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabe
     assert variant.min_weight < 0, "samples of no weight are taken in"
 
 
+def check_anchored_mixing(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
+    pseudo, rows = answers(dpl), torch.arange(20).flip(0)
+    plain, labeled = torch.zeros(20, 1, 8, 8), torch.ones(4, 1, 8, 8)
+    targets = pseudo.labels[rows]
+    assert dpl.mix(plain, targets, rows, labeled, pseudo) == (plain, targets), "dpl mixes nothing"
+    for images, anchors in ((plain, labeled), (torch.zeros(20, 1, 1, 8), torch.ones(4, 1, 1, 8))):
+        mixed, soft = variant.mix(images, targets, rows, anchors, pseudo)
+        assert not images.any(), "the views themselves are left alone"
+        over, num_mixed = dpl.thresholds()["over"].tolist(), 0
+        for view, target, row in zip(mixed, soft, rows.tolist(), strict=True):
+            label, share = int(pseudo.labels[row]), float(view.mean())
+            rivals = pseudo.probs[row].topk(2).indices.tolist()
+            of_label = 1.0 if label == 0 else 1 - share  # all labelled images are of class 0
+            assert float(target[label]) == pytest.approx(of_label, abs=1e-6)
+            assert float(target.sum()) == pytest.approx(1, abs=1e-6)
+            num_mixed += share > 0
+            if share > 0:
+                assert float(pseudo.confidence[row]) < over[label]
+                assert 0 in rivals
+        assert num_mixed
+
+
 CHECKS: dict[str, Callable[[DynamicPseudoLabels, DynamicPseudoLabels], None]] = {
     "entropy_cut": check_entropy_cut,
     "median_boundary": check_median_boundary,
@@ -299,6 +321,7 @@ CHECKS: dict[str, Callable[[DynamicPseudoLabels, DynamicPseudoLabels], None]] = 
     "calibrated_band": check_calibrated_band,
     "stable_band": check_stable_band,
     "bounded_negatives": check_bounded_negatives,
+    "anchored_mixing": check_anchored_mixing,
 }
 
 

@@ -87,6 +87,23 @@ class Policy(nn.Module, ABC):
         """(U,) int64 pseudo-labels, or (U, C) soft targets."""
         return pseudo.labels
 
+    def mix(
+        self,
+        images_strong: Tensor,
+        targets: Tensor,
+        rows: Tensor,  # noqa: ARG002
+        images: Tensor,  # noqa: ARG002
+        pseudo: PseudoLabels,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """Strong views (K, ...) that the student is trained on, and their (K,) or (K, C) targets: here as they are.
+
+        Args:
+            images_strong: (K, ...) float. targets: (K,) int64 or (K, C), theirs.
+            rows: (K,) int64, which of the U samples they are.
+            images: (B, ...) weak views of the labelled images, whose classes are `pseudo.facts.targets_labeled`.
+        """
+        return images_strong, targets
+
     def unlabeled_logits(self, logits_strong: Tensor) -> Tensor:
         """(K, C) logits that the unlabelled loss is computed on, of those of the strong views."""
         return logits_strong

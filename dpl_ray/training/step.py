@@ -71,6 +71,7 @@ def train_step(state: TrainState, batch: Batch, config: Config, workers: Workers
             images_strong = strong(batch.images_unlabeled, batch.uniforms_strong, views, rows)
         else:
             images_strong = weak(batch.images_unlabeled, batch.uniforms_weak, views, rows)
+        images_strong, targets_strong = policy.mix(images_strong, targets[rows], rows, images, pseudo)
         images = torch.cat([images, images_strong]).contiguous(memory_format=torch.channels_last)
     with record_function("forward and backward"), autocast, counting(student, chosen.counted, len(batch.targets)):
         features, logits = student(images)
@@ -82,7 +83,7 @@ def train_step(state: TrainState, batch: Batch, config: Config, workers: Workers
         trained = policy.trains_classifier(facts.progress)
         logits_strong = student.unless_frozen(features_strong, logits_strong, trained)
         logits_read = policy.unlabeled_logits(logits_strong)
-        loss_unlabeled = consistency(logits_read, targets[rows], chosen.weights, len(weights))
+        loss_unlabeled = consistency(logits_read, targets_strong, chosen.weights, len(weights))
     with record_function("heads and policy"):
         labeled = features[:num_labeled], logits[:num_labeled], batch.targets
         answers = Answers(*labeled, features_strong, logits_strong, chosen.kept)
