@@ -21,7 +21,7 @@ LOST_AT, BACK_AT = 10, 18
 def hold(env: dict[str, str]) -> None:
     """Hold the training of this process, a client of the cluster with this environment; for `Command`."""
     enter(env)
-    workers.SECONDS_TO_GROW = 1.0
+    workers.SECONDS_TO_GROW, workers.SECONDS_UNTOLD = 1.0, 5.0
     phases.train_on_worker = held
 
 

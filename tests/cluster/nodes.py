@@ -42,9 +42,13 @@ class Node:
         self._process.terminate()
         self._process.communicate()
 
+    def processes(self) -> dict[int, str]:
+        """Process id -> title."""
+        return descendants(self._process.pid)
+
     def kill(self) -> None:
         """As if the machine were lost."""
-        for pid in (self._process.pid, *descendants(self._process.pid)):
+        for pid in (self._process.pid, *self.processes()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.communicate()
@@ -76,6 +80,10 @@ class Cluster:
         # Every node of a machine needs an agent's port of its own, or no job can be submitted to it.
         command = [*command, f"--temp-dir={folder}", f"--dashboard-agent-listen-port={agent_port}"]
         self.nodes.append(Node(command, self.env, self._logs / f"node{len(self.nodes)}"))
+
+    def processes(self) -> dict[int, str]:
+        """Process id -> title, of all nodes."""
+        return {pid: title for node in self.nodes for pid, title in node.processes().items()}
 
     def end(self) -> None:
         for node in reversed(self.nodes):
