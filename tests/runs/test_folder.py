@@ -267,7 +267,7 @@ def test_records_are_kept_on_the_disk_and_not_in_memory(tmp_path: Path) -> None:
         return tracemalloc.get_traced_memory()[0]
 
     with Progress(Console(quiet=True), "steps") as progress:
-        receive = _receiver(progress, Tracker(), None)
+        receive = _receiver(progress, Tracker(), None, loads=False)
         tracemalloc.start()
         before = train(0, 50)
         kept = (train(50, 200) - before) / 150
