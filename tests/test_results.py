@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import backbones, paper, results, study_table, tables
+from benchmarks import backbones, house, paper, results, study_table, tables
 from benchmarks.figures import FOLDER, Figure, Measurement, add_save, command_line, mean_deviation, median, quartiles
 from dpl_ray.config.describe import list_groups
 from dpl_ray.config.schema import Config
@@ -350,6 +350,21 @@ def test_every_measurement_is_of_code_that_a_commit_has() -> None:
     found = {path.stem: Measurement.load(path.stem).commit for path in FOLDER.glob("*.json")}
     assert len(found) > 20
     assert [name for name, commit in found.items() if not re.fullmatch("[0-9a-f]{7,}", commit)] == []
+
+
+def test_the_house_is_counted_at_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, lines in {"a.py": 2, "one/b.py": 1000, "one/deep/c.py": 4, "one/d.yaml": 8, "two/e.py": 1}.items():
+        (tmp_path / "dpl_ray" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "dpl_ray" / name).write_text("pass\n" * lines)
+    house.git("init", "--quiet")
+    house.git("add", ".")
+    house.git("-c", "user.name=A", "-c", "user.email=a@b", "commit", "--quiet", "--message=x")
+    (tmp_path / "dpl_ray" / "a.py").unlink()
+    row = house.measure("HEAD")
+    assert row[2:] == ["1007", "2", "1000", "1"]
+    shown = house.house([dict(zip(house.COLUMNS, row, strict=True))]).splitlines()[-1]
+    assert shown == f"| {row[0]} | {row[1]} | 1,007 | 2 | 1,000 | 1 |"
 
 
 def test_every_measurement_and_every_table_stands_in_a_document() -> None:
