@@ -31,6 +31,7 @@ from dpl_ray.training.interruption import Stop
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 OWN_NETWORK = ("unshare", "--user", "--map-root-user", "--net", "--mount")
+SECRET = "canary-of-the-driver"
 HERE, THERE = "10.77.0.1", "10.77.0.2"
 #: Process -> a call that its service of Ray knows.
 CALLS = {
@@ -58,6 +59,7 @@ def can_make_networks() -> bool:
 
 def drive(folder: str, has_own_network: bool) -> None:
     """The process of a command with two workers; writes what worker 0 has seen."""
+    os.environ["SOME_PASSWORD"] = SECRET
     stranger = _make_network(Path(folder)) if has_own_network else None
     seen = run_workers(
         look,
@@ -136,8 +138,20 @@ def _see(payload: dict[str, Any]) -> dict[str, Any]:
         "reached": reached,
         "answers": answers,
         "settings": settings,
+        "told": _told(),
         "with torch": sorted(with_torch & {name for name in names.values() if name.startswith("ray::")}),
     }
+
+
+def _told() -> list[str]:
+    """Files of Ray's session, logs above all, that have a secret of the environment in them."""
+    from ray._private import worker
+
+    session = Path(worker._global_node.get_session_dir_path())
+    secrets = [os.environ[local.TOKEN].encode(), SECRET.encode()]
+    files = [path for path in session.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".log" for path in files)
+    return [str(path) for path in files if any(secret in path.read_bytes() for secret in secrets)]
 
 
 def _ask(name: str, port: int) -> str:
@@ -189,6 +203,10 @@ def test_the_services_keep_neither_tasks_nor_metrics(seen: dict[str, Any]) -> No
 def test_only_workers_load_torch(seen: dict[str, Any]) -> None:
     """Who passes on their news does not."""
     assert {name.partition(".")[0] for name in seen["with torch"]} == {"ray::RayTrainWorker"}
+
+
+def test_no_secret_is_in_the_logs_of_ray(seen: dict[str, Any]) -> None:
+    assert seen["told"] == []
 
 
 def test_nobody_at_another_address_reaches_a_run(seen: dict[str, Any]) -> None:
