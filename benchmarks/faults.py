@@ -39,7 +39,7 @@ TRAINING = (
 ).split()
 WORKER, NEWS, CONTROLLER = "a training worker", "the actor that brings the news", "the controller of Ray Train"
 READER, DECODER, LABELLER = "a task that reads the pool", "a task that decodes", "an actor that labels"
-RAYLET, GCS = "Ray's raylet", "Ray's gcs_server"
+RAYLET, GCS, AGENT = "Ray's raylet", "Ray's gcs_server", "the agent of Ray's dashboard"
 HERE, ON_RAY = "scale.num_workers=0", "scale.num_workers=2"
 
 
@@ -160,6 +160,7 @@ def services(job: Job, place: Path) -> list[Event]:
         (CONTROLLER, signal.SIGKILL),
         (RAYLET, signal.SIGKILL),
         (GCS, signal.SIGKILL),
+        (AGENT, signal.SIGKILL),
     ):
         events.append(event := Event(job.name, what))
         (folder := place / f"service-{len(events)}").mkdir()

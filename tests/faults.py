@@ -29,6 +29,7 @@ TITLES = {
     "an actor that labels": "ray::MapWorker",
     "Ray's raylet": "raylet/raylet ",
     "Ray's gcs_server": "gcs/gcs_server ",
+    "the agent of Ray's dashboard": "ray::DashboardAgent",
 }
 DRIVER = "the driver"
 MOST_STARTS = 10  # of one command
