@@ -33,7 +33,7 @@ def measure(commit: str) -> list[str]:
 
 def house(rows: CsvRows) -> str:
     """A row for each commit, the oldest first."""
-    body = [[f"{int(value):,}" if value.isdecimal() else value for value in row.values()] for row in rows]
+    body = [[row["commit"], row["date"], *(f"{int(row[column]):,}" for column in COLUMNS[2:])] for row in rows]
     return table(COLUMNS, body)
 
 

@@ -362,6 +362,7 @@ def test_the_house_is_counted_at_a_commit(tmp_path: Path, monkeypatch: pytest.Mo
     house.git("-c", "user.name=A", "-c", "user.email=a@b", "commit", "--quiet", "--message=x")
     (tmp_path / "dpl_ray" / "a.py").unlink()
     row = house.measure("HEAD")
+    row[0] = "1234567"  # a commit may look like a number
     assert row[2:] == ["1007", "2", "1000", "1"]
     shown = house.house([dict(zip(house.COLUMNS, row, strict=True))]).splitlines()[-1]
     assert shown == f"| {row[0]} | {row[1]} | 1,007 | 2 | 1,000 | 1 |"
