@@ -233,6 +233,10 @@ def test_what_a_document_names_exists(document: Document) -> None:
     assert mistakes(document) == []
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def test_fields_are_called_defaults_in_many_places() -> None:
     assert sum(1 for document in documents() for _ in defaults(document)) > 10
     assert dpl_ray.__all__

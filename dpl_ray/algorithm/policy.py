@@ -98,7 +98,8 @@ class Policy(nn.Module, ABC):
         """Strong views (K, ...) that the student is trained on, and their (K,) or (K, C) targets: here as they are.
 
         Args:
-            images_strong: (K, ...) float. targets: (K,) int64 or (K, C), theirs.
+            images_strong: (K, channels, H, W) uint8, or float16 (K, 1, 1, D) of features.
+            targets: theirs, (K,) int64 or (K, C).
             rows: (K,) int64, which of the U samples they are.
             images: (B, ...) weak views of the labelled images, whose classes are `pseudo.facts.targets_labeled`.
         """

@@ -249,6 +249,28 @@ def test_only_strong_views_with_a_weight_are_computed(policy: dict[str, Any], mo
     assert 0 < sum(expected) < 4 * 12
 
 
+def test_a_policy_changes_the_strong_views_and_their_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(targets: Tensor) -> Tensor:
+        return (targets + 1) % NUM_CLASSES
+
+    def mix(images_strong: Tensor, targets: Tensor, rows: Tensor, images: Tensor, pseudo: PseudoLabels) -> Any:
+        assert len(images_strong) == len(targets) == len(rows) > 0
+        assert torch.equal(targets, pseudo.labels[rows])
+        assert (images.dtype, images.shape[1:]) == (images_strong.dtype, images_strong.shape[1:])
+        return torch.zeros_like(images_strong), other(targets)
+
+    plain, mixed, expected = (run_of({"name": "fixmatch", "threshold": 0.0}) for _ in range(3))
+    monkeypatch.setattr(mixed.state.policy, "mix", mix)
+    plain.step()
+    mixed.step()
+    monkeypatch.setattr(step_module, "strong", lambda *given: torch.zeros_like(strong(*given)))
+    monkeypatch.setattr(expected.state.policy, "targets", lambda pseudo: other(pseudo.labels))
+    expected.step()
+    found = everything(mixed.state)
+    torch.testing.assert_close(found, everything(expected.state), rtol=0, atol=0)
+    assert any(not torch.equal(value, found[name]) for name, value in everything(plain.state).items())
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("normalization", ["batch", "group"])
 def test_a_step_without_any_strong_view_learns_from_the_labels(
