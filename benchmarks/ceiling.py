@@ -4,9 +4,8 @@
 
 Every unlabelled image has weight 1 and its true label. The logits of its strong view get the log of the true class
 shares, as in logit adjustment (Menon 2021), so that a long tail does not move the decision. All else is as in the
-study:
-labelled images, steps, order of batches and learning rate. No rule for pseudo-labels can be far above that. The numbers
-go to docs/results/ceiling.csv, from which `python -m benchmarks.results` makes the column.
+study: labelled images, steps, order of batches and learning rate. A rule for pseudo-labels can hardly be above that.
+The numbers go to docs/results/ceiling.csv, from which `python -m benchmarks.results` makes the table.
 """
 
 from __future__ import annotations
