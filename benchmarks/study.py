@@ -2,7 +2,8 @@
 
 Settings are digits, Fashion-MNIST at 14 pixels, CIFAR-10 at 16 pixels and frozen features of CIFAR-10. Each has its
 own pool, long-tailed ones (lt20, lt100; reversed with an r) and pools with 30 and 60 % foreign classes (open30, open60;
-without their images clean60). Choose on the labelled subsets 0-4 and report on 5-9.
+without their images clean60). Those with bfloat16 have it in the pass without gradient, all others float32. Choose on
+the labelled subsets 0-4 and report on 5-9.
 
 A training is a cell of `dpl_ray/studies/comparison`, in FOLDER/SETTING. One that has ended is never run again; one that
 time or Ctrl-C has stopped goes on. Subsets come first, so that all settings have as many. The raw numbers go to
@@ -65,14 +66,18 @@ POOLS = {
     "-open60": "data.pool.foreign=0.6",
     "-clean60": "data.pool.foreign=0.6 data.pool.cleaned=true",
 }
+WEAK_BFLOAT16 = "-bfloat16"  # those of images
 SETTINGS = {
-    name + pool: f"{overrides} data.num_labels_per_class={name.partition('-')[2]} {more}".strip()
-    for pool, more in POOLS.items()
+    name + suffix: f"{overrides} data.num_labels_per_class={name.partition('-')[2]} {more}".strip()
+    for suffix, more in (POOLS | {WEAK_BFLOAT16: "train.weak_precision=bfloat16"}).items()
     for name, overrides in BASES.items()
+    if suffix != WEAK_BFLOAT16 or overrides != FEATURES
 }
 POLICIES = "supervised,fixmatch,freematch,softmatch,dpl"
-FIXED = ("scale.num_workers=0", "scale.threads_per_worker=1", "tracking.enabled=false")
-COLUMNS = ("setting", "policy", "subset", "seed", "steps", *tables.METRICS, "training_seconds", "device", "commit")
+FIXED = ("scale.num_workers=0", "scale.threads_per_worker=1", "tracking.enabled=false", "train.weak_precision=float32")
+COLUMNS = (
+    "setting", "policy", "subset", "seed", "steps", *tables.METRICS, "training_seconds", "device", "commit", "curve"
+)  # fmt: skip
 KEY = 4  # columns that say which training it is
 SECONDS_TO_END = 30.0  # of the time, for the last step, its checkpoint and the CSV
 
@@ -227,9 +232,9 @@ def write(names: Iterable[str], folder: Path) -> None:
             rows = {tuple(row[:KEY]): row for row in [*csv.reader(before)][1:]}
     for name in names:
         for cell in read_cells(str(folder / name)):
-            metrics = [f"{cell.metrics[key]:.4f}" if key in cell.metrics else "" for key in tables.METRICS.values()]
             facts = [f"{cell.seconds:.0f}", cell.facts["device"], cell.facts["commit"]]
-            row = [name, cell.label, *map(str, cell.key), str(cell.steps), *metrics, *facts]
+            given = [name, cell.label, *map(str, cell.key), str(cell.steps)]
+            row = [*given, *tables.rounded(cell), *facts, tables.curve_text(cell)]
             rows[tuple(row[:KEY])] = row
     part = file.with_suffix(".part")
     with part.open("w", newline="") as results:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from statistics import mean
 
-from benchmarks.tables import OURS, SUPERVISED, CsvRows, cell, read, settings, table
+from benchmarks.study import WEAK_BFLOAT16
+from benchmarks.tables import OURS, REFERENCE, SUPERVISED, CsvRows, cell, read, settings, table
 from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.table import Row, make_rows
 
@@ -12,12 +13,17 @@ REPORTED = range(5, 10)  # labelled subsets that nothing was chosen by
 TAILS = tuple(f"frozen-{labels}-{tail}" for labels in (4, 25) for tail in ("lt20", "lt100", "lt100r"))
 GOAL = 2  # points above the best other policy on long-tailed pools
 OPEN_SET = f"{OURS}(open_set=true)"
-HEADING = ("setting", "subsets", SUPERVISED, "best rival", OURS, f"minus {SUPERVISED}", "minus the rival")
+HEADING = (
+    "setting", "subsets", SUPERVISED, "best rival", OURS, f"minus {SUPERVISED}", "minus the rival",
+    f"share of the run to {REFERENCE}'s accuracy",
+)  # fmt: skip
 
 
 def study() -> str:
     """A row for each setting: `dpl` beside `supervised` and the most accurate other policy, in %."""
-    found = [row for row in read("study") if int(row["subset"]) in REPORTED]
+    found = [
+        row for row in read("study") if int(row["subset"]) in REPORTED and not row["setting"].endswith(WEAK_BFLOAT16)
+    ]
     body, above = [], {SUPERVISED: 0, "rival": 0}
     for setting in settings(found):
         rows = {row.label: row for row in make_rows(_shared(found, setting), OURS)}
@@ -36,6 +42,7 @@ def study() -> str:
                 f"{100 * ours.accuracy:.1f}",
                 _minus(supervised),
                 _minus(rival),
+                _share_to_reference(found, setting),
             ]
         )
     summary = (
@@ -43,6 +50,25 @@ def study() -> str:
         f"other policy in {above['rival']}."
     )
     return f"{table(HEADING, body)}\n\n{summary}"
+
+
+def precision() -> str:
+    """A row for each setting and policy that was also trained with bfloat16 in the pass without gradient."""
+    found, body = read("study"), []
+    for setting in settings(found):
+        base = setting.removesuffix(WEAK_BFLOAT16)
+        for policy in sorted({row["policy"] for row in found if row["setting"] == setting != base}):
+            both = [
+                row | {"setting": setting, "policy": row["setting"]}
+                for row in found
+                if row["setting"] in (base, setting) and row["policy"] == policy
+            ]
+            rows = {row.label: row for row in make_rows(_shared(both, setting), base)}
+            if rows.keys() == {base, setting}:
+                accuracies = [f"{100 * rows[name].accuracy:.1f}" for name in (base, setting)]
+                minus = _minus(rows[setting], of_ours=False)
+                body.append([base, policy, str(len(rows[base].subsets)), *accuracies, minus])
+    return table(("setting", "policy", "subsets", "float32", "bfloat16", "bfloat16 minus float32"), body)
 
 
 def tails() -> str:
@@ -171,13 +197,23 @@ def calibration() -> str:
 
 def _shared(found: CsvRows, setting: str) -> list[CellResult]:
     """The cells of a setting on the labelled subsets that all of its policies have, so that means are of the same."""
-    return [cell(row, []) for row in _of_shared_subsets(found, setting)]
+    return [cell(row) for row in _of_shared_subsets(found, setting)]
+
+
+def _share_to_reference(found: CsvRows, setting: str) -> str:
+    """After which share of its steps `dpl` has the reference's final accuracy: median over subsets with both curves."""
+    both = [row for row in found if row["policy"] in (OURS, REFERENCE) and row["curve"]]
+    ours = next((row for row in make_rows(_shared(both, setting), REFERENCE) if row.label == OURS), None)
+    if ours is None or ours.steps is None:
+        return "-"
+    steps = next(int(row["steps"]) for row in both if row["setting"] == setting and row["policy"] == OURS)
+    return "never" if ours.steps.median is None else f"{ours.steps.median / steps:.2f}"
 
 
 def _of_shared_subsets(found: CsvRows, setting: str) -> CsvRows:
     rows = [row for row in found if row["setting"] == setting]
     subsets = [{row["subset"] for row in rows if row["policy"] == policy} for policy in {row["policy"] for row in rows}]
-    shared = set.intersection(*subsets)
+    shared = set.intersection(*subsets) if subsets else set()
     return [row for row in rows if row["subset"] in shared]
 
 
@@ -193,6 +229,7 @@ def _minus(row: Row, *, of_ours: bool = True) -> str:
 
 TABLES = {
     "study": study,
+    "study-precision": precision,
     "study-tails": tails,
     "study-ceiling": ceiling,
     "study-variants": variants,

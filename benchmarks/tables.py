@@ -78,8 +78,16 @@ def cells(setting: str, results: CsvRows, curves: CsvRows) -> list[CellResult]:
     return [cell(row, points.get((row["policy"], row["seed"]), [])) for row in results if row["setting"] == setting]
 
 
-def cell(row: dict[str, str], curve: list[tuple[int, float, float]]) -> CellResult:
-    """The cell of a row with the columns of METRICS."""
+def curve_text(cell: CellResult) -> str:
+    """Steps and accuracies of a curve, as one column of a CSV."""
+    return " ".join(f"{step}:{accuracy:.4f}" for step, accuracy, _ in cell.curve)
+
+
+def cell(row: dict[str, str], curve: list[tuple[int, float, float]] | None = None) -> CellResult:
+    """The cell of a row with the columns of METRICS; without a curve given, of `curve_text` where it has that."""
+    if curve is None:
+        points = (point.split(":") for point in row.get("curve", "").split())
+        curve = [(int(step), float(accuracy), 0.0) for step, accuracy in points]
     return CellResult(
         label=row["policy"],
         policy={},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import backbones, house, paper, results, study_table, tables
+from benchmarks import backbones, house, paper, results, study, study_table, tables
 from benchmarks.figures import FOLDER, Figure, Measurement, add_save, command_line, mean_deviation, median, quartiles
 from dpl_ray.config.describe import list_groups
 from dpl_ray.config.schema import Config
@@ -213,6 +213,49 @@ def test_calibration_is_shown_before_and_after_a_temperature_on_the_subsets_that
         "The temperature lowers the error in 3 of 4 cases. `dpl` has the lowest in 1 of 2 settings without it, and in "
         "1 with it.",
     ]
+
+
+def study_row(setting: str, policy: str, subset: str, accuracy: str, curve: str = "") -> dict[str, str]:
+    row = dict.fromkeys(study.COLUMNS, "") | {"steps": "100", "training_seconds": "1"}
+    named = {"setting": setting, "policy": policy, "subset": subset, "seed": subset, "accuracy": accuracy}
+    return row | named | {"curve": curve}
+
+
+def test_the_share_of_the_run_to_the_references_accuracy_is_read_off_the_curves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [
+        study_row(setting, policy, "5", accuracy, curve)
+        for setting, policy, accuracy, curve in [
+            ("a", "supervised", "0.5", ""),
+            ("a", "fixmatch", "0.6", "50:0.7 100:0.6"),
+            ("a", "dpl", "0.6", "50:0.6 100:0.5"),
+            ("b", "supervised", "0.5", ""),
+            ("b", "fixmatch", "0.6", "50:0.7 100:0.6"),
+            ("b", "dpl", "0.6", "50:0.5 100:0.55"),
+            ("c", "supervised", "0.5", ""),
+            ("c", "fixmatch", "0.6", ""),
+            ("c", "dpl", "0.6", "50:0.5 100:0.55"),
+            ("a-bfloat16", "dpl", "5", "0.9"),
+        ]
+    ]
+    monkeypatch.setattr(study_table, "read", lambda _: rows)
+    assert [line.split(" | ")[-1] for line in study_table.study().splitlines()[2:5]] == ["0.50 |", "never |", "- |"]
+
+
+def test_a_precision_is_compared_on_the_subsets_that_both_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        study_row(setting, policy, subset, accuracy)
+        for setting, policy, subset, accuracy in [
+            ("a", "dpl", "5", "0.5"),
+            ("a", "dpl", "6", "0.1"),
+            ("a", "fixmatch", "5", "0.1"),
+            ("a-bfloat16", "dpl", "5", "0.6"),
+            ("b", "dpl", "5", "0.1"),
+        ]
+    ]
+    monkeypatch.setattr(study_table, "read", lambda _: rows)
+    assert study_table.precision().splitlines()[2:] == ["| a | dpl | 1 | 50.0 | 60.0 | +10.0 |"]
 
 
 def test_the_first_runs_have_a_row_each() -> None:
