@@ -2,8 +2,9 @@
 
 Settings are digits, Fashion-MNIST at 14 pixels, CIFAR-10 at 16 pixels and frozen features of CIFAR-10. Each has its
 own pool, long-tailed ones (lt20, lt100; reversed with an r) and pools with 30 and 60 % foreign classes (open30, open60;
-without their images clean60). Those with bfloat16 have it in the pass without gradient, all others float32. Choose on
-the labelled subsets 0-4 and report on 5-9.
+without their images clean60). Those with bfloat16 have it in the pass without gradient, all others float32. In those
+with constant the weight of the unlabelled loss does not fall, as it else does on features. Choose on the labelled
+subsets 0-4 and report on 5-9.
 
 A training is a cell of `dpl_ray/studies/comparison`, in FOLDER/SETTING. One that has ended is never run again; one that
 time or Ctrl-C has stopped goes on. Subsets come first, so that all settings have as many. The raw numbers go to
@@ -66,12 +67,21 @@ POOLS = {
     "-open60": "data.pool.foreign=0.6",
     "-clean60": "data.pool.foreign=0.6 data.pool.cleaned=true",
 }
-WEAK_BFLOAT16 = "-bfloat16"  # those of images
 SETTINGS = {
-    name + suffix: f"{overrides} data.num_labels_per_class={name.partition('-')[2]} {more}".strip()
-    for suffix, more in (POOLS | {WEAK_BFLOAT16: "train.weak_precision=bfloat16"}).items()
+    name + pool: f"{overrides} data.num_labels_per_class={name.partition('-')[2]} {more}".strip()
+    for pool, more in POOLS.items()
     for name, overrides in BASES.items()
-    if suffix != WEAK_BFLOAT16 or overrides != FEATURES
+}
+WEAK_BFLOAT16, CONSTANT = "-bfloat16", "-constant"
+SETTINGS |= {
+    name + WEAK_BFLOAT16: f"{SETTINGS[name]} train.weak_precision=bfloat16"
+    for name, overrides in BASES.items()
+    if overrides != FEATURES
+}
+SETTINGS |= {
+    name + CONSTANT: f"{overrides} train.lambda_u_half=null"
+    for name, overrides in SETTINGS.items()
+    if overrides.startswith(FEATURES)
 }
 POLICIES = "supervised,fixmatch,freematch,softmatch,dpl"
 FIXED = ("scale.num_workers=0", "scale.threads_per_worker=1", "tracking.enabled=false", "train.weak_precision=float32")

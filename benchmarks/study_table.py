@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import mean
 
-from benchmarks.study import WEAK_BFLOAT16
+from benchmarks.study import CONSTANT, WEAK_BFLOAT16
 from benchmarks.tables import OURS, REFERENCE, SUPERVISED, CsvRows, cell, read, settings, table
 from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.table import Row, make_rows
@@ -12,6 +12,7 @@ from dpl_ray.studies.comparison.table import Row, make_rows
 REPORTED = range(5, 10)  # labelled subsets that nothing was chosen by
 TAILS = tuple(f"frozen-{labels}-{tail}" for labels in (4, 25) for tail in ("lt20", "lt100", "lt100r"))
 GOAL = 2  # points above the best other policy on long-tailed pools
+FALLING = (OURS, REFERENCE, "freematch", "softmatch", "adamatch")  # policies that all settings of the study have
 OPEN_SET = f"{OURS}(open_set=true)"
 HEADING = (
     "setting", "subsets", SUPERVISED, "best rival", OURS, f"minus {SUPERVISED}", "minus the rival",
@@ -21,9 +22,7 @@ HEADING = (
 
 def study() -> str:
     """A row for each setting: `dpl` beside `supervised` and the most accurate other policy, in %."""
-    found = [
-        row for row in read("study") if int(row["subset"]) in REPORTED and not row["setting"].endswith(WEAK_BFLOAT16)
-    ]
+    found = _reported()
     body, above = [], {SUPERVISED: 0, "rival": 0}
     for setting in settings(found):
         rows = {row.label: row for row in make_rows(_shared(found, setting), OURS)}
@@ -55,20 +54,30 @@ def study() -> str:
 def precision() -> str:
     """A row for each setting and policy that was also trained with bfloat16 in the pass without gradient."""
     found, body = read("study"), []
-    for setting in settings(found):
+    for setting in (name for name in settings(found) if name.endswith(WEAK_BFLOAT16)):
         base = setting.removesuffix(WEAK_BFLOAT16)
-        for policy in sorted({row["policy"] for row in found if row["setting"] == setting != base}):
-            both = [
-                row | {"setting": setting, "policy": row["setting"]}
-                for row in found
-                if row["setting"] in (base, setting) and row["policy"] == policy
-            ]
-            rows = {row.label: row for row in make_rows(_shared(both, setting), base)}
-            if rows.keys() == {base, setting}:
+        for policy in sorted({row["policy"] for row in found if row["setting"] == setting}):
+            if rows := _of_two(found, base, setting, policy):
                 accuracies = [f"{100 * rows[name].accuracy:.1f}" for name in (base, setting)]
-                minus = _minus(rows[setting], of_ours=False)
-                body.append([base, policy, str(len(rows[base].subsets)), *accuracies, minus])
+                body.append([base, policy, str(len(rows[base].subsets)), *accuracies, _minus(rows[base])])
     return table(("setting", "policy", "subsets", "float32", "bfloat16", "bfloat16 minus float32"), body)
+
+
+def falling() -> str:
+    """A row for each setting that was also trained with a constant weight of the unlabelled loss: what the fall adds.
+
+    In points of accuracy.
+    """
+    found = [row for row in read("study") if int(row["subset"]) in REPORTED]
+    added: dict[str, list[float]] = {}
+    for setting in (name for name in settings(found) if name.endswith(CONSTANT)):
+        base = setting.removesuffix(CONSTANT)
+        differences = [row[base].difference for policy in FALLING if (row := _of_two(found, base, setting, policy))]
+        if len(differences) == len(FALLING):
+            added[base] = [100 * difference for difference in differences if difference is not None]
+    means = {"mean": [mean(column) for column in zip(*added.values(), strict=True)]} if added else {}
+    body = [[name, *(f"{each:+.1f}" for each in numbers)] for name, numbers in (added | means).items()]
+    return table(("setting", *FALLING), body)
 
 
 def tails() -> str:
@@ -78,7 +87,7 @@ def tails() -> str:
         setting: {row.label: row.accuracy for row in make_rows(_shared(found, setting), SUPERVISED)}
         for setting in settings(found)
     }
-    policies = set.intersection(*map(set, columns.values()))
+    policies = set.intersection(*map(set, columns.values())) if columns else set()
     means = {policy: mean(column[policy] for column in columns.values()) for policy in policies}
     body = [
         [policy, *(f"{100 * column[policy]:.1f}" for column in columns.values()), f"{100 * means[policy]:.1f}"]
@@ -92,7 +101,7 @@ def ceiling() -> str:
     """A row for each setting whose pool was also trained on with its true labels: mean accuracies, in %."""
     above: dict[str, list[float]] = {}
     for row in read("ceiling"):
-        above.setdefault(row["setting"], []).append(100 * float(row["accuracy"]))
+        above.setdefault(row["setting"].removesuffix(CONSTANT), []).append(100 * float(row["accuracy"]))
     found = [row for row in read("study") if int(row["subset"]) in REPORTED and row["setting"] in above]
     body, short = [], []
     for setting in settings(found):
@@ -113,10 +122,8 @@ def variants() -> str:
     """A row for each variant of `dpl` of a setting that has any, and `supervised`, the best first."""
     found = [
         row
-        for row in read("study")
-        if int(row["subset"]) in REPORTED
-        and row["policy"].partition("(")[0] in (OURS, SUPERVISED)
-        and row["policy"] != OPEN_SET
+        for row in _reported()
+        if row["policy"].partition("(")[0] in (OURS, SUPERVISED) and row["policy"] != OPEN_SET
     ]
     measured = {row["setting"] for row in found if row["policy"] == OURS}.difference(TAILS)
     tried = {row["setting"] for row in found if row["policy"].startswith(f"{OURS}(")} & measured
@@ -195,6 +202,27 @@ def calibration() -> str:
     )
 
 
+def _reported() -> CsvRows:
+    """Rows of the reported subsets, but for those that the tables of a single setting of the training are made of."""
+    return [
+        row
+        for row in read("study")
+        if int(row["subset"]) in REPORTED and not row["setting"].endswith((WEAK_BFLOAT16, CONSTANT))
+    ]
+
+
+def _of_two(found: CsvRows, base: str, setting: str, policy: str) -> dict[str, Row]:
+    """The rows of a policy in two settings, on the subsets of both, beside the second; empty where one is missing."""
+    names = base, setting
+    both = [
+        row | {"setting": setting, "policy": row["setting"]}
+        for row in found
+        if row["setting"] in names and row["policy"] == policy
+    ]
+    rows = {row.label: row for row in make_rows(_shared(both, setting), setting)}
+    return rows if rows.keys() == {*names} else {}
+
+
 def _shared(found: CsvRows, setting: str) -> list[CellResult]:
     """The cells of a setting on the labelled subsets that all of its policies have, so that means are of the same."""
     return [cell(row) for row in _of_shared_subsets(found, setting)]
@@ -229,6 +257,7 @@ def _minus(row: Row, *, of_ours: bool = True) -> str:
 
 TABLES = {
     "study": study,
+    "study-falling": falling,
     "study-precision": precision,
     "study-tails": tails,
     "study-ceiling": ceiling,

@@ -258,6 +258,29 @@ def test_a_precision_is_compared_on_the_subsets_that_both_have(monkeypatch: pyte
     assert study_table.precision().splitlines()[2:] == ["| a | dpl | 1 | 50.0 | 60.0 | +10.0 |"]
 
 
+def test_what_a_falling_weight_adds_is_compared_on_the_subsets_that_both_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        study_row(setting, policy, subset, accuracy)
+        for policy in study_table.FALLING
+        for setting, subset, accuracy in [
+            ("a", "5", "0.6"),
+            ("a", "6", "0.1"),
+            ("a-constant", "5", "0.5"),
+            ("a-constant", "0", "0.9"),
+            ("a", "0", "0.1"),
+            ("b", "5", "0.4"),
+            ("b-constant", "5", "0.5"),
+        ]
+    ]
+    rows += [study_row("c-constant", "dpl", "5", "0.1"), study_row("c", "dpl", "5", "0.9")]
+    monkeypatch.setattr(study_table, "read", lambda _: rows)
+    assert study_table.falling().splitlines()[2:] == [
+        "| a | +10.0 | +10.0 | +10.0 | +10.0 | +10.0 |",
+        "| b | -10.0 | -10.0 | -10.0 | -10.0 | -10.0 |",
+        "| mean | +0.0 | +0.0 | +0.0 | +0.0 | +0.0 |",
+    ]
+
+
 def test_the_first_runs_have_a_row_each() -> None:
     rows = [
         {"run": "a", "data": "digits", "policy": policy, "steps": "3000", "eval/accuracy": accuracy, "eval/ece": "0.5"}

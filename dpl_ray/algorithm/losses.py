@@ -25,3 +25,8 @@ def consistency(logits_strong: Tensor, targets: Tensor, weights: Tensor, num_unl
 def ramp(progress: float, share: float) -> float:
     """Line from 0 at the start of the run to 1 after this share of it; 1 throughout for a share of 0."""
     return min(1.0, progress / share) if share else 1.0
+
+
+def annealed(step: float, half: float | None) -> float:
+    """1 / (1 + step / half), the factor of a loss that steps from `half` on add ever less of; 1 for None. Ours."""
+    return 1.0 if half is None else 1 / (1 + step / half)

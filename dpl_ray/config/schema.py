@@ -259,6 +259,9 @@ class TrainConfig(Section):
     mu: int = Field(7, ge=1, description="unlabelled images for each labelled one in the global batch")
     lambda_u: float = Field(1.0, ge=0, description="weight of the unlabelled loss")
     lambda_u_ramp: float = Field(0.0, ge=0, le=1, description="share of the run over which lambda_u rises from 0")
+    lambda_u_half: float | None = Field(
+        None, gt=0, description="steps after which lambda_u has halved, as 1 / (1 + step / these steps); null: it stays"
+    )
     ema_decay: float = Field(
         0.999, ge=0, lt=1, description="decay of the teacher's weights, warmed up over the first steps"
     )

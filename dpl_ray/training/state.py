@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dpl_ray.algorithm.ema import warmed_decay
-from dpl_ray.algorithm.losses import ramp
+from dpl_ray.algorithm.losses import annealed, ramp
 from dpl_ray.algorithm.policies import build_policy
 from dpl_ray.algorithm.policy import Policy, RunFacts
 from dpl_ray.config.schema import Config, OptimConfig
@@ -168,6 +168,6 @@ def step_numbers(state: TrainState, config: Config) -> StepNumbers:
         progress=progress,
         learning_rate=learning_rate(config.optim, state.step, train.num_steps),
         ema_decay=warmed_decay(train.ema_decay, state.step),
-        lambda_u=train.lambda_u * ramp(progress, train.lambda_u_ramp),
+        lambda_u=train.lambda_u * ramp(progress, train.lambda_u_ramp) * annealed(state.step, train.lambda_u_half),
     )
     return numbers if state.fixed is None else state.fixed.on_device(numbers)

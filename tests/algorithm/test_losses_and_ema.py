@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dpl_ray.algorithm.ema import ema_, update_teacher, warmed_decay
-from dpl_ray.algorithm.losses import consistency, ramp
+from dpl_ray.algorithm.losses import annealed, consistency, ramp
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.config.schema import OptimConfig
 from dpl_ray.training.distributed import Workers
@@ -201,3 +201,10 @@ def test_every_policy_starts_from_the_same_student() -> None:
 )
 def test_the_unlabelled_loss_ramps_up_over_its_share_of_the_run(progress: float, share: float, expected: float) -> None:
     assert ramp(progress, share) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "half", "expected"), [(0, None, 1), (1e6, None, 1), (0, 200, 1), (200, 200, 0.5), (600, 200, 0.25)]
+)
+def test_the_unlabelled_loss_falls_after_some_steps(step: float, half: float | None, expected: float) -> None:
+    assert annealed(step, half) == pytest.approx(expected)

@@ -21,7 +21,7 @@ from dpl_ray.data.batches.views import strong, weak
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.faults import NonFiniteLossError
 from dpl_ray.training.metrics import HIGH_ENTROPY_CONFIDENCE, SUMS, mean_metrics, step_sums
-from dpl_ray.training.state import TrainState, build_state, learning_rate
+from dpl_ray.training.state import TrainState, build_state, learning_rate, step_numbers
 from dpl_ray.training.step import train_step
 from tests.builders import tiny_config, tiny_feed, tiny_splits
 
@@ -458,6 +458,15 @@ def test_a_gradient_that_is_not_finite_stops_too(place: int) -> None:
         run.step()
     for name, value in everything(run.state).items():
         assert torch.equal(value, before[name]), name
+
+
+def test_the_unlabelled_loss_counts_less_from_step_to_step() -> None:
+    run = run_of("fixmatch", train={"num_steps": 10, "lambda_u": 2.0, "lambda_u_half": 3.0, "lambda_u_ramp": 0.6})
+    found = []
+    for step in (3, 6, 9):
+        run.state.step = step
+        found.append(step_numbers(run.state, run.config).lambda_u)
+    assert found == pytest.approx([2 * 0.5 / 2, 2 / 3, 2 / 4])
 
 
 # Precision.
