@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/study"), help="of benchmarks/study.py")
     folder = parser.parse_args().folder
-    for setting in sorted(path.name for path in folder.glob("frozen-*-open*")):
+    for setting in sorted(path.name for path in folder.glob("frozen-*-open?0")):
         for cell in read_cells(str(folder / setting)):
             place = open_checkpoint(str(folder / setting / cell.cell.name))
             for name, area in measure(place, cell.key[0]):

@@ -2,9 +2,9 @@
 
 Settings are digits, Fashion-MNIST at 14 pixels, CIFAR-10 at 16 pixels and frozen features of CIFAR-10. Each has its
 own pool, long-tailed ones (lt20, lt100; reversed with an r) and pools with 30 and 60 % foreign classes (open30, open60;
-without their images clean60). Those with bfloat16 have it in the pass without gradient, all others float32. In those
-with constant the weight of the unlabelled loss does not fall, as it else does on features. Choose on the labelled
-subsets 0-4 and report on 5-9.
+without their images clean60). Two more kinds have to be named, as in --settings 'frozen-*-constant': with bfloat16 in
+the pass without gradient, and with a constant weight of the unlabelled loss, which else falls on features. Choose on
+the labelled subsets 0-4 and report on 5-9.
 
 A training is a cell of `dpl_ray/studies/comparison`, in FOLDER/SETTING. One that has ended is never run again; one that
 time or Ctrl-C has stopped goes on. Subsets come first, so that all settings have as many. The raw numbers go to
@@ -33,9 +33,11 @@ from dpl_ray.config.schema import Config, DataConfig
 from dpl_ray.data.dataset import Splits
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.page.markdown import markdown_table
+from dpl_ray.runs.folder import FREE, default_tree, differences
+from dpl_ray.runs.kept_config import read_kept
 from dpl_ray.store.lock import sole_use
 from dpl_ray.store.storage import Storage
-from dpl_ray.studies.comparison.cells import CELL_FILE, Cell, CellResult, read_cells, run_cell
+from dpl_ray.studies.comparison.cells import CELL_FILE, Cell, CellResult, cell_config, read_cells, run_cell
 from dpl_ray.studies.comparison.config import Plan, load_comparison, make_plan
 from dpl_ray.studies.comparison.folder import check_policies
 from dpl_ray.studies.comparison.table import make_rows, shown_label
@@ -72,7 +74,7 @@ SETTINGS = {
     for pool, more in POOLS.items()
     for name, overrides in BASES.items()
 }
-WEAK_BFLOAT16, CONSTANT = "-bfloat16", "-constant"
+NAMED_ALONE = WEAK_BFLOAT16, CONSTANT = "-bfloat16", "-constant"
 SETTINGS |= {
     name + WEAK_BFLOAT16: f"{SETTINGS[name]} train.weak_precision=bfloat16"
     for name, overrides in BASES.items()
@@ -84,7 +86,7 @@ SETTINGS |= {
     if overrides.startswith(FEATURES)
 }
 POLICIES = "supervised,fixmatch,freematch,softmatch,dpl"
-FIXED = ("scale.num_workers=0", "scale.threads_per_worker=1", "tracking.enabled=false", "train.weak_precision=float32")
+FIXED = ("scale.num_workers=0", "scale.threads_per_worker=1", "tracking.enabled=false")
 COLUMNS = (
     "setting", "policy", "subset", "seed", "steps", *tables.METRICS, "training_seconds", "device", "commit", "curve"
 )  # fmt: skip
@@ -150,13 +152,17 @@ def names_of(given: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: there is none of such a name.
     """
-    names = [name for name in SETTINGS if any(fnmatch(name, pattern) for pattern in given.settings.split(","))]
+    names = [name for name in SETTINGS if any(_is_meant(name, pattern) for pattern in given.settings.split(","))]
     if not names:
         raise ValueError(f"--settings={given.settings}: there is no such setting; known: {', '.join(SETTINGS)}")
     if not given.cifar10 and (skipped := [name for name in names if "{" in SETTINGS[name]]):
         print(f"left out, as --cifar10 names no folder of parquet files: {', '.join(skipped)}")
         names = [name for name in names if name not in skipped]
     return names
+
+
+def _is_meant(name: str, pattern: str) -> bool:
+    return fnmatch(name, pattern) and (not name.endswith(NAMED_ALONE) or pattern.endswith(NAMED_ALONE))
 
 
 def write_features(names: Sequence[str], given: argparse.Namespace) -> None:
@@ -174,7 +180,7 @@ def plan(name: str, policies: str, given: argparse.Namespace) -> tuple[Config, P
     """The trainings of a setting: `policies` as policies=[...] of a comparison.
 
     Raises:
-        ValueError: there is no such policy, or its defaults have changed since, or the features do not fit.
+        ValueError: there is no such policy, its defaults or the training's have changed, or the features do not fit.
     """
     places = {"cifar10": given.cifar10, "features": given.folder / "features"}
     overrides = [text.format(**places) for text in SETTINGS[name].split()]
@@ -185,7 +191,18 @@ def plan(name: str, policies: str, given: argparse.Namespace) -> tuple[Config, P
     config, options = load_comparison([*FIXED, gpu, *overrides, f"policies=[{policies}]", *design])
     found = make_plan(config, options)
     check_policies(name, [*(cell.cell for cell in read_cells(str(given.folder / name))), *found.cells])
-    return settle_model(config), found
+    config = settle_model(config)
+    for cell in found.cells:
+        _check_training(config, cell, given.folder / name)
+    return config, found
+
+
+def _check_training(config: Config, cell: Cell, folder: Path) -> None:
+    """Refuse a training of before that has other settings."""
+    if kept := read_kept(Storage(str(folder / cell.name))):
+        now = cell_config(config, cell, str(folder)).train.model_dump(mode="json")
+        for field, before, value in differences(kept["train"], now, FREE, default_tree("")["train"], "train."):
+            raise ValueError(f"--folder={folder.parent}: {folder.name}/{cell.name} has {field}={before}, not {value}")
 
 
 def _turn(job: Job) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from dpl_ray.studies.comparison.table import Row, make_rows
 REPORTED = range(5, 10)  # labelled subsets that nothing was chosen by
 TAILS = tuple(f"frozen-{labels}-{tail}" for labels in (4, 25) for tail in ("lt20", "lt100", "lt100r"))
 GOAL = 2  # points above the best other policy on long-tailed pools
-FALLING = (OURS, REFERENCE, "freematch", "softmatch", "adamatch")  # policies that all settings of the study have
+COMPARED = (OURS, REFERENCE, "freematch", "softmatch", "adamatch")  # policies that a falling weight is measured with
 OPEN_SET = f"{OURS}(open_set=true)"
 HEADING = (
     "setting", "subsets", SUPERVISED, "best rival", OURS, f"minus {SUPERVISED}", "minus the rival",
@@ -53,7 +53,7 @@ def study() -> str:
 
 def precision() -> str:
     """A row for each setting and policy that was also trained with bfloat16 in the pass without gradient."""
-    found, body = read("study"), []
+    found, body = [row for row in read("study") if int(row["subset"]) in REPORTED], []
     for setting in (name for name in settings(found) if name.endswith(WEAK_BFLOAT16)):
         base = setting.removesuffix(WEAK_BFLOAT16)
         for policy in sorted({row["policy"] for row in found if row["setting"] == setting}):
@@ -72,12 +72,12 @@ def falling() -> str:
     added: dict[str, list[float]] = {}
     for setting in (name for name in settings(found) if name.endswith(CONSTANT)):
         base = setting.removesuffix(CONSTANT)
-        differences = [row[base].difference for policy in FALLING if (row := _of_two(found, base, setting, policy))]
-        if len(differences) == len(FALLING):
+        differences = [row[base].difference for policy in COMPARED if (row := _of_two(found, base, setting, policy))]
+        if len(differences) == len(COMPARED):
             added[base] = [100 * difference for difference in differences if difference is not None]
     means = {"mean": [mean(column) for column in zip(*added.values(), strict=True)]} if added else {}
     body = [[name, *(f"{each:+.1f}" for each in numbers)] for name, numbers in (added | means).items()]
-    return table(("setting", *FALLING), body)
+    return table(("setting", *COMPARED), body)
 
 
 def tails() -> str:
@@ -101,7 +101,7 @@ def ceiling() -> str:
     """A row for each setting whose pool was also trained on with its true labels: mean accuracies, in %."""
     above: dict[str, list[float]] = {}
     for row in read("ceiling"):
-        above.setdefault(row["setting"].removesuffix(CONSTANT), []).append(100 * float(row["accuracy"]))
+        above.setdefault(row["setting"], []).append(100 * float(row["accuracy"]))
     found = [row for row in read("study") if int(row["subset"]) in REPORTED and row["setting"] in above]
     body, short = [], []
     for setting in settings(found):
@@ -203,7 +203,7 @@ def calibration() -> str:
 
 
 def _reported() -> CsvRows:
-    """Rows of the reported subsets, but for those that the tables of a single setting of the training are made of."""
+    """Rows of the reported subsets, without the settings that vary the training alone."""
     return [
         row
         for row in read("study")

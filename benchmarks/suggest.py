@@ -54,7 +54,7 @@ FASHION14 = (
 DATA = {
     "digits": ("data=digits", "train.num_steps=200", "train.mu=3"),
     "fashion14": (*FASHION14, "train.num_steps=400"),
-    "cifar10 frozen": ("data=features", "train.num_steps=250"),
+    "cifar10 frozen": ("data=features", "train.num_steps=250", "train.lambda_u_half=null"),
     "fashion14, half of the steps": (*FASHION14, "train.num_steps=200"),
 }
 

@@ -236,7 +236,7 @@ def test_the_share_of_the_run_to_the_references_accuracy_is_read_off_the_curves(
             ("c", "supervised", "0.5", ""),
             ("c", "fixmatch", "0.6", ""),
             ("c", "dpl", "0.6", "50:0.5 100:0.55"),
-            ("a-bfloat16", "dpl", "5", "0.9"),
+            ("a-bfloat16", "dpl", "0.9", ""),
         ]
     ]
     monkeypatch.setattr(study_table, "read", lambda _: rows)
@@ -261,7 +261,7 @@ def test_a_precision_is_compared_on_the_subsets_that_both_have(monkeypatch: pyte
 def test_what_a_falling_weight_adds_is_compared_on_the_subsets_that_both_have(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         study_row(setting, policy, subset, accuracy)
-        for policy in study_table.FALLING
+        for policy in study_table.COMPARED
         for setting, subset, accuracy in [
             ("a", "5", "0.6"),
             ("a", "6", "0.1"),

@@ -108,9 +108,28 @@ def test_all_settings_and_policies_are_known_and_subsets_come_before_repeats(
         assert config.scale.threads_per_worker == 1
         falls = name.startswith("frozen") and not name.endswith(study.CONSTANT)
         assert config.train.lambda_u_half == (200 if falls else None)
-        assert config.train.weak_precision == ("bfloat16" if name.endswith(study.WEAK_BFLOAT16) else "float32")
+        assert config.train.weak_precision == ("bfloat16" if name.endswith(study.WEAK_BFLOAT16) else None)
         turns = sorted({study._turn(study.Job(name, config, cell)) for cell in found.cells})
         assert turns == [(repeat, subset) for repeat in (0, 1000) for subset in range(5, 10)]
+
+
+def test_settings_that_vary_the_training_have_to_be_named() -> None:
+    def names(settings: str) -> list[str]:
+        return study.names_of(study.make_parser(None).parse_args([f"--settings={settings}", "--cifar10=somewhere"]))
+
+    assert len(names("*")) == 56
+    assert names("frozen-4,frozen-4-constant") == ["frozen-4", "frozen-4-constant"]
+    assert names("digits-*-bfloat16") == ["digits-2-bfloat16", "digits-4-bfloat16"]
+
+
+def test_a_training_of_before_with_other_settings_is_refused(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("--subsets=5", "--settings=tiny") == 0
+    monkeypatch.setitem(study.SETTINGS, "tiny", f"{SETTINGS['tiny']} train.lambda_u_half=3")
+    with pytest.raises(
+        ValueError, match=r"^--folder=runs/study: tiny/.*-seed-5 has train.lambda_u_half=None, not 3.0$"
+    ):
+        run("--subsets=5-6", "--settings=tiny")
+    assert len(rows(results)) == 2
 
 
 def test_settings_whose_files_are_not_named_are_left_out(

@@ -28,5 +28,5 @@ def ramp(progress: float, share: float) -> float:
 
 
 def annealed(step: float, half: float | None) -> float:
-    """1 / (1 + step / half), the factor of a loss that steps from `half` on add ever less of; 1 for None. Ours."""
+    """1 / (1 + step / half): the factor of a loss, which has halved at step `half`; 1 for None. Ours."""
     return 1.0 if half is None else 1 / (1 + step / half)
