@@ -13,6 +13,7 @@ REPORTED = range(5, 10)  # labelled subsets that nothing was chosen by
 TAILS = tuple(f"frozen-{labels}-{tail}" for labels in (4, 25) for tail in ("lt20", "lt100", "lt100r"))
 GOAL = 2  # points above the best other policy on long-tailed pools
 COMPARED = (OURS, REFERENCE, "freematch", "softmatch", "adamatch")  # policies that a falling weight is measured with
+OPEN_RIVALS = ("openmatch", "iomatch")
 OPEN_SET = f"{OURS}(open_set=true)"
 HEADING = (
     "setting", "subsets", SUPERVISED, "best rival", OURS, f"minus {SUPERVISED}", "minus the rival",
@@ -138,7 +139,7 @@ def variants() -> str:
 def open_sets() -> str:
     """A row for each setting with foreign images: policies, and `dpl` on the same pool without them, in %."""
     found = [row for row in read("study") if int(row["subset"]) in REPORTED]
-    named, cleaned = (SUPERVISED, "fixmatch", "openmatch", OURS, OPEN_SET), f"{OURS}, cleaned pool"
+    named, cleaned = (SUPERVISED, REFERENCE, *OPEN_RIVALS, OURS, OPEN_SET), f"{OURS}, cleaned pool"
     body = []
     for setting in (name for name in settings(found) if name.endswith("-open60")):
         without = setting.replace("-open", "-clean")
@@ -159,7 +160,8 @@ def open_sets() -> str:
 
 def foreign() -> str:
     """A row for each score of foreign images, and the mean area under its ROC curve in each setting, in %."""
-    found = [row for row in read("foreign") if int(row["subset"]) in REPORTED]
+    named = SUPERVISED, *OPEN_RIVALS, OURS, OPEN_SET
+    found = [row for row in read("foreign") if int(row["subset"]) in REPORTED and row["policy"] in named]
     areas: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in found:
         columns = areas.setdefault((row["score"], row["policy"]), {})

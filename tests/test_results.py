@@ -155,7 +155,7 @@ def test_the_ceiling_stands_beside_the_most_accurate_other_policy(monkeypatch: p
 
 
 def test_a_pool_with_foreign_images_has_a_row_with_the_same_pool_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    accuracies = {"supervised": 0.4, "fixmatch": 0.3, "openmatch": 0.2, "dpl": 0.5}
+    accuracies = {"supervised": 0.4, "fixmatch": 0.3, "openmatch": 0.2, "iomatch": 0.1, "dpl": 0.5}
     of_setting = {"frozen-4-open60": accuracies | {"dpl(open_set=true)": 0.6}, "frozen-4-clean60": {"dpl": 0.65}}
     rows = [
         result(policy, subset, str(accuracy), setting=setting) | {"subset": str(subset)}
@@ -165,7 +165,7 @@ def test_a_pool_with_foreign_images_has_a_row_with_the_same_pool_without_them(mo
     ]
     monkeypatch.setattr(study_table, "read", lambda _: rows)
     *_, row = study_table.open_sets().splitlines()
-    assert row == "| frozen-4-open60 | 1 | 40.0 | 30.0 | 20.0 | 50.0 | 60.0 | 65.0 | +20.0 | +10.0 | -5.0 |"
+    assert row == "| frozen-4-open60 | 1 | 40.0 | 30.0 | 20.0 | 10.0 | 50.0 | 60.0 | 65.0 | +20.0 | +10.0 | -5.0 |"
 
 
 def test_scores_of_foreign_images_are_means_over_the_reported_subsets_the_best_first(
