@@ -67,8 +67,8 @@ def sentence(results: CsvRows) -> str:
     worse = below(results)
     good = ", ".join(f"`{policy}`" for policy in differences(results) if policy not in worse)
     bad = "; ".join(f"`{policy}` ends below it in {', '.join(names)}" for policy, names in worse.items())
-    return f"On frozen features we recommend those that end above `{SUPERVISED}` in every setting: {good}. " + (
-        f"Not recommended: {bad}." if bad else ""
+    return f"On frozen features we recommend those that end above `{SUPERVISED}` in every setting: {good}." + (
+        f" Not recommended: {bad}." if bad else ""
     )
 
 

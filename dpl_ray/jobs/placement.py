@@ -16,7 +16,7 @@ from dpl_ray.training.threads import free_cores
 
 NUM_WORKERS = 2  # on CPUs, where a job is not small
 SMALL = 5e13  # floating-point operations of a training; up to so many a job is small
-LARGE_NETWORK = 5e7  # operations of one image from which on a pass in bfloat16 takes less time
+LARGE_NETWORK = 5e7  # operations of one image; with less a step is short, and its bits are those of other CPUs
 
 
 def place(config: Config, splits: Splits, saved: Mapping[str, Any]) -> tuple[Config, str]:
