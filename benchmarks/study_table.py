@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import mean
 
-from benchmarks.study import CONSTANT, WEAK_BFLOAT16
+from benchmarks.study import BASES, CONSTANT, WEAK_BFLOAT16
 from benchmarks.tables import OURS, REFERENCE, SUPERVISED, CsvRows, cell, read, settings, table
 from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.table import Row, make_rows
 
 REPORTED = range(5, 10)  # labelled subsets that nothing was chosen by
 TAILS = tuple(f"frozen-{labels}-{tail}" for labels in (4, 25) for tail in ("lt20", "lt100", "lt100r"))
-GOAL = 2  # points above the best other policy on long-tailed pools
+GOAL = 2  # points above the best other policy on long-tailed pools, and below the cleaned pool among foreign images
+HALF = 0.5  # of the steps
 COMPARED = (OURS, REFERENCE, "freematch", "softmatch", "adamatch")  # policies that a falling weight is measured with
 OPEN_RIVALS = ("openmatch", "iomatch")
 OPEN_SET = f"{OURS}(open_set=true)"
@@ -21,35 +25,89 @@ HEADING = (
 )  # fmt: skip
 
 
-def study() -> str:
-    """A row for each setting: `dpl` beside `supervised` and the most accurate other policy, in %."""
-    found = _reported()
-    body, above = [], {SUPERVISED: 0, "rival": 0}
+@dataclass(frozen=True)
+class Standing:
+    """`dpl` in a setting, on the labelled subsets that all of its policies have; differences are to `dpl`."""
+
+    setting: str
+    ours: Row
+    supervised: Row
+    rival: Row  # the most accurate of the others
+    share: float | None  # of the run, to the reference's final accuracy; inf: never; None: there are no curves
+
+
+def standings() -> list[Standing]:
+    found, standing = _reported(), []
     for setting in settings(found):
         rows = {row.label: row for row in make_rows(_shared(found, setting), OURS)}
-        if not {OURS, SUPERVISED} < rows.keys():
-            continue
-        ours, supervised = rows[OURS], rows[SUPERVISED]
-        rival = next(row for row in rows.values() if "(" not in row.label and row.label not in (OURS, SUPERVISED))
-        above[SUPERVISED] += ours.accuracy > supervised.accuracy
-        above["rival"] += ours.accuracy > rival.accuracy
-        body.append(
-            [
-                setting,
-                str(len(ours.subsets)),
-                f"{100 * supervised.accuracy:.1f}",
-                f"{rival.label} {100 * rival.accuracy:.1f}",
-                f"{100 * ours.accuracy:.1f}",
-                _minus(supervised),
-                _minus(rival),
-                _share_to_reference(found, setting),
-            ]
-        )
+        if {OURS, SUPERVISED} < rows.keys():
+            rival = next(row for row in rows.values() if "(" not in row.label and row.label not in (OURS, SUPERVISED))
+            share = _share_to_reference(found, setting)
+            standing.append(Standing(setting, rows[OURS], rows[SUPERVISED], rival, share))
+    return standing
+
+
+def study() -> str:
+    """A row for each setting: `dpl` beside `supervised` and the most accurate other policy, in %."""
+    found = standings()
+    body = [
+        [
+            each.setting,
+            str(len(each.ours.subsets)),
+            f"{100 * each.supervised.accuracy:.1f}",
+            f"{each.rival.label} {100 * each.rival.accuracy:.1f}",
+            f"{100 * each.ours.accuracy:.1f}",
+            _minus(each.supervised),
+            _minus(each.rival),
+            "-" if each.share is None else "never" if math.isinf(each.share) else f"{each.share:.2f}",
+        ]
+        for each in found
+    ]
+    above_supervised = sum(each.ours.accuracy > each.supervised.accuracy for each in found)
+    above_rival = sum(each.ours.accuracy > each.rival.accuracy for each in found)
     summary = (
-        f"`{OURS}` is above `{SUPERVISED}` in {above[SUPERVISED]} of {len(body)} settings, and above the most accurate "
-        f"other policy in {above['rival']}."
+        f"`{OURS}` is above `{SUPERVISED}` in {above_supervised} of {len(body)} settings, and above the most accurate "
+        f"other policy in {above_rival}."
     )
     return f"{table(HEADING, body)}\n\n{summary}"
+
+
+def goals() -> str:
+    """A row for each goal of the study: in which of its settings `dpl` reaches it."""
+    found = standings()
+    balanced = [each for each in found if each.setting in BASES]
+    tailed = [each for each in found if "-lt" in each.setting]
+    foreign = [each for each in found if each.setting.endswith("-open60")]
+    lost = {each.setting: _lost_to_foreign_images(each.setting) for each in foreign}
+    reached: list[tuple[str, list[Standing], Callable[[Standing], bool]]] = [
+        ("balanced pools: above every other policy", balanced, lambda each: each.ours.accuracy > _best(each)),
+        ("the same, with an interval above 0 (in half of them)", balanced, _is_certain),
+        (
+            f"{REFERENCE}'s final accuracy after half of the steps",
+            [each for each in found if each.share is not None],
+            lambda each: each.share is not None and each.share <= HALF,
+        ),
+        (
+            f"long tails: {GOAL} points above the best rival",
+            tailed,
+            lambda each: 100 * (each.ours.accuracy - each.rival.accuracy) >= GOAL,
+        ),
+        (f"long tails: not below {SUPERVISED}", tailed, _is_not_below),
+        (f"foreign images: not below {SUPERVISED}", foreign, _is_not_below),
+    ]
+    reached += [
+        (
+            f"foreign images: at most {GOAL} points below the cleaned pool, {policy}",
+            [each for each in foreign if policy in lost[each.setting]],
+            lambda each, policy=policy: lost[each.setting][policy] <= GOAL,  # type: ignore[misc]
+        )
+        for policy in (OURS, OPEN_SET)
+    ]
+    body = []
+    for goal, meant, is_reached in reached:
+        missed = [each.setting for each in meant if not is_reached(each)]
+        body.append([goal, f"{len(meant) - len(missed)} of {len(meant)}", ", ".join(missed) or "-"])
+    return table(("goal", "reached", "not in"), body)
 
 
 def precision() -> str:
@@ -230,14 +288,40 @@ def _shared(found: CsvRows, setting: str) -> list[CellResult]:
     return [cell(row) for row in _of_shared_subsets(found, setting)]
 
 
-def _share_to_reference(found: CsvRows, setting: str) -> str:
+def _share_to_reference(found: CsvRows, setting: str) -> float | None:
     """After which share of its steps `dpl` has the reference's final accuracy: median over subsets with both curves."""
     both = [row for row in found if row["policy"] in (OURS, REFERENCE) and row["curve"]]
     ours = next((row for row in make_rows(_shared(both, setting), REFERENCE) if row.label == OURS), None)
     if ours is None or ours.steps is None:
-        return "-"
+        return None
     steps = next(int(row["steps"]) for row in both if row["setting"] == setting and row["policy"] == OURS)
-    return "never" if ours.steps.median is None else f"{ours.steps.median / steps:.2f}"
+    return math.inf if ours.steps.median is None else ours.steps.median / steps
+
+
+def _best(each: Standing) -> float:
+    return max(each.rival.accuracy, each.supervised.accuracy)
+
+
+def _is_certain(each: Standing) -> bool:
+    """Whether the interval of the difference to the rival, which is that of the rival to `dpl`, is on our side."""
+    return each.rival.interval is not None and each.rival.interval.high < 0
+
+
+def _is_not_below(each: Standing) -> bool:
+    return each.ours.accuracy >= each.supervised.accuracy
+
+
+def _lost_to_foreign_images(setting: str) -> dict[str, float]:
+    """Policy -> points by which it is below `dpl` on the same pool without its foreign images."""
+    cleaned = setting.replace("-open", "-clean")
+    rows = [
+        row | {"setting": setting, "policy": cleaned if row["setting"] == cleaned else row["policy"]}
+        for row in _reported()
+        if (row["setting"] == cleaned and row["policy"] == OURS)
+        or (row["setting"] == setting and row["policy"] in (OURS, OPEN_SET))
+    ]
+    found = {row.label: row for row in make_rows(_shared(rows, setting), cleaned)}
+    return {label: -100 * row.difference for label, row in found.items() if row.difference is not None}
 
 
 def _of_shared_subsets(found: CsvRows, setting: str) -> CsvRows:
@@ -259,6 +343,7 @@ def _minus(row: Row, *, of_ours: bool = True) -> str:
 
 TABLES = {
     "study": study,
+    "study-goals": goals,
     "study-falling": falling,
     "study-precision": precision,
     "study-tails": tails,

@@ -243,6 +243,35 @@ def test_the_share_of_the_run_to_the_references_accuracy_is_read_off_the_curves(
     assert [line.split(" | ")[-1] for line in study_table.study().splitlines()[2:5]] == ["0.50 |", "never |", "- |"]
 
 
+def test_goals_are_reached_in_so_many_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = {
+        "frozen-4": {"supervised": 0.4, "fixmatch": 0.5, "dpl": 0.6},
+        "frozen-25": {"supervised": 0.7, "fixmatch": 0.5, "dpl": 0.6},
+        "frozen-4-lt20": {"supervised": 0.4, "fixmatch": 0.58, "dpl": 0.6},
+        "frozen-25-lt20": {"supervised": 0.61, "fixmatch": 0.59, "dpl": 0.6},
+        "frozen-4-open60": {"supervised": 0.4, "fixmatch": 0.4, "dpl": 0.6, "dpl(open_set=true)": 0.65},
+        "frozen-4-clean60": {"supervised": 0.4, "fixmatch": 0.8, "dpl": 0.665},
+    }
+    curves = {"fixmatch": "50:0.7 100:0.6", "dpl": "50:0.6 100:0.5"}
+    rows = [
+        study_row(setting, policy, subset, str(accuracy + int(subset) / 100), curves.get(policy, ""))
+        for setting, of_policy in accuracies.items()
+        for policy, accuracy in of_policy.items()
+        for subset in "567"
+    ]
+    monkeypatch.setattr(study_table, "read", lambda _: rows)
+    assert study_table.goals().splitlines()[2:] == [
+        "| balanced pools: above every other policy | 1 of 2 | frozen-25 |",
+        "| the same, with an interval above 0 (in half of them) | 2 of 2 | - |",
+        "| fixmatch's final accuracy after half of the steps | 6 of 6 | - |",
+        "| long tails: 2 points above the best rival | 1 of 2 | frozen-25-lt20 |",
+        "| long tails: not below supervised | 1 of 2 | frozen-25-lt20 |",
+        "| foreign images: not below supervised | 1 of 1 | - |",
+        "| foreign images: at most 2 points below the cleaned pool, dpl | 0 of 1 | frozen-4-open60 |",
+        "| foreign images: at most 2 points below the cleaned pool, dpl(open_set=true) | 1 of 1 | - |",
+    ]
+
+
 def test_a_precision_is_compared_on_the_subsets_that_both_have(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         study_row(setting, policy, subset, accuracy)
