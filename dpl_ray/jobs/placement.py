@@ -92,7 +92,11 @@ def choose_weak_precision(config: Config, splits: Splits) -> Literal["float32", 
 def precision_line(train: TrainConfig) -> str:
     """What a run says of another precision in the pass without gradient; empty where it is that of all else."""
     weak = train.weak_precision
-    return f"train.weak_precision={weak}: the pass without gradient" if weak not in (None, train.precision) else ""
+    return (
+        f"train.weak_precision={weak}: the precision of the pass without gradient"
+        if weak not in (None, train.precision)
+        else ""
+    )
 
 
 def has_bfloat16() -> bool:

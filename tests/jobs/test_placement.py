@@ -158,7 +158,7 @@ def test_a_run_that_goes_on_keeps_its_precision(tmp_path: Path, monkeypatch: pyt
         fit(load_config(fixed))
     monkeypatch.setattr(placement, "choose_weak_precision", lambda config, splits: pytest.fail("it is known"))
     fit(load_config(fixed), console=Console(file=(printed := io.StringIO()), width=200))
-    assert "\ntrain.weak_precision=bfloat16: the pass without gradient\n" in printed.getvalue()
+    assert "\ntrain.weak_precision=bfloat16: the precision of the pass without gradient\n" in printed.getvalue()
     kept = yaml.safe_load((tmp_path / "tiny" / "config.yaml").read_text())["train"]
     assert kept["weak_precision"] == "bfloat16"
     with pytest.raises(ValueError, match=r"train.weak_precision=bfloat16, now it is float32"):
