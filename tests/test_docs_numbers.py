@@ -126,7 +126,6 @@ BOUNDS = [
     ("method", "at least {} / C", "dpl_ray.algorithm.dpl:LEAST_MASS", 1),
     ("metrics", "confidence below {} /", "dpl_ray.training.metrics:HIGH_ENTROPY_CONFIDENCE", 1),
     ("predict", "end at {} or below", "dpl_ray.data.images.convert:DARK", 1),
-    ("performance", "at least {}·10⁷ operations", "dpl_ray.jobs.placement:LARGE_NETWORK", 1e7),
     ("report", "at most {} % of the time", "dpl_ray.report.live:SHARE", 0.01),
     ("report", "at most {} images, and", "dpl_ray.report.pool:MAX_IMAGES", 1),
     ("report", "more than {} seconds", "dpl_ray.report.pool:MAX_SECONDS", 1),

@@ -270,9 +270,7 @@ class TrainConfig(Section):
         "float32", description="bfloat16 is autocast; master weights stay float32"
     )
     weak_precision: Literal["float32", "bfloat16"] | None = Field(
-        None,
-        description="precision of the weak views' pass, which has no gradient; null: bfloat16 where one worker trains "
-        "a large network on a CPU that computes it, else train.precision",
+        None, description="precision of the weak views' pass, which has no gradient; null: train.precision"
     )
     compile: bool = Field(
         False, description="one GPU: torch.compile of network and views; faster steps after a minute or more"

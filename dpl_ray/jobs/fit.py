@@ -29,7 +29,7 @@ from dpl_ray.data.formats.rows import shards_told
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.jobs.checks import check_places
 from dpl_ray.jobs.phases import run_phases
-from dpl_ray.jobs.placement import place, place_name, precision_line
+from dpl_ray.jobs.placement import place, place_name
 from dpl_ray.page.console import Progress, open_console, show
 from dpl_ray.page.markdown import markdown
 from dpl_ray.page.result import Result, percent
@@ -125,9 +125,8 @@ def run_training(
         with sole_use(f"run.name={storage.name}", storage):
             folder = RunFolder(storage, config, splits)
             show(console, _headline(config, splits, folder))
-            if not folder.finished:
-                for line in filter(None, [why, precision_line(config.train)]):
-                    show(console, line)
+            if why and not folder.finished:
+                show(console, why)
             if folder.finished:
                 result = _result(folder, uri)
                 _warn_if_unregistered(config, result)
@@ -152,7 +151,7 @@ def _check(config: Config, read: Callable[[DataConfig], Source] | None) -> tuple
     splits = load_splits(config.data, seed=config.train.seed, uses_unlabeled=uses_unlabeled, read=read)
     check_pool_use(config, splits)
     check_network(config, splits)
-    config, why = place(config, splits, saved)
+    config, why = place(config, splits, saved.get("scale", {}))
     check_network(config, splits)  # with the workers that were chosen
     if uses_unlabeled and not isinstance(splits.unlabeled, ImageSet):
         check_readers(config.scale)

@@ -1,50 +1,44 @@
-"""Where a training runs, with how many threads and in which precision, where it is not told to: kept with the run.
+"""Where a training runs, where scale.num_workers is null, and with how many threads: chosen once, kept with the run.
 
-All of them decide the last bits of the weights. A run that goes on therefore takes what its config.yaml has.
+Workers and threads decide in which order numbers are summed, and so the last bits of the weights. A run that goes on
+therefore takes what its config.yaml has.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from dpl_ray.cluster.connect import cluster_address, nodes_for, room
-from dpl_ray.config.schema import Config, ScaleConfig, TrainConfig
+from dpl_ray.config.schema import Config, ScaleConfig
 from dpl_ray.data.dataset import ImageSet, Splits
 from dpl_ray.training.threads import free_cores
 
 NUM_WORKERS = 2  # on CPUs, where a job is not small
 SMALL = 5e13  # floating-point operations of a training; up to so many a job is small
-LARGE_NETWORK = 5e7  # operations of one image; with less a step is short, and its bits are those of other CPUs
 
 
 def place(config: Config, splits: Splits, saved: Mapping[str, Any]) -> tuple[Config, str]:
-    """The configuration with its workers, threads and precision, and a line that says why there are so many workers.
+    """The configuration with its workers and threads, and a line that says why there are so many workers.
 
     Args:
-        saved: the run's config.yaml; empty where the run is new.
+        saved: the section `scale` of the run's config.yaml; empty where the run is new.
 
     Returns:
         The line is empty where scale.num_workers was given.
     """
-    scale_before = saved.get("scale", {})
-    scale, before, why = config.scale, scale_before.get("num_workers"), ""
+    scale, before, why = config.scale, saved.get("num_workers"), ""
     before = tuple(before) if isinstance(before, list) else before
     if scale.num_workers is None:
         number, why = (before, "as before") if before is not None else _choose_workers(config, splits)
         scale = scale.changed(num_workers=number)
     if scale.threads_per_worker is None:
-        threads = scale_before.get("threads_per_worker") if before == scale.num_workers else None
+        threads = saved.get("threads_per_worker") if before == scale.num_workers else None
         scale = scale.changed(threads_per_worker=threads or _choose_threads(scale))
-    config = config.changed(scale=scale)
-    if config.train.weak_precision is None:
-        kept = saved.get("train")  # with null it is older than the choice
-        chosen = kept.get("weak_precision") if kept else choose_weak_precision(config, splits)
-        config = config.changed(train={"weak_precision": chosen})
     threads = scale.threads_per_worker
     here = f" with {threads} thread{'s' * (threads != 1)}" if not scale.num_workers else ""
-    return config, f"scale=auto: {place_name(scale)}{here}, {why}" if why else ""
+    return config.changed(scale=scale), f"scale=auto: {place_name(scale)}{here}, {why}" if why else ""
 
 
 def place_name(scale: ScaleConfig) -> str:
@@ -76,48 +70,13 @@ def _choose_workers(config: Config, splits: Splits) -> tuple[int, str]:
     )
 
 
-def choose_weak_precision(config: Config, splits: Splits) -> Literal["float32", "bfloat16"]:
-    """Of the pass without gradient: bfloat16 where it saves time, and where there are no workers that it tells apart.
-
-    That is on a CPU that computes bfloat16, with a large network and a single worker. Several workers equal each other
-    and, up to rounding, one worker of the same precision.
-    """
-    train, scale = config.train, config.scale
-    is_alone_here = scale.worker_range[1] <= 1 and not scale.use_gpu and not cluster_address(scale)
-    if train.precision == "bfloat16" or config.policy.name == "supervised" or not is_alone_here or not has_bfloat16():
-        return train.precision
-    return "bfloat16" if operations_of_image(config, splits) >= LARGE_NETWORK else "float32"
-
-
-def precision_line(train: TrainConfig) -> str:
-    """What a run says of another precision in the pass without gradient; empty where it is that of all else."""
-    weak = train.weak_precision
-    return (
-        f"train.weak_precision={weak}: the precision of the pass without gradient"
-        if weak not in (None, train.precision)
-        else ""
-    )
-
-
-def has_bfloat16() -> bool:
-    """Whether this CPU computes bfloat16; others emulate it."""
-    import torch
-
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
 def count_operations(config: Config, splits: Splits) -> float:
     """Floating-point operations of the networks in all steps, if every strong view counts."""
-    return float(config.train.num_steps * passes_per_step(config) * operations_of_image(config, splits))
-
-
-def operations_of_image(config: Config, splits: Splits) -> float:
-    """Floating-point operations of the network for one image, forward."""
     from dpl_ray.models import count_forward_operations
 
     channels, *size = splits.labeled.images.shape[1:]
-    return count_forward_operations(config.model, channels, size, len(splits.class_names))
+    forward = count_forward_operations(config.model, channels, size, len(splits.class_names))
+    return float(config.train.num_steps * passes_per_step(config) * forward)
 
 
 def passes_per_step(config: Config) -> int:

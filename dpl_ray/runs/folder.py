@@ -149,7 +149,7 @@ def check_run(config: Config) -> dict[str, Any]:
         check_kind(folder, RUN_FILE)
     old = read_kept(folder) if name else {}
     if old:
-        check_same(name, "run", *_with_weak_precision(old, config.model_dump(mode="json")))
+        check_same(name, "run", old, config.model_dump(mode="json"))
     return old
 
 
@@ -185,17 +185,6 @@ def check_same(
             f"run.name={name}: this {what} exists with {field}={before}, now it is {now}{more}; "
             "take another run.name, or the same values to go on"
         )
-
-
-def _with_weak_precision(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Null is what was chosen when the run began; in a run of before there was a choice, the precision of all else."""
-    train = {"precision": "float32"} | old.get("train", {})
-    kept = train.get("weak_precision") or train["precision"]
-    wanted = new["train"]["weak_precision"] or kept
-    return (
-        old | {"train": train | {"weak_precision": kept}},
-        new | {"train": new["train"] | {"weak_precision": wanted}},
-    )
 
 
 class RunFolder:

@@ -60,8 +60,7 @@ def raise_fault(values: Tensor, workers: Workers) -> None:
     found = [f"worker {rank}: {', '.join(texts)}" for rank, texts in enumerate(workers.gather_json(mine)) if texts]
     raise NonFiniteLossError(
         f"step {int(number) - 1}: {'; '.join(found) or 'the losses are finite, their gradient is not'}. No weight was "
-        "updated in this step; the usual remedies are a smaller optim.learning_rate, train.precision=float32 and "
-        "train.weak_precision=float32"
+        "updated in this step; a smaller optim.learning_rate or train.precision=float32 are the usual remedies"
     )
 
 

@@ -39,8 +39,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def placed(saved: dict[str, Any] | None = None, splits: Splits | None = None, **groups: Any) -> tuple[Any, Any, str]:
     """Workers, threads, and why."""
     config = tiny_config(**{"scale": {"num_workers": None}} | groups)
-    found, why = place(config, splits or tiny_splits(), {"scale": saved} if saved else {})
-    assert found.changed(scale=config.scale, train={"weak_precision": config.train.weak_precision}) == config
+    found, why = place(config, splits or tiny_splits(), saved or {})
+    assert found.changed(scale=config.scale) == config
     return found.scale.num_workers, found.scale.threads_per_worker, why
 
 
@@ -91,78 +91,6 @@ def test_a_run_that_goes_on_has_what_it_began_with(monkeypatch: pytest.MonkeyPat
     elastic = {"num_workers": [1, 4], "threads_per_worker": 3}  # as YAML has it
     assert placed(elastic) == ((1, 4), 3, "scale=auto: 1 to 4 Ray Train workers, as before")
     assert placed(elastic, scale={"num_workers": (1, 4)})[:2] == ((1, 4), 3)
-
-
-@pytest.mark.parametrize(
-    ("groups", "expected"),
-    [
-        ({}, "bfloat16"),
-        ({"scale": {"num_workers": 1}}, "bfloat16"),
-        ({"scale": {"num_workers": 2}}, "float32"),
-        ({"scale": {"num_workers": (1, 2)}}, "float32"),
-        ({"scale": {"num_workers": 1, "use_gpu": True}}, "float32"),
-        ({"scale": {"num_workers": 1, "address": "head:6379"}}, "float32"),
-        ({"model": {"width": 1}}, "float32"),
-        ({"policy": {"name": "supervised"}}, "float32"),
-        ({"train": {"precision": "bfloat16"}, "scale": {"num_workers": 2}}, "bfloat16"),
-        ({"train": {"weak_precision": "float32"}}, "float32"),
-    ],
-)
-def test_bfloat16_is_chosen_where_it_saves_time_and_tells_no_workers_apart(
-    groups: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny_config(**{"scale": {"num_workers": 0}, "model": {"width": 2}} | groups)
-    monkeypatch.setattr(placement, "has_bfloat16", lambda: True)
-    large = placement.operations_of_image(tiny_config(model={"width": 2}), tiny_splits())
-    monkeypatch.setattr(placement, "LARGE_NETWORK", large)
-    assert place(config, tiny_splits(), {})[0].train.weak_precision == expected
-    old = {"train": {"weak_precision": None}}
-    assert place(config, tiny_splits(), old)[0].train.weak_precision == config.train.weak_precision, "it had no choice"
-    monkeypatch.setattr(placement, "has_bfloat16", lambda: False)
-    given = config.train.weak_precision or config.train.precision
-    assert place(config, tiny_splits(), {})[0].train.weak_precision == given, "it would be emulated"
-
-
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_bf16": False}, False), ({}, False)],
-)
-def test_a_cpu_says_what_it_computes(found: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
-    assert placement.has_bfloat16() is expected
-
-
-def test_a_run_that_is_older_than_the_choice_goes_on_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fixed = ["train.num_steps=4", "train.log_every=2", "model.width=1", "train.batch_size=4", "train.baseline=false"]
-    fixed += [f"run.storage_path={tmp_path}", "run.name=old", "tracking.enabled=false", "scale.num_workers=0"]
-    monkeypatch.setattr(placement, "choose_weak_precision", lambda config, splits: None)
-    fail_at(monkeypatch, "dpl", 2)
-    with pytest.raises(OSError, match="interrupted"):
-        fit(load_config(fixed))
-    kept = tmp_path / "old" / "config.yaml"
-    assert "weak_precision: null" in kept.read_text()
-    monkeypatch.setattr(placement, "choose_weak_precision", lambda config, splits: pytest.fail("it began without"))
-    with pytest.raises(ValueError, match=r"train.weak_precision=float32, now it is bfloat16"):
-        fit(load_config([*fixed, "train.weak_precision=bfloat16"]))
-    fit(load_config([*fixed, "train.weak_precision=float32"]))
-
-
-def test_a_run_that_goes_on_keeps_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fixed = ["train.num_steps=4", "train.log_every=2", "model.width=1", "train.batch_size=4", "train.baseline=false"]
-    fixed += [f"run.storage_path={tmp_path}", "run.name=tiny", "tracking.enabled=false", "scale.num_workers=0"]
-    monkeypatch.setattr(placement, "choose_weak_precision", lambda config, splits: "bfloat16")
-    fail_at(monkeypatch, "dpl", 2)
-    with pytest.raises(OSError, match="interrupted"):
-        fit(load_config(fixed))
-    monkeypatch.setattr(placement, "choose_weak_precision", lambda config, splits: pytest.fail("it is known"))
-    fit(load_config(fixed), console=Console(file=(printed := io.StringIO()), width=200))
-    assert "\ntrain.weak_precision=bfloat16: the precision of the pass without gradient\n" in printed.getvalue()
-    kept = yaml.safe_load((tmp_path / "tiny" / "config.yaml").read_text())["train"]
-    assert kept["weak_precision"] == "bfloat16"
-    with pytest.raises(ValueError, match=r"train.weak_precision=bfloat16, now it is float32"):
-        fit(load_config([*fixed, "train.weak_precision=float32"]))
 
 
 def test_after_an_interruption_the_threads_are_those_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,13 +70,7 @@ def one_round(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     storage = tmp_path_factory.mktemp("one-round")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dpl_ray.page.plots._render", lambda *_, **__: b"not rendered")
-        patch.setattr("dpl_ray.jobs.placement.choose_weak_precision", lambda *_: "bfloat16")
         return storage, run(data, storage, "rounds=1")[0]
-
-
-def test_rounds_choose_no_precision(one_round: tuple[Path, SelfTrainResult]) -> None:
-    kept = [yaml.safe_load(file.read_text()) for file in one_round[0].glob("loop/round-*/training/config.yaml")]
-    assert [config["train"]["weak_precision"] for config in kept] == ["float32"] * 2
 
 
 def table(labels: str) -> dict[str, tuple[int, bool]]:

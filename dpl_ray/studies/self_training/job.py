@@ -228,8 +228,6 @@ class SelfTraining(Study[Round]):
         if number in self.info["without_pool"]:
             config = config.changed(policy=SupervisedConfig())
         run = {"storage_path": str(self.round_storage(number)), "name": TRAINING}
-        if config.train.weak_precision is None:  # each round would choose by its own number of workers
-            config = config.changed(train={"weak_precision": config.train.precision})
         return config.changed(run=run, tracking={"enabled": False}, registry=RegistryConfig())
 
     def child(self, result: Round) -> str:
