@@ -37,11 +37,12 @@ class Standing:
 
 
 def standings() -> list[Standing]:
-    found, standing = _reported(), []
+    found = [row for row in _reported() if "(" not in row["policy"]]  # variants may have fewer subsets
+    standing = []
     for setting in settings(found):
         rows = {row.label: row for row in make_rows(_shared(found, setting), OURS)}
         if {OURS, SUPERVISED} < rows.keys():
-            rival = next(row for row in rows.values() if "(" not in row.label and row.label not in (OURS, SUPERVISED))
+            rival = next(row for row in rows.values() if row.label not in (OURS, SUPERVISED))
             share = _share_to_reference(found, setting)
             standing.append(Standing(setting, rows[OURS], rows[SUPERVISED], rival, share))
     return standing
