@@ -203,7 +203,7 @@ def _compare_feed(folder: Path, rounds: int, aheads: list[int | None]) -> Figure
         ratios = [feed / loop for feed, loop in zip(rates, plain, strict=True)]
         figures[f"feed, windows_ahead={null if ahead is None else ahead}"] = {
             "rate": median(rates, "images/s"),
-            "feed / plain loop": median(ratios, at_least=0.8),
+            "feed / plain loop": median(ratios, at_least=0.9),
         }
     return figures
 
