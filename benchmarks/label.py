@@ -129,9 +129,8 @@ def main() -> None:
         for name, found in rates.items()
     }
     pairs = list(zip(rates["label_pool"], rates["plain loop"], strict=True))
-    figures["ratio"] = {
-        kind: median([mine[index] / loop[index] for mine, loop in pairs]) for index, kind in enumerate(kinds_of_rate)
-    }
+    whole, steady = ([mine[index] / loop[index] for mine, loop in pairs] for index in range(len(kinds_of_rate)))
+    figures["ratio"] = dict(zip(kinds_of_rate, (median(whole, at_least=0.95), median(steady)), strict=True))
     report("label", figures, arguments.save)
 
 

@@ -3,6 +3,7 @@
     python -m benchmarks.step                      shares of the phases, WRN-28-2, B=16, mu=7, 2 workers
     python -m benchmarks.step --features 384 --workers 1 --batch-size 448     the same of stored features, one view each
     python -m benchmarks.step --workers 1 --classes 10000     the same with so many classes
+    python -m benchmarks.step --speedup            2 workers of one thread each beside one, the same global batch
     python -m benchmarks.step --compare            our step / the peers' form, coverage 1 and 0.7, B=8, mu=7
 
 The peers' form (USB): labelled, weak and strong views of every image go through the network with gradient in one
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.figures import Figure, Figures, add_save, quartiles, report
+from benchmarks.figures import Figure, Figures, add_save, median, quartiles, report
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.ema import update_teacher, warmed_decay
 from dpl_ray.algorithm.losses import consistency
@@ -59,6 +60,7 @@ PHASES = (
 )
 #: Number of classes -> bound on the share of heads, policy, collective and records, in %.
 BOUNDS = {10: 2, 1_000: 2, 10_000: 5}
+SPEEDUP_ROUNDS = 5
 
 
 class FixedCoverage(DynamicPseudoLabels):
@@ -189,6 +191,42 @@ def _report_phases(rows: list[dict[str, float]], arguments: argparse.Namespace) 
     report("step", figures, arguments.save)
 
 
+def time_steps(rank: int, arguments: argparse.Namespace, port: int, num_workers: int, times: Any) -> None:
+    """Put the seconds of `arguments.steps` steps, as worker 0 sees them, into the queue."""
+    torch.set_num_threads(1)
+    if num_workers > 1:
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_workers)
+    workers = Workers.current()
+    config, state, feed = _setup(arguments, workers, coverage=1.0)
+    for step in range(arguments.steps + 2):
+        if step == 2:
+            began = time.perf_counter()
+        train_step(state, feed(state.step), config, workers)
+    if rank == 0:
+        times.put(time.perf_counter() - began)
+    if num_workers > 1:
+        dist.destroy_process_group()
+
+
+def measure_speedup(arguments: argparse.Namespace) -> None:
+    """Report the images/s of two workers over those of one; they alternate, in processes of their own."""
+    times, found = mp.get_context("spawn").SimpleQueue(), []
+    for _ in range(SPEEDUP_ROUNDS):
+        pair = []
+        for num_workers in (1, 2):
+            mp.spawn(time_steps, (arguments, _free_port(), num_workers, times), nprocs=num_workers)
+            pair.append(times.get())
+        found.append(pair)
+    images = arguments.steps * arguments.batch_size * (1 + arguments.mu)
+    one, two = ([images / pair[place] for pair in found] for place in (0, 1))
+    ratio = median([pair[0] / pair[1] for pair in found], at_least=1.8)
+    figures: Figures = {
+        "1 worker": {"rate": median(one, "images/s")},
+        "2 workers": {"rate": median(two, "images/s"), "2 workers / 1 worker": ratio},
+    }
+    report("step", figures, arguments.save)
+
+
 def compare_forms(arguments: argparse.Namespace) -> None:
     """Report the time of our step over the peers' form, alternating, at coverage 1 and 0.7."""
     torch.set_num_threads(max(1, arguments.threads))
@@ -230,6 +268,7 @@ def _wait() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compare", action="store_true", help="our step beside the peers' form of it")
+    parser.add_argument("--speedup", action="store_true", help="2 workers of one thread each beside one")
     parser.add_argument("--depth", type=int, default=28)
     parser.add_argument("--width", type=int, default=2)
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
@@ -249,6 +288,8 @@ def main() -> None:
     arguments.workers = arguments.workers or (1 if arguments.compare else 2)
     if arguments.compare:
         compare_forms(arguments)
+    elif arguments.speedup:
+        measure_speedup(arguments)
     elif arguments.workers == 1:
         measure_phases(0, arguments, 0)
     else:
