@@ -27,7 +27,7 @@ from tests.builders import tiny_config, write_images
 from tests.data.test_pool_files import pool as list_files
 
 pytestmark = pytest.mark.ray
-DIES_AT = (17, 43)  # of 60 steps, with a checkpoint every 5, a window every 4, and 63 steps a pass
+DIES_AT = (7, 23)  # of 35 steps, with a checkpoint every 5, a window every 4, and 26 steps a pass
 
 
 def test_ray_data_reads_the_same_windows_in_the_same_order(
@@ -63,7 +63,7 @@ def config_for(folder: Path, name: str, num_workers: int | tuple[int, int]) -> C
             "pool": {"mode": "stream", "shuffle_rows": 64},
         },
         optim={"learning_rate": 0.003},
-        train={"batch_size": 4, "mu": 4, "num_steps": 60, "checkpoint_every": 5, "baseline": False, "log_every": 5},
+        train={"batch_size": 4, "mu": 4, "num_steps": 35, "checkpoint_every": 5, "baseline": False, "log_every": 5},
         run={"storage_path": str(folder / "runs"), "name": name},
         # Of 4 CPUs one is left: for two tasks that read, which take longer to start than to read.
         scale={
@@ -112,18 +112,18 @@ def test_a_streamed_run_that_one_process_finishes_after_killed_workers_ends_as_o
 ) -> None:
     """Killed within a pass, by 2 workers what 1 would take: no image is taken twice in a pass, and none left out."""
     write_images(tmp_path / "train.parquet", range(20))
-    write_images(tmp_path / "pool.parquet", range(20, 1021), row_group_size=100)  # 1,001 rows: uneven in every way
+    write_images(tmp_path / "pool.parquet", range(20, 421), row_group_size=40)  # 401 rows: uneven in every way
     alone = fit(config_for(tmp_path, "alone", 0))
     starts = tmp_path / "starts"
     monkeypatch.setattr("dpl_ray.jobs.phases.train_on_worker", train_and_die_twice(starts))
     with pytest.raises(WorkersLostError):
         fit(config_for(tmp_path, "changing", (1, 2)))
-    assert starts.read_text() == "0\n15\n", "from the newest checkpoint before the kill"
+    assert starts.read_text() == "0\n5\n", "from the newest checkpoint before the kill"
     result = fit(config_for(tmp_path, "changing", 0))
     for name in ("student", "teacher"):
         mine, theirs = (load_file(Path(run.checkpoint) / f"{name}.safetensors") for run in (result, alone))
         for key, expected in theirs.items():
-            torch.testing.assert_close(mine[key], expected, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(mine[key], expected, atol=1e-3, rtol=1e-3)  # another image is worth 3e-3
 
 
 def test_workers_that_leave_no_cpu_to_read_with_are_refused(ray_cluster: None) -> None:

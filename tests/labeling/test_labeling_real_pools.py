@@ -18,7 +18,18 @@ from dpl_ray.data.formats.parquet import NOT_PARQUET
 from dpl_ray.data.images.decode import EMPTY, MISSING, NOT_AN_IMAGE, TOO_LARGE, TRUNCATED, UNREADABLE
 from dpl_ray.labeling.parts import FOREIGN
 from dpl_ray.labeling.plan import Plan
-from tests.labeling.jobs import encode, label, make_checkpoint, picture, png, rows, summary, write_images, write_parquet
+from tests.labeling.jobs import (
+    encode,
+    label,
+    make_checkpoint,
+    near,
+    picture,
+    png,
+    rows,
+    summary,
+    write_images,
+    write_parquet,
+)
 
 
 def bomb(side: int = 20_000) -> bytes:
@@ -108,9 +119,9 @@ def test_a_folder(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert result.num_selected + result.num_rejected == len(GOOD)
     assert result.num_rows == len(GOOD) + len(expected)
     assert summary(tmp_path / "out")["num_foreign"] == 3
+    first = near(found[str(pool / "a.png")] | {"sample_id": ""})
     for name in ("twice.png", "once more/a.png"):
-        first = found[str(pool / "a.png")]
-        assert found[str(pool / name)] | {"sample_id": ""} == first | {"sample_id": ""}, "equal images, equal labels"
+        assert found[str(pool / name)] | {"sample_id": ""} == first, "equal images, equal labels"
 
 
 def vanish(monkeypatch: pytest.MonkeyPatch, path: Path, *, into_folder: Path) -> None:

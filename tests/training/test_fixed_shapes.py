@@ -107,7 +107,7 @@ def test_the_step_reads_no_tensor_and_trains_the_weights_of_the_step_that_skips_
     optimizer = "adamw" if case == "softmatch" else "sgd"  # whose first steps turn rounding into as much as its rate
     groups: dict[str, Any] = {
         "model": {"normalization": "batch"},
-        "optim": {"learning_rate": 0.01 if optimizer == "sgd" else 1e-4, "name": optimizer},
+        "optim": {"learning_rate": 0.003 if optimizer == "sgd" else 1e-4, "name": optimizer},
         "train": {"lambda_u": 0.5, "lambda_u_ramp": 0.3},
     }
     config, feed, skipping, fixed = pair(CASES[case], **groups)
