@@ -32,7 +32,7 @@ NUM_GPUS, GPU_RATE = 64, 1000  # images/s of one
 SHUFFLE_ROWS, AHEAD = 65_536, 8  # data.pool.shuffle_rows and windows_ahead, on one worker for each GPU
 COUNTED = 2  # times that Ray Data counts a share (dpl_ray/cluster/windows.py)
 FOOTER_SECONDS, FOOTER_THREADS = 0.05, 32  # of one request to a bucket, and requests at once
-PART_BYTES, PARTS_PER_DATASET = 64 * 2**20, 32_768  # of labelling
+PART_BYTES = 64 * 2**20  # of labelling
 VIEWS, NUM_FEATURES, ROWS_PER_PART, NUM_CORES = (0, 1), 384, 8192, 64  # of stored features
 MU = 7  # unlabelled images for each labelled one
 IMAGE_FILES = 10**7
@@ -126,7 +126,7 @@ def plan_rows(rates: Figures, listing: Figures) -> list[tuple[str, str]]:
         (f"the same with a window of {8 * SHUFFLE_ROWS:,} rows", shown(_times_opened(8 * share))),
         (
             f"parts of a labelling, {_bytes(PART_BYTES)} decoded each",
-            f"{shown(parts)} of {images_per_part} images, in {math.ceil(parts / PARTS_PER_DATASET)} Ray Data datasets",
+            f"{shown(parts)} of {images_per_part} images",
         ),
         (
             f"instead {IMAGE_FILES:,} single image files: peak memory of listing",

@@ -1,20 +1,16 @@
-"""The blocks of a pool through Ray Data: tasks read and decode, actors with the model label and write.
+"""The blocks of a pool on a cluster: tasks read and decode, actors with the model label and write.
 
-What flows is one row a block, in a block of its own, so that Ray Data neither splits nor merges them; few of them are
-on their way at a time.
+A block's images go from the task's object store to an actor; the process that calls has only counts. Not Ray Data: a
+block is a unit that it would neither split, merge nor order, and its own processes start longer than all of these.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,11 +27,9 @@ if TYPE_CHECKING:
 
 CPUS_PER_TASK = 0.25  # that reads and decodes: it waits for files, or for its blocks to be taken
 FILE_THREADS = 16  # of a task that opens image files; a shard is read in one go
-BLOCKS_PER_ACTOR = 2  # given to an actor at a time
-BLOCKS_PER_DATASET = 32_768  # for each Ray Data takes time and memory before the first task; actors start anew
-MAX_DEATHS = 3  # of processes over the same block or start; Ray Data would begin it again without end
-LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
-BYTES_PER_ACTOR = 512 * 2**20  # of decoded blocks in the object store
+BLOCKS_PER_ACTOR = 8  # being decoded, decoded or labelled at a time
+BLOCKS_GIVEN = 2  # of them to an actor: the one that it labels, and the next
+MAX_DEATHS = 3  # of processes over the same block, or of the same actor while it starts
 _WHAT_TO_DO = {
     "read": "an image of these crashes its decoder or takes more memory than there is; to find it, label its folder or "
     "file alone, with rows_per_part=1 into another output. Without its file in the pool the same command goes on",
@@ -46,19 +40,6 @@ _WHAT_TO_DO = {
 
 class WorkersFailedError(RuntimeError):
     """A task or an actor of the labelling failed."""
-
-
-class DeadlyError(RuntimeError):
-    """Every process dies that reads or labels a block, or that loads the model."""
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all processes use, in the object store."""
-
-    plan: Any
-    labeler: Any  # without its plan
-    attempts: Any  # actor
 
 
 def label_on_ray(
@@ -73,195 +54,217 @@ def label_on_ray(
         ValueError: the cluster is not there or is too small.
         WorkersFailedError: a task failed, or MAX_DEATHS processes died over one block; fewer are made up for.
     """
-    with _quiet_core():
-        started = cluster.connect(scale)
+    started = cluster.connect(scale)
     import ray
-    import ray.data
 
-    for logger in ("ray", "ray.data"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    results = None
+    run = None
     try:
-        results = _stream(labeler, blocks, settings, scale)
-        yield from results
+        run = _Run(labeler, settings, scale, min(scale.worker_range[1], len(blocks)))
+        yield from run.label(blocks)
     except ray.exceptions.RayError as error:
         raise WorkersFailedError(cluster.cause_line(error)) from error
     finally:
-        if results is not None:
-            results.close()
+        if run is not None:  # on a cluster that goes on without this command
+            run.end()
         if started:
             cluster.disconnect()
 
 
-@contextmanager
-def _quiet_core() -> Iterator[None]:
-    """Ray's core would complain on stderr of every actor of Ray Data that may be restarted.
+@dataclass(frozen=True)
+class _Block:
+    number: int
+    images: Any  # reference to its `DecodedBlock`
 
-    It reads its level where it is started, and says so on stderr too, with nothing that would stop it.
-    """
-    if LOG_LEVEL in os.environ:
-        yield
-        return
-    os.environ[LOG_LEVEL] = "fatal"
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+
+@dataclass
+class _Worker:
+    """An actor, which may be replaced, and what it has to do, in this order."""
+
+    actor: Any
+    start: Any  # reference to the end of its start; None where that is past
+    blocks: dict[Any, _Block] = field(default_factory=dict)  # by the reference to what it will say of them
+    failed_starts: int = 0
+
+
+class _Run:
+    """The blocks that are on their way, the actors, and how often processes died over a block."""
+
+    def __init__(self, labeler: BlockWriter, settings: DecodeSettings, scale: ScaleConfig, num_actors: int) -> None:
+        import ray
+
+        # The plan by itself: what reads has no use for the model, nor for torch, which it would have to import for it.
+        self._plan, self._settings, self._scale = labeler.plan, settings, scale
+        self._shared_plan = ray.put(labeler.plan)
+        self._shared_labeler = ray.put(replace(labeler, plan=empty_plan(labeler.plan.pool)))
+        # A death is counted here, and made up for.
+        self._decode = ray.remote(num_cpus=CPUS_PER_TASK, num_returns=2, max_retries=0, scheduling_strategy="SPREAD")(
+            _decode
+        )
+        self._workers = [_Worker(*self._start_actor()) for _ in range(num_actors)]
+        self._decoding: dict[Any, _Block] = {}  # by the reference to the end of the task
+        self._decoded: deque[_Block] = deque()
+        self._deaths = Counter[tuple[str, int]]()
+
+    def label(self, blocks: Iterable[int]) -> Generator[tuple[int, Counts, int], None, None]:
+        import ray
+
+        todo = map(int, blocks)
+        while True:
+            self._decode_more(todo)
+            self._give()
+            starting = {worker.start: worker for worker in self._workers if worker.start is not None}
+            labeling = {reference: worker for worker in self._workers for reference in worker.blocks}
+            if not self._decoding and not self._decoded and not labeling:
+                return
+            for reference in ray.wait([*labeling, *self._decoding, *starting], fetch_local=False)[0]:
+                if reference in starting:
+                    self._end_start(starting[reference])
+                elif reference in self._decoding:
+                    self._end_decode(reference)
+                elif (found := self._end_label(labeling[reference], reference)) is not None:
+                    yield found
+
+    def end(self) -> None:
+        import ray
+
+        with suppress(ray.exceptions.RayError):
+            for worker in self._workers:
+                ray.kill(worker.actor)
+            for reference in self._decoding:
+                ray.cancel(reference)
+
+    def _start_actor(self) -> tuple[Any, Any]:
+        """The actor, and a reference to the end of its start."""
+        import ray
+
+        options = {"num_cpus": self._scale.cpus_per_worker, "num_gpus": 1 if self._scale.use_gpu else 0}
+        kind = ray.remote(**options, scheduling_strategy="SPREAD")(_Actor)
+        actor = kind.remote(self._shared_plan, self._shared_labeler, self._scale)
+        return actor, actor.ready.remote()
+
+    def _decode_more(self, todo: Iterator[int]) -> None:
+        given = sum(len(worker.blocks) for worker in self._workers)
+        free = BLOCKS_PER_ACTOR * len(self._workers) - given - len(self._decoding) - len(self._decoded)
+        for block in islice(todo, free):
+            self._submit(block)
+
+    def _submit(self, block: int) -> None:
+        images, end = self._decode.remote(self._shared_plan, block, self._settings)
+        self._decoding[end] = _Block(block, images)
+
+    def _give(self) -> None:
+        """Decoded blocks to the actors that have the fewest."""
+        ready = [worker for worker in self._workers if worker.start is None]
+        while self._decoded and ready:
+            worker = min(ready, key=lambda worker: len(worker.blocks))
+            if len(worker.blocks) == BLOCKS_GIVEN:
+                return
+            block = self._decoded.popleft()
+            worker.blocks[worker.actor.label.remote(block.images)] = block
+
+    def _end_start(self, worker: _Worker) -> None:
+        import ray
+
         try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            del os.environ[LOG_LEVEL]
-            said.seek(0)
-            for line in said:
-                if LOG_LEVEL.encode() not in line:
-                    os.write(2, line)
+            ray.get(worker.start)
+        except ray.exceptions.RayActorError as error:
+            if error.actor_init_failed:
+                raise
+            worker.failed_starts += 1
+            if worker.failed_starts == MAX_DEATHS:
+                raise _too_many_deaths("start", "the start of an actor") from error
+            worker.actor, worker.start = self._start_actor()
+        else:
+            worker.start, worker.failed_starts = None, 0
 
+    def _end_decode(self, reference: Any) -> None:
+        import ray
 
-def _stream(
-    labeler: BlockWriter, blocks: NDArray[np.int32], settings: DecodeSettings, scale: ScaleConfig
-) -> Generator[tuple[int, Counts, int], None, None]:
-    import ray
-    from ray.data import DataContext, ExecutionResources
-
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    memory = BYTES_PER_ACTOR * (scale.num_workers or 1)
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)
-    attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
-    # The plan by itself: what reads has no use for the model, nor for torch, which it would have to import for it.
-    plan = labeler.plan
-    without = replace(labeler, plan=empty_plan(plan.pool))
-    shared = Shared(ray.put(plan), ray.put(without), attempts)
-    for start in range(0, len(blocks), BLOCKS_PER_DATASET):
-        with DataContext.current(context):
-            dataset = _dataset(shared, blocks[start : start + BLOCKS_PER_DATASET].tolist(), settings, scale)
+        block = self._decoding.pop(reference)
         try:
-            for row in dataset.iter_rows():
-                yield int(row["block"]), Counts(**json.loads(row["counts"])), int(row["size"])
-        finally:  # as long as someone holds an error, its traceback holds the actors, and they their CPUs
-            with suppress(ray.exceptions.RayError):
-                ray.get(attempts.kill_actors.remote(), timeout=30)
+            ray.get(reference)
+        except (*_deaths(), ray.exceptions.ObjectLostError) as error:
+            self._count_death("read", block, error)
+            self._submit(block.number)
+        else:
+            self._decoded.append(block)
+
+    def _end_label(self, worker: _Worker, reference: Any) -> tuple[int, Counts, int] | None:
+        """What was written; None where it has to be done again."""
+        import ray
+
+        if reference not in worker.blocks:  # given back, as the actor has died over another
+            return None
+        try:
+            found: tuple[int, Counts, int] = ray.get(reference)
+        except ray.exceptions.RayActorError as error:
+            first = next(iter(worker.blocks.values()))  # the others it has not looked at
+            self._decoded.extendleft(reversed(worker.blocks.values()))
+            worker.blocks.clear()
+            with suppress(ray.exceptions.RayError):  # out of reach may not be dead
+                ray.kill(worker.actor)
+            worker.actor, worker.start = self._start_actor()
+            self._count_death("label", first, error)
+            return None
+        except ray.exceptions.RayError as error:
+            if not _is_lost(error):
+                raise
+            block = worker.blocks.pop(reference)  # its images went with a node
+            self._count_death("read", block, error)
+            self._submit(block.number)
+            return None
+        del worker.blocks[reference]
+        return found
+
+    def _count_death(self, stage: str, block: _Block, error: Exception) -> None:
+        self._deaths[stage, block.number] += 1
+        if self._deaths[stage, block.number] == MAX_DEATHS:
+            raise _too_many_deaths(stage, _names(self._plan, block.number)) from error
 
 
-def _dataset(shared: Shared, blocks: list[int], settings: DecodeSettings, scale: ScaleConfig) -> Any:
-    """The rows of these blocks."""
-    import ray
-    from ray.data import ActorPoolStrategy
-
-    num_actors = min(scale.num_workers or 1, len(blocks))  # Ray warns of those that would have nothing to do
-    # No reading task, which would ask for a whole CPU: the numbers are put into the object store from here.
-    numbers = ray.data.from_items(blocks, override_num_blocks=len(blocks))
-    return numbers.map_batches(
-        _decode,
-        batch_size=1,
-        num_cpus=CPUS_PER_TASK,
-        fn_kwargs={"shared": shared, "settings": settings},
-    ).map_batches(
-        _Actor,
-        batch_size=1,
-        num_cpus=scale.cpus_per_worker,
-        num_gpus=1 if scale.use_gpu else 0,
-        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=BLOCKS_PER_ACTOR),
-        fn_constructor_kwargs={"shared": shared, "scale": scale},
-    )
-
-
-def _decode(batch: dict[str, Any], *, shared: Shared, settings: DecodeSettings) -> dict[str, Any]:
-    """A row with the number of a block -> a row with the block."""
-    import ray
-
+def _decode(plan: Plan, block: int, settings: DecodeSettings) -> tuple[Any, None]:
+    """The images of a block, and the news that they are there."""
     from dpl_ray.data.files.shards import is_shard
     from dpl_ray.data.images.decode import share_memory
     from dpl_ray.labeling.decoding import decode_block
 
     share_memory(CPUS_PER_TASK)
-    plan: Plan = ray.get(shared.plan)
-    block = int(batch["item"][0])
     path = plan.pool.paths[plan.pool.spans[block, 0]].as_py()
-    with _attempt(shared, "read", block, partial(_names, plan, block)):
-        found = decode_block(plan, block, settings, num_threads=1 if is_shard(path) else FILE_THREADS)
-    return {
-        "block": np.array([block]),
-        "images": found.images[None],
-        "kept": found.kept[None],
-        "errors": np.array([json.dumps(list(found.errors.items()))]),
-    }
+    return decode_block(plan, block, settings, num_threads=1 if is_shard(path) else FILE_THREADS), None
 
 
 class _Actor:
     """A copy of the model, on a device of its own."""
 
-    def __init__(self, shared: Shared, scale: ScaleConfig) -> None:
-        import ray
+    def __init__(self, plan: Plan, labeler: BlockWriter, scale: ScaleConfig) -> None:
         import torch
 
         torch.set_num_threads(num_threads(scale))
-        self.shared, self.plan = shared, ray.get(shared.plan)
-        ray.get(shared.attempts.add_actor.remote(ray.get_runtime_context().current_actor))
-        # An actor that is started again is the same one.
-        with _attempt(shared, "start", ray.get_runtime_context().get_actor_id(), lambda: "the start of an actor"):
-            self.labeler = self._load(torch.device("cuda" if scale.use_gpu else "cpu"))
+        self._labeler = replace(labeler, plan=plan).to(torch.device("cuda" if scale.use_gpu else "cpu"))
 
-    def _load(self, device: Any) -> BlockWriter:
-        import ray
+    def ready(self) -> None:
+        """Answered when the actor has started."""
 
-        labeler: BlockWriter = ray.get(self.shared.labeler)
-        return replace(labeler, plan=self.plan).to(device)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from dpl_ray.labeling.decoding import DecodedBlock
-
-        errors = dict(json.loads(str(batch["errors"][0])))
-        block = DecodedBlock(int(batch["block"][0]), batch["images"][0], batch["kept"][0], errors)
-        with _attempt(self.shared, "label", block.number, partial(_names, self.plan, block.number)):
-            counts, size = self.labeler.write(block)
-        return {
-            "block": batch["block"],
-            "counts": np.array([json.dumps(asdict(counts))]),
-            "size": np.array([size]),
-        }
+    def label(self, block: Any) -> tuple[int, Counts, int]:
+        return block.number, *self._labeler.write(block)
 
 
-class _Attempts:
-    """An actor that knows what was begun, and how often, and not ended; and the actors with the model."""
+def _deaths() -> tuple[type[Exception], ...]:
+    """What Ray says of a task whose process is gone."""
+    from ray.exceptions import LocalRayletDiedError, NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
-    def __init__(self) -> None:
-        self._begun: Counter[tuple[str, int | str]] = Counter()
-        self._actors: list[Any] = []
-
-    def add_actor(self, actor: Any) -> None:
-        self._actors.append(actor)
-
-    def kill_actors(self) -> None:
-        import ray
-
-        while self._actors:
-            ray.kill(self._actors.pop())
-
-    def begin(self, stage: str, key: int | str) -> int:
-        """How often it was begun now."""
-        self._begun[stage, key] += 1
-        return self._begun[stage, key]
-
-    def end(self, stage: str, key: int | str) -> None:
-        self._begun.pop((stage, key), None)
+    return WorkerCrashedError, OutOfMemoryError, NodeDiedError, LocalRayletDiedError
 
 
-@contextmanager
-def _attempt(shared: Shared, stage: str, key: int | str, name: Callable[[], str]) -> Iterator[None]:
-    """Count an attempt at a block, or at the start of an actor.
+def _is_lost(error: Any) -> bool:
+    """Whether a task failed as its argument is gone."""
+    from ray.exceptions import ObjectLostError
 
-    Raises:
-        DeadlyError: the processes of so many before have died.
-    """
-    import ray
+    return isinstance(error, ObjectLostError) or isinstance(getattr(error, "cause", None), ObjectLostError)
 
-    if ray.get(shared.attempts.begin.remote(stage, key)) > MAX_DEATHS:
-        raise DeadlyError(f"{MAX_DEATHS} processes died over {name()}: {_WHAT_TO_DO[stage]}")
-    yield
-    shared.attempts.end.remote(stage, key)
+
+def _too_many_deaths(stage: str, over: str) -> WorkersFailedError:
+    return WorkersFailedError(f"{MAX_DEATHS} processes died over {over}: {_WHAT_TO_DO[stage]}")
 
 
 def _names(plan: Plan, block: int) -> str:

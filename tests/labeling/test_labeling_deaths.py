@@ -1,4 +1,4 @@
-"""Labelling in actors: several datasets one after another, and blocks over which processes die."""
+"""Labelling in actors: blocks on their way, and blocks over which processes die."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from dpl_ray.labeling.plan import Plan
 from dpl_ray.runs.splits import write_splits
 from dpl_ray.store.storage import Storage
 from tests.builders import tiny_splits
-from tests.labeling.jobs import label, make_checkpoint, parts, rows, summary, write_images, write_parquet
+from tests.labeling.jobs import label, make_checkpoint, near, parts, rows, summary, write_images, write_parquet
 
 pytestmark = pytest.mark.ray
 NUM_ROWS = 42  # in 11 blocks
@@ -60,18 +61,9 @@ def dying(block: int, deaths: Path, times: int) -> Callable[[int], None]:
 def die_in_tasks(monkeypatch: pytest.MonkeyPatch, die: Callable[[int], None]) -> None:
     whole = on_ray._decode
 
-    def decode(batch: dict[str, Any], **keywords: Any) -> dict[str, Any]:
-        from dpl_ray.labeling import decoding
-
-        def decode_block(plan: Plan, block: int, *others: Any, **more: Any) -> decoding.DecodedBlock:
-            die(block)
-            return found(plan, block, *others, **more)
-
-        found, decoding.decode_block = decoding.decode_block, decode_block
-        try:
-            return whole(batch, **keywords)
-        finally:
-            decoding.decode_block = found
+    def decode(plan: Plan, block: int, settings: Any) -> Any:
+        die(block)
+        return whole(plan, block, settings)
 
     monkeypatch.setattr(on_ray, "_decode", decode)
 
@@ -80,22 +72,22 @@ def die_in_actors(monkeypatch: pytest.MonkeyPatch, die: Callable[[int], None]) -
     class Dying(on_ray._Actor):
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords)
-            whole = self.labeler.write
+            whole = self._labeler.write
 
             def label(block: Any) -> Any:
                 die(block.number)
                 return whole(block)
 
-            self.labeler = SimpleNamespace(write=label)
+            self._labeler = SimpleNamespace(write=label)
 
     monkeypatch.setattr(on_ray, "_Actor", Dying)
 
 
 def die_in_starts(monkeypatch: pytest.MonkeyPatch, die: Callable[[int], None]) -> None:
     class Dying(on_ray._Actor):
-        def _load(self, device: Any) -> Any:
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
             die(DEADLY)
-            return super()._load(device)
+            super().__init__(*arguments, **keywords)
 
     monkeypatch.setattr(on_ray, "_Actor", Dying)
 
@@ -107,22 +99,45 @@ def test_what_reads_and_decodes_does_not_import_torch() -> None:
 
 
 @pytest.mark.slow
-def test_every_block_comes_once_over_several_datasets(
+def test_few_blocks_are_on_their_way_and_each_comes_once(
     ray_cluster: None, checkpoint: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, datasets = on_ray._dataset, []
+    whole, seen = on_ray._Run._give, []
 
-    def dataset(shared: Any, blocks: list[int], *others: Any) -> Any:
-        datasets.append(blocks)
-        return whole(shared, blocks, *others)
+    def give(run: on_ray._Run) -> None:
+        whole(run)
+        given = [len(worker.blocks) for worker in run._workers]
+        seen.append((len(run._decoding) + len(run._decoded) + sum(given), max(given)))
 
-    monkeypatch.setattr(on_ray, "_dataset", dataset)
-    monkeypatch.setattr(on_ray, "BLOCKS_PER_DATASET", 6)
+    monkeypatch.setattr(on_ray._Run, "_give", give)
+    monkeypatch.setattr(on_ray, "BLOCKS_PER_ACTOR", 3)
     label(checkpoint, pool, tmp_path / "out", **on_one_actor())
-    assert datasets == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+    assert [max(numbers) for numbers in zip(*seen, strict=True)] == [3, on_ray.BLOCKS_GIVEN]
     label(checkpoint, pool, tmp_path / "here")
-    assert rows(tmp_path / "out") == rows(tmp_path / "here")
+    assert rows(tmp_path / "out") == near(rows(tmp_path / "here"))
     assert len(parts(tmp_path / "out")) == 11
+
+
+@pytest.mark.slow
+def test_images_that_are_lost_with_a_node_are_decoded_again(
+    ray_cluster: None, checkpoint: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, lost = on_ray._Run._end_decode, list[int]()
+
+    @ray.remote(num_cpus=0)
+    def gone() -> None:
+        raise ray.exceptions.ObjectReconstructionFailedError("0" * 56, "", "")
+
+    def lose(run: on_ray._Run, reference: Any) -> None:
+        whole(run, reference)
+        if run._decoded[-1].number == DEADLY and len(lost) < MAX_DEATHS - 1:
+            run._decoded[-1] = replace(run._decoded[-1], images=gone.remote())
+            lost.append(DEADLY)
+
+    monkeypatch.setattr(on_ray._Run, "_end_decode", lose)
+    label(checkpoint, pool, tmp_path / "out", **on_one_actor())
+    assert len(lost) == MAX_DEATHS - 1
+    assert len(rows(tmp_path / "out")) == NUM_ROWS
 
 
 @pytest.mark.slow
@@ -137,7 +152,7 @@ def test_two_workers_select_by_the_certified_thresholds_as_one_process_does(
     given = {"max_error": 0.9, "confidence": 0.6, "audit": str(answers)}
     here = label(unsure, pool, tmp_path / "here", **given)
     label(unsure, pool, tmp_path / "out", **given, scale={"num_workers": 2, "cpus_per_worker": 0.3})
-    assert rows(tmp_path / "out") == rows(tmp_path / "here")
+    assert rows(tmp_path / "out") == near(rows(tmp_path / "here"))
     assert summary(tmp_path / "out")["certificate"] == here.certificate
 
 
@@ -162,7 +177,6 @@ def test_a_block_over_which_every_process_dies_ends_the_job_and_costs_no_other(
     advice: str,
 ) -> None:
     output, deaths = tmp_path / "out", tmp_path / "deaths"
-    monkeypatch.setattr(on_ray, "BLOCKS_PER_DATASET", 6)
     with monkeypatch.context() as patched:
         die_in(patched, dying(DEADLY, deaths, 1000))
         with pytest.raises(WorkersFailedError, match=rf"3 processes died over {over}: {advice}") as held:

@@ -105,12 +105,13 @@ def test_an_actor_is_killed_then_a_task_then_the_job_and_all_are_made_up_for(
     let_through(output, first)
     process = start(checkpoint, pool, output, *arguments, prepare=hold)
     let_through_to(first)
-    actors = [pid for pid, title in descendants(process.pid).items() if "ray::MapWorker" in title]
+    actors = [pid for pid, title in descendants(process.pid).items() if "ray::_Actor" in title]
     assert actors, "the actor is not found"
     for pid in actors:
         os.kill(pid, signal.SIGKILL)
     let_through_to(second)
-    tasks = [pid for pid, title in descendants(process.pid).items() if "ray::" in title and "Map" in title]
+    titles = ("ray::_Actor", "ray::_decode")
+    tasks = [pid for pid, title in descendants(process.pid).items() if title.startswith(titles)]
     assert tasks, "neither the actor nor a task is found"
     os.kill(moments.choice(tasks), signal.SIGKILL)
     let_through_to(third)
