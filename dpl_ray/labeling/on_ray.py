@@ -153,11 +153,12 @@ class _Run:
         self._decoding[end] = _Block(block, images)
 
     def _give(self) -> None:
-        """Decoded blocks to the actors that have the fewest."""
+        """Decoded blocks to the actors that have the fewest; the last ones to those that are first at an end."""
         ready = [worker for worker in self._workers if worker.start is None]
+        most = BLOCKS_GIVEN if len(self._decoded) + len(self._decoding) > len(self._workers) else 1
         while self._decoded and ready:
             worker = min(ready, key=lambda worker: len(worker.blocks))
-            if len(worker.blocks) == BLOCKS_GIVEN:
+            if len(worker.blocks) >= most:
                 return
             block = self._decoded.popleft()
             worker.blocks[worker.actor.label.remote(block.images)] = block

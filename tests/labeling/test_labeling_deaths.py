@@ -98,11 +98,9 @@ def test_what_reads_and_decodes_does_not_import_torch() -> None:
     assert found.stdout == "False\n"
 
 
-@pytest.mark.slow
-def test_few_blocks_are_on_their_way_and_each_comes_once(
-    ray_cluster: None, checkpoint: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, seen = on_ray._Run._give, []
+def watch_blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(blocks on their way, most blocks that one actor has) whenever blocks are given to the actors."""
+    whole, seen = on_ray._Run._give, list[tuple[int, int]]()
 
     def give(run: on_ray._Run) -> None:
         whole(run)
@@ -110,12 +108,31 @@ def test_few_blocks_are_on_their_way_and_each_comes_once(
         seen.append((len(run._decoding) + len(run._decoded) + sum(given), max(given)))
 
     monkeypatch.setattr(on_ray._Run, "_give", give)
-    monkeypatch.setattr(on_ray, "BLOCKS_PER_ACTOR", 3)
+    return seen
+
+
+@pytest.mark.slow
+def test_few_blocks_are_on_their_way_and_each_comes_once(
+    ray_cluster: None, checkpoint: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch_blocks(monkeypatch)
+    monkeypatch.setattr(on_ray, "BLOCKS_PER_ACTOR", 4)
     label(checkpoint, pool, tmp_path / "out", **on_one_actor())
-    assert [max(numbers) for numbers in zip(*seen, strict=True)] == [3, on_ray.BLOCKS_GIVEN]
+    assert [max(numbers) for numbers in zip(*seen, strict=True)] == [4, on_ray.BLOCKS_GIVEN]
     label(checkpoint, pool, tmp_path / "here")
     assert rows(tmp_path / "out") == near(rows(tmp_path / "here"))
     assert len(parts(tmp_path / "out")) == 11
+
+
+@pytest.mark.slow
+def test_no_actor_keeps_a_second_block_while_another_has_none(
+    ray_cluster: None, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "pool", range(8))
+    seen = watch_blocks(monkeypatch)
+    label(checkpoint, tmp_path / "pool", tmp_path / "out", scale={"num_workers": 2, "cpus_per_worker": 0.5})
+    assert len(parts(tmp_path / "out")) == 2
+    assert max(most for _, most in seen) == 1
 
 
 @pytest.mark.slow
@@ -177,6 +194,7 @@ def test_a_block_over_which_every_process_dies_ends_the_job_and_costs_no_other(
     advice: str,
 ) -> None:
     output, deaths = tmp_path / "out", tmp_path / "deaths"
+    monkeypatch.setattr(on_ray, "BLOCKS_PER_ACTOR", 2)  # so that most of those before it are done
     with monkeypatch.context() as patched:
         die_in(patched, dying(DEADLY, deaths, 1000))
         with pytest.raises(WorkersFailedError, match=rf"3 processes died over {over}: {advice}") as held:
