@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.figures import Figure, Figures, median, report
 from benchmarks.memory import MemorySampler
+from dpl_ray.config.schema import ScaleConfig
 from dpl_ray.data.files.location import open_location
 from dpl_ray.data.formats.rows import PoolFiles, list_pool
 from dpl_ray.data.images.convert import DecodeSettings
@@ -175,8 +176,7 @@ def _labeled(pool: Path, path: Path) -> Path:
 
 
 def _compare_feed(folder: Path, rounds: int, aheads: list[int | None]) -> Figures:
-    import ray
-
+    from dpl_ray.cluster import connect as cluster
     from dpl_ray.cluster.windows import COUNTED, shares_ahead_here
 
     num_processes = os.cpu_count() or 1
@@ -185,7 +185,7 @@ def _compare_feed(folder: Path, rounds: int, aheads: list[int | None]) -> Figure
     windows = Windows(16, 7, 73, seed=0)
     plain: list[float] = []
     feeds: dict[int | None, list[float]] = {ahead: [] for ahead in aheads}
-    ray.init("local", num_cpus=num_processes, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    cluster.connect(ScaleConfig(num_workers=1))  # Ray as a training starts it
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_warm) as executor:
         list(executor.map(_decode_spans, [(files, files.spans[:1])] * num_processes))
@@ -197,7 +197,7 @@ def _compare_feed(folder: Path, rounds: int, aheads: list[int | None]) -> Figure
             for ahead, rates in feeds.items():
                 rates.append(_feed_rate(pool, replace(windows, ahead=ahead)))
     null = f"null ({shares_ahead_here(COUNTED * windows.rows * pool.bytes_per_image(), 1)})"
-    ray.shutdown()
+    cluster.disconnect()
     figures: Figures = {"plain loop": {"rate": median(plain, "images/s")}}
     for ahead, rates in feeds.items():
         ratios = [feed / loop for feed, loop in zip(rates, plain, strict=True)]
