@@ -14,7 +14,7 @@ from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.splits.bad_images import most_bad
 from dpl_ray.labeling.config import SMALL_POOL, LabelScaleConfig
 from dpl_ray.labeling.ledger import Ledger
-from dpl_ray.labeling.on_ray import count_actors, label_on_ray
+from dpl_ray.labeling.on_ray import count_actors, label_on_ray, usual_actors
 from dpl_ray.labeling.parts import Counts
 from dpl_ray.labeling.writer import BlockWriter
 from dpl_ray.page.console import Progress
@@ -44,7 +44,7 @@ def count_workers(config: LabelScaleConfig, num_images: int) -> int:
         nodes, where = cluster.nodes_for(scale)
         room = count_actors(nodes, scale)
         if wanted is None:
-            wanted = max(1, room)
+            wanted = usual_actors(nodes, scale)
         if wanted > room:
             raise ValueError(
                 f"scale.num_workers={wanted}: {where} has room for {room} actors of scale.cpus_per_worker="

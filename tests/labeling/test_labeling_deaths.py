@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 
+from dpl_ray.config.schema import ScaleConfig
 from dpl_ray.labeling import on_ray
 from dpl_ray.labeling.on_ray import MAX_DEATHS, WorkersFailedError
 from dpl_ray.labeling.plan import Plan
@@ -105,10 +106,18 @@ def watch_blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     def give(run: on_ray._Run) -> None:
         whole(run)
         given = [len(worker.blocks) for worker in run._workers]
-        seen.append((len(run._decoding) + len(run._decoded) + sum(given), max(given)))
+        seen.append((run._num_on_their_way, max(given)))
 
     monkeypatch.setattr(on_ray._Run, "_give", give)
     return seen
+
+
+def test_as_many_actors_as_there_is_room_for_with_a_task_that_reads_for_each() -> None:
+    scale = ScaleConfig(cpus_per_worker=0.75)
+    nodes = [{"CPU": 16.0}, {"CPU": 2.0}, {"CPU": 0.5}]
+    assert on_ray.usual_actors(nodes, scale) == 16 + 2
+    assert on_ray.count_actors(nodes, scale) == 21 + 2, "where so many are asked for"
+    assert on_ray.usual_actors([{"CPU": 0.5}], scale) == 1
 
 
 @pytest.mark.slow
@@ -155,6 +164,54 @@ def test_images_that_are_lost_with_a_node_are_decoded_again(
     label(checkpoint, pool, tmp_path / "out", **on_one_actor())
     assert len(lost) == MAX_DEATHS - 1
     assert len(rows(tmp_path / "out")) == NUM_ROWS
+
+
+@pytest.mark.slow
+def test_an_actor_that_takes_too_much_memory_twice_is_made_up_for(
+    ray_cluster: None, checkpoint: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = on_ray._Run._end_label, list[Any]()
+
+    def refuse(*_: Any) -> None:
+        raise ray.exceptions.OutOfMemoryError("killed by the memory monitor")
+
+    def end_label(run: on_ray._Run, worker: on_ray._Worker) -> Any:
+        if worker.blocks[0][1].number != DEADLY or len(killed) == MAX_DEATHS - 1:
+            return whole(run, worker)
+        killed.append(worker.actor)
+        with monkeypatch.context() as patched:
+            patched.setattr(ray, "get", refuse)
+            return whole(run, worker)
+
+    monkeypatch.setattr(on_ray._Run, "_end_label", end_label)
+    label(checkpoint, pool, tmp_path / "out", **on_one_actor())
+    assert len(set(killed)) == MAX_DEATHS - 1
+    assert len(rows(tmp_path / "out")) == NUM_ROWS
+
+
+@pytest.mark.slow
+def test_no_block_pays_for_actors_that_were_lost_while_they_had_nothing_to_do(
+    ray_cluster: None, checkpoint: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, runs, lost = on_ray._Run._give, list[on_ray._Run](), list[Any]()
+
+    def give(run: on_ray._Run) -> None:
+        runs.append(run)
+        idle = [worker.actor for worker in run._workers if worker.start is None and not worker.blocks]
+        if len(lost) < 3:
+            if len(idle) < 3:
+                return  # until all have started
+            lost.extend(idle)
+            for actor in idle:
+                ray.kill(actor)
+        whole(run)
+
+    monkeypatch.setattr(on_ray._Run, "_give", give)
+    monkeypatch.setattr(on_ray, "BLOCKS_PER_ACTOR", 1)
+    label(checkpoint, pool, tmp_path / "out", scale={"num_workers": 3, "cpus_per_worker": 0.3})
+    assert len(rows(tmp_path / "out")) == NUM_ROWS
+    assert len(lost) == 3
+    assert set(runs[0]._deaths.values()) <= {1}
 
 
 @pytest.mark.slow
