@@ -31,6 +31,9 @@ SETTINGS = {
     # Ray Data the metrics of every data set (https://github.com/ray-project/ray/issues/43924).
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "0",
+    # Where more processes run than there are cores, Ray ends what has waited for a second for the next task: each block
+    # of a pool would be read by a process that starts for it, which takes longer than to read.
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s: the end of a training is seen so late
 }
 #: What starts processes that serve a dashboard, an autoscaler and the console: there are none of these. Ray would wait

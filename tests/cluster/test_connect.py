@@ -7,11 +7,14 @@ import math
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
+import ray
 
 from dpl_ray.cluster import connect as cluster
+from dpl_ray.cluster import local
 from dpl_ray.cluster.connect import (
     cause_line,
     check_readers,
@@ -246,3 +249,10 @@ def test_a_connection_ends_with_the_run_that_made_it(was_connected: bool, monkey
     with pytest.raises(ValueError, match="the data"):
         fail()
     assert ended == ([] if was_connected else [True])
+
+
+def test_ray_knows_the_settings_of_the_one_that_is_started_here() -> None:
+    raylet = (Path(ray.__file__).parent / "core/src/ray/raylet/raylet").read_bytes()
+    names = [name.removeprefix("RAY_") for name in local.SETTINGS if name.removeprefix("RAY_").islower()]
+    assert len(names) == 3, "those of its services; it would not say that one of them is unknown"
+    assert [name for name in names if name.encode() not in raylet] == []
