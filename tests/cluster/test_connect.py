@@ -82,6 +82,7 @@ def test_the_cause_of_a_failed_task_is_named() -> None:
 
 def test_more_than_this_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     check(ScaleConfig(num_workers=4, cpus_per_worker=0.5))
     with pytest.raises(ValueError, match=r"scale\.num_workers=5 .* needs 2\.5 CPUs, this machine has 2; at most 4"):
         check(ScaleConfig(num_workers=5, cpus_per_worker=0.5))
