@@ -18,7 +18,7 @@ import ray
 from dpl_ray.config.schema import ScaleConfig
 from dpl_ray.labeling import on_ray
 from dpl_ray.labeling.on_ray import MAX_DEATHS, WorkersFailedError
-from dpl_ray.labeling.plan import Plan
+from dpl_ray.labeling.plan import MAX_DECODED_BYTES, Plan
 from dpl_ray.runs.splits import write_splits
 from dpl_ray.store.storage import Storage
 from tests.builders import tiny_splits
@@ -118,6 +118,32 @@ def test_as_many_actors_as_there_is_room_for_with_a_task_that_reads_for_each() -
     assert on_ray.usual_actors(nodes, scale) == 16 + 2
     assert on_ray.count_actors(nodes, scale) == 21 + 2, "where so many are asked for"
     assert on_ray.usual_actors([{"CPU": 0.5}], scale) == 1
+
+
+def test_a_new_actor_waits_until_there_is_room_beside_what_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"CPU": 3.0}]
+    monkeypatch.setattr(on_ray.cluster, "connected_nodes", lambda: nodes)
+    run = object.__new__(on_ray._Run)
+    run._scale, run._shared_plan, run._shared_labeler = ScaleConfig(cpus_per_worker=0.75), None, None
+    actor = SimpleNamespace(ready=SimpleNamespace(remote=object))
+    run._actor_class = SimpleNamespace(remote=lambda *_: actor)
+    run._workers, run._without_actor = [], [on_ray._Worker() for _ in range(4)]
+    run._start_actors()
+    assert (len(run._workers), len(run._without_actor)) == (3, 1), "the fourth would take the last CPU"
+    nodes.append({"CPU": 1.0})
+    run._start_actors()
+    assert (len(run._workers), len(run._without_actor)) == (4, 0)
+
+
+@pytest.mark.slow
+def test_blocks_on_their_way_fill_half_of_the_object_stores_at_most(
+    ray_cluster: None, checkpoint: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch_blocks(monkeypatch)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"object_store_memory": 4 * MAX_DECODED_BYTES})
+    label(checkpoint, pool, tmp_path / "out", **on_one_actor())
+    assert max(number for number, _ in seen) == 2
+    assert len(rows(tmp_path / "out")) == NUM_ROWS
 
 
 @pytest.mark.slow
