@@ -123,7 +123,7 @@ def test_a_streamed_run_that_one_process_finishes_after_killed_workers_ends_as_o
     for name in ("student", "teacher"):
         mine, theirs = (load_file(Path(run.checkpoint) / f"{name}.safetensors") for run in (result, alone))
         for key, expected in theirs.items():
-            torch.testing.assert_close(mine[key], expected, atol=1e-3, rtol=1e-3)  # another image is worth 3e-3
+            torch.testing.assert_close(mine[key], expected, atol=1e-4, rtol=1e-3)
 
 
 def test_workers_that_leave_no_cpu_to_read_with_are_refused(ray_cluster: None) -> None:

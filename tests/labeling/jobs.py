@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
 from dpl_ray.config.section import validated
@@ -67,18 +66,6 @@ def rows(output: Path | str) -> dict[str, dict[str, Any]]:
     found = {row["sample_id"]: row for row in table.to_pylist()}
     assert len(found) == len(table), "a sample is there twice"
     return found
-
-
-def near(found: dict[str, Any]) -> dict[str, Any]:
-    """What equals these rows, or this row, but for rounding: on some CPUs it depends on threads and batches."""
-    return {
-        name: near(value)
-        if isinstance(value, dict)
-        else pytest.approx(value, rel=1e-4, abs=1e-7)
-        if isinstance(value, float)
-        else value
-        for name, value in found.items()
-    }
 
 
 def parts(output: Path) -> dict[str, tuple[int, bytes]]:

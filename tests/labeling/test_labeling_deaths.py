@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from dpl_ray.config.schema import ScaleConfig
 from dpl_ray.labeling import on_ray
@@ -22,7 +24,7 @@ from dpl_ray.labeling.plan import MAX_DECODED_BYTES, Plan
 from dpl_ray.runs.splits import write_splits
 from dpl_ray.store.storage import Storage
 from tests.builders import tiny_splits
-from tests.labeling.jobs import label, make_checkpoint, near, parts, rows, summary, write_images, write_parquet
+from tests.labeling.jobs import label, make_checkpoint, parts, rows, summary, write_images, write_parquet
 
 pytestmark = pytest.mark.ray
 NUM_ROWS = 42  # in 11 blocks
@@ -45,6 +47,17 @@ def on_one_actor() -> dict[str, Any]:
     """Of the 4 CPUs, so that few tasks read at once, which take longer to start than to read."""
     address = ray.get_runtime_context().gcs_address
     return {"scale": {"num_workers": 1, "cpus_per_worker": 3.5, "address": address}}
+
+
+@contextmanager
+def threads_of_an_actor(cpus_per_worker: float) -> Iterator[None]:
+    """In this process: some CPUs round by the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(on_ray.num_threads(ScaleConfig(cpus_per_worker=cpus_per_worker)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def dying(block: int, deaths: Path, times: int) -> Callable[[int], None]:
@@ -154,8 +167,9 @@ def test_few_blocks_are_on_their_way_and_each_comes_once(
     monkeypatch.setattr(on_ray, "BLOCKS_PER_ACTOR", 4)
     label(checkpoint, pool, tmp_path / "out", **on_one_actor())
     assert [max(numbers) for numbers in zip(*seen, strict=True)] == [4, on_ray.BLOCKS_GIVEN]
-    label(checkpoint, pool, tmp_path / "here")
-    assert rows(tmp_path / "out") == near(rows(tmp_path / "here"))
+    with threads_of_an_actor(3.5):
+        label(checkpoint, pool, tmp_path / "here")
+    assert rows(tmp_path / "out") == rows(tmp_path / "here")
     assert len(parts(tmp_path / "out")) == 11
 
 
@@ -250,9 +264,10 @@ def test_two_workers_select_by_the_certified_thresholds_as_one_process_does(
     answers = tmp_path / "answers.csv"
     answers.write_text("path,label\n" + "".join(f"pool/a.parquet:{row},ant\n" for row in range(NUM_ROWS - 20)))
     given = {"max_error": 0.9, "confidence": 0.6, "audit": str(answers)}
-    here = label(unsure, pool, tmp_path / "here", **given)
+    with threads_of_an_actor(0.3):
+        here = label(unsure, pool, tmp_path / "here", **given)
     label(unsure, pool, tmp_path / "out", **given, scale={"num_workers": 2, "cpus_per_worker": 0.3})
-    assert rows(tmp_path / "out") == near(rows(tmp_path / "here"))
+    assert rows(tmp_path / "out") == rows(tmp_path / "here")
     assert summary(tmp_path / "out")["certificate"] == here.certificate
 
 

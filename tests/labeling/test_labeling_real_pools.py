@@ -22,7 +22,6 @@ from tests.labeling.jobs import (
     encode,
     label,
     make_checkpoint,
-    near,
     picture,
     png,
     rows,
@@ -104,7 +103,8 @@ def test_a_folder(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write(pool, name, png(1))
     write(pool, ".hidden.png", png(1))
     vanish(monkeypatch, pool / "gone.png", into_folder=pool / "locked.png")
-    result = label(checkpoint, pool, tmp_path / "out", max_bad_fraction=0.5)
+    # One at a time: on some CPUs rounding depends on how many are in a batch.
+    result = label(checkpoint, pool, tmp_path / "out", max_bad_fraction=0.5, batch_size=1)
     found = rows(tmp_path / "out")
     expected = {name: reason for name, (_, reason) in BAD.items()}
     expected |= dict.fromkeys(FOREIGN_FILES, FOREIGN) | {"gone.png": MISSING, "locked.png": UNREADABLE}
@@ -119,7 +119,7 @@ def test_a_folder(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert result.num_selected + result.num_rejected == len(GOOD)
     assert result.num_rows == len(GOOD) + len(expected)
     assert summary(tmp_path / "out")["num_foreign"] == 3
-    first = near(found[str(pool / "a.png")] | {"sample_id": ""})
+    first = found[str(pool / "a.png")] | {"sample_id": ""}
     for name in ("twice.png", "once more/a.png"):
         assert found[str(pool / name)] | {"sample_id": ""} == first, "equal images, equal labels"
 
