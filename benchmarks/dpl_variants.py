@@ -171,7 +171,7 @@ class FoldHeads(DynamicPseudoLabels):
     """LGP learns from one half of the labelled images and HGP from the other; the band narrows by their disagreement.
 
     d_k is the moving share of the samples with label k on which the two disagree, and the width is (1 - d_k) times the
-    distance of the states. The halves are told by the features, so that they are halves where features are stored.
+    distance of the states. The halves are the even and the odd places among the labelled images.
     """
 
     apart: Tensor  # (C,) d
@@ -202,7 +202,8 @@ class FoldHeads(DynamicPseudoLabels):
         heads_logits = self.heads(torch.cat([answers.features, pseudo.features]))
         sizes = self._sizes(torch.cat([answers.logits.float(), pseudo.logits]), heads_logits, all_labels)
         passed = self._passes(sizes, all_labels, self.cut)
-        is_first = (answers.features.detach()[:, :1] * 2**12).round().long().remainder(2).squeeze(1) == 0
+        assert pseudo.facts is not None
+        is_first = pseudo.facts.ids_labeled % 2 == 0
         halves = torch.stack([is_first, ~is_first])
         passed[:, :num_labeled] &= halves
         losses = [cut_cross_entropy(head, all_labels, row) for head, row in zip(heads_logits, passed, strict=True)]
@@ -256,7 +257,6 @@ class CalibratedBand(DynamicPseudoLabels):
 class StableBand(DynamicPseudoLabels):
     """In the band, samples whose label has changed since the last visit get generalized CE, q = 0.7 (one worker)."""
 
-    min_weight = -1.0  # the unstable samples have no weight in the cross-entropy
     last: Tensor  # (pool,) int64 label of each sample at its last visit, -1 before the first one
     Q = 0.7
 
@@ -276,15 +276,11 @@ class StableBand(DynamicPseudoLabels):
         over = self.thresholds()["over"][pseudo.labels].to(pseudo.confidence.dtype)
         return (pseudo.confidence < over) & ~self.is_stable
 
-    def weights(self, pseudo: PseudoLabels) -> Tensor:
-        return torch.where(self._is_unstable(pseudo), 0.0, super().weights(pseudo))
-
-    def auxiliary_loss(self, pseudo: PseudoLabels, answers: Answers) -> Tensor:
-        kept, labels = answers.kept, pseudo.labels[answers.kept]
-        weights = torch.where(self._is_unstable(pseudo), super().weights(pseudo), 0.0)[kept]
-        probs = self.unlabeled_logits(answers.logits_strong).softmax(dim=1).gather(1, labels[:, None]).squeeze(1)
-        loss = (weights * (1 - probs.clamp(min=1e-6) ** self.Q) / self.Q).sum() / max(len(pseudo.labels), 1)
-        return super().auxiliary_loss(pseudo, answers) + loss
+    def unlabeled_losses(self, logits_strong: Tensor, targets: Tensor, rows: Tensor, pseudo: PseudoLabels) -> Tensor:
+        probs = logits_strong.softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
+        generalized = (1 - probs.clamp(min=1e-6) ** self.Q) / self.Q
+        usual = super().unlabeled_losses(logits_strong, targets, rows, pseudo)
+        return torch.where(self._is_unstable(pseudo)[rows], generalized, usual)
 
 
 class BoundedNegatives(DynamicPseudoLabels):

@@ -75,7 +75,7 @@ def scores(model: Classifier, policy: Policy, pool: Tensor, labeled: Tensor, tar
         features, logits = model(pool)
         features_labeled, _ = model(labeled)
         ids = torch.arange(len(logits))
-        pseudo = pseudo_labels(features, logits, policy.alignment(), StepFacts(1.0, ids, ids[:0]))
+        pseudo = pseudo_labels(features, logits, policy.alignment(1.0), StepFacts(1.0, ids, ids[:0], ids[:0]))
         foreign = policy.foreign(pseudo)
     found = _of_logits(pseudo) | _of_heads(policy, pseudo)
     if foreign is not None:

@@ -90,7 +90,7 @@ def peers_step(state: TrainState, batch: Batch, config: Config, workers: Workers
     logits = logits.float()
     weak_rows = slice(num_labeled, num_labeled + num_unlabeled)
     with torch.no_grad():
-        pseudo = pseudo_labels(features[weak_rows].detach(), logits[weak_rows].detach(), state.policy.alignment())
+        pseudo = pseudo_labels(features[weak_rows].detach(), logits[weak_rows].detach(), state.policy.alignment(0.0))
         state.policy.update(workers.all_reduce_sum(state.policy.statistics(pseudo)))
         weights = state.policy.weights(pseudo)
     loss = F.cross_entropy(logits[:num_labeled], batch.targets)

@@ -49,13 +49,13 @@ def pair(name: str) -> tuple[DynamicPseudoLabels, DynamicPseudoLabels]:
     return policies
 
 
-def answers(policy: DynamicPseudoLabels, progress: float = 0.5) -> PseudoLabels:
+def answers(policy: DynamicPseudoLabels, progress: float = 0.25) -> PseudoLabels:
     """Twenty samples, sure and unsure ones."""
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(20, 2, generator=generator)
     logits = torch.randn(20, NUM_CLASSES, generator=generator) * torch.linspace(0.5, 6, 20)[:, None]
-    facts = StepFacts(progress, torch.arange(20), torch.zeros(4, dtype=torch.int64))
-    return pseudo_labels(features, logits, policy.alignment(), facts)
+    facts = StepFacts(progress, torch.arange(20), torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    return pseudo_labels(features, logits, policy.alignment(progress), facts)
 
 
 def check_entropy_cut(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
@@ -173,7 +173,7 @@ def check_unaligned_labels(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabel
 
 def check_fold_heads(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:
     pseudo = answers(dpl)
-    features = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 0.5], [3.0, 0.5]]) / 2**12  # even, odd, even, odd
+    features = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 0.5], [3.0, 0.5]])
     labeled, targets = torch.tensor([[0.0, 2.0, 0.0]] * 4), torch.tensor([0, 0, 1, 2])
     found = answers_of(features, labeled, targets)
     expected = 0.0
@@ -253,17 +253,17 @@ def check_stable_band(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) ->
     variant.get_buffer("last")[:20] = last
     variant.statistics(pseudo)
     assert torch.equal(variant.get_buffer("last")[:20], pseudo.labels)
-    over, weights, expected = dpl.thresholds()["over"].tolist(), dpl.weights(pseudo).tolist(), 0.0
-    for index, (label, confidence) in enumerate(zip(pseudo.labels.tolist(), pseudo.confidence.tolist(), strict=True)):
-        is_unstable = index % 2 == 0 and confidence < over[label]
-        assert float(variant.weights(pseudo)[index]) == (0 if is_unstable else weights[index])
-        if is_unstable:
-            expected += weights[index] * (1 - float(strong[index].softmax(dim=0)[label]) ** 0.7) / 0.7 / 20
-    labeled = torch.zeros(4, 2), torch.zeros(4, NUM_CLASSES), torch.zeros(4, dtype=torch.int64)
-    found = answers_of(*labeled, logits_strong=strong)
-    more = variant.auxiliary_loss(pseudo, found) - dpl.auxiliary_loss(pseudo, found)
-    assert expected > 0
-    assert float(more) == pytest.approx(expected, abs=1e-5)
+    rows, over = torch.arange(20).flip(0)[:15], dpl.thresholds()["over"].tolist()
+    found = variant.unlabeled_losses(strong[rows], pseudo.labels[rows], rows, pseudo)
+    kinds = set()
+    for loss, index in zip(found.tolist(), rows.tolist(), strict=True):
+        label = int(pseudo.labels[index])
+        prob, is_unstable = float(strong[index].softmax(dim=0)[label]), index % 2 == 0
+        is_unstable &= float(pseudo.confidence[index]) < over[label]
+        assert loss == pytest.approx((1 - prob**0.7) / 0.7 if is_unstable else -math.log(prob), abs=1e-5)
+        kinds.add(is_unstable)
+    assert len(kinds) == 2
+    assert torch.equal(variant.weights(pseudo), dpl.weights(pseudo))
 
 
 def check_bounded_negatives(variant: DynamicPseudoLabels, dpl: DynamicPseudoLabels) -> None:

@@ -33,7 +33,7 @@ class AdaMatch(Policy):
         self.register_buffer("mean_probs_labeled", uniform.clone())
         self.register_buffer("confidence_labeled", torch.ones((), dtype=torch.float64))
 
-    def alignment(self) -> Tensor | None:
+    def alignment(self, progress: float | Tensor) -> Tensor | None:  # noqa: ARG002
         return self.mean_probs_labeled / self.mean_probs.clamp(min=1e-6)
 
     @torch.no_grad()

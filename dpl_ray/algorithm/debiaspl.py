@@ -30,7 +30,7 @@ class DebiasPL(FixMatch):
         self.debias, self.ema_decay = debias, ema_decay
         self.register_buffer("mean_probs", torch.full((num_classes,), 1 / num_classes, dtype=torch.float64))
 
-    def alignment(self) -> Tensor:
+    def alignment(self, progress: float | Tensor) -> Tensor:  # noqa: ARG002
         """m^-debias: as factors of the probabilities, what is subtracted from the logits."""
         return self.mean_probs.clamp(min=LEAST_PROB) ** -self.debias
 

@@ -149,7 +149,7 @@ class DynamicPseudoLabels(Policy):
         """Logits of classes that are as frequent as in the pool, where that is estimated; else as they are."""
         return logits_strong + self.prior.log().to(logits_strong.dtype) if self.estimated else logits_strong
 
-    def alignment(self) -> Tensor | None:
+    def alignment(self, progress: float | Tensor) -> Tensor | None:  # noqa: ARG002
         if self.estimated:
             return self.prior
         # A class that the student never predicts must not make the factors infinite.

@@ -9,8 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def mean_over_all(losses: Tensor, weights: Tensor, num_unlabeled: int) -> Tensor:
+    """(1/U) sum of w_i loss_i, of the (K,) strong views that were computed: skipped ones count as zero."""
+    return (weights * losses).sum() / max(num_unlabeled, 1)
+
+
 def consistency(logits_strong: Tensor, targets: Tensor, weights: Tensor, num_unlabeled: int) -> Tensor:
-    """(1/U) sum of w_i CE(logits_i, target_i): the mean is over all U, skipped views count as zero.
+    """`mean_over_all` of CE(logits_i, target_i).
 
     Args:
         logits_strong: (K, C) of the strong views that were computed.
@@ -18,8 +23,7 @@ def consistency(logits_strong: Tensor, targets: Tensor, weights: Tensor, num_unl
         weights: (K,) of the policy.
         num_unlabeled: U.
     """
-    losses = F.cross_entropy(logits_strong, targets, reduction="none")
-    return (weights * losses).sum() / max(num_unlabeled, 1)
+    return mean_over_all(F.cross_entropy(logits_strong, targets, reduction="none"), weights, num_unlabeled)
 
 
 def ramp(progress: float, share: float) -> float:

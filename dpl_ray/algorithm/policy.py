@@ -68,8 +68,8 @@ class Policy(nn.Module, ABC):
     def join(self, run: RunFacts) -> None:
         """Make what depends on the pool and the workers; called once, before the first step."""
 
-    def alignment(self) -> Tensor | None:
-        """(C,) factors of the class probabilities that `pseudo_labels` applies, or None."""
+    def alignment(self, progress: float | Tensor) -> Tensor | None:  # noqa: ARG002
+        """(C,) factors of the class probabilities that `pseudo_labels` applies at this share of the run, or None."""
         return None
 
     def statistics(self, pseudo: PseudoLabels) -> Tensor:
@@ -108,6 +108,22 @@ class Policy(nn.Module, ABC):
     def unlabeled_logits(self, logits_strong: Tensor) -> Tensor:
         """(K, C) logits that the unlabelled loss is computed on, of those of the strong views."""
         return logits_strong
+
+    def unlabeled_losses(
+        self,
+        logits_strong: Tensor,
+        targets: Tensor,
+        rows: Tensor,  # noqa: ARG002
+        pseudo: PseudoLabels,  # noqa: ARG002
+    ) -> Tensor:
+        """(K,) losses of the strong views before their weights: the cross-entropy.
+
+        Args:
+            logits_strong: (K, C), as `unlabeled_logits` returns them.
+            targets: (K,) int64 or (K, C), as `mix` returns them.
+            rows: (K,) int64, which of the U samples they are.
+        """
+        return F.cross_entropy(logits_strong, targets, reduction="none")
 
     def labeled_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Of this worker's labelled images, (): the mean cross-entropy of (B, C) logits and (B,) classes."""

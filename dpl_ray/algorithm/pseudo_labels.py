@@ -18,6 +18,7 @@ class StepFacts:
     progress: float | Tensor  # share of the run's steps that are done, from 0 to below 1; () float64 on a GPU
     ids: Tensor  # (U,) int64, index in the pool of each unlabelled image
     targets_labeled: Tensor  # (B,) int64
+    ids_labeled: Tensor  # (B,) int64, index of each labelled image among all of them
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class SimPro(FixMatch):
         for name in ("prior", "joint"):
             self.register_buffer(name, torch.full((num_classes,), 1 / num_classes, dtype=torch.float64))
 
-    def alignment(self) -> Tensor:
+    def alignment(self, progress: float | Tensor) -> Tensor:  # noqa: ARG002
         return self.prior.clamp(min=LEAST_PROB)
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ class SoftMatch(Policy):
         self.register_buffer("variance", torch.ones((), dtype=torch.float64))
         self.register_buffer("mean_probs", uniform.clone())
 
-    def alignment(self) -> Tensor | None:
+    def alignment(self, progress: float | Tensor) -> Tensor | None:  # noqa: ARG002
         return 1 / (self.num_classes * self.mean_probs.clamp(min=1e-6)) if self.aligned else None
 
     @torch.no_grad()

@@ -53,8 +53,8 @@ def label_batch(
     if not logits.isfinite().all():
         raise ArithmeticError("the model's logits are not finite: this checkpoint's weights are of no use")
     ids = torch.arange(len(logits), device=logits.device)
-    facts = StepFacts(progress=1.0, ids=ids, targets_labeled=ids[:0])
-    pseudo = pseudo_labels(features, logits, policy.alignment(), facts)
+    facts = StepFacts(progress=1.0, ids=ids, targets_labeled=ids[:0], ids_labeled=ids[:0])
+    pseudo = pseudo_labels(features, logits, policy.alignment(facts.progress), facts)
     targets = policy.targets(pseudo)
     labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
     weights = _weights(policy, pseudo)

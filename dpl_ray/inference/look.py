@@ -47,7 +47,7 @@ def look(
         batch = torch.from_numpy(images[start : start + batch_size].copy())
         features, logits = model(batch.contiguous(memory_format=torch.channels_last))
         ids = torch.arange(len(logits))
-        pseudo = pseudo_labels(features, logits, policy.alignment(), StepFacts(1.0, ids, ids[:0]))
+        pseudo = pseudo_labels(features, logits, policy.alignment(1.0), StepFacts(1.0, ids, ids[:0], ids[:0]))
         heads = policy.heads(features) if isinstance(policy, DynamicPseudoLabels) else ()
         found.append((features.float(), calibrated(pseudo.probs, temperature), *(head.argmax(dim=1) for head in heads)))
     features, probs, *said = (torch.cat(part).numpy() for part in zip(*found, strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from dpl_ray.algorithm.ema import update_teacher
-from dpl_ray.algorithm.losses import consistency
+from dpl_ray.algorithm.losses import mean_over_all
 from dpl_ray.algorithm.pseudo_labels import Answers, StepFacts, pseudo_labels
 from dpl_ray.config.schema import Config
 from dpl_ray.data.batches.feed import Batch
@@ -51,8 +51,8 @@ def train_step(state: TrainState, batch: Batch, config: Config, workers: Workers
     with record_function("weak forward"), torch.no_grad(), autocast_weak:
         features_weak, logits_weak = _weak_forward(student, images_weak)
     with record_function("heads and policy"):
-        facts = StepFacts(numbers.progress, batch.ids_unlabeled, batch.targets)
-        pseudo = pseudo_labels(features_weak, logits_weak, policy.alignment(), facts)
+        facts = StepFacts(numbers.progress, batch.ids_unlabeled, batch.targets, batch.ids)
+        pseudo = pseudo_labels(features_weak, logits_weak, policy.alignment(facts.progress), facts)
         num_bad = logits_weak.isfinite().logical_not().sum().double()
         wish = torch.full_like(num_bad, state.wish if workers.rank == 0 else Wish.NOTHING)
         sums = torch.cat([policy.statistics(pseudo), torch.stack([num_bad, wish])])
@@ -82,8 +82,8 @@ def train_step(state: TrainState, batch: Batch, config: Config, workers: Workers
         features_strong, logits_strong = features[num_labeled:], logits[num_labeled:]
         trained = policy.trains_classifier(facts.progress)
         logits_strong = student.unless_frozen(features_strong, logits_strong, trained)
-        logits_read = policy.unlabeled_logits(logits_strong)
-        loss_unlabeled = consistency(logits_read, targets_strong, chosen.weights, len(weights))
+        losses = policy.unlabeled_losses(policy.unlabeled_logits(logits_strong), targets_strong, rows, pseudo)
+        loss_unlabeled = mean_over_all(losses, chosen.weights, len(weights))
     with record_function("heads and policy"):
         labeled = features[:num_labeled], logits[:num_labeled], batch.targets
         answers = Answers(*labeled, features_strong, logits_strong, chosen.kept)

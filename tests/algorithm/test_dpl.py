@@ -179,7 +179,7 @@ def randn(*shape: int, seed: int, scale: float = 1) -> Tensor:
 
 
 def read(policy: DynamicPseudoLabels, features: Tensor, logits: Tensor) -> PseudoLabels:
-    return pseudo_labels(features, logits, policy.alignment())
+    return pseudo_labels(features, logits, policy.alignment(0.0))
 
 
 def observe(policy: DynamicPseudoLabels, features: Tensor, logits: Tensor) -> PseudoLabels:
@@ -278,9 +278,9 @@ def test_everything_starts_uniform() -> None:
     assert policy.boundary.tolist() == policy.cut.tolist() == [[1 - 1 / 5] * 5] * 2
     assert policy.states.tolist() == [[1 / 5] * 5] * 2
     assert policy.mean_probs.tolist() == [1 / 5] * 5
-    assert policy.alignment().tolist() == [1] * 5
+    assert policy.alignment(0.0).tolist() == [1] * 5
     assert policy.num_crossed == 0
-    assert make_policy("dpl", 3, 5, alignment=False).alignment() is None
+    assert make_policy("dpl", 3, 5, alignment=False).alignment(0.0) is None
 
 
 def with_states(policy: DynamicPseudoLabels, low: list[float], high: list[float]) -> DynamicPseudoLabels:
@@ -487,14 +487,14 @@ def test_shares_are_estimated_where_it_is_said_and_by_default_on_stored_features
     policy = make_policy("dpl", 3, 2, **parameters)
     policy.join(RunFacts(10, 4, frozen=frozen))
     policy.prior.copy_(torch.tensor([0.8, 0.2]))
-    factors = policy.alignment()
+    factors = policy.alignment(0.0)
     assert factors.tolist() == pytest.approx([0.8, 0.2] if estimated else [1, 1])
 
 
 def test_stored_features_without_an_alignment_have_none() -> None:
     policy = make_policy("dpl", 3, 2, alignment=False)
     policy.join(RunFacts(10, 4, frozen=True))
-    assert policy.alignment() is None
+    assert policy.alignment(0.0) is None
     assert torch.equal(policy.unlabeled_logits(torch.ones(1, 2)), torch.ones(1, 2))
 
 
@@ -520,7 +520,7 @@ def test_a_checkpoint_of_before_an_average_was_kept_is_read() -> None:
 
 def test_alignment_aims_at_the_shares_that_are_known_of_the_pool() -> None:
     policy = make_policy("dpl", 3, 2, shares=[30, 10])
-    assert policy.alignment().tolist() == [1.5, 0.5]  # of two classes that the student says equally often
+    assert policy.alignment(0.0).tolist() == [1.5, 0.5]  # of two classes that the student says equally often
     policy = make_policy("dpl", 3, 2, shares="labels")
     policy.join(RunFacts(10, 4, labeled_counts=torch.tensor([5, 1])))
     assert policy.shares.tolist() == [1.5, 0.5]
@@ -528,7 +528,7 @@ def test_alignment_aims_at_the_shares_that_are_known_of_the_pool() -> None:
     other = make_policy("dpl", 3, 2, shares="labels")
     other.load_state_dict(policy.state_dict())
     other.join(RunFacts(10, 4))
-    assert torch.equal(other.alignment(), policy.alignment())
+    assert torch.equal(other.alignment(0.0), policy.alignment(0.0))
 
 
 def test_a_class_with_much_weight_gives_it_away() -> None:

@@ -102,7 +102,7 @@ def test_flexmatch_counts_the_last_class_of_many() -> None:
     logits = torch.zeros(2, 300)
     logits[:, 299] = 50
     for step in range(2):
-        facts = StepFacts(step / 2, torch.tensor([3, 4]), torch.zeros(1, dtype=torch.int64))
+        facts = StepFacts(step / 2, torch.tensor([3, 4]), *torch.zeros(2, 1, dtype=torch.int64))
         policy.update(policy.statistics(pseudo_labels(torch.zeros(2, 2), logits, facts=facts)))
     assert policy.get_buffer("last_labels").tolist() == [0, 0, 0, 300, 300]
     assert policy.get_buffer("counts")[299] == 2
@@ -113,7 +113,7 @@ def test_dash_trains_on_labels_alone_until_its_threshold_is_measured() -> None:
     sure = 50 * torch.eye(NUM_CLASSES)
     weights = []
     for step in range(10):
-        facts = StepFacts(step / 10, torch.arange(NUM_CLASSES), torch.zeros(2, dtype=torch.int64))
+        facts = StepFacts(step / 10, torch.arange(NUM_CLASSES), *torch.zeros(2, 2, dtype=torch.int64))
         rows = torch.cat([sure, torch.zeros(2, NUM_CLASSES)])
         pseudo = pseudo_labels(torch.zeros(len(rows), 2), rows, facts=facts)
         policy.update(policy.statistics(pseudo))
@@ -149,7 +149,7 @@ def test_flexmatch_goes_on_with_another_number_of_workers(tmp_path: Path) -> Non
 def test_simpro_trains_on_logits_of_pool_and_labelled_images_together() -> None:
     policy = make_policy("simpro", 2, 2, ema_decay=0.0)
     # The pool's confident targets are of class 0, and one labelled image of each class came with them.
-    facts = StepFacts(0.0, torch.arange(2), torch.tensor([0, 1]))
+    facts = StepFacts(0.0, torch.arange(2), torch.tensor([0, 1]), torch.arange(2))
     policy.update(policy.statistics(pseudo_labels(torch.zeros(2, 2), torch.tensor([[50.0, 0], [50, 0]]), facts=facts)))
     assert policy.get_buffer("prior").tolist() == pytest.approx([1, 0])
     assert policy.get_buffer("joint").tolist() == pytest.approx([0.75, 0.25])

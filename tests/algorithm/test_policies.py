@@ -75,6 +75,8 @@ ROWS = {
             {"rule": "agreement", "classifier_from": 1.0},
             {"ema_decay": 0.5, "cut": "none"},
             {"ema_decay": 0.5, "open_set": True},
+            {"ema_decay": 0.5, "shares": "equal", "balance": 0.5},
+            {"ema_decay": 0.5, "shares": "estimated", "balance": 0.5, "pace": 2.0},
         ),
         wrong=(("ema_decay", 1.0), ("rule", "none"), ("cut", "head"), ("epsilon", 0.0), ("classifier_from", 1.1)),
     ),
@@ -191,9 +193,10 @@ def read(policy: Policy, step: int, rank: int = 0, world_size: int = 1, num_samp
     share, share_labeled = NUM_UNLABELED // world_size, NUM_LABELED // world_size
     mine = slice(rank * share, rank * share + (share if num_samples is None else num_samples))
     mine_labeled = slice(rank * share_labeled, (rank + 1) * share_labeled)
-    facts = StepFacts(step / NUM_STEPS, ids[mine], targets[mine_labeled])
+    ids_labeled = torch.arange(NUM_LABELED)[mine_labeled]
+    facts = StepFacts(step / NUM_STEPS, ids[mine], targets[mine_labeled], ids_labeled)
     rows = torch.cat([features[mine], labeled[mine_labeled]] if policy.reads_labeled else [features[mine]])
-    return pseudo_labels(rows, main_classifier()(rows).detach(), policy.alignment(), facts)
+    return pseudo_labels(rows, main_classifier()(rows).detach(), policy.alignment(facts.progress), facts)
 
 
 def observe(policy: Policy, step: int) -> PseudoLabels:
@@ -331,7 +334,7 @@ def test_only_an_update_changes_the_state(parameters: dict[str, Any]) -> None:
     policy = build(parameters)
     pseudo = observe(policy, 0)
     before = snapshot(policy)
-    asked = (policy.statistics(pseudo), policy.weights(pseudo), policy.alignment(), policy.thresholds())
+    asked = (policy.statistics(pseudo), policy.weights(pseudo), policy.alignment(0.0), policy.thresholds())
     policy.targets(pseudo)
     labeled = torch.zeros(2, NUM_FEATURES), torch.zeros(2, NUM_CLASSES), torch.tensor([0, 1])
     policy.auxiliary_loss(pseudo, answers_of(*labeled))

@@ -40,7 +40,7 @@ def test_every_policy_against_loops(policy_name: str, tmp_path: Path) -> None:
     found = label_batch(model, policy, batch)
     with torch.no_grad():
         features, logits = model(batch)
-    alignment = policy.alignment()
+    alignment = policy.alignment(1.0)
     factors = [1.0] * len(CLASSES) if alignment is None else alignment.tolist()
     thresholds = {name: values.tolist() for name, values in policy.thresholds().items()}
     for row in range(len(batch)):

@@ -65,7 +65,7 @@ def test_every_sample_has_its_labels_once(checkpoint: str, pool: Path, tmp_path:
     for number, sample_id in enumerate(ids):
         image = torch.tensor(list(picture(number).tobytes()), dtype=torch.uint8).view(1, 8, 8, 3).permute(0, 3, 1, 2)
         with torch.no_grad():
-            pseudo = pseudo_labels(*model(image), policy.alignment())
+            pseudo = pseudo_labels(*model(image), policy.alignment(1.0))
             weight = float(policy.weights(pseudo))
         row = found[sample_id]
         assert row["pseudo_label"] == int(pseudo.labels)

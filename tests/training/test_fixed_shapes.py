@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -239,15 +240,20 @@ def test_a_thread_makes_each_batch_once_and_in_order(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Tensor, "record_stream", lambda *_: None)
     monkeypatch.setattr(Batch, "to", lambda self, _device: self)
     asked: list[int] = []
+    is_made = {step: threading.Event() for step in range(3, 6)}
 
     class Counting(BatchFeed):
         def __call__(self, step: int) -> Batch:
+            assert threading.current_thread().name.startswith("batches")
             asked.append(step)
+            is_made[step].set()
             return super().__call__(step)
 
     source = DeviceFeed(Counting(config, feed.labeled, feed.unlabeled, 0, 1), torch.device("cuda"), num_steps=6)
     for step in range(3, 6):
         assert torch.equal(source(step).ids_unlabeled, feed(step).ids_unlabeled)
+        if step < 5:
+            assert is_made[step + 1].wait(60), "the next batch is made before it is asked for"
     source.close()
     assert asked == [3, 4, 5]
 

@@ -93,8 +93,8 @@ class SlowRun(Run):
         logits_weak = torch.cat([logits for _, logits in outputs]) if outputs else torch.zeros(0, NUM_CLASSES)
         labeled = [state.student(image[None]) for image in weak(batch.images, batch.uniforms, self.views)]
         features, logits = (torch.cat(parts) for parts in zip(*labeled, strict=True))
-        facts = StepFacts(state.step / config.train.num_steps, batch.ids_unlabeled, batch.targets)
-        pseudo = pseudo_labels(features_weak, logits_weak, policy.alignment(), facts)
+        facts = StepFacts(state.step / config.train.num_steps, batch.ids_unlabeled, batch.targets, batch.ids)
+        pseudo = pseudo_labels(features_weak, logits_weak, policy.alignment(facts.progress), facts)
         pseudo = replace(pseudo, logits_labeled=logits.detach(), features_labeled=features.detach())
         policy.update(policy.statistics(pseudo))
         weights, targets = policy.weights(pseudo), policy.targets(pseudo)

@@ -25,6 +25,7 @@ class Batch:
 
     images: Tensor  # (B, channels, H, W) uint8
     targets: Tensor  # (B,) int64
+    ids: Tensor  # (B,) int64, index among the labelled images
     uniforms: Tensor  # (B, WEAK_UNIFORMS) parameters of the labelled weak views
     images_unlabeled: Tensor  # (U, channels, H, W) uint8
     ids_unlabeled: Tensor  # (U,) int64, index in the pool
@@ -88,6 +89,7 @@ class BatchFeed:
         return Batch(
             images=torch.from_numpy(self.labeled.images[labeled]),
             targets=torch.from_numpy(self.labeled.targets[labeled]),
+            ids=torch.from_numpy(labeled),
             uniforms=self._uniforms(self.batch_size, WEAK_UNIFORMS, step, RandomStream.VIEWS_LABELED),
             images_unlabeled=torch.from_numpy(images_unlabeled),
             ids_unlabeled=torch.from_numpy(ids_unlabeled),
