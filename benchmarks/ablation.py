@@ -3,7 +3,8 @@
     python -m benchmarks.ablation data=digits variants=[label_sets,soft_targets] seeds=5 workers=2
 
 takes the overrides of pipelines.train, and sets the variants of benchmarks/dpl_variants.py beside dpl: the same
-labelled images, initial weights, order of batches and steps a seed. Variants that are parameters of dpl (cut=none,
+labelled images, initial weights, order of batches and steps a seed. save=SETTING puts the rows into
+docs/results/dpl_ablation.csv. Variants that are parameters of dpl (cut=none,
 rule=band, ...) need no code: pipelines.compare takes 'policies=[dpl,dpl(cut=none)]'. Cells are those of
 dpl_ray/studies/comparison/cells.py, so a finished one is never run again; the tables lie in RUNS/ablation-DATA or
 run.name.
@@ -14,8 +15,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
+from benchmarks import tables
 from benchmarks.dpl_variants import VARIANTS
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.policies import POLICIES
@@ -25,10 +28,14 @@ from dpl_ray.config.schema import Config
 from dpl_ray.config.section import suggest
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.store.storage import Storage
-from dpl_ray.studies.comparison.cells import Cell, CellResult, run_cell
+from dpl_ray.studies.comparison.cells import Cell, CellResult, read_cells, run_cell
 from dpl_ray.studies.comparison.folder import write_comparison
 
-OWN = ("variants", "seeds", "workers")
+OWN = ("variants", "seeds", "workers", "save")
+COLUMNS = (
+    "setting", "variant", "seed", "accuracy", "accuracy_of_the_base", "coverage", "precision", "high_entropy_share",
+    "high_entropy_precision", "device", "commit",
+)  # fmt: skip
 
 
 def run_one(config: Config, cell: Cell, folder: str) -> CellResult:
@@ -66,6 +73,19 @@ def main(arguments: list[str]) -> None:
             print(f"{number:>4}/{len(cells)}  {running[done].name}  {done.result().metrics['eval/accuracy']:.4f}")
     write_comparison(folder, "dpl")
     print(Storage(folder) / "comparison.md")
+    if "save" in own:
+        save(own["save"], read_cells(folder))
+
+
+def save(setting: str, cells: Sequence[CellResult]) -> None:
+    """Put the variants of these cells into the CSV, in place of the rows that it has of them."""
+    accuracies = {cell.key: cell.metrics["eval/accuracy"] for cell in cells if cell.label == "dpl"}
+    for cell in cells:
+        if cell.label != "dpl" and cell.key in accuracies:
+            key = {"setting": setting, "variant": cell.label, "seed": str(cell.seed)}
+            measured = dict(zip(tables.METRICS, tables.rounded(cell), strict=True)) | cell.facts
+            found = key | measured | {"accuracy_of_the_base": f"{accuracies[cell.key]:.4f}"}
+            tables.write("dpl_ablation", COLUMNS, [[found[name] for name in COLUMNS]], key)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m benchmarks.results --check    say which differ; status 1 if any does
 
 A table stands between `<!-- results: NAME -->` and `<!-- /results -->`. NAME is one of `TABLES` in
-benchmarks/tables.py, backbones.py, study_table.py or house.py, or `bench/FILE` for the figures of
+benchmarks/tables.py, backbones.py, study_table.py, study_goals.py or house.py, or `bench/FILE` for the figures of
 docs/results/bench/FILE.json.
 """
 
@@ -16,10 +16,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import backbones, house, study_table, tables
+from benchmarks import backbones, house, study_goals, study_table, tables
 from benchmarks.figures import FOLDER, Measurement
 
-TABLES = tables.TABLES | backbones.TABLES | study_table.TABLES | house.TABLES
+TABLES = tables.TABLES | backbones.TABLES | study_table.TABLES | study_goals.TABLES | house.TABLES
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(<!-- results: (?P<name>\S+) -->\n)(?P<table>.*?)(<!-- /results -->)", re.DOTALL)
 START = "<!-- results:"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import mean
 
-from benchmarks.study import BASES, CONSTANT, WEAK_BFLOAT16
+from benchmarks.study import CONSTANT, WEAK_BFLOAT16
 from benchmarks.tables import OURS, REFERENCE, SUPERVISED, CsvRows, cell, read, settings, table
 from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.table import Row, make_rows
@@ -15,13 +14,12 @@ from dpl_ray.studies.comparison.table import Row, make_rows
 REPORTED = range(5, 10)  # labelled subsets that nothing was chosen by
 TAILS = tuple(f"frozen-{labels}-{tail}" for labels in (4, 25) for tail in ("lt20", "lt100", "lt100r"))
 GOAL = 2  # points above the best other policy on long-tailed pools, and below the cleaned pool among foreign images
-HALF = 0.5  # of the steps
 COMPARED = (OURS, REFERENCE, "freematch", "softmatch", "adamatch")  # policies that a falling weight is measured with
 OPEN_RIVALS = ("openmatch", "iomatch")
 OPEN_SET = f"{OURS}(open_set=true)"
 HEADING = (
     "setting", "subsets", SUPERVISED, "best rival", OURS, f"minus {SUPERVISED}", "minus the rival",
-    f"share of the run to {REFERENCE}'s accuracy",
+    "could have seen", f"share of the run to {REFERENCE}'s accuracy",
 )  # fmt: skip
 
 
@@ -33,18 +31,22 @@ class Standing:
     ours: Row
     supervised: Row
     rival: Row  # the most accurate of the others
+    least_error: bool  # whether its calibration error is the lowest
     share: float | None  # of the run, to the reference's final accuracy; inf: never; None: there are no curves
 
 
 def standings() -> list[Standing]:
-    found = [row for row in _reported() if "(" not in row["policy"]]  # variants may have fewer subsets
+    found = [row for row in reported() if "(" not in row["policy"]]  # variants may have fewer subsets
     standing = []
     for setting in settings(found):
-        rows = {row.label: row for row in make_rows(_shared(found, setting), OURS)}
+        rows = {row.label: row for row in make_rows(shared_cells(found, setting), OURS)}
         if {OURS, SUPERVISED} < rows.keys():
             rival = next(row for row in rows.values() if row.label not in (OURS, SUPERVISED))
             share = _share_to_reference(found, setting)
-            standing.append(Standing(setting, rows[OURS], rows[SUPERVISED], rival, share))
+            errors = {label: row.means["ece"] for label, row in rows.items()}
+            mine = errors[OURS]
+            least = mine is not None and all(error is None or mine <= error for error in errors.values())
+            standing.append(Standing(setting, rows[OURS], rows[SUPERVISED], rival, least, share))
     return standing
 
 
@@ -58,8 +60,9 @@ def study() -> str:
             f"{100 * each.supervised.accuracy:.1f}",
             f"{each.rival.label} {100 * each.rival.accuracy:.1f}",
             f"{100 * each.ours.accuracy:.1f}",
-            _minus(each.supervised),
-            _minus(each.rival),
+            minus_text(each.supervised),
+            minus_text(each.rival),
+            "-" if each.rival.interval is None else f"{100 * each.rival.interval.detectable:.1f}",
             "-" if each.share is None else "never" if math.isinf(each.share) else f"{each.share:.2f}",
         ]
         for each in found
@@ -73,44 +76,6 @@ def study() -> str:
     return f"{table(HEADING, body)}\n\n{summary}"
 
 
-def goals() -> str:
-    """A row for each goal of the study: in which of its settings `dpl` reaches it."""
-    found = standings()
-    balanced = [each for each in found if each.setting in BASES]
-    tailed = [each for each in found if "-lt" in each.setting]
-    foreign = [each for each in found if each.setting.endswith("-open60")]
-    lost = {each.setting: _lost_to_foreign_images(each.setting) for each in foreign}
-    reached: list[tuple[str, list[Standing], Callable[[Standing], bool]]] = [
-        ("balanced pools: above every other policy", balanced, lambda each: each.ours.accuracy > _best(each)),
-        ("the same, with an interval above 0 (in half of them)", balanced, _is_certain),
-        (
-            f"{REFERENCE}'s final accuracy after half of the steps",
-            [each for each in found if each.share is not None],
-            lambda each: each.share is not None and each.share <= HALF,
-        ),
-        (
-            f"long tails: {GOAL} points above the best rival",
-            tailed,
-            lambda each: 100 * (each.ours.accuracy - each.rival.accuracy) >= GOAL,
-        ),
-        (f"long tails: not below {SUPERVISED}", tailed, _is_not_below),
-        (f"foreign images: not below {SUPERVISED}", foreign, _is_not_below),
-    ]
-    reached += [
-        (
-            f"foreign images: at most {GOAL} points below the cleaned pool, {policy}",
-            [each for each in foreign if policy in lost[each.setting]],
-            lambda each, policy=policy: lost[each.setting][policy] <= GOAL,  # type: ignore[misc]
-        )
-        for policy in (OURS, OPEN_SET)
-    ]
-    body = []
-    for goal, meant, is_reached in reached:
-        missed = [each.setting for each in meant if not is_reached(each)]
-        body.append([goal, f"{len(meant) - len(missed)} of {len(meant)}", ", ".join(missed) or "-"])
-    return table(("goal", "reached", "not in"), body)
-
-
 def precision() -> str:
     """A row for each setting and policy that was also trained with bfloat16 in the pass without gradient."""
     found, body = [row for row in read("study") if int(row["subset"]) in REPORTED], []
@@ -119,7 +84,7 @@ def precision() -> str:
         for policy in sorted({row["policy"] for row in found if row["setting"] == setting}):
             if rows := _of_two(found, base, setting, policy):
                 accuracies = [f"{100 * rows[name].accuracy:.1f}" for name in (base, setting)]
-                body.append([base, policy, str(len(rows[base].subsets)), *accuracies, _minus(rows[base])])
+                body.append([base, policy, str(len(rows[base].subsets)), *accuracies, minus_text(rows[base])])
     return table(("setting", "policy", "subsets", "float32", "bfloat16", "bfloat16 minus float32"), body)
 
 
@@ -144,7 +109,7 @@ def tails() -> str:
     """A row for each policy and a column for each long-tailed pool of frozen features: mean accuracy, in %."""
     found = [row for row in read("study") if int(row["subset"]) in REPORTED and row["setting"] in TAILS]
     columns = {
-        setting: {row.label: row.accuracy for row in make_rows(_shared(found, setting), SUPERVISED)}
+        setting: {row.label: row.accuracy for row in make_rows(shared_cells(found, setting), SUPERVISED)}
         for setting in settings(found)
     }
     policies = set.intersection(*map(set, columns.values())) if columns else set()
@@ -165,7 +130,7 @@ def ceiling() -> str:
     found = [row for row in read("study") if int(row["subset"]) in REPORTED and row["setting"] in above]
     body, short = [], []
     for setting in settings(found):
-        rows = {row.label: 100 * row.accuracy for row in make_rows(_shared(found, setting), OURS)}
+        rows = {row.label: 100 * row.accuracy for row in make_rows(shared_cells(found, setting), OURS)}
         rival = max((label for label in rows if "(" not in label and label != OURS), key=rows.__getitem__)
         most = mean(above[setting])
         if most < rows[rival] + GOAL:
@@ -181,16 +146,14 @@ def ceiling() -> str:
 def variants() -> str:
     """A row for each variant of `dpl` of a setting that has any, and `supervised`, the best first."""
     found = [
-        row
-        for row in _reported()
-        if row["policy"].partition("(")[0] in (OURS, SUPERVISED) and row["policy"] != OPEN_SET
+        row for row in reported() if row["policy"].partition("(")[0] in (OURS, SUPERVISED) and row["policy"] != OPEN_SET
     ]
     measured = {row["setting"] for row in found if row["policy"] == OURS}.difference(TAILS)
     tried = {row["setting"] for row in found if row["policy"].startswith(f"{OURS}(")} & measured
     body = []
     for setting in sorted(tried):
-        for row in make_rows(_shared(found, setting), OURS):
-            minus = "-" if row.label == OURS else _minus(row, of_ours=False)
+        for row in make_rows(shared_cells(found, setting), OURS):
+            minus = "-" if row.label == OURS else minus_text(row, of_ours=False)
             body.append([setting, row.label, str(len(row.subsets)), f"{100 * row.accuracy:.1f}", minus])
     return table(("setting", "policy", "subsets", "accuracy", f"minus {OURS} [95 %]"), body)
 
@@ -208,10 +171,10 @@ def open_sets() -> str:
             for row in found
             if (row["setting"], row["policy"]) == (without, OURS)
         ]
-        rows = {row.label: row for row in make_rows(_shared(mine, setting), OPEN_SET)}
+        rows = {row.label: row for row in make_rows(shared_cells(mine, setting), OPEN_SET)}
         if {*named, cleaned} == rows.keys():
             accuracies = [f"{100 * rows[name].accuracy:.1f}" for name in (*named, cleaned)]
-            differences = [_minus(rows[name]) for name in (SUPERVISED, OURS, cleaned)]
+            differences = [minus_text(rows[name]) for name in (SUPERVISED, OURS, cleaned)]
             body.append([setting, str(len(rows[OURS].subsets)), *accuracies, *differences])
     minus = (f"`open_set` minus {name}" for name in (SUPERVISED, OURS, "the cleaned pool"))
     return table(("setting", "subsets", *named, cleaned, *minus), body)
@@ -238,7 +201,7 @@ def calibration() -> str:
     found = [row for row in read("calibration") if int(row["subset"]) in REPORTED and "(" not in row["policy"]]
     columns: dict[str, dict[str, list[float]]] = {}
     for setting in settings(found):
-        rows = _of_shared_subsets(found, setting)
+        rows = of_shared_subsets(found, setting)
         columns[setting] = {
             policy: [
                 mean(100 * float(row[name]) for row in rows if row["policy"] == policy)
@@ -263,7 +226,7 @@ def calibration() -> str:
     )
 
 
-def _reported() -> CsvRows:
+def reported() -> CsvRows:
     """Rows of the reported subsets, without the settings that vary the training alone."""
     return [
         row
@@ -280,59 +243,33 @@ def _of_two(found: CsvRows, base: str, setting: str, policy: str) -> dict[str, R
         for row in found
         if row["setting"] in names and row["policy"] == policy
     ]
-    rows = {row.label: row for row in make_rows(_shared(both, setting), setting)}
+    rows = {row.label: row for row in make_rows(shared_cells(both, setting), setting)}
     return rows if rows.keys() == {*names} else {}
 
 
-def _shared(found: CsvRows, setting: str) -> list[CellResult]:
+def shared_cells(found: CsvRows, setting: str) -> list[CellResult]:
     """The cells of a setting on the labelled subsets that all of its policies have, so that means are of the same."""
-    return [cell(row) for row in _of_shared_subsets(found, setting)]
+    return [cell(row) for row in of_shared_subsets(found, setting)]
 
 
 def _share_to_reference(found: CsvRows, setting: str) -> float | None:
     """After which share of its steps `dpl` has the reference's final accuracy: median over subsets with both curves."""
     both = [row for row in found if row["policy"] in (OURS, REFERENCE) and row["curve"]]
-    ours = next((row for row in make_rows(_shared(both, setting), REFERENCE) if row.label == OURS), None)
+    ours = next((row for row in make_rows(shared_cells(both, setting), REFERENCE) if row.label == OURS), None)
     if ours is None or ours.steps is None:
         return None
     steps = next(int(row["steps"]) for row in both if row["setting"] == setting and row["policy"] == OURS)
     return math.inf if ours.steps.median is None else ours.steps.median / steps
 
 
-def _best(each: Standing) -> float:
-    return max(each.rival.accuracy, each.supervised.accuracy)
-
-
-def _is_certain(each: Standing) -> bool:
-    """Whether the interval of the difference to the rival, which is that of the rival to `dpl`, is on our side."""
-    return each.rival.interval is not None and each.rival.interval.high < 0
-
-
-def _is_not_below(each: Standing) -> bool:
-    return each.ours.accuracy >= each.supervised.accuracy
-
-
-def _lost_to_foreign_images(setting: str) -> dict[str, float]:
-    """Policy -> points by which it is below `dpl` on the same pool without its foreign images."""
-    cleaned = setting.replace("-open", "-clean")
-    rows = [
-        row | {"setting": setting, "policy": cleaned if row["setting"] == cleaned else row["policy"]}
-        for row in _reported()
-        if (row["setting"] == cleaned and row["policy"] == OURS)
-        or (row["setting"] == setting and row["policy"] in (OURS, OPEN_SET))
-    ]
-    found = {row.label: row for row in make_rows(_shared(rows, setting), cleaned)}
-    return {label: -100 * row.difference for label, row in found.items() if row.difference is not None}
-
-
-def _of_shared_subsets(found: CsvRows, setting: str) -> CsvRows:
+def of_shared_subsets(found: CsvRows, setting: str) -> CsvRows:
     rows = [row for row in found if row["setting"] == setting]
     subsets = [{row["subset"] for row in rows if row["policy"] == policy} for policy in {row["policy"] for row in rows}]
     shared = set.intersection(*subsets) if subsets else set()
     return [row for row in rows if row["subset"] in shared]
 
 
-def _minus(row: Row, *, of_ours: bool = True) -> str:
+def minus_text(row: Row, *, of_ours: bool = True) -> str:
     """`dpl` minus this policy, or the other way round, in points with the interval."""
     assert row.difference is not None
     sign = -100 if of_ours else 100
@@ -344,7 +281,6 @@ def _minus(row: Row, *, of_ours: bool = True) -> str:
 
 TABLES = {
     "study": study,
-    "study-goals": goals,
     "study-falling": falling,
     "study-precision": precision,
     "study-tails": tails,

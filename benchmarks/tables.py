@@ -15,6 +15,7 @@ from dpl_ray.page.markdown import markdown_row
 from dpl_ray.report.health import KINDS
 from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.table import Row, make_rows, shown_label, tables
+from dpl_ray.studies.comparison.two_level import two_level_interval
 
 FOLDER = Path(__file__).parent.parent / "docs" / "results"
 REFERENCE = "fixmatch"
@@ -162,14 +163,17 @@ def means(results: CsvRows) -> str:
     )
 
 
-ABLATION_SETTINGS = ("fashion14-4", "digits-2", "digits-4", "fashion14-25", "frozen-4", "frozen-25")
+ABLATION_SETTINGS = ("fashion14-4", "digits-2", "digits-4", "digits-4-lt20", "fashion14-25", "frozen-4", "frozen-25")
 #: `label_sets` was measured before the variant took the samples of no weight in; those with a star, in code that was
 #: thrown away. No command measures them again.
 NOT_MEASURABLE = ("label_sets",)
 
 
 def ablation(rows: CsvRows) -> str:
-    """A row for each change of dpl: points above dpl with the same seed, and the number of seeds."""
+    """A row for each change of dpl: points above dpl with the same seed, and the number of seeds.
+
+    Bold where the 95 % interval of the difference lies on one side of 0.
+    """
     main = ABLATION_SETTINGS[0]
     first = [row for row in rows if row["setting"] == main]
     differences: dict[str, dict[str, list[float]]] = {}
@@ -185,13 +189,15 @@ def ablation(rows: CsvRows) -> str:
     def mean(variant: str, column: str) -> str:
         return f"{statistics.fmean(float(row[column]) for row in first if row['variant'] == variant):.2f}"
 
+    def shown_points(points: list[float]) -> str:
+        interval = two_level_interval({seed: [point] for seed, point in enumerate(points)})
+        text = f"{statistics.fmean(points):+.2f} ({len(points)})"
+        return f"**{text}**" if interval is not None and interval.low * interval.high > 0 else text
+
     body = []
     for variant in sorted(differences, key=order):
         of_setting = differences[variant]
-        shown = (
-            f"{statistics.fmean(of_setting[name]):+.2f} ({len(of_setting[name])})" if name in of_setting else ""
-            for name in ABLATION_SETTINGS
-        )
+        shown = (shown_points(of_setting[name]) if name in of_setting else "" for name in ABLATION_SETTINGS)
         use = f"{mean(variant, 'coverage')}, {mean(variant, 'precision')}" if main in of_setting else ""
         body.append([variant, *shown, use])
     gains = [statistics.fmean(found[main]) for found in differences.values() if main in found]

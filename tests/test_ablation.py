@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import ablation, tables
 from benchmarks.dpl_variants import VARIANTS
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.policies import POLICIES
 from dpl_ray.algorithm.policy import RunFacts
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, pseudo_labels
 from dpl_ray.config.policies import DplConfig
+from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
@@ -323,6 +326,24 @@ CHECKS: dict[str, Callable[[DynamicPseudoLabels, DynamicPseudoLabels], None]] = 
     "bounded_negatives": check_bounded_negatives,
     "anchored_mixing": check_anchored_mixing,
 }
+
+
+def test_rows_of_an_ablation_take_the_place_of_those_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    facts = {"device": "CPU", "commit": "abc"}
+
+    def trained(label: str, seed: int, accuracy: float) -> CellResult:
+        return CellResult(label, {}, seed, 10, 1.0, {"eval/accuracy": accuracy}, [], "", facts=facts)
+
+    ablation.save("tiny", [trained("dpl", 0, 0.5), trained("soft_targets", 0, 0.7), trained("soft_targets", 1, 0.8)])
+    ablation.save("tiny", [trained("dpl", 0, 0.5), trained("soft_targets", 0, 0.6), trained("fairness", 0, 0.4)])
+    found = tables.read("dpl_ablation")
+    assert [(row["variant"], row["seed"], row["accuracy"]) for row in found] == [
+        ("soft_targets", "0", "0.6000"),
+        ("fairness", "0", "0.4000"),
+    ]
+    assert all(row["setting"] == "tiny" and row["accuracy_of_the_base"] == "0.5000" for row in found)
+    assert {row["commit"] for row in found} == {"abc"}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import backbones, house, paper, results, study, study_table, tables
+from benchmarks import backbones, house, paper, results, study, study_goals, study_table, tables
 from benchmarks.figures import FOLDER, Figure, Measurement, add_save, command_line, mean_deviation, median, quartiles
 from dpl_ray.config.describe import list_groups
 from dpl_ray.config.schema import Config
@@ -92,10 +92,12 @@ def test_an_ablation_shows_differences_and_seeds_of_what_can_be_measured_again()
         row("fashion14-4", "label_sets", 0.9),
         row("digits-2", "better", 0.6),
         row("digits-2", "better", 0.8),
+        *(row("digits-4", "better", accuracy) for accuracy in (0.59, 0.6, 0.61)),
+        *(row("digits-4", "worse", accuracy) for accuracy in (0.1, 0.6, 0.65)),
     ]
     assert tables.ablation(rows).splitlines()[2:] == [
-        "| better |  | +20.00 (2) |  |  |  |  |  |",
-        "| worse | -10.00 (1) |  |  |  |  |  | 0.90, 0.80 |",
+        "| better |  | +20.00 (2) | **+10.00 (3)** |  |  |  |  |  |",
+        "| worse | -10.00 (1) |  | -5.00 (3) |  |  |  |  | 0.90, 0.80 |",
         "",
         "On fashion14-4, 0 of 1 changes have a higher mean than dpl.",
     ]
@@ -255,12 +257,13 @@ def test_goals_are_reached_in_so_many_settings(monkeypatch: pytest.MonkeyPatch) 
     curves = {"fixmatch": "50:0.7 100:0.6", "dpl": "50:0.6 100:0.5"}
     rows = [
         study_row(setting, policy, subset, str(accuracy + int(subset) / 100), curves.get(policy, ""))
+        | {"ece": "0.1" if policy == ("fixmatch" if setting == "frozen-4-lt20" else "dpl") else "0.2"}
         for setting, of_policy in accuracies.items()
         for policy, accuracy in of_policy.items()
         for subset in "567"
     ]
     monkeypatch.setattr(study_table, "read", lambda _: rows)
-    assert study_table.goals().splitlines()[2:] == [
+    assert study_goals.goals().splitlines()[2:] == [
         "| balanced pools: above every other policy | 1 of 2 | frozen-25 |",
         "| the same, with an interval above 0 (in half of them) | 2 of 2 | - |",
         "| fixmatch's final accuracy after half of the steps | 6 of 6 | - |",
@@ -269,7 +272,44 @@ def test_goals_are_reached_in_so_many_settings(monkeypatch: pytest.MonkeyPatch) 
         "| foreign images: not below supervised | 1 of 1 | - |",
         "| foreign images: at most 2 points below the cleaned pool, dpl | 0 of 1 | frozen-4-open60 |",
         "| foreign images: at most 2 points below the cleaned pool, dpl(open_set=true) | 1 of 1 | - |",
+        "| lowest calibration error (in half of them) | 5 of 6 | frozen-4-lt20 |",
     ]
+
+
+def test_what_was_chosen_is_shown_on_the_subsets_that_it_was_chosen_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        study_row(setting, policy, subset, accuracy)
+        for setting, policy, subset, accuracy in [
+            ("a", "dpl", "0", "0.7"),
+            ("a", "dpl", "1", "0.1"),
+            ("a", "dpl(shares=equal)", "0", "0.6"),
+            ("a", "dpl(shares=equal)", "5", "0.1"),
+            ("b", "dpl", "0", "0.7"),
+        ]
+    ]
+    monkeypatch.setattr(study_goals, "read", lambda _: rows)
+    assert study_goals.choice().splitlines()[2:] == ["| a | 1 | 60.0 | 70.0 | +10.0 |"]
+
+
+def test_the_extent_of_the_study_names_what_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        study_row(setting, policy, subset, "0.5") | {"training_seconds": seconds}
+        for setting, policy, subset, seconds in [
+            ("digits-2", "dpl", "5", "1800"),
+            ("digits-2", "supervised", "5", "1800"),
+            ("digits-2", "dpl(cut=own)", "5", "60"),
+            ("digits-4", "supervised", "0", "60"),
+            ("frozen-4", "dpl", "5", "3600"),
+        ]
+    ]
+    for module in (study_goals, study_table):
+        monkeypatch.setattr(module, "read", lambda _: rows)
+    lines = study_goals.extent().splitlines()
+    assert lines[2:4] == ["| digits-2 | `dpl`, `supervised` |", "| frozen-4 | `dpl` |"]
+    assert lines[5].startswith("Not measured: digits-4, frozen-25, fashion14-4, ")
+    assert lines[7].startswith("5 trainings of one thread each")
+    assert "took 2.0 hours of a core" in lines[7]
+    assert lines[7].endswith("30.0 minutes beside another one."), "of those on images"
 
 
 def test_a_precision_is_compared_on_the_subsets_that_both_have(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,8 @@ def band_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float)
 #: pace, heads_weight and balance if not given. Where features are frozen, no better ones outgrow a wrong label, and a
 #: run is short: thresholds follow faster, and classes share their weight. docs/RESULTS.md has each without the others.
 TRAINED, FROZEN = (1.0, 1.0, 0.0), (10.0, 10.0, 0.5)
+#: Share of a run on images after which labels are no longer aligned, where nothing is said of the classes' shares.
+ALIGNED_UNTIL = 0.5
 LEAST_MASS = 0.02  # of a class, as a share of an equal one: one that nothing is said of does not silence all others
 
 RULES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor] | None] = {
@@ -103,7 +105,7 @@ class DynamicPseudoLabels(Policy):
         self.register_buffer("prior", zeros[0] + uniform)
         self.register_buffer("shares", zeros[0] + 1)
         self.as_labeled, self.estimated = shares == "labels", shares == "estimated"
-        self.estimates_if_frozen = shares is None and alignment
+        self.chooses = shares is None and alignment
         if isinstance(shares, tuple | list):
             self._aim(torch.tensor(shares, dtype=torch.float64))
         self.log_shares: Tensor | None = None
@@ -134,7 +136,7 @@ class DynamicPseudoLabels(Policy):
         self._take(FROZEN if run.frozen else TRAINED)
         if run.frozen:  # a classifier that has hardly begun says little: its first labels wait
             self.states.fill_(1)
-            self.estimated |= self.estimates_if_frozen
+            self.estimated |= self.chooses
         counts = run.labeled_counts
         if self.as_labeled and counts is not None:
             self._aim(counts + 1)  # Laplace's rule: a few labels say little of a rare class
@@ -149,11 +151,17 @@ class DynamicPseudoLabels(Policy):
         """Logits of classes that are as frequent as in the pool, where that is estimated; else as they are."""
         return logits_strong + self.prior.log().to(logits_strong.dtype) if self.estimated else logits_strong
 
-    def alignment(self, progress: float | Tensor) -> Tensor | None:  # noqa: ARG002
+    def alignment(self, progress: float | Tensor) -> Tensor | None:
         if self.estimated:
             return self.prior
+        if not self.aligned:
+            return None
         # A class that the student never predicts must not make the factors infinite.
-        return self.shares / (self.num_classes * self.mean_probs.clamp(min=1e-6)) if self.aligned else None
+        factors = self.shares / (self.num_classes * self.mean_probs.clamp(min=1e-6))
+        if not self.chooses:
+            return factors
+        left = (1 - torch.as_tensor(progress, dtype=factors.dtype, device=factors.device) / ALIGNED_UNTIL).clamp(min=0)
+        return 1 + left * (factors - 1)
 
     def _sizes(self, logits: Tensor, heads_logits: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
         """(2, N) gradient sizes as each head's cut sees them."""

@@ -58,13 +58,22 @@ class DplConfig(Section):
     """Dynamic pseudo-labels from two gradient-cut classifiers."""
 
     name: Literal["dpl"] = "dpl"
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="decay of states, boundaries and alignment")
-    rule: Literal["gaussian", "band", "agreement"] = Field("gaussian", description="combination of the two states")
+    ema_decay: float = Field(
+        0.99, ge=0, lt=1, description="how slowly thresholds and class shares follow the pool: nearer 1 is smoother"
+    )
+    rule: Literal["gaussian", "band", "agreement"] = Field(
+        "gaussian",
+        description="what counts below a class's upper threshold: gaussian: each sample, less the further below; band: "
+        "none below the lower threshold; agreement: no thresholds, a sample counts where both classifiers agree",
+    )
     cut: Literal["confidence", "own", "none"] = Field(
         "confidence",
-        description="whose gradient decides what is cut: confidence (main classifier's), own (each head's), none",
+        description="who decides which samples the two classifiers do not learn from: confidence: the main classifier; "
+        "own: each of the two; none: nobody, so that both thresholds are alike and fewer samples count",
     )
-    epsilon: float = Field(0.02, ge=1e-6, le=1, description="least width of the rule, in confidence")
+    epsilon: float = Field(
+        0.02, ge=1e-6, le=1, description="confidence below the upper threshold that at least counts somewhat"
+    )
     alignment: Alignment = True
     classifier_from: float = Field(
         0.0,
@@ -73,10 +82,14 @@ class DplConfig(Section):
         description="share of the run from which pseudo-labels move the main classifier too, not the features alone",
     )
     pace: float | None = Field(
-        None, gt=0, description="the decay is ema_decay ** pace; null: 1, on stored features 10, whose runs are short"
+        None,
+        gt=0,
+        description="how many times faster the thresholds follow than by ema_decay alone; null: 1, on features 10",
     )
     heads_weight: float | None = Field(
-        None, gt=0, description="weight of the gradient-cut classifiers' loss; null: 1, on stored features 10"
+        None,
+        gt=0,
+        description="how many times as fast the two classifiers learn as the main one; null: 1, on stored features 10",
     )
     balance: float | None = Field(
         None,
@@ -89,7 +102,8 @@ class DplConfig(Section):
         None,
         description="how frequent the pool's classes are: a number for each, in the order of their names, in "
         "proportion to its images; equal: all alike; labels: as the labelled images are; estimated: as the "
-        "pseudo-labels say; null: equal, on stored features estimated",
+        "pseudo-labels say; null: not known: classes get alike many labels at first, after half of the run as many as "
+        "the student gives them; on stored features estimated",
     )
     balanced_softmax: bool = Field(
         True, description="whether the labelled loss corrects for classes that have more labelled images than others"

@@ -246,8 +246,8 @@ def dpl(steps: list[Step], main_classifier: nn.Linear, /, **parameters: Any) -> 
     chosen.pop("classifier_from", None)  # says what the loss moves, not what a sample counts
     kind = OpenReference if chosen.pop("open_set", False) else Reference
     reference = kind(main_classifier, decay=chosen.pop("ema_decay"), **chosen)
-    for step in steps:
+    for number, step in enumerate(steps):
         if isinstance(reference, OpenReference):
             reference.labeled = step.features_labeled, step.targets_labeled
-        weights = reference.weights(step.features, step.logits)
+        weights = reference.weights(step.features, step.logits, number / len(steps))
         yield weights, reference.labels

@@ -6,7 +6,9 @@ Legend: U unlabelled, B labelled images, C classes, D features; index 0 is LGP, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -55,6 +57,7 @@ class Reference:
     ):
         self.decay, self.slow_decay, self.estimated = decay**pace, decay, shares == "estimated"
         self.rule, self.cut, self.epsilon, self.alignment = rule, cut, epsilon, alignment
+        self.fades = shares is None
         self.heads_weight, self.balance = heads_weight, balance
         self.heads = [(classifier.weight.tolist(), classifier.bias.tolist()) for _ in range(2)]
         self.num_classes = len(self.heads[0][1])
@@ -86,7 +89,7 @@ class Reference:
         if values:
             state[k] = self.decay * state[k] + (1 - self.decay) * sum(values) / len(values)
 
-    def weights(self, features: list[Row], logits: list[Row]) -> Row:
+    def weights(self, features: list[Row], logits: list[Row], progress: float) -> Row:
         """Read pseudo-labels, move the state and weigh: what a step does before its loss."""
         self.features, self.logits = features, logits
         self.labels: list[int] = []
@@ -95,6 +98,9 @@ class Reference:
             probs = softmax(row)
             if self.alignment:
                 aligned = [share / mean for share, mean in zip(self.shares, self.mean_probs, strict=True)]
+                if self.fades:
+                    left = max(0.0, 1 - 2 * progress)  # of the alignment: none in the second half of the run
+                    aligned = [left * factor + 1 - left for factor in aligned]
                 factors = self.prior if self.estimated else aligned
                 probs = [p * factor for p, factor in zip(probs, factors, strict=True)]
                 probs = [p / sum(probs) for p in probs]
@@ -178,13 +184,13 @@ def randn(*shape: int, seed: int, scale: float = 1) -> Tensor:
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def read(policy: DynamicPseudoLabels, features: Tensor, logits: Tensor) -> PseudoLabels:
-    return pseudo_labels(features, logits, policy.alignment(0.0))
+def read(policy: DynamicPseudoLabels, features: Tensor, logits: Tensor, progress: float = 0.0) -> PseudoLabels:
+    return pseudo_labels(features, logits, policy.alignment(progress))
 
 
-def observe(policy: DynamicPseudoLabels, features: Tensor, logits: Tensor) -> PseudoLabels:
+def observe(policy: DynamicPseudoLabels, features: Tensor, logits: Tensor, progress: float = 0.0) -> PseudoLabels:
     """Read pseudo-labels and move the policy by them, as a step does."""
-    pseudo = read(policy, features, logits)
+    pseudo = read(policy, features, logits, progress)
     policy.update(policy.statistics(pseudo))
     return pseudo
 
@@ -205,7 +211,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("alignment", ["aligned", "unaligned", "known shares", "estimated shares"])
+@pytest.mark.parametrize("alignment", ["fading", "unaligned", "equal shares", "known shares", "estimated shares"])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("cut", CUTS)
 def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: str, size: str) -> None:
@@ -216,8 +222,8 @@ def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: st
     if alignment == "known shares":
         total = n.num_classes * (n.num_classes + 1) / 2
         parameters["shares"] = [k / total for k in range(1, n.num_classes + 1)]
-    if alignment == "estimated shares":
-        parameters["shares"] = "estimated"
+    if alignment in ("equal shares", "estimated shares"):
+        parameters["shares"] = alignment.split()[0]
     torch.manual_seed(0)
     classifier = nn.Linear(num_features, n.num_classes)
     with torch.no_grad():
@@ -233,7 +239,8 @@ def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: st
         logits_labeled = classifier(features_labeled).detach() + 0.3 * step
         targets = torch.arange(step, step + n.num_labeled) % n.num_classes
 
-        pseudo = observe(policy, features, logits)
+        progress = step / 6
+        pseudo = observe(policy, features, logits, progress)
         weights = policy.weights(pseudo)
         loss = policy.auxiliary_loss(pseudo, answers_of(features_labeled, logits_labeled, targets))
         policy.zero_grad()
@@ -242,7 +249,7 @@ def test_several_steps_are_those_of_the_loops(cut: str, rule: str, alignment: st
             for parameter in policy.parameters():
                 parameter -= learning_rate * parameter.grad
 
-        expected_weights = reference.weights(features.tolist(), logits.tolist())
+        expected_weights = reference.weights(features.tolist(), logits.tolist(), progress)
         expected_loss = reference.train_heads(
             features_labeled.tolist(), logits_labeled.tolist(), targets.tolist(), learning_rate
         )
@@ -489,6 +496,23 @@ def test_shares_are_estimated_where_it_is_said_and_by_default_on_stored_features
     policy.prior.copy_(torch.tensor([0.8, 0.2]))
     factors = policy.alignment(0.0)
     assert factors.tolist() == pytest.approx([0.8, 0.2] if estimated else [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("shares", "later", "last"),
+    [(None, [1.25, 0.75], [1, 1]), ("equal", [1.5, 0.5], [1.5, 0.5]), ([1, 3], [0.75, 0.75], [0.75, 0.75])],
+)
+@pytest.mark.parametrize("kind", [float, partial(torch.tensor, dtype=torch.float64)], ids=["host", "device"])
+def test_alignment_fades_over_half_of_the_run_where_nothing_is_known_of_the_shares(
+    shares: Any, later: list[float], last: list[float], kind: Callable[[float], float | Tensor]
+) -> None:
+    policy = make_policy("dpl", 3, 2, shares=shares)
+    policy.mean_probs.copy_(torch.tensor([1 / 3, 1.0]))
+    found = [policy.alignment(kind(progress)) for progress in (0.0, 0.25, 0.5, 1.0)]
+    first = [0.75, 0.75] if isinstance(shares, list) else [1.5, 0.5]
+    for factors, expected in zip(found, (first, later, last, last), strict=True):
+        assert factors.dtype == torch.float64
+        assert factors.tolist() == pytest.approx(expected)
 
 
 def test_stored_features_without_an_alignment_have_none() -> None:

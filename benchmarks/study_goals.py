@@ -1,0 +1,130 @@
+"""What the goals of the study were, what was chosen, and how much was trained: `TABLES`, name -> function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.study import BASES, FEATURES, NAMED_ALONE, SETTINGS
+from benchmarks.study_table import (
+    GOAL,
+    OPEN_SET,
+    REPORTED,
+    Standing,
+    minus_text,
+    of_shared_subsets,
+    reported,
+    shared_cells,
+    standings,
+)
+from benchmarks.tables import OURS, REFERENCE, SUPERVISED, read, settings, table
+from dpl_ray.studies.comparison.table import make_rows
+
+HALF = 0.5  # of the steps
+ALIGNED = f"{OURS}(shares=equal)"  # the whole run long
+
+
+def goals() -> str:
+    """A row for each goal of the study: in which of its settings `dpl` reaches it."""
+    found = standings()
+    balanced = [each for each in found if each.setting in BASES]
+    tailed = [each for each in found if "-lt" in each.setting]
+    foreign = [each for each in found if each.setting.endswith("-open60")]
+    lost = {each.setting: _lost_to_foreign_images(each.setting) for each in foreign}
+    reached: list[tuple[str, list[Standing], Callable[[Standing], bool]]] = [
+        ("balanced pools: above every other policy", balanced, lambda each: each.ours.accuracy > _best(each)),
+        ("the same, with an interval above 0 (in half of them)", balanced, _is_certain),
+        (
+            f"{REFERENCE}'s final accuracy after half of the steps",
+            [each for each in found if each.share is not None],
+            lambda each: each.share is not None and each.share <= HALF,
+        ),
+        (
+            f"long tails: {GOAL} points above the best rival",
+            tailed,
+            lambda each: 100 * (each.ours.accuracy - each.rival.accuracy) >= GOAL,
+        ),
+        (f"long tails: not below {SUPERVISED}", tailed, _is_not_below),
+        (f"foreign images: not below {SUPERVISED}", foreign, _is_not_below),
+    ]
+    reached += [
+        (
+            f"foreign images: at most {GOAL} points below the cleaned pool, {policy}",
+            [each for each in foreign if policy in lost[each.setting]],
+            lambda each, policy=policy: lost[each.setting][policy] <= GOAL,  # type: ignore[misc]
+        )
+        for policy in (OURS, OPEN_SET)
+    ]
+    reached.append(("lowest calibration error (in half of them)", found, lambda each: each.least_error))
+    body = []
+    for goal, meant, is_reached in reached:
+        missed = [each.setting for each in meant if not is_reached(each)]
+        body.append([goal, f"{len(meant) - len(missed)} of {len(meant)}", ", ".join(missed) or "-"])
+    return table(("goal", "reached", "not in"), body)
+
+
+def choice() -> str:
+    """A row for each setting in which labels that are aligned for the whole run were tried on other subsets, in %."""
+    found = [row for row in read("study") if int(row["subset"]) not in REPORTED and row["policy"] in (OURS, ALIGNED)]
+    body = []
+    for setting in settings(found):
+        rows = {row.label: row for row in make_rows(shared_cells(found, setting), OURS)}
+        if {OURS, ALIGNED} == rows.keys():
+            accuracies = (f"{100 * rows[label].accuracy:.1f}" for label in (ALIGNED, OURS))
+            body.append([setting, str(len(rows[OURS].subsets)), *accuracies, minus_text(rows[ALIGNED])])
+    return table(("setting", "subsets", ALIGNED, OURS, f"{OURS} minus {ALIGNED}"), body)
+
+
+def extent() -> str:
+    """Which settings have which policies, what is missing, and what all of it took."""
+    rows = read("study")
+    policies = {
+        setting: sorted({row["policy"] for row in of_shared_subsets(reported(), setting) if "(" not in row["policy"]})
+        for setting in SETTINGS
+        if not setting.endswith(NAMED_ALONE)
+    }
+    by_policies: dict[str, list[str]] = {}
+    for setting, named in policies.items():
+        if named:
+            by_policies.setdefault(", ".join(f"`{name}`" for name in named), []).append(setting)
+    body = [[", ".join(names), named] for named, names in sorted(by_policies.items(), key=lambda item: item[1])]
+    missing = [setting for setting, named in policies.items() if not named]
+    seconds = [float(row["training_seconds"]) for row in rows]
+    longest = max(
+        float(row["training_seconds"])
+        for row in rows
+        if not SETTINGS.get(row["setting"], FEATURES).startswith(FEATURES)
+    )
+    trained = (
+        f"{len(rows):,} trainings of one thread each, one initialization on each labelled subset, took "
+        f"{sum(seconds) / 3600:.1f} hours of a core; the longest, {longest / 60:.1f} minutes beside another one."
+    )
+    return f"{table(('settings', 'policies'), body)}\n\nNot measured: {', '.join(missing) or 'none'}.\n\n{trained}"
+
+
+def _best(each: Standing) -> float:
+    return max(each.rival.accuracy, each.supervised.accuracy)
+
+
+def _is_certain(each: Standing) -> bool:
+    """Whether the interval of the difference to the rival, which is that of the rival to `dpl`, is on our side."""
+    return each.rival.interval is not None and each.rival.interval.high < 0
+
+
+def _is_not_below(each: Standing) -> bool:
+    return each.ours.accuracy >= each.supervised.accuracy
+
+
+def _lost_to_foreign_images(setting: str) -> dict[str, float]:
+    """Policy -> points by which it is below `dpl` on the same pool without its foreign images."""
+    cleaned = setting.replace("-open", "-clean")
+    rows = [
+        row | {"setting": setting, "policy": cleaned if row["setting"] == cleaned else row["policy"]}
+        for row in reported()
+        if (row["setting"] == cleaned and row["policy"] == OURS)
+        or (row["setting"] == setting and row["policy"] in (OURS, OPEN_SET))
+    ]
+    found = {row.label: row for row in make_rows(shared_cells(rows, setting), cleaned)}
+    return {label: -100 * row.difference for label, row in found.items() if row.difference is not None}
+
+
+TABLES = {"study-goals": goals, "study-choice": choice, "study-extent": extent}
