@@ -71,8 +71,9 @@ bench: install
 	$(BIN)/python -m benchmarks.views --batch 112 --size 224 --save views_224
 	$(BIN)/python -m benchmarks.step --save
 	$(BIN)/python -m benchmarks.step --speedup --steps 10 --save step_speedup
-	$(BIN)/python -m benchmarks.step --workers 1 --classes 1000 --save step_1000_classes
-	$(BIN)/python -m benchmarks.step --workers 1 --classes 10000 --save step_10000_classes
+	$(BIN)/python -m benchmarks.step --workers 1 --classes 1000 --steps 7 --save step_1000_classes
+	$(BIN)/python -m benchmarks.step --workers 1 --classes 10000 --steps 7 --save step_10000_classes
+	$(BIN)/python -m benchmarks.step --open-set --save step_open_set
 	$(BIN)/python -m benchmarks.step --features 384 --workers 1 --batch-size 448 --save step_features
 	$(BIN)/python -m benchmarks.feature_rates --save
 	$(BIN)/python -m benchmarks.step --compare --save step_compare
@@ -83,11 +84,15 @@ bench: install
 	$(BIN)/python -m benchmarks.threads --save
 	$(BIN)/python -m benchmarks.finetune --save
 	$(BIN)/python -m benchmarks.label $(if $(IMAGES),--images '$(IMAGES)') --save
+	$(BIN)/python -m benchmarks.label $(if $(IMAGES),--images '$(IMAGES)') --sizes 24000 120000 --save label_large
 	$(BIN)/python -m benchmarks.mistakes --save
 	$(BIN)/python -m benchmarks.pool_rates --save
 	$(BIN)/python -m benchmarks.listing --save
 	$(BIN)/python -m benchmarks.ledger --save
 	$(BIN)/python -m benchmarks.tracking --windows 4 --save
 	$(BIN)/python -m benchmarks.search --save
-	$(BIN)/python -m benchmarks.pool $(if $(IMAGES),--images '$(IMAGES)') --save
+	$(BIN)/python -m benchmarks.pool $(if $(IMAGES),--images '$(IMAGES)') --only memory --save
+	$(BIN)/python -m benchmarks.pool $(if $(IMAGES),--images '$(IMAGES)') --only wait --save
+	$(BIN)/python -m benchmarks.pool $(if $(IMAGES),--images '$(IMAGES)') --only feed --ahead 4 null --sizes 200000 --save
+	$(BIN)/python -m benchmarks.scaling --save
 	$(BIN)/python -m benchmarks.results

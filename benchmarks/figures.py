@@ -59,7 +59,7 @@ def shown(number: float) -> str:
     return f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}" if abs(number) >= 1 else f"{number:.3g}"
 
 
-def median(values: Sequence[float], unit: str = "", **bounds: float) -> Figure:
+def median(values: Sequence[float], unit: str = "", **bounds: float | None) -> Figure:
     """The median of repeated measurements, with the lowest and the highest."""
     return Figure(statistics.median(values), unit, min(values), max(values), **bounds)
 

@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="actors, and processes of the loop")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rows-per-part", type=int, default=2_000)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--depth", type=int, default=28)
     parser.add_argument("--width", type=int, default=2)
     add_save(parser, "label")

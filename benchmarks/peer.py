@@ -3,7 +3,8 @@
     pip install --no-deps --target PEER semilearn==0.3.2
     python -m benchmarks.peer --semilearn PEER --images 'cifar10/train-00000-of-00005.parquet'
 
-The peer runs in a process of its own (benchmarks/peer_process.py). Both have the same images, B = 16 and mu = 7. Steps
+The peer runs its own code in a process of its own (benchmarks/peer_process.py). torch, torchvision, numpy and Pillow are
+those of this environment for both, so that no other version of them is measured. Both have the same images, B = 16 and mu = 7. Steps
 alternate, so that what else the machine does meets both. The peer computes every strong view; ours leaves out those
 without a weight, so that it is measured at two shares of samples with a weight.
 """
@@ -34,6 +35,7 @@ from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import train_step
 
+VERSION = "0.3.2"  # of semilearn
 BOUNDS = {1.0: 0.55, 0.7: 0.40}  # coverage -> our time over the peer's
 WARM_UP = 2
 
@@ -53,6 +55,8 @@ class Peer:
     """The process of the peer."""
 
     def __init__(self, semilearn: Path, images: str, batch_size: int, mu: int) -> None:
+        if not (semilearn / f"semilearn-{VERSION}.dist-info").is_dir():
+            raise SystemExit(f"--semilearn={semilearn}: pip has not written semilearn {VERSION} to this folder")
         script = Path(__file__).with_name("peer_process.py")
         self.process = subprocess.Popen(
             [sys.executable, str(script), images, str(batch_size), str(mu)],
@@ -125,7 +129,7 @@ def main() -> None:
     figures: Figures = {
         f"coverage {coverage}": {
             "ours": Figure(1e3 * statistics.median(column), "ms"),
-            "semilearn": Figure(1e3 * statistics.median(peers), "ms"),
+            f"semilearn {VERSION}": Figure(1e3 * statistics.median(peers), "ms"),
             "ours / semilearn": quartiles(
                 [mine / theirs for mine, theirs in zip(column, peers, strict=True)], at_most=bound
             ),

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--images", help="parquet files of JPEG images; default: scikit-learn's digits")
     parser.add_argument("--image-column", default="img")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 400_000], help="images in the pools")
-    parser.add_argument("--rounds", type=int, default=3, help="of feed and plain loop, in turn")
+    parser.add_argument("--rounds", type=int, default=5, help="of feed and plain loop, in turn")
     parser.add_argument("--steps", type=int, default=30, help="of WRN-28-2, for the time that a step waits")
     parser.add_argument(
         "--ahead",

@@ -4,6 +4,7 @@
     python -m benchmarks.step --features 384 --workers 1 --batch-size 448     the same of stored features, one view each
     python -m benchmarks.step --workers 1 --classes 10000     the same with so many classes
     python -m benchmarks.step --speedup            2 workers of one thread each beside one, the same global batch
+    python -m benchmarks.step --open-set           dpl that looks for foreign images beside dpl, one worker
     python -m benchmarks.step --compare            our step / the peers' form, coverage 1 and 0.7, B=8, mu=7
 
 The peers' form (USB): labelled, weak and strong views of every image go through the network with gradient in one
@@ -105,13 +106,14 @@ def peers_step(state: TrainState, batch: Batch, config: Config, workers: Workers
 
 
 def _setup(
-    arguments: argparse.Namespace, workers: Workers, coverage: float | None
+    arguments: argparse.Namespace, workers: Workers, coverage: float | None, *, open_set: bool = False
 ) -> tuple[Config, TrainState, BatchFeed]:
     on_features = {"data": {"name": "features", "train": "random"}} if arguments.features else {}
     head = {"name": "head", "num_features": arguments.features}
     config = parse_config(
         {
             **on_features,
+            "policy": {"name": "dpl", "open_set": open_set},
             "model": head if arguments.features else {"depth": arguments.depth, "width": arguments.width},
             "train": {
                 "batch_size": arguments.batch_size,
@@ -174,10 +176,10 @@ def measure_phases(rank: int, arguments: argparse.Namespace, port: int) -> None:
 def _report_phases(rows: list[dict[str, float]], arguments: argparse.Namespace) -> None:
     def share(*phases: str, **bounds: float | None) -> Figure:
         shares = [100 * sum(row.get(phase, 0.0) for phase in phases) / row["total"] for row in rows]
-        return Figure(statistics.median(shares), "%", **bounds)
+        return median(shares, "%", **bounds)
 
     def milliseconds(phase: str) -> Figure:
-        return Figure(1e3 * statistics.median(row.get(phase, 0.0) for row in rows), "ms")
+        return median([1e3 * row.get(phase, 0.0) for row in rows], "ms")
 
     figures: Figures = {phase: {"share": share(phase)} for phase in PHASES}
     if not arguments.features:  # a step so short that it is a busy machine's more than its own
@@ -251,6 +253,22 @@ def compare_forms(arguments: argparse.Namespace) -> None:
     report("step", figures, arguments.save)
 
 
+def compare_open_set(arguments: argparse.Namespace) -> None:
+    """Report the time of a step that looks for foreign images over one that does not, alternating, coverage 1."""
+    torch.set_num_threads(max(1, arguments.threads))
+    workers, pairs = Workers(), []
+    both = [_setup(arguments, workers, 1.0, open_set=open_set) for open_set in (True, False)]
+    for index in range(arguments.steps + 2):
+        batch = both[0][2](index)
+        seconds = [_seconds(partial(train_step, state, batch, config, workers)) for config, state, _ in both]
+        if index >= 2:
+            pairs.append(seconds)
+    columns = [median([1e3 * value for value in column], "ms") for column in zip(*pairs, strict=True)]
+    ratio = quartiles([mine / plain for mine, plain in pairs], at_most=1.02)
+    named = {"open_set=true": columns[0], "dpl": columns[1], "open_set=true / dpl": ratio}
+    report("step", {"a step": named}, arguments.save)
+
+
 def _seconds(call: Callable[[], object]) -> float:
     """Of a call, with what it leaves to a GPU."""
     _wait()
@@ -268,6 +286,7 @@ def _wait() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compare", action="store_true", help="our step beside the peers' form of it")
+    parser.add_argument("--open-set", action="store_true", help="dpl that looks for foreign images beside dpl")
     parser.add_argument("--speedup", action="store_true", help="2 workers of one thread each beside one")
     parser.add_argument("--depth", type=int, default=28)
     parser.add_argument("--width", type=int, default=2)
@@ -288,6 +307,8 @@ def main() -> None:
     arguments.workers = arguments.workers or (1 if arguments.compare else 2)
     if arguments.compare:
         compare_forms(arguments)
+    elif arguments.open_set:
+        compare_open_set(arguments)
     elif arguments.speedup:
         measure_speedup(arguments)
     elif arguments.workers == 1:

@@ -9,7 +9,6 @@ no cutout and returns Pillow images: neither decoding nor conversion to tensors 
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import transforms
 
-from benchmarks.figures import Figure, Figures, add_save, median, report
+from benchmarks.figures import Figures, add_save, median, report
 from dpl_ray.config.schema import ViewsConfig
 from dpl_ray.data.batches.augment import WEAK_UNIFORMS, num_strong_uniforms, strong, weak
 
@@ -90,7 +89,7 @@ def main() -> None:
     for view in ("weak", "strong"):
         least = LEAST_RATIOS.get(size, {}).get(view)
         ours, pillow = speeds[f"{view}, ours"], speeds[f"{view}, Pillow"]
-        ratio = Figure(statistics.median(ours) / statistics.median(pillow), at_least=least)
+        ratio = median([mine / theirs for mine, theirs in zip(ours, pillow, strict=True)], at_least=least)
         figures[view] = {"ours": median(ours, "images/s"), "Pillow": median(pillow, "images/s"), "ratio": ratio}
     report("views", figures, arguments.save)
 
