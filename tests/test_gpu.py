@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,19 @@ LENIENT: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_step_on_the_gpu_is_the_step_on_the_cpu(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def float32_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Convolutions and products with all the digits of float32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    # Not by `monkeypatch`: it would delete the attribute afterwards, which the object's own `__dict__` does not have.
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.usefixtures("float32_products")
+def test_a_step_on_the_gpu_is_the_step_on_the_cpu(policy: str) -> None:
     groups: dict[str, Any] = {
         "policy": {"name": policy} | LENIENT.get(policy, {}),
         "optim": {"learning_rate": 0.01},
