@@ -273,7 +273,7 @@ class TrainConfig(Section):
         None, description="precision of the weak views' pass, which has no gradient; null: train.precision"
     )
     compile: bool = Field(
-        False, description="one GPU: torch.compile of network and views; faster steps after a minute or more"
+        False, description="GPU: torch.compile of network and views; faster steps after a minute or more"
     )
     deterministic: bool = Field(
         False, description="GPU: deterministic algorithms alone, for the same weights from every start; slower"

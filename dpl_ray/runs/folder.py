@@ -57,6 +57,7 @@ KINDS = {
 #: Sections that may differ when a run goes on: they change where and how, not what is computed.
 FREE_SECTIONS = ("scale", "run", "tracking", "registry")
 FREE_FIELDS = (
+    "train.compile",  # it rounds otherwise, as another device does
     "train.deterministic",
     "train.keep_checkpoints",
     "train.log_every",

@@ -25,12 +25,18 @@ GPU_LOCK = threading.Lock()
 
 
 class Captured:
-    """Calls the training step: as it is on a CPU and with several workers, as a graph for each room on a single GPU."""
+    """Calls the training step: as it is on a CPU, launched one by one on several GPUs, as a graph on a single one.
+
+    Gradient buckets work beside a compiled network: its backward pass is one node of autograd, behind which the hooks
+    of its parameters run as they always do. (torch's compiled autograd, which is off, would trace them.) So its buckets
+    are sent in their order, but not before that pass has ended.
+    """
 
     def __init__(self, state: TrainState, config: Config, workers: Workers) -> None:
         self.state, self.config, self.workers = state, config, workers
-        self.is_used = state.fixed is not None and workers.device.type == "cuda" and workers.world_size == 1
-        if self.is_used:
+        is_on_gpu = state.fixed is not None and workers.device.type == "cuda"
+        self.has_graphs = is_on_gpu and workers.world_size == 1
+        if is_on_gpu:
             torch.backends.cudnn.benchmark = not config.train.deterministic  # the shapes stay
             if config.train.precision == "bfloat16":  # then the heads' few products need no more digits than TF32's
                 torch.backends.cuda.matmul.allow_tf32 = True
@@ -44,7 +50,7 @@ class Captured:
 
     def __call__(self, step: Step, batch: Batch) -> Tensor:
         """The step's sums; of a graph their memory is the same every time."""
-        sums = self._step(step, batch) if self.is_used else step(self.state, batch, self.config, self.workers)
+        sums = self._step(step, batch) if self.has_graphs else step(self.state, batch, self.config, self.workers)
         if self.workers.device.type == "cuda":
             self._last = torch.cuda.Event()
             self._last.record()

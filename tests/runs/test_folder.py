@@ -155,6 +155,7 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     "override",
     [
         "scale.num_workers=4",
+        "train.compile=true",
         "tracking.uri=http://elsewhere",
         "train.keep_checkpoints=7",
         "train.log_every=3",

@@ -24,6 +24,7 @@ from dpl_ray.training.checkpoint import ModelInfo, load_state, save_checkpoint
 from dpl_ray.training.distributed import GradientBuckets, Workers
 from dpl_ray.training.evaluation import evaluate_split
 from dpl_ray.training.faults import NonFiniteLossError
+from dpl_ray.training.fixed_shapes import FixedShapes
 from dpl_ray.training.schedule import Wish
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import train_step
@@ -159,6 +160,35 @@ def train_in_buckets(workers: Workers) -> dict[str, Any]:
     return {"students": students, "sent": [number for number in sent if number], "num_early": num_early}
 
 
+def train_compiled(workers: Workers) -> dict[str, Any]:
+    """Students after 3 steps in fixed shapes, the second network compiled, and what was sent within backward."""
+    students, sent = [], []
+    send, finish = dist.all_reduce, GradientBuckets.finish
+
+    def counted(values: torch.Tensor, **named: Any) -> Any:
+        sent[-1] += bool(named)
+        return send(values, **named)
+
+    def finished(self: GradientBuckets) -> None:
+        assert self._next == len(self._buckets), "each was sent by a hook"
+        finish(self)
+
+    for is_compiled in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(distributed, "bucket_bytes", lambda _device: 1000)
+            patch.setattr(dist, "all_reduce", counted)
+            patch.setattr(GradientBuckets, "finish", finished)
+            config, state, feed = setup(workers, {"name": "fixmatch", "threshold": 0.3})
+            state.fixed = FixedShapes(9, workers.device)
+            if is_compiled:
+                state.student.compile(dynamic=False, backend="aot_eager")  # needs no compiler of C++
+            sent.append(0)
+            for _ in range(3):
+                train_step(state, feed(state.step), config, workers)
+        students.append(state.student.state_dict())
+    return {"students": students, "sent": sent}
+
+
 def train_synced(workers: Workers) -> dict[str, torch.Tensor]:
     """Student after 3 steps with the batch statistics of all workers."""
     config, state, feed = setup(workers, normalization="sync")
@@ -245,6 +275,8 @@ def worker(rank: int, world_size: int, port: int, folder: str) -> None:
     found["agreed"] = agree(Workers.current(), Storage(folder) / "agreed")
     found["synced"] = train_synced(Workers.current())
     found["buckets"] = train_in_buckets(Workers.current())
+    if world_size == 2:  # compiling takes seconds
+        found["compiled"] = train_compiled(Workers.current())
     found["gathered"] = gather(Workers.current())
     found["different"] = train_in_halves(Workers.current(), Storage(folder) / "run")
     torch.save(found, Path(folder) / f"{rank}.pt")
@@ -353,6 +385,14 @@ def test_gradients_are_averaged_in_buckets_in_one_order(together: list[dict[str,
         whole, parts = found["buckets"]["students"]
         for name, value in whole.items():
             torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_the_hooks_of_a_compiled_network_average_its_gradients(together: list[dict[str, Any]]) -> None:
+    for found in (each["compiled"] for each in together if "compiled" in each):
+        plain, compiled = found["students"]
+        for name, value in plain.items():
+            torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-6, msg=name)
+        assert found["sent"][0] == found["sent"][1] > 15
 
 
 def test_synced_batch_statistics_are_those_of_one_worker(together: list[dict[str, Any]]) -> None:

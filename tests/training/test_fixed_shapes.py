@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from dpl_ray.data.dataset import Splits
 from dpl_ray.jobs.checks import check_places
 from dpl_ray.jobs.phases import train_phases
 from dpl_ray.store.storage import Storage
-from dpl_ray.training.capture import Captured
+from dpl_ray.training.capture import NUM_PLAIN_STEPS, Captured
 from dpl_ray.training.determinism import WORKSPACE
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.faults import NonFiniteLossError
@@ -232,6 +233,52 @@ class FakeStream:
     def record(self) -> None: ...
 
 
+@pytest.mark.parametrize("is_compiled", [True, False])
+@pytest.mark.parametrize(
+    ("device", "world_size", "has_graphs"), [("cuda", 1, True), ("cuda", 2, False), ("cpu", 2, False)]
+)
+def test_every_gpu_compiles_where_asked_and_a_single_one_has_graphs(
+    device: str, world_size: int, has_graphs: bool, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _, _, state = pair({"name": "fixmatch"}, train={"compile": is_compiled, "precision": "bfloat16"})
+    compiled: list[str] = []
+    monkeypatch.setattr(state.student, "compile", lambda *, dynamic: compiled.append(f"network, dynamic={dynamic}"))
+    monkeypatch.setattr("dpl_ray.training.capture.compile_views", lambda: compiled.append("views"))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=False))
+    captured = Captured(state, config, Workers(0, world_size, torch.device(device)))
+    assert captured.has_graphs == has_graphs
+    is_on_gpu = device == "cuda"
+    assert compiled == (["network, dynamic=False", "views"] if is_compiled and is_on_gpu else [])
+    assert torch.backends.cudnn.benchmark == torch.backends.cuda.matmul.allow_tf32 == is_on_gpu
+
+
+def test_several_gpus_launch_the_step_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, feed, _, state = pair({"name": "fixmatch"})
+    monkeypatch.setattr(torch.cuda, "Event", FakeStream)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    workers = Workers(0, 2, torch.device("cuda"))
+    captured = Captured(state, config, workers)
+    given: list[Any] = []
+
+    def step(*arguments: Any) -> Tensor:
+        given.append(arguments)
+        return torch.ones(1)
+
+    for number in range(NUM_PLAIN_STEPS + 2):
+        batch = feed(number)
+        assert captured(step, batch).tolist() == [1]
+        assert given[-1] == (state, batch, config, workers)
+    assert captured._graphs == {}
+
+
+@pytest.mark.parametrize("field", ["compile", "deterministic"])
+def test_what_is_a_choice_on_a_gpu_is_refused_on_a_cpu_before_anything_starts(field: str) -> None:
+    with pytest.raises(ValueError, match=rf"^train\.{field}=true: is for a GPU \(scale\.use_gpu=true\); on a CPU"):
+        check_places(tiny_config(train={field: True}))
+    check_places(tiny_config(train={field: True}, scale={"use_gpu": True, "num_workers": 0}))
+
+
 def test_a_thread_makes_each_batch_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     config, feed, _, _ = pair({"name": "fixmatch"})
     for name in ("Stream", "Event", "current_stream"):
@@ -258,12 +305,7 @@ def test_a_thread_makes_each_batch_once_and_in_order(monkeypatch: pytest.MonkeyP
     assert asked == [3, 4, 5]
 
 
-def test_deterministic_algorithms_are_a_choice_on_a_gpu_and_hold_while_it_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ValueError, match=r"^train\.deterministic=true: is for a GPU .*; on a CPU"):
-        check_places(tiny_config(train={"deterministic": True}))
-    check_places(tiny_config(train={"deterministic": True}, scale={"use_gpu": True, "num_workers": 0}))
+def test_deterministic_algorithms_hold_while_a_run_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setenv(WORKSPACE, "")  # so that it is put back
     monkeypatch.delenv(WORKSPACE)
