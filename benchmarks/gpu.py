@@ -1,44 +1,40 @@
 """What a GPU does with a training step: `benchmarks/gpu.sh FOLDER`, one script for a machine that is lent for minutes.
 
-    benchmarks/gpu.sh FOLDER                                 tests, step times, kernels, data wait
-    benchmarks/gpu.sh FOLDER --images cifar10 --minutes 7    and the accuracy on CIFAR-10 with 250 labels
+    benchmarks/gpu.sh FOLDER                     tests, step times, kernels, data wait
+    benchmarks/gpu.sh FOLDER --images cifar10    and the accuracy on CIFAR-10 with 250 labels, in the time that is left
+    benchmarks/gpu.sh FOLDER --images cifar10 --phases accuracy     the accuracy alone, in the time of a whole call
 
-WRN-28-2, bfloat16, B=64, mu=7. Every phase is a process of its own with a limit, so that one which fails costs no
-other. What is measured is appended to FOLDER/rows.jsonl at once, and output goes to FOLDER/log.txt.
-`python -m benchmarks.gpu_report FOLDER` makes a table of the rows.
+WRN-28-2, bfloat16, B=64, mu=7. A call takes at most 9 minutes (`CALL_SECONDS`). Every phase is a process of its own, so
+that one which fails costs no other. It is ended at its own limit and at that of the call, and a phase for which no time
+is left is skipped. What is measured is appended to FOLDER/rows.csv at once, and output to FOLDER/log.txt; at the end of
+each call FOLDER/table.md has the tables of all rows (benchmarks/gpu_report.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import statistics
+import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from threading import Timer
+from time import perf_counter as clock
+from typing import IO
 
-import numpy as np
-import torch
+from benchmarks.gpu_report import page
+from benchmarks.gpu_rows import Rows, read_rows
+from dpl_ray.runs.provenance import git_commit
 
-from dpl_ray.config.parse import parse_config
-from dpl_ray.config.schema import Config
-from dpl_ray.data.batches.feed import Batch, BatchFeed
-from dpl_ray.data.dataset import ImageSet
-from dpl_ray.training.capture import NUM_PLAIN_STEPS, Captured
-from dpl_ray.training.determinism import algorithms
-from dpl_ray.training.distributed import Workers
-from dpl_ray.training.prefetch import DeviceFeed
-from dpl_ray.training.state import TrainState, build_state
-from dpl_ray.training.step import train_step
-
-NUM_CLASSES = 10
-COVERAGES = (1.0, 0.7)
-#: Phase -> most seconds it may take, in the order in which they run.
+CALL_SECONDS = 540  # that a call takes at most, whatever it measures
+END_SECONDS = 10  # of these: to start Python, to end what runs, to write the tables
+LEAST_SECONDS = 20  # that a phase begins with; in less it would import torch and no more
+WARM_SECONDS = 45  # that the first compiled phase waits for the compilation beside the others
+ACCURACY = "accuracy"
+EVALUATION_SECONDS = 30  # that the accuracy run is given beyond its minutes before it is ended
+#: Phase -> most seconds it may take, in the order in which they run. The accuracy run comes last.
 PHASES = {
     "machine": 40,
     "tests": 75,
@@ -50,289 +46,115 @@ PHASES = {
     "kernels": 40,
 }
 
-WARM_SECONDS = 45  # that the first compiled phase waits for the compilation beside the others
+
+def limit_of(phase: str, left: float, minutes: float) -> float:
+    """Seconds that a phase may take where so many are left of the call; 0: it is skipped.
+
+    Args:
+        minutes: of the accuracy run, at most.
+    """
+    is_accuracy = phase == ACCURACY
+    own = 60 * minutes + EVALUATION_SECONDS if is_accuracy else PHASES[phase]
+    least = LEAST_SECONDS + (EVALUATION_SECONDS if is_accuracy else 0)
+    return min(own, left) if left >= least else 0
 
 
-class Rows:
-    """What is measured, a line of JSON each, written at once."""
-
-    def __init__(self, folder: Path, phase: str) -> None:
-        self.path, self.phase = folder / "rows.jsonl", phase
-
-    def add(self, name: str, value: float | str, unit: str = "", **more: Any) -> None:
-        row = {"phase": self.phase, "name": name, "value": value, "unit": unit} | more
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        shown = f"{value:,.4g}" if isinstance(value, float) else value
-        print(f"{self.phase}: {name}: {shown} {unit} {more or ''}", flush=True)
+def command(given: argparse.Namespace, phase: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.gpu", *given.arguments, "--only", phase]
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def step_config(given: argparse.Namespace, **groups: dict[str, Any]) -> Config:
-    tree: dict[str, Any] = {
-        "model": {"depth": given.depth, "width": given.width},
-        "train": {"batch_size": given.batch_size, "mu": given.mu, "num_steps": 10**6, "precision": "bfloat16"},
-        "scale": {"num_workers": 0},
-    }
-    return parse_config(tree | {name: tree.get(name, {}) | fields for name, fields in groups.items()})
-
-
-def random_images(given: argparse.Namespace, number: int) -> ImageSet:
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (number, 3, given.size, given.size), dtype=np.uint8)
-    return ImageSet(images, random.integers(0, NUM_CLASSES, number), np.arange(number).astype(str))
-
-
-class Bench:
-    """A state, its feed and a step at a known coverage."""
-
-    def __init__(
-        self,
-        given: argparse.Namespace,
-        coverage: float,
-        *,
-        compiled: bool = False,
-        fixed: bool = True,
-        deterministic: bool = False,
-    ) -> None:
-        from benchmarks.step import FixedCoverage
-
-        torch.manual_seed(0)
-        train = {"compile": compiled, "deterministic": deterministic}
-        self.config, self.workers = step_config(given, train=train), Workers(device=device())
-        images = random_images(given, 5000)
-        self.state: TrainState = build_state(self.config, 3, NUM_CLASSES, self.workers, pool_size=len(images))
-        self.state.policy.__class__ = type("Fixed", (FixedCoverage,), {"coverage": coverage})
-        self.feed = BatchFeed(self.config, images, images, 0, 1)
-        self.batch: Batch = self.feed(0).to(self.workers.device)
-        if not fixed:
-            self.state.fixed = None
-        self.captured = Captured(self.state, self.config, self.workers)
-
-    def plain(self) -> None:
-        train_step(self.state, self.batch, self.config, self.workers)
-
-    def graph(self) -> None:
-        self.captured(train_step, self.batch)
-
-    def adapt(self) -> None:
-        """Take the room that the coverage wants."""
-        self.plain()
-        if self.state.fixed is not None:
-            self.state.fixed.adapt()
-
-
-def milliseconds(call: Callable[[], object], number: int, repeats: int = 5) -> list[float]:
-    """Of one call, `repeats` times, each the mean of `number` calls without waiting in between."""
-    found = []
-    for _ in range(repeats):
-        wait()
-        began = time.perf_counter()
-        for _ in range(number):
-            call()
-        wait()
-        found.append(1e3 * (time.perf_counter() - began) / number)
-    return found
-
-
-def add_times(rows: Rows, name: str, times: list[float], **more: Any) -> None:
-    rows.add(name, statistics.median(times), "ms", low=min(times), high=max(times), **more)
-
-
-# The phases.
-
-
-def machine(rows: Rows, given: argparse.Namespace) -> None:
-    """Names, versions, and the two rates that bound everything."""
-    rows.add("device", torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")
-    rows.add("versions", f"Python {sys.version.split()[0]}, torch {torch.__version__}")
-    values = torch.randn(given.copy_numbers, device=device())
-    other = torch.empty_like(values)
-    times = milliseconds(lambda: other.copy_(values), 10)
-    rows.add("copy", 2 * values.numel() * 4 / statistics.median(times) / 1e6, "GB/s")
-    a, b = (torch.randn(given.matrix, given.matrix, device=device(), dtype=torch.bfloat16) for _ in range(2))
-    times = milliseconds(lambda: a @ b, 10)
-    rows.add("matrix product", 2 * given.matrix**3 / statistics.median(times) / 1e9, "TFLOP/s")
-
-
-def tests(rows: Rows, _given: argparse.Namespace) -> None:
-    """The tests that need a GPU."""
-    command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-q", "--no-header", "--tb=short"]
-    began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    print(done.stdout[-12000:], done.stderr[-2000:], flush=True)
-    last = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "no failure")
-    rows.add("pytest", last, status=done.returncode, seconds=round(time.perf_counter() - began, 1))
-
-
-def step(rows: Rows, given: argparse.Namespace, *, compiled: bool = False) -> None:
-    """Times of a step: launched one by one, and as a graph."""
-    name = "compiled, " if compiled else ""
-    for coverage in COVERAGES:
-        if not compiled and coverage == 1.0:  # shapes of the data, for which the host waits
-            bench = Bench(given, coverage, fixed=False)
-            bench.plain()
-            add_times(rows, "host waits for shapes", milliseconds(bench.plain, 10, 3), coverage=coverage)
-        bench = Bench(given, coverage, compiled=compiled)
-        began = time.perf_counter()
-        bench.adapt()
-        bench.plain()
-        wait()
-        rows.add(f"{name}first two steps", time.perf_counter() - began, "s", coverage=coverage)
-        more = {"coverage": coverage, "room": bench.state.fixed.capacity if bench.state.fixed else None}
-        add_times(rows, f"{name}one by one", milliseconds(bench.plain, 10, 3), **more)
-        began = time.perf_counter()
-        for _ in range(NUM_PLAIN_STEPS + 1):
-            bench.graph()
-        wait()
-        rows.add(f"{name}capture", time.perf_counter() - began, "s", **more)
-        add_times(rows, f"{name}graph", milliseconds(bench.graph, given.steps), **more)
-        if torch.cuda.is_available():
-            rows.add(f"{name}memory", torch.cuda.max_memory_allocated() / 2**30, "GiB", **more)
-            torch.cuda.reset_peak_memory_stats()
-
-
-def deterministic_step(rows: Rows, given: argparse.Namespace) -> None:
-    """The graph with deterministic algorithms: the same weights from every start."""
-    with algorithms(deterministic=True):
-        bench = Bench(given, 1.0, deterministic=True)
-        bench.adapt()
-        for _ in range(NUM_PLAIN_STEPS + 1):
-            bench.graph()
-        wait()
-        add_times(rows, "deterministic, graph", milliseconds(bench.graph, given.steps), coverage=1.0)
-
-
-def warm(_rows: Rows, given: argparse.Namespace) -> None:
-    """Compile for the phases that follow, beside the first ones: what is compiled is found in the folder of caches."""
-    for coverage in COVERAGES:
-        bench = Bench(given, coverage, compiled=True)
-        bench.adapt()
-        bench.plain()
-
-
-def kernels(rows: Rows, given: argparse.Namespace, *, compiled: bool = False) -> None:
-    """Time of the kernels of a step: by part of the step, and the longest by name."""
-    from torch.profiler import ProfilerActivity, profile
-
-    bench = Bench(given, 1.0, compiled=compiled)
-    for _ in range(3):
-        bench.plain()
-    wait()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-    with profile(activities=activities) as profiler:
-        for _ in range(3):
-            bench.plain()
-        wait()
-    from benchmarks.step import PHASES as PARTS
-
-    for event in profiler.key_averages():
-        if event.key in PARTS and event.device_type == torch.autograd.DeviceType.CPU:
-            rows.add("part", event.device_time_total / 3e3, "ms", part=event.key)
-    for _ in range(NUM_PLAIN_STEPS + 2):
-        bench.graph()
-    wait()
-    with profile(activities=activities) as profiler:
-        for _ in range(3):
-            bench.graph()
-        wait()
-    found = [event for event in profiler.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
-    found.sort(key=lambda event: -event.self_device_time_total)
-    rows.add("all kernels", sum(event.self_device_time_total for event in found) / 3e3, "ms")
-    rows.add("number of kernels", sum(event.count for event in found) / 3)
-    for event in found[:45]:
-        rows.add("kernel", event.self_device_time_total / 3e3, "ms", kernel=event.key[:140], calls=event.count / 3)
-
-
-def feed(rows: Rows, given: argparse.Namespace) -> None:
-    """What the batches of a thread cost beside one batch that is there."""
-    bench = Bench(given, 1.0, compiled=True)
-    for _ in range(NUM_PLAIN_STEPS + 2):
-        bench.graph()
-    images = random_images(given, given.pool)
-    batches = BatchFeed(bench.config, images, images, 0, 1)
-    add_times(rows, "a batch on the host", milliseconds(lambda: batches(7), 10))
-    source = DeviceFeed(batches, bench.workers.device, 10**6)
-    numbers = iter(range(10**6))
-    shares = []
-    for _ in range(3):
-        fed = statistics.median(milliseconds(lambda: bench.captured(train_step, source(next(numbers))), given.steps, 3))
-        alone = statistics.median(milliseconds(bench.graph, given.steps, 3))
-        shares.append(100 * (fed - alone) / fed)
-    source.close()
-    rows.add("data wait", statistics.median(shares), "%", low=min(shares), high=max(shares))
-
-
-def accuracy(rows: Rows, given: argparse.Namespace) -> None:
-    """CIFAR-10 with 25 labels a class: as many steps as the time allows, and the test accuracy of the last teacher."""
-    from benchmarks.gpu_accuracy import run
-
-    run(rows, given, device())
-
-
-def all_phases(given: argparse.Namespace) -> None:
-    limits = PHASES | ({"accuracy": int(60 * given.minutes + 30)} if given.images else {})
-    chosen = given.phases.split(",") if given.phases else list(limits)
-    began = time.perf_counter()
+def start(given: argparse.Namespace, phase: str, output: int | IO[str], *more: str) -> subprocess.Popen[str]:
+    """The process of a phase, in a session of its own: it is ended with those that it has started."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    here = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], "--only"]
+    return subprocess.Popen(
+        [*command(given, phase), *more],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
-    def beside(phase: str) -> subprocess.Popen[bytes]:
-        with (given.folder / f"log-{phase}.txt").open("a") as log:
-            return subprocess.Popen([*here, phase], stdout=log, stderr=subprocess.STDOUT, env=environment)
 
-    others = [beside(phase) for phase in given.beside.split(",") if phase]
-    compiling = None if given.images or not any("compiled" in phase for phase in chosen) else beside("warm")
-    with (given.folder / "log.txt").open("a") as log:
-        for phase in chosen:
-            if compiling is not None and phase.endswith("compiled"):
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    compiling.wait(WARM_SECONDS)
-                compiling.kill()
-                compiling = None
-                print(f"== compiled after {time.perf_counter() - began:.0f} s", flush=True)
-            at = time.perf_counter()
-            process = subprocess.Popen(
-                [*here, phase], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-            )
-            for line in lines_until(process, at + limits[phase]):
+def kill(process: subprocess.Popen[str]) -> None:
+    """End a process that nobody has waited for yet, and all of its session."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def beside(given: argparse.Namespace, phase: str) -> subprocess.Popen[str]:
+    with (given.folder / f"log-{phase}.txt").open("a") as log:
+        return start(given, phase, log)
+
+
+def finish(process: subprocess.Popen[str], seconds: float) -> None:
+    """Give a process so many seconds more, then end it."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(seconds, 0))
+        return
+    kill(process)
+    process.wait()
+
+
+def run_phase(given: argparse.Namespace, phase: str, limit: float) -> None:
+    """Run a phase and log what it prints; one that is not done after `limit` seconds is ended."""
+    began = clock()
+    more = ["--minutes", f"{(limit - EVALUATION_SECONDS) / 60:.3f}"] if phase == ACCURACY else []
+    process = start(given, phase, subprocess.PIPE, *more)
+    timer = Timer(limit, kill, [process])
+    timer.start()
+    try:
+        assert process.stdout is not None
+        with (given.folder / "log.txt").open("a") as log:
+            for line in process.stdout:
                 log.write(line)
                 log.flush()
                 if line.startswith(phase) or "Error" in line:
                     print(line, end="", flush=True)
-            took = time.perf_counter() - at
-            whole = at + took - began
-            print(f"== {phase}: status {process.returncode}, {took:.0f} s, {whole:.0f} s in all", flush=True)
-    for other in others:
-        other.wait()
+    finally:
+        timer.cancel()
+        kill(process)  # what it has left behind
+        process.wait()
+    if process.returncode == -signal.SIGKILL:
+        Rows(given.folder, phase).add("killed", text=f"its limit is {limit:.0f} s", seconds=round(clock() - began, 1))
+    print(f"== {phase}: status {process.returncode}, {clock() - began:.0f} s", flush=True)
 
 
-def lines_until(process: subprocess.Popen[str], limit: float) -> Iterator[str]:
-    """The process's output; it is killed at this time of `perf_counter`."""
-    import threading
+def all_phases(given: argparse.Namespace, began: float) -> None:
+    """Run the phases one after the other, within the time of a call that began then, and write the tables."""
+    Rows(given.folder, "call").add("commit", text=git_commit())
 
-    timer = threading.Timer(max(limit - time.perf_counter(), 0), process.kill)
-    timer.start()
-    assert process.stdout is not None
-    yield from process.stdout
-    process.wait()
-    timer.cancel()
+    def left() -> float:
+        return began + CALL_SECONDS - END_SECONDS - clock()
+
+    others = [beside(given, phase) for phase in given.beside]
+    compiling = beside(given, "warm") if any("compiled" in phase for phase in given.phases) else None
+    try:
+        for phase in given.phases:
+            if compiling is not None and phase.endswith("compiled"):
+                finish(compiling, min(WARM_SECONDS, left()))
+                compiling = None
+            if limit := limit_of(phase, left(), given.minutes):
+                run_phase(given, phase, limit)
+            else:
+                Rows(given.folder, phase).add("skipped", text="no time is left of the call")
+        for other in others:
+            finish(other, left())
+    finally:
+        for other in (*others, *([compiling] if compiling else [])):
+            finish(other, 0)
+        (given.folder / "table.md").write_text(page(read_rows(given.folder)))
+    print(f"== {clock() - began:.0f} s in all: {given.folder / 'table.md'}", flush=True)
 
 
-def main() -> None:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where results go")
     parser.add_argument("--images", type=Path, help="folder of CIFAR-10's parquet files: measure the accuracy, too")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of the accuracy run")
-    parser.add_argument("--phases", help="of these alone, as step,feed")
+    parser.add_argument(
+        "--minutes", type=float, default=CALL_SECONDS / 60, help="most of the accuracy run; default: what is left"
+    )
+    parser.add_argument("--phases", help="these alone, as step,feed")
     parser.add_argument("--beside", default="", help="phases that run beside the first ones, as tests")
     parser.add_argument("--policy", default="freematch", help="of the accuracy run")
     parser.add_argument("--seeds", type=int, default=1, help="of the accuracy run")
@@ -347,27 +169,28 @@ def main() -> None:
     parser.add_argument("--copy-numbers", type=int, default=2**30)
     parser.add_argument("--matrix", type=int, default=8192)
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    known = [*PHASES, ACCURACY] if given.images else [*PHASES]
+    given.arguments = list(arguments)
+    given.phases = given.phases.split(",") if given.phases else known
+    given.beside = [phase for phase in given.beside.split(",") if phase]
+    if unknown := [phase for phase in (*given.phases, *given.beside) if phase not in known]:
+        needs = "" if given.images else "; accuracy needs --images"
+        parser.error(f"--phases, --beside: {', '.join(unknown)}: known are {', '.join(known)}{needs}")
+    return given
+
+
+def main(arguments: Sequence[str]) -> None:
+    began = clock()
+    given = parse(arguments)
     given.folder.mkdir(parents=True, exist_ok=True)
-    if not given.only:
-        all_phases(given)
-        return
-    calls: dict[str, Callable[[Rows, argparse.Namespace], None]] = {
-        "machine": machine,
-        "tests": tests,
-        "step": step,
-        "step-deterministic": deterministic_step,
-        "warm": warm,
-        "step-compiled": lambda rows, given: step(rows, given, compiled=True),
-        "kernels": kernels,
-        "kernels-compiled": lambda rows, given: kernels(rows, given, compiled=True),
-        "feed": feed,
-        "accuracy": accuracy,
-    }
-    if torch.cuda.is_available():
-        torch.backends.cudnn.benchmark = True
-    calls[given.only](Rows(given.folder, given.only), given)
+    if given.only:
+        from benchmarks.gpu_phases import measure  # torch, which the process that starts the others does without
+
+        measure(given.only, Rows(given.folder, given.only), given)
+    else:
+        all_phases(given, began)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

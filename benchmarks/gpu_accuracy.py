@@ -1,7 +1,8 @@
 """CIFAR-10 with 25 labels a class on one GPU, in a time that is given; the test split chooses nothing.
 
-The number of steps is what the time left allows, by the time of a step in which every strong view is used. The test
-accuracy that counts is that of the last teacher on all test images; the curve on the way is for the reader.
+The time is that of the whole process. Of what reading the images, compiling and measuring a step leave, the number of
+steps is planned, by the time of a step in which every strong view is used. The test accuracy that counts is that of the
+last teacher on all test images; the curve on the way is for the reader.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import argparse
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
-from benchmarks.gpu import NUM_CLASSES, Rows, milliseconds, random_images
+from benchmarks.gpu_phases import NUM_CLASSES, milliseconds, random_images
+from benchmarks.gpu_rows import Rows
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import Config
 from dpl_ray.data.batches.feed import BatchFeed
@@ -79,7 +82,7 @@ def seconds_of_a_step(given: argparse.Namespace, workers: Workers) -> float:
 
 
 def run(rows: Rows, given: argparse.Namespace, device: torch.device) -> None:
-    """Train with each seed in its share of the minutes given."""
+    """Train with each seed in its share of the minutes given; without time for a step of it a row says so."""
     began = time.perf_counter()
     workers = Workers(device=device)
     fixed_shapes.NUM_SIZES = 1  # room for all strong views: another size would be compiled in the time given
@@ -90,24 +93,42 @@ def run(rows: Rows, given: argparse.Namespace, device: torch.device) -> None:
         per_step = seconds_of_a_step(given, workers)
         rows.add("step of the probe", 1e3 * per_step, "ms", seconds=round(time.perf_counter() - began, 1))
         for seed, splits in enumerate(read.result() for read in reading):
-            rows.add("images", len(splits.labeled), pool=len(splits.unlabeled), test=len(splits.test))
-            rows.add("seconds before training", time.perf_counter() - began, "s")
+            for name, part in (("labelled", splits.labeled), ("pool", splits.unlabeled), ("test", splits.test)):
+                rows.add(f"{name} images", len(part), seed=seed)
+            if not seed:
+                rows.add("minutes before training", (time.perf_counter() - began) / 60, "min", seed=seed)
             left = 60 * given.minutes - (time.perf_counter() - began) - SPARE_SECONDS
-            num_steps = given.num_steps or max(1, int(left / (given.seeds - seed) / per_step))
+            num_steps = given.num_steps or int(left / (given.seeds - seed) / per_step)
+            if num_steps < 1:
+                rows.add("skipped", text=f"of {given.minutes:g} minutes no time is left to train", seed=seed)
+                break
             rows.add("steps", num_steps, seed=seed)
-            found.append(train_once(rows, accuracy_config(given, seed, num_steps), splits, workers, began))
-    rows.add("mean accuracy", 100 * sum(found) / len(found), "%", seeds=given.seeds)
+            found.append(train_once(rows, accuracy_config(given, seed, num_steps), splits, workers))
+    if found:
+        rows.add("mean accuracy", 100 * sum(found) / len(found), "%", policy=given.policy)
 
 
-def train_once(rows: Rows, config: Config, splits: Splits, workers: Workers, began: float) -> float:
+#: Column of a row -> metric.
+METRICS = {
+    "coverage": "pseudo/coverage",
+    "precision": "pseudo/precision",
+    "seconds_per_step": "time/step",
+    "seconds_of_data": "time/data_wait",
+}
+
+
+def train_once(rows: Rows, config: Config, splits: Splits, workers: Workers) -> float:
+    """The test accuracy of one training, of which there are rows for the curve, the end and each metric."""
+    names: dict[str, Any] = {"policy": config.policy.name, "seed": config.train.seed}
     last: dict[str, float] = {}
+
+    def columns(metrics: dict[str, float]) -> dict[str, float]:
+        return {column: round(metrics[metric], 6) for column, metric in METRICS.items() if metric in metrics}
 
     def record(news: Record) -> None:
         last.update(news.metrics)
         if "curve/accuracy" in news.metrics:
-            names = ("curve/accuracy", "pseudo/coverage", "pseudo/precision", "time/step", "time/data_wait")
-            more = {name: round(last[name], 6) for name in names if name in last}
-            rows.add("curve", 100 * news.metrics["curve/accuracy"], "%", step=news.step, **more)
+            rows.add("curve", 100 * news.metrics["curve/accuracy"], "%", step=news.step, **names, **columns(last))
 
     with tempfile.TemporaryDirectory() as folder:
         at = time.perf_counter()
@@ -117,11 +138,12 @@ def train_once(rows: Rows, config: Config, splits: Splits, workers: Workers, beg
         "test accuracy",
         100 * accuracy,
         "%",
-        seed=config.train.seed,
-        policy=config.policy.name,
         steps=config.train.num_steps,
         seconds=round(time.perf_counter() - at, 1),
-        seconds_with_reading=round(time.perf_counter() - began, 1),
-        metrics={name: value for name, value in outcome.metrics.items() if "/" in name and "threshold" not in name},
+        **names,
+        **columns(outcome.metrics),
     )
+    for name, value in outcome.metrics.items():
+        if "/" in name and "threshold" not in name:
+            rows.add(name, value, **names)
     return accuracy

@@ -125,6 +125,7 @@ BOUNDS = [
     ("method", "with T = {}.", "dpl_ray.algorithm.open_set:TEMPERATURE", 1),
     ("method", "at least {} / C", "dpl_ray.algorithm.dpl:LEAST_MASS", 1),
     ("metrics", "confidence below {} /", "dpl_ray.training.metrics:HIGH_ENTROPY_CONFIDENCE", 1),
+    ("performance", "A call ends within {} minutes", "benchmarks.gpu:CALL_SECONDS", 60),
     ("predict", "end at {} or below", "dpl_ray.data.images.convert:DARK", 1),
     ("report", "at most {} % of the time", "dpl_ray.report.live:SHARE", 0.01),
     ("report", "at most {} images, and", "dpl_ray.report.pool:MAX_IMAGES", 1),
