@@ -313,6 +313,17 @@ def suggestions(results: CsvRows) -> str:
     return table(heading, body)
 
 
+def gpu_accuracy(rows: CsvRows) -> str:
+    """A row for each point of the curves that benchmarks/gpu_report.py keeps, in %."""
+    shares = ("accuracy", "coverage", "precision")
+    body = [
+        [row["policy"], row["seed"], f"{int(row['step']):,}"]
+        + [f"{100 * float(row[column]):.1f}" if row[column] else "" for column in shares]
+        for row in rows
+    ]
+    return table(["policy", "seed", "step", "accuracy", "pool used", "right pseudo-labels"], body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{f"policies/{name}": _setting(name) for name in settings(read("policies"))},
     "policies-dpl": lambda: ours(read("policies"), read("policies_curves")),
@@ -324,6 +335,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling": scaling.plan,
     "suggest": lambda: suggestions(read("suggest")),
     "health": lambda: table(["finding", "when"], [[name, when] for name, (_, when) in KINDS.items()]),
+    "gpu-accuracy": lambda: gpu_accuracy(read("gpu_accuracy")),
     "faults": lambda: faults(read("faults")),
     "demo": lambda: demo((FOLDER / "demo.txt").read_text()),
 }

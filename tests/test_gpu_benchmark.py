@@ -234,6 +234,7 @@ def test_the_accuracy_is_measured_and_kept_as_rows_table_and_curve(
     saved = tables.read("gpu_accuracy")
     assert [line["step"] for line in saved] == ["1", "2", "3", "4"]
     assert {(line["policy"], line["seed"], line["gpu"]) for line in saved} == {("freematch", "0", "CPU")}
+    assert tables.gpu_accuracy(saved).count("| freematch | 0 |") == 4
 
 
 def test_an_accuracy_run_without_time_for_a_step_trains_none(
@@ -288,3 +289,12 @@ def test_rows_of_no_commit_are_not_kept(
     with pytest.raises(SystemExit):
         gpu_report.main([str(tmp_path), "--save"])
     assert "the rows are of commit unknown: say with --commit" in capsys.readouterr().err
+
+
+def test_the_curve_that_is_kept_is_that_of_the_training_in_the_table() -> None:
+    """Its half is the column of that name."""
+    cells = Measurement.load("gpu").figures["CIFAR-10, 25 labels a class, freematch, seed 0"]
+    curve = {int(row["step"]): float(row["accuracy"]) for row in tables.read("gpu_accuracy")}
+    assert max(curve) == cells["steps"].value
+    half = max(step for step in curve if step <= cells["steps"].value / 2)
+    assert 100 * curve[half] == pytest.approx(cells["half way"].value)
