@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from benchmarks import gpu, gpu_report, tables
-from benchmarks.figures import Measurement
+from benchmarks.figures import Figure, Measurement
 from benchmarks.gpu_rows import FILE, Rows, read_rows
 from dpl_ray.training import fixed_shapes
 from dpl_ray.training.determinism import WORKSPACE
@@ -298,3 +298,15 @@ def test_the_curve_that_is_kept_is_that_of_the_training_in_the_table() -> None:
     assert max(curve) == cells["steps"].value
     half = max(step for step in curve if step <= cells["steps"].value / 2)
     assert 100 * curve[half] == pytest.approx(cells["half way"].value)
+
+
+def test_the_table_of_the_documents_has_the_bound_of_a_step_for_both_graphs() -> None:
+    """As the command gives it, by default and compiled."""
+    rows = [{"name": name, "value": 1.0, "coverage": coverage} for name in gpu_report.STEPS for coverage in (1.0, 0.7)]
+    expected = gpu_report.table(rows)
+    figures = Measurement.load("gpu").figures
+    bounded = [row for row in expected if figures.get(row, {}).get("coverage 1", Figure(0)).at_most]
+    assert bounded == [gpu_report.STEPS[name] for name in gpu_report.BOUNDED]
+    for row in set(figures) & set(expected):
+        for column, cell in figures[row].items():
+            assert cell.at_most == expected[row][column].at_most, (row, column)
