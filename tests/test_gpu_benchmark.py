@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from PIL import Image
 from benchmarks import gpu, gpu_report, tables
 from benchmarks.figures import Figure, Measurement
 from benchmarks.gpu_rows import FILE, Rows, read_rows
+from dpl_ray.config.schema import TrainConfig
 from dpl_ray.training import fixed_shapes
 from dpl_ray.training.determinism import WORKSPACE
 
@@ -310,3 +312,10 @@ def test_the_table_of_the_documents_has_the_bound_of_a_step_for_both_graphs() ->
     for row in set(figures) & set(expected):
         for column, cell in figures[row].items():
             assert cell.at_most == expected[row][column].at_most, (row, column)
+
+
+def test_what_deterministic_algorithms_cost_is_said_where_it_was_measured() -> None:
+    is_measured = gpu_report.STEPS["deterministic, graph"] in Measurement.load("gpu").figures
+    description = TrainConfig.model_fields["deterministic"].description
+    assert description is not None
+    assert is_measured or not re.search("slow|fast|cost", description)

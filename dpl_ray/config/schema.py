@@ -276,7 +276,7 @@ class TrainConfig(Section):
         False, description="GPU: torch.compile of network and views; faster steps after a minute or more"
     )
     deterministic: bool = Field(
-        False, description="GPU: deterministic algorithms alone, for the same weights from every start; slower"
+        False, description="GPU: deterministic algorithms alone, for the same weights from every start"
     )
     baseline: bool = Field(True, description="also train the supervised baseline on the same labels, for comparison")
     log_every: int = Field(50, ge=1, description="steps between two records of the metrics")
