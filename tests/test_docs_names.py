@@ -237,6 +237,11 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+def test_the_readme_promises_bits_for_cpus_alone() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert text.count("bit for bit") == text.count("on CPUs of one kind bit for bit; on a GPU within rounding") == 1
+
+
 def test_fields_are_called_defaults_in_many_places() -> None:
     assert sum(1 for document in documents() for _ in defaults(document)) > 10
     assert dpl_ray.__all__
