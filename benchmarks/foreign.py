@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/study"), help="of benchmarks/study.py")
     folder = parser.parse_args().folder
-    for setting in sorted(path.name for path in folder.glob("frozen-*-open?0")):
+    for setting in sorted(path.name for path in folder.glob("*-open?0")):
         for cell in read_cells(str(folder / setting)):
             place = open_checkpoint(str(folder / setting / cell.cell.name))
             for name, area in measure(place, cell.key[0]):
@@ -80,7 +80,7 @@ def scores(model: Classifier, policy: Policy, pool: Tensor, labeled: Tensor, tar
     found = _of_logits(pseudo) | _of_heads(policy, pseudo)
     if foreign is not None:
         found["foreign"] = foreign
-    if isinstance(policy, Supervised):  # the features of all policies are the same
+    if isinstance(policy, Supervised):  # of stored features, which are the same for all policies, or of its own
         found |= _of_labels(pseudo, features_labeled, targets)
     return found
 

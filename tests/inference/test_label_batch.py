@@ -16,7 +16,7 @@ from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import load_classifier, load_policy
 from tests.labeling.jobs import CLASSES, SIZE, make_checkpoint
 
-OPEN = ("iomatch", "openmatch")  # dpl is one of them with open_set=true: tests/labeling/test_foreign.py
+OPEN = ("iomatch", "openmatch")  # dpl is one of them with open_set=true: tests/labeling/test_labeling.py
 
 
 @pytest.fixture(params=sorted(POLICIES))

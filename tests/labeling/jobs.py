@@ -21,8 +21,9 @@ CLASSES = ("ant", "bee", "cat")
 SIZE = 8
 
 
-def make_checkpoint(folder: Path, policy: str = "dpl", scale: float = 3, **data: Any) -> str:
-    config = tiny_config(policy={"name": policy}, data={"name": "digits", "image_size": SIZE} | data)
+def make_checkpoint(folder: Path, policy: str | dict[str, Any] = "dpl", scale: float = 3, **data: Any) -> str:
+    chosen = {"name": policy} if isinstance(policy, str) else policy
+    config = tiny_config(policy=chosen, data={"name": "digits", "image_size": SIZE} | data)
     return save_labeler(folder, config, CLASSES, 3, SIZE, scale)
 
 

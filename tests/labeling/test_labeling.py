@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 
 from dpl_ray.algorithm.pseudo_labels import entropy, pseudo_labels
@@ -35,7 +36,7 @@ from dpl_ray.runs.splits import write_splits
 from dpl_ray.store.records import read_tree, write_json
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import load_classifier, load_policy
-from tests.builders import tiny_splits
+from tests.builders import replaced, tiny_splits
 from tests.labeling.jobs import CLASSES, label, make_checkpoint, parts, picture, png, rows, summary, write_images
 from tests.labeling.jobs import write_parquet as parquet
 
@@ -99,12 +100,38 @@ def test_the_output_is_a_dataset_of_its_parts(checkpoint: str, pool: Path, tmp_p
     assert {path.name.split("-")[0] for path in (tmp_path / "out").iterdir()} == kinds
 
 
+def seen(numbers: range) -> torch.Tensor:
+    """(N, 3, SIZE, SIZE) uint8: the pictures of a pool."""
+    return torch.stack([torch.from_numpy(np.array(picture(number))).permute(2, 0, 1) for number in numbers])
+
+
+def train_on_foreign_images(checkpoint: str) -> None:
+    """Let a policy that nothing has trained look at a pool and at labelled images."""
+    model, policy = load_classifier(Storage(checkpoint))[0], load_policy(Storage(checkpoint))
+    with torch.no_grad():
+        features, _ = model(seen(range(24)))
+    for _ in range(3):
+        sums = policy.foreign_images.statistics(features, features[:6], torch.arange(6) % len(CLASSES))
+        policy.foreign_images.update(sums, 0.5)
+    replaced(Path(checkpoint), "policy.safetensors", safetensors.torch.save(policy.state_dict()))
+
+
 @pytest.mark.rendered
-def test_what_is_said_of_foreign_images_is_written_counted_drawn_and_exported(pool: Path, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "model", "openmatch")
+@pytest.mark.parametrize("name", ["openmatch", "dpl"])
+def test_what_is_said_of_foreign_images_is_written_counted_drawn_and_exported(
+    name: str, pool: Path, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", {"name": name} | ({"open_set": True} if name == "dpl" else {}))
+    if name == "dpl":
+        train_on_foreign_images(checkpoint)
     result = label(checkpoint, pool, tmp_path / "out")
     found, told = rows(tmp_path / "out"), summary(tmp_path / "out")
     values = {name: row["foreign"] for name, row in found.items()}
+    model, policy = load_classifier(Storage(checkpoint))[0], load_policy(Storage(checkpoint))
+    with torch.no_grad():
+        said = policy.foreign(pseudo_labels(*model(seen(range(10))), policy.alignment(1.0)))
+    files = [values[str(pool / f"{number:04d}.png")] for number in range(10)]
+    assert files == pytest.approx(said.tolist(), abs=1e-5)
     assert len(set(values.values())) > 5
     expected = [0] * 20
     for value in values.values():

@@ -161,6 +161,14 @@ def test_the_figure_of_a_labelled_pool_has_its_counts(figures: list[Figure]) -> 
     assert [label.get_text() for label in reasons.get_yticklabels()] == ["broken", "empty"]
     assert (classes.get_xlabel(), reasons.get_xlabel()) == ("images by pseudo-label", "files or rows")
 
+    counts.foreign_selected, counts.foreign_rejected = [5 * n for n in numbers], [6 * n for n in numbers]
+    draw_summary(counts, ["ant", "bee", "cat"], "a pool")
+    *_, foreign = figures[1].axes
+    assert foreign.get_xlabel() == "how foreign they look"
+    below, above = (bars(container, 1 / NUM_LABELING_BINS) for container in foreign.containers)
+    assert below == {n - 1: points(0, 5 * n) for n in numbers}
+    assert above == {n - 1: points(5 * n, 6 * n) for n in numbers}
+
 
 def test_the_rounds_of_self_training_are_drawn_as_they_were(figures: list[Figure]) -> None:
     metrics = [{key: (place + 1 + number) / 10 for place, key in enumerate(SHARES)} for number in range(2)]
