@@ -20,12 +20,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks import frozen, pools, tables
 from dpl_ray.checking.settings import settle_model
@@ -96,41 +97,41 @@ SECONDS_TO_END = 30.0  # of the time, for the last step, its checkpoint and the 
 
 @dataclass(frozen=True)
 class Job:
-    """A training of a setting that is missing."""
+    """A training of a setting."""
 
     setting: str
     config: Config
     cell: Cell
+    folder: str  # of the setting's cells
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}  {self.cell.name}"
+
+
+J = TypeVar("J", bound=Job)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--minutes", type=float, required=True, help="that it may take; 0 prints what is there")
-    parser.add_argument("--policies", default=POLICIES, help="as policies=[...] of a comparison")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="trainings at once")
+    add_run(parser, POLICIES)
     given = parser.parse_args(arguments)
-    until = time.time() + 60 * given.minutes - SECONDS_TO_END
+    train = partial(run_one, until=end_of(given))
     names = names_of(given)
     with sole_use(f"--folder={given.folder}", Storage(str(given.folder))):
         write_features(names, given)
         plans = {name: plan(name, given.policies, given) for name in names}
         jobs = [
-            Job(name, config, cell)
+            Job(name, config, cell, str(given.folder / name))
             for name, (config, found) in plans.items()
             for cell in found.cells
-            if not (given.folder / name / cell.name / CELL_FILE).exists()
         ]
-        jobs.sort(key=_turn)
-        print(f"{len(jobs)} trainings are missing; {given.workers} at once", flush=True)
         write(names, given.folder)
-        # Spawned: torch's threads do not survive a fork.
-        with ProcessPoolExecutor(given.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            ended = [*run(jobs, given.folder, until, pool)]
+        status = run(jobs, given.workers, train, lambda job: write([job.setting], given.folder))
     for name, (_, found) in plans.items():
         for line in table(name, given.folder, found.reference):
             print(line)
-    print(f"{ended.count(None)} trainings are missing still")
-    return int(any(isinstance(result, Exception) for result in ended))
+    return status
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -144,6 +145,18 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--cifar10", type=Path, help="folder of CIFAR-10's parquet files")
     parser.add_argument("--fashion-mnist", type=Path, help="folder of Fashion-MNIST's files; else the usual ones")
     return parser
+
+
+def add_run(parser: argparse.ArgumentParser, policies: str) -> None:
+    """Add what says how long trainings are run, and of which policies."""
+    parser.add_argument("--minutes", type=float, required=True, help="that it may take; 0 trains nothing")
+    parser.add_argument("--policies", default=policies, help="as policies=[...] of a comparison")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="trainings at once")
+
+
+def end_of(given: argparse.Namespace) -> float:
+    """When trainings are to stop, by `time.time()`."""
+    return time.time() + 60 * given.minutes - SECONDS_TO_END
 
 
 def names_of(given: argparse.Namespace) -> list[str]:
@@ -211,24 +224,37 @@ def _turn(job: Job) -> tuple[int, int]:
     return job.cell.seed - subset, subset
 
 
-def run(jobs: Iterable[Job], folder: Path, until: float, pool: Executor) -> Iterator[CellResult | Exception | None]:
-    """What each job has left, why it failed, or None where the time was over; kept in the CSV, and shown."""
-    running = {pool.submit(run_one, job, str(folder), until): job for job in jobs}
-    for done in as_completed(running):
-        job, error = running[done], done.exception()
-        if error is not None and (not isinstance(error, Exception) or isinstance(error, BrokenExecutor)):
-            raise error
-        result = error or done.result()
-        told = f"failed: {type(result).__name__}: {result}"
-        if isinstance(result, CellResult):
-            write([job.setting], folder)
-            told = f"{100 * result.metrics['eval/accuracy']:.1f} %, {result.seconds:.0f} s"
-        if result is not None:
-            print(f"{job.setting}  {job.cell.name}  {told}", flush=True)
-        yield result
+def run(jobs: Iterable[J], num_workers: int, train: Callable[[J], CellResult | None], keep: Callable[[J], None]) -> int:
+    """Train what is missing of these jobs, in processes of their own; returns the status to exit with.
+
+    Args:
+        train: returns None where the time was over before the training has ended.
+        keep: is told here of each job that has ended.
+    """
+    missing = [job for job in jobs if not Path(job.folder, job.cell.name, CELL_FILE).exists()]
+    print(f"{len(missing)} trainings are missing; {num_workers} at once", flush=True)
+    num_left = status = 0
+    # Spawned: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(train, job): job for job in sorted(missing, key=_turn)}
+        for done in as_completed(running):
+            job, error = running[done], done.exception()
+            if error is not None and (not isinstance(error, Exception) or isinstance(error, BrokenExecutor)):
+                raise error
+            if error is not None:
+                status = 1
+                print(f"{job.name}  failed: {type(error).__name__}: {error}", flush=True)
+            elif result := done.result():
+                keep(job)
+                accuracy = 100 * result.metrics["eval/accuracy"]
+                print(f"{job.name}  {accuracy:.1f} %, {result.seconds:.0f} s", flush=True)
+            else:
+                num_left += 1
+    print(f"{num_left} trainings are missing still")
+    return status
 
 
-def run_one(job: Job, folder: str, until: float) -> CellResult | None:
+def run_one(job: Job, until: float) -> CellResult | None:
     """Train from the newest checkpoint, until it ends or the time is over; None in the second case."""
     stop, seconds_left = threading.Event(), until - time.time()
     if seconds_left <= 0:
@@ -238,7 +264,7 @@ def run_one(job: Job, folder: str, until: float) -> CellResult | None:
     timer.start()
     try:
         splits = load(job.config.data, job.cell.subset or 0)
-        return run_cell(job.config, job.cell, splits, f"{folder}/{job.setting}", stop=stop)
+        return run_cell(job.config, job.cell, splits, job.folder, stop=stop)
     except Interrupted:
         return None
     finally:

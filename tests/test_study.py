@@ -109,7 +109,7 @@ def test_all_settings_and_policies_are_known_and_subsets_come_before_repeats(
         falls = name.startswith("frozen") and not name.endswith(study.CONSTANT)
         assert config.train.lambda_u_half == (200 if falls else None)
         assert config.train.weak_precision == ("bfloat16" if name.endswith(study.WEAK_BFLOAT16) else None)
-        turns = sorted({study._turn(study.Job(name, config, cell)) for cell in found.cells})
+        turns = sorted({study._turn(study.Job(name, config, cell, "runs")) for cell in found.cells})
         assert turns == [(repeat, subset) for repeat in (0, 1000) for subset in range(5, 10)]
 
 
