@@ -189,12 +189,16 @@ def _range(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-def plan(name: str, policies: str, given: argparse.Namespace) -> tuple[Config, Plan]:
+def plan(name: str, policies: str, given: argparse.Namespace, cells: Path | None = None) -> tuple[Config, Plan]:
     """The trainings of a setting: `policies` as policies=[...] of a comparison.
+
+    Args:
+        cells: folder of the setting's cells; None: that of the study.
 
     Raises:
         ValueError: there is no such policy, its defaults or the training's have changed, or the features do not fit.
     """
+    cells = cells or given.folder / name
     places = {"cifar10": given.cifar10, "features": given.folder / "features"}
     overrides = [text.format(**places) for text in SETTINGS[name].split()]
     if given.fashion_mnist and "fashion_mnist" in overrides[0]:
@@ -203,10 +207,10 @@ def plan(name: str, policies: str, given: argparse.Namespace) -> tuple[Config, P
     gpu = f"scale.use_gpu={str(given.gpu).lower()}"
     config, options = load_comparison([*FIXED, gpu, *overrides, f"policies=[{policies}]", *design])
     found = make_plan(config, options)
-    check_policies(name, [*(cell.cell for cell in read_cells(str(given.folder / name))), *found.cells])
+    check_policies(name, [*(cell.cell for cell in read_cells(str(cells))), *found.cells])
     config = settle_model(config)
     for cell in found.cells:
-        _check_training(config, cell, given.folder / name)
+        _check_training(config, cell, cells)
     return config, found
 
 
