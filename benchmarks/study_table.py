@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import mean
 
+from benchmarks import plain_form as plain
 from benchmarks.study import CONSTANT, WEAK_BFLOAT16
 from benchmarks.tables import OURS, REFERENCE, SUPERVISED, CsvRows, cell, read, settings, table
 from dpl_ray.studies.comparison.cells import CellResult
@@ -86,6 +87,29 @@ def precision() -> str:
                 accuracies = [f"{100 * rows[name].accuracy:.1f}" for name in (base, setting)]
                 body.append([base, policy, str(len(rows[base].subsets)), *accuracies, minus_text(rows[base])])
     return table(("setting", "policy", "subsets", "float32", "bfloat16", "bfloat16 minus float32"), body)
+
+
+def plain_form() -> str:
+    """A row for each setting and policy that was trained in other forms of the step: accuracies, in %.
+
+    Our form is the study's where it was not trained beside the others.
+    """
+    beside, of_study = read(plain.FILE), [row | {"form": plain.OURS} for row in read("study")]
+    forms = {tuple(row[name] for name in plain.COLUMNS[: plain.KEY]): row for row in [*of_study, *beside]}
+    found, body = [row for row in forms.values() if int(row["subset"]) in REPORTED], []
+    for setting, policy in sorted({(row["setting"], row["policy"]) for row in beside}):
+        same = [row for row in found if (row["setting"], row["policy"]) == (setting, policy)]
+        cells = shared_cells([row | {"policy": row["form"]} for row in same], setting)
+        rows = {row.label: row for row in make_rows(cells, plain.OURS)}
+        if plain.OURS in rows and len(rows) > 1:
+            accuracies = [f"{100 * rows[form].accuracy:.1f}" if form in rows else "-" for form in plain.FORMS]
+            differences = [
+                minus_text(rows[form], of_ours=form == plain.ONE_BATCH) if form in rows else "-"
+                for form in (plain.ONE_BATCH, plain.FIXED)
+            ]
+            body.append([setting, policy, str(len(rows[plain.OURS].subsets)), *accuracies, *differences])
+    minus = f"{plain.OURS} minus {plain.ONE_BATCH} [95 %]", f"{plain.FIXED} minus {plain.OURS} [95 %]"
+    return table(("setting", "policy", "subsets", *plain.FORMS, *minus), body)
 
 
 def falling() -> str:
@@ -283,6 +307,7 @@ TABLES = {
     "study": study,
     "study-falling": falling,
     "study-precision": precision,
+    "plain-form": plain_form,
     "study-tails": tails,
     "study-ceiling": ceiling,
     "study-variants": variants,

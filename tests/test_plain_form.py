@@ -1,8 +1,9 @@
-"""The other forms of the training step: what they compute, and that trainings have them."""
+"""The other forms of the training step: what they compute, that trainings have them, and the table of their rows."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import plain_form, study, tables
+from benchmarks import plain_form, study, study_table, tables
 from benchmarks.plain_form import FIXED, FORMS, ONE_BATCH, OURS, plain_step
 from dpl_ray.studies.comparison.cells import CellResult, read_cells, run_cell
 from dpl_ray.training import loop
@@ -173,3 +174,44 @@ def test_what_would_differ_in_more_than_the_form_is_refused(option: str, message
 def study_row(setting: str, policy: str, subset: str, accuracy: str) -> dict[str, str]:
     row = dict.fromkeys(study.COLUMNS, "") | {"steps": "100", "training_seconds": "1"}
     return row | {"setting": setting, "policy": policy, "subset": subset, "seed": subset, "accuracy": accuracy}
+
+
+def form_row(form: str, policy: str, subset: str, accuracy: str) -> dict[str, str]:
+    return study_row("a", policy, subset, accuracy) | {"form": form}
+
+
+def shown(beside: Sequence[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The rows of the table."""
+    subsets = ("0", "5", "6", "7")
+    of_study = [study_row("a", policy, subset, "0.8") for policy in ("dpl", "fixmatch") for subset in subsets]
+    files = {"study": of_study, "plain_form": beside}
+    monkeypatch.setattr(study_table, "read", files.__getitem__)
+    return study_table.plain_form().splitlines()[2:]
+
+
+def test_forms_are_compared_on_the_reported_subsets_that_all_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = [form_row(ONE_BATCH, "fixmatch", "5", "0.6"), form_row(ONE_BATCH, "fixmatch", "0", "0.1")]
+    assert shown(beside, monkeypatch) == ["| a | fixmatch | 1 | 80.0 | 60.0 | - | +20.0 | - |"]
+    beside += [form_row(FIXED, "fixmatch", subset, "0.7") for subset in ("5", "6")]
+    assert shown(beside, monkeypatch) == ["| a | fixmatch | 1 | 80.0 | 60.0 | 70.0 | +20.0 | -10.0 |"]
+    beside += [form_row(OURS, "fixmatch", "5", "0.9"), form_row(FIXED, "dpl", "6", "0.8")]
+    assert shown(beside, monkeypatch) == [
+        "| a | dpl | 1 | 80.0 | - | 80.0 | - | +0.0 |",
+        "| a | fixmatch | 1 | 90.0 | 60.0 | 70.0 | +30.0 | -20.0 |",
+    ], "our form that was trained beside the others counts more than the study's"
+
+
+def test_differences_of_several_subsets_have_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {"5": "0.7", "6": "0.71", "7": "0.72"}
+    beside = [form_row(ONE_BATCH, "dpl", subset, accuracy) for subset, accuracy in numbers.items()]
+    (row,) = shown(beside, monkeypatch)
+    low, high = (float(part) for part in row.split("[")[1].split("]")[0].split(","))
+    assert row.startswith("| a | dpl | 3 | 80.0 | 71.0 | - | +9.0 [")
+    assert low < 9 < high
+
+
+def test_without_rows_there_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown([], monkeypatch) == []
+    assert shown([form_row(ONE_BATCH, "adamatch", "5", "0.6")], monkeypatch) == [], "nothing to compare it to"
+    with (Path(tables.__file__).parent.parent / "docs" / "results" / "plain_form.csv").open() as file:
+        assert tuple(next(csv.reader(file))) == plain_form.COLUMNS
