@@ -46,8 +46,9 @@ def band_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float)
 #: pace, heads_weight and balance if not given. Where features are frozen, no better ones outgrow a wrong label, and a
 #: run is short: thresholds follow faster, and classes share their weight. docs/RESULTS.md has each without the others.
 TRAINED, FROZEN = (1.0, 1.0, 0.0), (10.0, 10.0, 0.5)
-#: Share of a run on images after which labels are no longer aligned, where nothing is said of the classes' shares.
-ALIGNED_UNTIL = 0.5
+#: Where nothing is said of the classes' shares, alignment falls on images: it would be 0 after this share of the run, and
+#: stays at this share of itself.
+NO_ALIGNMENT_AFTER, LEAST_ALIGNMENT = 0.5, 0.3
 LEAST_MASS = 0.02  # of a class, as a share of an equal one: one that nothing is said of does not silence all others
 
 RULES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor] | None] = {
@@ -160,7 +161,8 @@ class DynamicPseudoLabels(Policy):
         factors = self.shares / (self.num_classes * self.mean_probs.clamp(min=1e-6))
         if not self.chooses:
             return factors
-        left = (1 - torch.as_tensor(progress, dtype=factors.dtype, device=factors.device) / ALIGNED_UNTIL).clamp(min=0)
+        done = torch.as_tensor(progress, dtype=factors.dtype, device=factors.device)
+        left = (1 - done / NO_ALIGNMENT_AFTER).clamp(min=LEAST_ALIGNMENT)
         return 1 + left * (factors - 1)
 
     def _sizes(self, logits: Tensor, heads_logits: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:

@@ -102,8 +102,8 @@ class DplConfig(Section):
         None,
         description="how frequent the pool's classes are: a number for each, in the order of their names, in "
         "proportion to its images; equal: all alike; labels: as the labelled images are; estimated: as the "
-        "pseudo-labels say; null: not known: classes get alike many labels at first, after half of the run as many as "
-        "the student gives them; on stored features estimated",
+        "pseudo-labels say; null: not known: classes get alike many labels at first, and later more nearly "
+        "as many as the student gives them; on stored features estimated",
     )
     balanced_softmax: bool = Field(
         True, description="whether the labelled loss corrects for classes that have more labelled images than others"
