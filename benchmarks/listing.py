@@ -19,7 +19,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -39,6 +38,7 @@ PATH_LENGTH = 80  # as that of an image in a bucket
 ROWS_PER_PART = 8192
 BOUND = 2.0  # GB
 ROOT = "/" + "pool" * 8
+ABOVE = "account"  # folder of the made-up file system in which the bucket lies
 
 
 def main() -> None:
@@ -156,28 +156,40 @@ class Entry:
 
 
 class Bucket(Place):
+    """Its answers pass through pyarrow's own list of files, as those of S3 do."""
+
     def __str__(self) -> str:
-        return f"a bucket, {self.folders:,} folders"
+        return f"a bucket, {self.folders:,} folder{'s' * (self.folders > 1)}"
 
     @contextmanager
     def of(self, number: int) -> Iterator[Location]:
-        def answer(asked: Any) -> Any:
-            if isinstance(asked, str):
-                return fs.FileInfo(asked, fs.FileType.Directory)
+        def look(paths: list[str]) -> list[fs.FileInfo]:
+            return [fs.FileInfo(path, fs.FileType.Directory) for path in paths]
+
+        def list_folder(asked: fs.FileSelector) -> list[fs.FileInfo]:
             folder = asked.base_dir
-            if folder == ROOT[1:]:
-                names = map("{:03d}".format, range(self.folders))
-                return [fs.FileInfo(f"{folder}/{name}", fs.FileType.Directory) for name in names]
+            if folder == ABOVE + ROOT:
+                return look([f"{folder}/{name:03d}" for name in range(self.folders)])
             file = partial(fs.FileInfo, type=fs.FileType.File, size=60_000)
             return [file(f"{folder}/{name}") for name in self.names(number // self.folders)]
 
-        yield Location("pool", ROOT, mock.Mock(get_file_info=answer), ROOT[1:], "s3://")
+        handler = mock.Mock(
+            spec=fs.FileSystemHandler,
+            get_type_name=lambda: "made up",
+            normalize_path=lambda path: path,
+            get_file_info=look,
+            get_file_info_selector=list_folder,
+        )
+        # What is Python's own is listed otherwise; a folder of it counts as one of pyarrow's.
+        filesystem = fs.SubTreeFileSystem(ABOVE, fs.PyFileSystem(handler))
+        yield Location("pool", ROOT, filesystem, ROOT[1:], "s3://")
 
 
 CASES = [
     *((Disk(1), name) for name in ("to label", "to train")),
     *((Disk(1000), name) for name in ("to label", "to label what is new")),
     *((Bucket(1000), name) for name in ("to label", "to train")),
+    (Bucket(1), "to label"),
 ]
 
 if __name__ == "__main__":
