@@ -1,37 +1,31 @@
-"""A step on 8 to 1,024 GPUs on paper, and the same arithmetic against processes with delays in their collectives.
+"""A step on 8 to 1,024 GPUs on paper, and the same arithmetic against workers with delays in their collectives.
 
-    python -m benchmarks.scaling --save      2, 4 and 8 processes whose computing is a sleep of random length
+    python -m benchmarks.scaling --save      2, 4 and 8 workers on as many nodes of Ray, made up on this machine
 
-A worker's step is: compute; a collective of the policy's statistics, for which all wait; compute, while whole buckets
-of gradients are sent; the rest of the sending. So a step takes
-
-    E[max of N first parts] + statistics + E[max of N second parts] + what of the sending is left,
-
-and the maximum of N normal times is what stragglers cost. `plan` puts in the times of docs/results/bench/gpu.json and
-the links of LINKS, which are assumed. The processes run the product's own collectives (`Workers`, `GradientBuckets`).
+The arithmetic is that of benchmarks/scaling_model.py. `plan` puts in the times of docs/results/bench/gpu.json and
+links, which are assumed. The workers are those of benchmarks/scaling_cluster.py. A checkpoint is measured, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch import Tensor, nn
 
-from benchmarks.figures import Figure, Figures, Measurement, add_save, report, shown
+from benchmarks.figures import Figure, Figures, Measurement, add_save, median, report, shown
+from benchmarks.scaling_cluster import LAYERS, Group, nodes
+from benchmarks.scaling_model import LINKS, Parts, all_reduce_seconds, expected_maximum, step_seconds
+from dpl_ray.config.parse import parse_config
 from dpl_ray.page.markdown import markdown_row
-from dpl_ray.training import distributed
-from dpl_ray.training.distributed import GradientBuckets, Workers
+from dpl_ray.store.storage import Storage
+from dpl_ray.training.checkpoint import save_checkpoint
+from dpl_ray.training.checkpoint_folder import ModelInfo
+from dpl_ray.training.distributed import Workers
+from dpl_ray.training.state import build_state
 
 NUM_GPUS = (8, 64, 256, 1024)
 NUM_IMAGES = 64 * (1 + 7)  # of a step on one GPU
@@ -41,60 +35,8 @@ SPREAD = 0.02  # standard deviation of a worker's computing, as a share of it; a
 FIRST_SHARE = 0.3  # of the computing, before the statistics: views and the pass without gradient
 DECODE = ("decode a 32x32 JPEG", "measured")  # of pool_rates.json
 ONE_BY_ONE, GRAPH = "compiled, launched one by one", "compiled, one CUDA graph"  # of gpu.json
-LAYERS = 4  # of the processes' network
-
-
-@dataclass(frozen=True)
-class Links:
-    """What connects GPUs."""
-
-    per_node: int  # GPUs
-    latency: tuple[float, float]  # seconds of a message in a node, between nodes
-    bandwidth: tuple[float, float]  # bytes a second of a GPU in a node, between nodes
-
-
-LINKS = Links(8, (5e-6, 15e-6), (150e9, 12.5e9))  # NVLink, and 100 Gbit/s for each GPU
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A worker's step without the others, in seconds."""
-
-    first: float
-    second: float
-    spread: float  # standard deviation of each part, as a share of it
-
-
-def all_reduce_seconds(num_bytes: float, workers: int, links: Links = LINKS) -> float:
-    """Latency of a tree there and back, and the bytes that a ring sends over its slowest link."""
-    if workers == 1:
-        return 0.0
-    inside = min(workers, links.per_node)
-    nodes = math.ceil(workers / links.per_node)
-    hops = math.ceil(math.log2(inside)) * links.latency[0] + math.ceil(math.log2(nodes)) * links.latency[1]
-    slowest = links.bandwidth[nodes > 1]
-    return 2 * hops + 2 * (workers - 1) / workers * num_bytes / slowest
-
-
-def expected_maximum(number: int) -> float:
-    """Of so many independent standard normal numbers: the integral of 1 - Phi(x)^n for x > 0, less that of Phi(x)^n."""
-    from scipy.stats import norm
-
-    at = np.linspace(0, 10, 20_001)
-    return float(np.trapezoid(1 - norm.cdf(at) ** number - norm.cdf(-at) ** number, at))
-
-
-def left_over(sends: Sequence[float], second: float) -> float:
-    """Seconds of sending after the backward pass, of buckets that are whole at equal distances, sent one by one."""
-    done = 0.0
-    for number, seconds in enumerate(sends, start=1):
-        done = max(done, second * number / len(sends)) + seconds
-    return done - second
-
-
-def step_seconds(parts: Parts, workers: int, statistics_seconds: float, sends: Sequence[float]) -> float:
-    slower = 1 + parts.spread * expected_maximum(workers) if workers > 1 else 1.0
-    return slower * (parts.first + parts.second) + statistics_seconds + left_over(sends, slower * parts.second)
+CHECKPOINT_SIZE, CHECKPOINT_SAVED = "size of a checkpoint, WRN-28-2", "saving it on this disk"
+ROUNDS = 7
 
 
 # The plan.
@@ -135,118 +77,65 @@ def plan_row(alone: float, workers: int, decode: float) -> list[str]:
     return [times[0], shown(NUM_IMAGES / whole), *times[1:], shown(NUM_IMAGES / whole / decode)]
 
 
-# The same arithmetic with processes.
+# The same arithmetic with workers.
 
 
-class Delayed:
-    """Collectives that take longer: what is sent waits for what was sent before."""
-
-    def __init__(self, seconds: dict[int, float]) -> None:
-        """`seconds` by number of elements."""
-        self.seconds, self.send, self.thread = seconds, dist.all_reduce, ThreadPoolExecutor(1)
-
-    def __call__(self, values: Tensor, *, async_op: bool = False) -> Any:
-        def send() -> None:
-            time.sleep(self.seconds.get(values.numel(), 0.0))
-            self.send(values)
-
-        future: Future[None] = self.thread.submit(send)
-        if not async_op:
-            return future.result()
-        future.wait = future.result  # type: ignore[attr-defined]
-        return future
-
-
-class Slow(torch.autograd.Function):
-    """The identity, whose gradient takes so many seconds."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, seconds: float) -> Tensor:
-        ctx.seconds = seconds
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        time.sleep(ctx.seconds)
-        return gradient, None
+def measure_checkpoint(folder: str) -> Figures:
+    """Bytes of a checkpoint of WRN-28-2 after a step, and the time that saving it takes."""
+    config = parse_config({"model": {"depth": 28, "width": 2}})
+    state = build_state(config, 3, 10, Workers())
+    for parameter in state.learner.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()  # so that there is momentum to save
+    info, seconds = ModelInfo(tuple("0123456789"), 3, (32, 32)), []
+    for step in range(1, ROUNDS + 1):
+        state.step, began = step, time.perf_counter()
+        saved = save_checkpoint(Storage(folder), state, config, info, Workers(), keep=2)
+        seconds.append(time.perf_counter() - began)
+    size = sum(len((saved / name).read()) for name in saved.list())
+    return {
+        CHECKPOINT_SIZE: {"measured": Figure(size / 1e6, "MB")},
+        CHECKPOINT_SAVED: {"measured": median([1e3 * each for each in seconds], "ms")},
+    }
 
 
-def worker(
-    rank: int, number: int, parts: Parts, delays: tuple[float, float], steps: int, place: str, found: Any
-) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=number)
-    workers = Workers(rank, number)
-    layers = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(LAYERS)))
-    values = torch.zeros(100, dtype=torch.float64)
-    delayed = Delayed({values.numel(): delays[0], 64 * 64: delays[1]})
-    dist.all_reduce = delayed  # type: ignore[assignment]
-    distributed.bucket_bytes = lambda device: 0.0  # noqa: ARG005, a bucket for each layer
-    buckets = GradientBuckets(layers.parameters(), workers)
-    random = np.random.default_rng(rank)
-    times = []
-    for _ in range(steps):
-        began = time.perf_counter()
-        first, second = (
-            max(0.0, part * (1 + parts.spread * random.standard_normal())) for part in (parts.first, parts.second)
-        )
-        time.sleep(first)
-        workers.all_reduce_sum(values)
-        through = torch.ones(1, 64)
-        for layer in layers:
-            through = Slow.apply(layer(through), second / LAYERS)
-        through.sum().backward()
-        buckets.finish()
-        times.append(time.perf_counter() - began)
-    if rank == 0:
-        found.put(statistics.fmean(times[2:]))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def simulate(number: int, parts: Parts, delays: tuple[float, float], steps: int, place: str) -> float:
-    """Mean seconds of a step of so many processes."""
-    context = mp.get_context("spawn")
-    found = context.SimpleQueue()
-    mp.spawn(worker, (number, parts, delays, steps, place, found), nprocs=number)
-    return float(found.get())
-
-
-def compare(numbers: Sequence[int], steps: int, folder: str, show: Callable[[str], None] = print) -> Figures:
+def compare(numbers: Sequence[int], steps: int, show: Callable[[str], None] = print) -> Figures:
     """Planned and measured seconds of a step, with short and with long delays.
 
     What a collective takes without a delay is measured by steps that do nothing else.
     """
     parts = Parts(0.04, 0.08, 0.1)
-    figures: Figures = {}
-    bare = {}
-    for number in numbers:
-        alone = simulate(number, Parts(0, 0, 0), (0, 0), steps, f"{folder}/bare-{number}")
-        bare[number] = alone / (1 + LAYERS)
-        figures[f"{number} processes, a collective without a delay"] = {"measured": Figure(1e3 * bare[number], "ms")}
-    for name, delays in {"short delays": (0.002, 0.004), "long delays": (0.02, 0.05)}.items():
+    bare: Figures = {}
+    compared: dict[str, Figures] = {"short delays": {}, "long delays": {}}
+    delays = {"short delays": (0.002, 0.004), "long delays": (0.02, 0.05)}
+    with nodes(max(numbers)):
         for number in numbers:
-            planned = step_seconds(parts, number, delays[0] + bare[number], [delays[1] + bare[number]] * LAYERS)
-            measured = simulate(number, parts, delays, steps, f"{folder}/{name.split()[0]}-{number}")
-            figures[f"{number} processes, {name}"] = {
-                "planned": Figure(1e3 * planned, "ms"),
-                "measured": Figure(1e3 * measured, "ms"),
-                "measured / planned": Figure(measured / planned, at_least=0.9, at_most=1.1),
-            }
-            show(f"{number} processes, {name}: planned {planned:.3f} s, measured {measured:.3f} s")
-    return figures
+            with Group(number) as group:
+                assert group.num_nodes() == number, "each worker has a node of its own"
+                collective = group.step_seconds(Parts(0, 0, 0), (0, 0), steps) / (1 + LAYERS)
+                bare[f"{number} workers, a collective without a delay"] = {"measured": Figure(1e3 * collective, "ms")}
+                for name, (waits, sends) in delays.items():
+                    planned = step_seconds(parts, number, waits + collective, [sends + collective] * LAYERS)
+                    measured = group.step_seconds(parts, (waits, sends), steps)
+                    compared[name][f"{number} workers, {name}"] = {
+                        "planned": Figure(1e3 * planned, "ms"),
+                        "measured": Figure(1e3 * measured, "ms"),
+                        "measured / planned": Figure(measured / planned, at_least=0.9, at_most=1.1),
+                    }
+                    show(f"{number} workers, {name}: planned {planned:.3f} s, measured {measured:.3f} s")
+    return bare | compared["short delays"] | compared["long delays"]
 
 
 def main() -> None:
-    import tempfile
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--steps", type=int, default=60)
     add_save(parser, "scaling")
     given = parser.parse_args()
+    torch.set_num_threads(1)  # a GPU copies its tensors without any
     with tempfile.TemporaryDirectory() as folder:
-        report("scaling", compare(given.processes, given.steps, folder), given.save)
+        figures = measure_checkpoint(folder)
+    report("scaling", figures | compare(given.workers, given.steps), given.save)
 
 
 if __name__ == "__main__":

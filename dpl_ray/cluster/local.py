@@ -80,7 +80,7 @@ def start(**settings: Any) -> None:
     if os.environ.get(MODE, "token").lower() == "token":
         _set_environment({TOKEN: secrets.token_hex(32)})  # Ray itself sets the mode
     try:
-        with _small():
+        with small():
             ray.init(address="local", **settings)
         _watchers.append(_watch())
     except BaseException:
@@ -89,7 +89,7 @@ def start(**settings: Any) -> None:
 
 
 @contextmanager
-def _small() -> Iterator[None]:
+def small() -> Iterator[None]:
     """The Ray that is started within listens on 127.0.0.1, and has no process that nobody asks."""
     from ray._private import ray_constants, utils
     from ray._private.node import Node
