@@ -2,8 +2,9 @@
 
     python -m benchmarks.scaling --save      2, 4 and 8 workers on as many nodes of Ray, made up on this machine
 
-The arithmetic is that of benchmarks/scaling_model.py. `plan` puts in the times of docs/results/bench/gpu.json and
-links, which are assumed. The workers are those of benchmarks/scaling_cluster.py. A checkpoint is measured, too.
+The arithmetic is that of benchmarks/scaling_model.py. `plan` puts in what was measured: the step of one GPU, the feed
+beside a GPU, the parts of a step on a CPU, and a checkpoint, which this benchmark writes. The links between GPUs, how
+much computing varies and the cores for each GPU are assumed. The workers are those of benchmarks/scaling_cluster.py.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from benchmarks.figures import Figure, Figures, Measurement, add_save, median, report, shown
 from benchmarks.scaling_cluster import LAYERS, Group, nodes
-from benchmarks.scaling_model import LINKS, Parts, all_reduce_seconds, expected_maximum, step_seconds
+from benchmarks.scaling_model import LINKS, Parts, all_reduce_seconds, checkpoint_seconds, left_over, step_seconds
 from dpl_ray.config.parse import parse_config
+from dpl_ray.config.schema import TrainConfig
 from dpl_ray.page.markdown import markdown_row
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import save_checkpoint
@@ -28,13 +31,15 @@ from dpl_ray.training.distributed import Workers
 from dpl_ray.training.state import build_state
 
 NUM_GPUS = (8, 64, 256, 1024)
-NUM_IMAGES = 64 * (1 + 7)  # of a step on one GPU
+BATCH_SIZE, MU = 64, 7  # of a step on one GPU; the labelled images are in memory
 GRADIENT_BYTES, BUCKET_BYTES = 4 * 1_466_320, 2**22  # WRN-28-2
 STATISTICS_BYTES = 8 * 200
 SPREAD = 0.02  # standard deviation of a worker's computing, as a share of it; assumed
-FIRST_SHARE = 0.3  # of the computing, before the statistics: views and the pass without gradient
-DECODE = ("decode a 32x32 JPEG", "measured")  # of pool_rates.json
-ONE_BY_ONE, GRAPH = "compiled, launched one by one", "compiled, one CUDA graph"  # of gpu.json
+# Rows and columns of docs/results/bench: of gpu.json, step.json, pool_feed_h100.json and scaling.json.
+ONE_BY_ONE, GRAPH = "compiled, launched one by one", "compiled, one CUDA graph"
+FIRST = ("weak view", "weak forward", "heads and policy")  # before the statistics
+SECOND = ("strong view", "forward and backward", "optimizer and EMA")
+FEED, CORES = "feed, windows_ahead=null (48)", 16  # of its machine; as many are assumed for each GPU
 CHECKPOINT_SIZE, CHECKPOINT_SAVED = "size of a checkpoint, WRN-28-2", "saving it on this disk"
 ROUNDS = 7
 
@@ -42,39 +47,126 @@ ROUNDS = 7
 # The plan.
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What the plan puts in."""
+
+    alone: dict[str, float]  # seconds of a step on one GPU, by how it is launched
+    first_share: float  # of the computing, before the statistics
+    feed_rate: float  # images/s that a core feeds
+    saving: float  # seconds of a checkpoint
+
+    @classmethod
+    def load(cls) -> Measured:
+        """From the files of docs/results/bench."""
+        gpu, step = Measurement.load("gpu").figures, Measurement.load("step").figures
+        first, second = (sum(step[part]["median"].value for part in parts) for parts in (FIRST, SECOND))
+        return cls(
+            {launched: gpu[launched]["coverage 1"].value / 1e3 for launched in (ONE_BY_ONE, GRAPH)},
+            first / (first + second),
+            Measurement.load("pool_feed_h100").figures[FEED]["rate"].value / CORES,
+            Measurement.load("scaling").figures[CHECKPOINT_SAVED]["measured"].value / 1e3,
+        )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step of one of so many GPUs, in seconds: its computing and what comes to that."""
+
+    alone: float
+    statistics: float
+    stragglers: float
+    gradients_left: float
+    wait_for_feed: float
+    checkpoints: float
+    feeding_cores: float  # cores for each GPU below which the step waits for the feed
+
+    @property
+    def whole(self) -> float:
+        return self.alone + sum(self.costs().values())
+
+    def costs(self) -> dict[str, float]:
+        """Heading of a column -> seconds."""
+        return {
+            "statistics": self.statistics,
+            "stragglers": self.stragglers,
+            "gradients left": self.gradients_left,
+            "wait for the feed": self.wait_for_feed,
+            "checkpoints": self.checkpoints,
+        }
+
+
+def planned_step(measured: Measured, launched: str, workers: int, cores: int = CORES) -> Planned:
+    """
+    Args:
+        cores: that feed each GPU.
+    """
+    alone = measured.alone[launched]
+    parts = Parts(measured.first_share * alone, (1 - measured.first_share) * alone, SPREAD)
+    gathered = all_reduce_seconds(STATISTICS_BYTES, workers)
+    buckets = math.ceil(GRADIENT_BYTES / BUCKET_BYTES)
+    sends = [all_reduce_seconds(GRADIENT_BYTES / buckets, workers)] * buckets
+    fed = step_seconds(parts, workers, gathered, sends)
+    slower = parts.slower(workers)
+    whole = max(fed, BATCH_SIZE * MU / (cores * measured.feed_rate))
+    return Planned(
+        alone,
+        gathered,
+        (slower - 1) * alone,
+        left_over(sends, slower * parts.second),
+        whole - fed,
+        checkpoint_seconds(measured.saving, whole, TrainConfig()),
+        BATCH_SIZE * MU / fed / measured.feed_rate,
+    )
+
+
 def plan() -> str:
     """The table of docs/scale.md."""
-    figures, rates = Measurement.load("gpu").figures, Measurement.load("pool_rates").figures
-    decode = rates[DECODE[0]][DECODE[1]].value
-    heading = ["GPUs", "step", "images/s of each", "statistics", "stragglers", "gradients left", "cores that decode"]
+    measured = Measured.load()
+    steps = {
+        (launched, workers): planned_step(measured, launched, workers)
+        for launched in (ONE_BY_ONE, GRAPH)
+        for workers in (1, *NUM_GPUS)
+    }
+    columns = list(steps[GRAPH, 1].costs())
+    heading = ["GPUs", "step", "images/s of each", *columns, "cores that the feed needs"]
     lines = [markdown_row(heading), markdown_row(["---"] * len(heading))]
-    for launched in (ONE_BY_ONE, GRAPH):
-        alone = figures[launched]["coverage 1"].value / 1e3
-        for workers in (1, *NUM_GPUS):
-            lines.append(markdown_row([f"{workers:,}, {launched}", *plan_row(alone, workers, decode)]))
+    for (launched, workers), step in steps.items():
+        rate = BATCH_SIZE * (1 + MU) / step.whole
+        costs = map(_milliseconds, step.costs().values())
+        cells = [_milliseconds(step.whole), shown(rate), *costs, shown(step.feeding_cores)]
+        lines.append(markdown_row([f"{workers:,}, {launched}", *cells]))
     inside, between = (
         f"{bandwidth / 1e9:g} GB/s and {1e6 * latency:g} µs"
         for bandwidth, latency in zip(LINKS.bandwidth, LINKS.latency, strict=True)
     )
-    lines += [
-        "",
-        f"Assumed: {inside} for each GPU in a node of {LINKS.per_node}, {between} between nodes, and a standard "
-        f"deviation of {100 * SPREAD:g} % of a worker's computing.",
-    ]
-    return "\n".join(lines)
+    assumed = (
+        f"Assumed: {inside} for each GPU in a node of {LINKS.per_node}, {between} between nodes; a standard deviation "
+        f"of {100 * SPREAD:g} % of a worker's computing; {shown(100 * measured.first_share)} % of the computing before "
+        f"the statistics, as measured on a CPU; {CORES} cores that feed each GPU with {shown(measured.feed_rate)} "
+        f"images/s each, as measured beside an H100; {shown(measured.saving)} s for a checkpoint, as measured below."
+    )
+    return "\n".join([*lines, "", bottlenecks(steps), "", assumed])
 
 
-def plan_row(alone: float, workers: int, decode: float) -> list[str]:
-    """Of a step that takes `alone` seconds on one GPU, where a core decodes `decode` images a second."""
-    parts = Parts(FIRST_SHARE * alone, (1 - FIRST_SHARE) * alone, SPREAD)
-    gathered = all_reduce_seconds(STATISTICS_BYTES, workers)
-    buckets = math.ceil(GRADIENT_BYTES / BUCKET_BYTES)
-    sends = [all_reduce_seconds(GRADIENT_BYTES / buckets, workers)] * buckets
-    whole = step_seconds(parts, workers, gathered, sends)
-    waited = SPREAD * expected_maximum(workers) * alone if workers > 1 else 0.0
-    left = whole - alone - waited - gathered
-    times = [f"{shown(1e3 * seconds)} ms" for seconds in (whole, gathered, waited, max(0.0, left))]
-    return [times[0], shown(NUM_IMAGES / whole), *times[1:], shown(NUM_IMAGES / whole / decode)]
+def bottlenecks(steps: dict[tuple[str, int], Planned]) -> str:
+    """What costs most beside the computing, and what is next where a graph saves the launches."""
+    few, many = NUM_GPUS[0], NUM_GPUS[-1]
+    launches = {"launches": steps[ONE_BY_ONE, few].alone - steps[GRAPH, few].alone}
+    sentences = [f"First bottleneck on {few} GPUs: {_ranked(steps[ONE_BY_ONE, few], launches)}."]
+    sentences += [f"With a graph on {workers:,}: {_ranked(steps[GRAPH, workers])}." for workers in (few, many)]
+    return " ".join(sentences)
+
+
+def _ranked(step: Planned, more: dict[str, float] | None = None) -> str:
+    """Of the costs of a step those that are not 0, the largest first."""
+    ranked = sorted((step.costs() | (more or {})).items(), key=lambda cost: -cost[1])
+    first, *others = (f"{name} {_milliseconds(seconds)}" for name, seconds in ranked if seconds)
+    return f"{first} of {_milliseconds(step.whole)}, then {', '.join(others)}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{shown(1e3 * seconds)} ms"
 
 
 # The same arithmetic with workers.

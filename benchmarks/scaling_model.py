@@ -5,7 +5,8 @@ of gradients are sent; the rest of the sending. So a step takes
 
     E[max of N first parts] + statistics + E[max of N second parts] + what of the sending is left,
 
-and the maximum of N normal times is what stragglers cost.
+and the maximum of N normal times is what stragglers cost. Where the feed takes longer than that for the images of a
+step, the step takes as long as the feed. Now and then worker 0 writes a checkpoint, and the others wait.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from dpl_ray.config.schema import CHECKPOINT_SHARE, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def left_over(sends: Sequence[float], second: float) -> float:
 
 
 def step_seconds(parts: Parts, workers: int, statistics_seconds: float, sends: Sequence[float]) -> float:
-    """A step of the slowest of so many workers.
+    """A step whose batch is there.
 
     Args:
         statistics_seconds: of their collective.
@@ -78,3 +81,17 @@ def step_seconds(parts: Parts, workers: int, statistics_seconds: float, sends: S
     """
     slower = parts.slower(workers)
     return slower * (parts.first + parts.second) + statistics_seconds + left_over(sends, slower * parts.second)
+
+
+def checkpoint_seconds(saving: float, step: float, config: TrainConfig) -> float:
+    """What checkpoints cost each step, with any number of workers.
+
+    They are due after `checkpoint_every` steps, whatever they cost, and by the time (`CheckpointClock`) so seldom that
+    they take CHECKPOINT_SHARE of it at most.
+
+    Args:
+        saving: seconds of one.
+        step: seconds of a step without them.
+    """
+    by_time = max(config.checkpoint_seconds, saving / CHECKPOINT_SHARE) / step
+    return saving / max(1.0, min(config.checkpoint_every, by_time))
