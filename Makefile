@@ -84,7 +84,6 @@ bench: install
 	$(BIN)/python -m benchmarks.threads --save
 	$(BIN)/python -m benchmarks.finetune --save
 	$(BIN)/python -m benchmarks.label $(if $(IMAGES),--images '$(IMAGES)') --save
-	$(BIN)/python -m benchmarks.label $(if $(IMAGES),--images '$(IMAGES)') --sizes 24000 120000 --save label_large
 	$(BIN)/python -m benchmarks.mistakes --save
 	$(BIN)/python -m benchmarks.pool_rates --save
 	$(BIN)/python -m benchmarks.listing --save
