@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 
-from benchmarks.study import BASES, FEATURES, NAMED_ALONE, SETTINGS
+from benchmarks.figures import shown
+from benchmarks.study import BASES, NAMED_ALONE, SETTINGS
 from benchmarks.study_table import (
     GOAL,
     OPEN_SET,
@@ -88,15 +90,15 @@ def extent() -> str:
             by_policies.setdefault(", ".join(f"`{name}`" for name in named), []).append(setting)
     body = [[", ".join(names), named] for named, names in sorted(by_policies.items(), key=lambda item: item[1])]
     missing = [setting for setting, named in policies.items() if not named]
-    seconds = [float(row["training_seconds"]) for row in rows]
-    longest = max(
-        float(row["training_seconds"])
-        for row in rows
-        if not SETTINGS.get(row["setting"], FEATURES).startswith(FEATURES)
-    )
+    hours = sum(float(row["training_seconds"]) for row in rows) / 3600
+    of_base = {
+        name: [float(row["training_seconds"]) / 60 for row in rows if row["setting"].partition("-lt")[0] == name]
+        for name in BASES
+    }
+    minutes = ", ".join(f"{name} {shown(median(found))}" for name, found in of_base.items() if found)
     trained = (
-        f"{len(rows):,} trainings of one thread each, one initialization on each labelled subset, took "
-        f"{sum(seconds) / 3600:.1f} hours of a core; the longest, {longest / 60:.1f} minutes beside another one."
+        f"{len(rows):,} trainings of one thread each, one initialization on each labelled subset, took {hours:.1f} "
+        f"hours of a core. Minutes of one, the median, two at once: {minutes}."
     )
     return f"{table(('settings', 'policies'), body)}\n\nNot measured: {', '.join(missing) or 'none'}.\n\n{trained}"
 

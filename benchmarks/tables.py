@@ -163,7 +163,7 @@ def means(results: CsvRows) -> str:
     )
 
 
-ABLATION_SETTINGS = ("fashion14-4", "digits-2", "digits-4", "digits-4-lt20", "fashion14-25", "frozen-4", "frozen-25")
+ABLATION_SETTINGS = ("fashion14-4", "digits-2", "digits-4", "fashion14-25", "frozen-4", "frozen-25")
 #: `label_sets` was measured before the variant took the samples of no weight in; those with a star, in code that was
 #: thrown away. No command measures them again.
 NOT_MEASURABLE = ("label_sets",)
