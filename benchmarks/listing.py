@@ -11,7 +11,6 @@ import argparse
 import multiprocessing
 import os
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -49,20 +48,17 @@ def main() -> None:
     rows: Figures = {}
     for place, name in CASES:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            peak, seconds = fresh.submit(_measured, WORK[name], place, arguments.files).result()
-        rows[f"{place}, {name}"] = {
-            "whole process": Figure(peak / 1e9, "GB", at_most=BOUND),
-            "time": Figure(seconds, "s"),
-        }
+            peak = fresh.submit(_measured, WORK[name], place, arguments.files).result()
+        rows[f"{place}, {name}"] = {"whole process": Figure(peak / 1e9, "GB", at_most=BOUND)}
     report("listing", rows, arguments.save)
 
 
-def _measured(work: Callable[[PoolFiles], object], place: Place, number: int) -> tuple[int, float]:
-    began = time.perf_counter()
+def _measured(work: Callable[[PoolFiles], object], place: Place, number: int) -> int:
+    """Bytes."""
     with place.of(number) as location:
         listed = list_pool(location, image_column="image")
     work(listed)
-    return own_peak(), time.perf_counter() - began
+    return own_peak()
 
 
 def label(listed: PoolFiles) -> None:
