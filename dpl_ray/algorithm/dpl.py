@@ -44,7 +44,7 @@ def band_weight(confidence: Tensor, over: Tensor, under: Tensor, epsilon: float)
 
 
 #: pace, heads_weight and balance if not given. Where features are frozen, no better ones outgrow a wrong label, and a
-#: run is short: thresholds follow faster, and classes share their weight. docs/RESULTS.md has each without the others.
+#: run is short: thresholds follow faster, and classes share their weight. docs/RESULTS.md has dpl without them.
 TRAINED, FROZEN = (1.0, 1.0, 0.0), (10.0, 10.0, 0.5)
 #: Where nothing is said of the classes' shares, alignment falls on images: it would be 0 after the first share of the
 #: run, and stays at the second share of itself.
