@@ -100,10 +100,9 @@ class DplConfig(Section):
     )
     shares: tuple[Annotated[float, Field(gt=0)], ...] | Literal["equal", "labels", "estimated"] | None = Field(
         None,
-        description="how frequent the pool's classes are: a number for each, in the order of their names, in "
-        "proportion to its images; equal: all alike; labels: as the labelled images are; estimated: as the "
-        "pseudo-labels say; null: not known: classes get alike many labels at first, and later more nearly "
-        "as many as the student gives them; on stored features estimated",
+        description="how frequent the pool's classes are: a number for each, in the order of their names; equal; as "
+        "the labels; estimated by pseudo-labels; null: unknown, equally many labels at first, later as the student has "
+        "them; on stored features estimated",
     )
     balanced_softmax: bool = Field(
         True, description="whether the labelled loss corrects for classes that have more labelled images than others"

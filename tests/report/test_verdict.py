@@ -137,6 +137,7 @@ def foreign(splits: Splits) -> Splits:
 def test_a_pool_of_other_things_is_called_harmful(tmp_path: Path, spoil: Callable[[Splits], Splits]) -> None:
     overrides = ["data.num_labels_per_class=25", "train.num_steps=40", "train.mu=3", "train.lambda_u=10"]
     overrides += ["train.ema_decay=0.9", "train.curve_images=0", "model.width=1", "scale.num_workers=0"]
+    overrides += ["policy.shares=equal"]  # each class gets its share of the noise
     config = load_config(overrides)
     splits = spoil(load_splits(config.data, seed=0))
     outcomes = train_phases(config, splits, Storage(str(tmp_path)), Workers(), lambda _: None)
