@@ -89,7 +89,7 @@ def plain_step(state: TrainState, batch: Batch, config: Config, workers: Workers
         pseudo = pseudo_labels(features_read, logits_read, policy.alignment(facts.progress), facts)
         policy.update(policy.statistics(pseudo))
         weights, targets = policy.weights(pseudo), policy.targets(pseudo)
-        wanted, rows = weights > policy.min_weight, torch.arange(num_unlabeled)
+        wanted, rows = weights > policy.min_weight, torch.arange(num_unlabeled, device=weights.device)
 
     loss_labeled = policy.labeled_loss(logits_labeled, batch.targets)
     trained = policy.trains_classifier(facts.progress)
@@ -109,7 +109,7 @@ def plain_step(state: TrainState, batch: Batch, config: Config, workers: Workers
     state.optimizer.step()
     update_teacher(state.teacher, student, numbers.ema_decay)
     state.step += 1
-    num_strong = torch.tensor(num_unlabeled, dtype=torch.float64)
+    num_strong = torch.tensor(num_unlabeled, dtype=torch.float64, device=weights.device)
     return step_sums(terms, pseudo, weights, targets, batch.targets_unlabeled, num_strong)
 
 

@@ -25,19 +25,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.figures import Figure, Figures, add_save, median, quartiles, report
+from benchmarks.plain_form import plain_step
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
-from dpl_ray.algorithm.ema import update_teacher, warmed_decay
-from dpl_ray.algorithm.losses import consistency
-from dpl_ray.algorithm.pseudo_labels import Answers, PseudoLabels, pseudo_labels
+from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 from dpl_ray.config.parse import parse_config
 from dpl_ray.config.schema import Config
-from dpl_ray.data.batches.augment import strong, weak
-from dpl_ray.data.batches.feed import Batch, BatchFeed
+from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.runs.history_writer import HistoryWriter
 from dpl_ray.store.storage import Storage
@@ -73,36 +70,6 @@ class FixedCoverage(DynamicPseudoLabels):
         super().weights(pseudo)
         places = torch.arange(len(pseudo.labels), device=pseudo.confidence.device)
         return (places < round(self.coverage * len(places))).to(pseudo.confidence.dtype)
-
-
-def peers_step(state: TrainState, batch: Batch, config: Config, workers: Workers) -> None:
-    """One step as the peers form it: everything with gradient, in one batch."""
-    views = config.data.views
-    num_labeled, num_unlabeled = len(batch.images), len(batch.images_unlabeled)
-    images = torch.cat(
-        [
-            weak(batch.images, batch.uniforms, views),
-            weak(batch.images_unlabeled, batch.uniforms_weak, views),
-            strong(batch.images_unlabeled, batch.uniforms_strong, views),
-        ]
-    ).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(workers.device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
-        features, logits = state.student(images)
-    logits = logits.float()
-    weak_rows = slice(num_labeled, num_labeled + num_unlabeled)
-    with torch.no_grad():
-        pseudo = pseudo_labels(features[weak_rows].detach(), logits[weak_rows].detach(), state.policy.alignment(0.0))
-        state.policy.update(workers.all_reduce_sum(state.policy.statistics(pseudo)))
-        weights = state.policy.weights(pseudo)
-    loss = F.cross_entropy(logits[:num_labeled], batch.targets)
-    loss = loss + consistency(logits[weak_rows.stop :], pseudo.labels, weights, num_unlabeled)
-    labeled = features[:num_labeled], logits[:num_labeled], batch.targets
-    loss = loss + state.policy.auxiliary_loss(pseudo, Answers(*labeled, *(rows[:0] for rows in labeled)))
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    state.optimizer.step()
-    update_teacher(state.teacher, state.student, warmed_decay(config.train.ema_decay, state.step))
-    state.step += 1
 
 
 def _setup(
@@ -242,7 +209,7 @@ def compare_forms(arguments: argparse.Namespace) -> None:
             batch = feed(index).to(workers.device)
             seconds = [
                 _seconds(partial(step, state, batch, config, workers))
-                for step, state in ((train_step, ours), (peers_step, peers))
+                for step, state in ((train_step, ours), (plain_step, peers))
             ]
             if index >= 2:
                 pairs.append(seconds)

@@ -123,6 +123,8 @@ BOUNDS = [
     ("labels", "At most {} blocks of", "dpl_ray.labeling.on_ray:BLOCKS_PER_ACTOR", 1),
     ("labels", "of at most {} MiB of decoded images", "dpl_ray.labeling.plan:MAX_DECODED_BYTES", 2**20),
     ("method", "with T = {}.", "dpl_ray.algorithm.open_set:TEMPERATURE", 1),
+    ("method", "with v = max({}, 1", "dpl_ray.algorithm.dpl:LEAST_ALIGNMENT", 1),
+    ("method", "t / {}), where t is the share", "dpl_ray.algorithm.dpl:NO_ALIGNMENT_AFTER", 1),
     ("method", "at least {} / C", "dpl_ray.algorithm.dpl:LEAST_MASS", 1),
     ("metrics", "confidence below {} /", "dpl_ray.training.metrics:HIGH_ENTROPY_CONFIDENCE", 1),
     ("performance", "A call ends within {} minutes", "benchmarks.gpu:CALL_SECONDS", 60),
