@@ -4,7 +4,8 @@
 
 Both sides have the same model (WRN-28-2, untrained), batches and decode, and the same cores: the loop runs one process
 a core, with one thread each, and cuts the files among them by row groups, as `label_pool` has an actor a core. They
-alternate in one run.
+alternate in one run. The command is a process of its own, whose imports and listing count. The loop's processes import
+in its time, too; the one that starts them is there already, and has listed the files.
 
 Two rates: of the whole command on the larger pool, and of the steady state, without what does not grow with the pool
 (processes, Ray's start, loading the model): the images that the larger pool has more than the smaller one, by the
@@ -14,6 +15,8 @@ seconds that it takes longer.
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,8 +34,6 @@ from dpl_ray.data.formats.rows import PoolFiles, list_pool
 from dpl_ray.data.images.convert import DecodeSettings
 from dpl_ray.data.images.decode_many import decode_many
 from dpl_ray.inference.label_batch import label_batch
-from dpl_ray.labeling.config import LabelConfig
-from dpl_ray.labeling.job import label_pool
 from dpl_ray.store.storage import Storage
 from dpl_ray.training.checkpoint import ModelInfo, load_classifier, load_policy, save_checkpoint
 from dpl_ray.training.distributed import Workers
@@ -74,22 +75,21 @@ def time_loop(arguments: argparse.Namespace, checkpoint: str, pool: Path) -> flo
 
 
 def time_label(arguments: argparse.Namespace, checkpoint: str, pool: Path) -> float:
-    """Seconds of the whole command."""
+    """Seconds of the whole command, from its start as a process of its own to its end."""
     with tempfile.TemporaryDirectory() as output:
-        config = LabelConfig.model_validate(
-            {
-                "checkpoint": checkpoint,
-                "pool": str(pool),
-                "output": f"{output}/labels",
-                "image_column": "image",
-                "batch_size": arguments.batch_size,
-                "rows_per_part": arguments.rows_per_part,
-                "scale": {"num_workers": arguments.processes},
-                "tracking": {"enabled": False},
-            }
-        )
+        command = [
+            *(sys.executable, "-m", "pipelines.label"),
+            f"checkpoint={checkpoint}",
+            f"pool={pool}",
+            f"output={output}/labels",
+            "image_column=image",
+            f"batch_size={arguments.batch_size}",
+            f"rows_per_part={arguments.rows_per_part}",
+            f"scale.num_workers={arguments.processes}",
+            "tracking.enabled=false",
+        ]
         began = time.perf_counter()
-        label_pool(config)
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         return time.perf_counter() - began
 
 
