@@ -29,6 +29,7 @@ from dpl_ray.training.step import train_step
 
 NUM_CLASSES = 10
 COVERAGES = (1.0, 0.7)
+NUM_ROUNDS = 5
 
 
 def device() -> torch.device:
@@ -94,7 +95,7 @@ class Bench:
             self.state.fixed.adapt()
 
 
-def milliseconds(call: Callable[[], object], number: int, repeats: int = 5) -> list[float]:
+def milliseconds(call: Callable[[], object], number: int, repeats: int = NUM_ROUNDS) -> list[float]:
     """Of one call, `repeats` times, each the mean of `number` calls without waiting in between."""
     found = []
     for _ in range(repeats):
@@ -146,7 +147,7 @@ def step(rows: Rows, given: argparse.Namespace, *, compiled: bool = False) -> No
         if not compiled and coverage == 1.0:  # shapes of the data, for which the host waits
             bench = Bench(given, coverage, fixed=False)
             bench.plain()
-            add_times(rows, "host waits for shapes", milliseconds(bench.plain, 10, 3), coverage=coverage)
+            add_times(rows, "host waits for shapes", milliseconds(bench.plain, 10), coverage=coverage)
         bench = Bench(given, coverage, compiled=compiled)
         began = time.perf_counter()
         bench.adapt()
@@ -154,7 +155,7 @@ def step(rows: Rows, given: argparse.Namespace, *, compiled: bool = False) -> No
         wait()
         rows.add(f"{name}first two steps", time.perf_counter() - began, "s", coverage=coverage)
         more = {"coverage": coverage, "room": bench.state.fixed.capacity if bench.state.fixed else None}
-        add_times(rows, f"{name}one by one", milliseconds(bench.plain, 10, 3), **more)
+        add_times(rows, f"{name}one by one", milliseconds(bench.plain, 10), **more)
         began = time.perf_counter()
         for _ in range(NUM_PLAIN_STEPS + 1):
             bench.graph()
@@ -229,7 +230,7 @@ def feed(rows: Rows, given: argparse.Namespace) -> None:
     source = DeviceFeed(batches, bench.workers.device, 10**6)
     numbers = iter(range(10**6))
     shares = []
-    for _ in range(3):
+    for _ in range(NUM_ROUNDS):
         fed = statistics.median(milliseconds(lambda: bench.captured(train_step, source(next(numbers))), given.steps, 3))
         alone = statistics.median(milliseconds(bench.graph, given.steps, 3))
         shares.append(100 * (fed - alone) / fed)
