@@ -3,6 +3,7 @@
     benchmarks/gpu.sh FOLDER                     tests, step times, kernels, data wait
     benchmarks/gpu.sh FOLDER --images cifar10    and the accuracy on CIFAR-10 with 250 labels, in the time that is left
     benchmarks/gpu.sh FOLDER --images cifar10 --phases accuracy     the accuracy alone, in the time of a whole call
+    benchmarks/gpu.sh FOLDER --images cifar10 --phases accuracy --first-seed 1     and with the next seed
 
 WRN-28-2, bfloat16, B=64, mu=7. A call takes at most 9 minutes (`CALL_SECONDS`). Every phase is a process of its own, so
 that one which fails costs no other. It is ended at its own limit and at that of the call, and a phase for which no time
@@ -158,6 +159,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--beside", default="", help="phases that run beside the first ones, as tests")
     parser.add_argument("--policy", default="freematch", help="of the accuracy run")
     parser.add_argument("--seeds", type=int, default=1, help="of the accuracy run")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the accuracy run: calls go on where others end")
     parser.add_argument("--num-steps", type=int, help="of the accuracy run; default: as many as the time allows")
     parser.add_argument("--depth", type=int, default=28)
     parser.add_argument("--width", type=int, default=2)

@@ -87,18 +87,20 @@ def run(rows: Rows, given: argparse.Namespace, device: torch.device) -> None:
     workers = Workers(device=device)
     fixed_shapes.NUM_SIZES = 1  # room for all strong views: another size would be compiled in the time given
     found = []
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
     with ThreadPoolExecutor() as threads:
         config = accuracy_config(given, 0, 10**6)
-        reading = [threads.submit(load_splits, config.data, seed=seed) for seed in range(given.seeds)]
+        reading = [threads.submit(load_splits, config.data, seed=seed) for seed in seeds]
         per_step = seconds_of_a_step(given, workers)
         rows.add("step of the probe", 1e3 * per_step, "ms", seconds=round(time.perf_counter() - began, 1))
-        for seed, splits in enumerate(read.result() for read in reading):
+        for seed, read in zip(seeds, reading, strict=True):
+            splits = read.result()
             for name, part in (("labelled", splits.labeled), ("pool", splits.unlabeled), ("test", splits.test)):
                 rows.add(f"{name} images", len(part), seed=seed)
-            if not seed:
+            if seed == seeds[0]:
                 rows.add("minutes before training", (time.perf_counter() - began) / 60, "min", seed=seed)
             left = 60 * given.minutes - (time.perf_counter() - began) - SPARE_SECONDS
-            num_steps = given.num_steps or int(left / (given.seeds - seed) / per_step)
+            num_steps = given.num_steps or int(left / (seeds.stop - seed) / per_step)
             if num_steps < 1:
                 rows.add("skipped", text=f"of {given.minutes:g} minutes no time is left to train", seed=seed)
                 break

@@ -239,6 +239,26 @@ def test_the_accuracy_is_measured_and_kept_as_rows_table_and_curve(
     assert tables.gpu_accuracy(saved).count("| freematch | 0 |") == 4
 
 
+def test_calls_that_go_on_with_the_next_seed_are_one_table(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fixed_shapes, "NUM_SIZES", 4)
+    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    both = []
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        rows = measured(folder, "accuracy", "--images", str(images), "--num-steps", "2", "--first-seed", seed)
+        assert {row["seed"] for name in ("curve", "test accuracy", "steps") for row in rows[name]} == {int(seed)}
+        assert len(rows["minutes before training"]) == 1
+        Rows(folder, "call").add("commit", text="abc1234")
+        both += read_rows(folder)
+    assert list(gpu_report.table(both)) == [f"CIFAR-10, 25 labels a class, freematch, seed {seed}" for seed in (1, 2)]
+    gpu_report.save_curves(both)
+    assert [(line["seed"], line["step"]) for line in tables.read("gpu_accuracy")] == [
+        *(("1", "1"), ("1", "2"), ("2", "1"), ("2", "2"))
+    ]
+
+
 def test_an_accuracy_run_without_time_for_a_step_trains_none(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
