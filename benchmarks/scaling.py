@@ -191,10 +191,10 @@ def measure_checkpoint(folder: str) -> Figures:
     }
 
 
-def compare(numbers: Sequence[int], steps: int, show: Callable[[str], None] = print) -> Figures:
-    """Planned and measured seconds of a step, with short and with long delays.
+def compare(numbers: Sequence[int], rounds: int, steps: int, show: Callable[[str], None] = print) -> Figures:
+    """Planned and measured seconds of a step, with short and with long delays, which alternate.
 
-    What a collective takes without a delay is measured by steps that do nothing else.
+    What a collective takes without a delay is measured in each round by steps that do nothing else.
     """
     parts = Parts(0.04, 0.08, 0.1)
     bare: Figures = {}
@@ -202,32 +202,46 @@ def compare(numbers: Sequence[int], steps: int, show: Callable[[str], None] = pr
     delays = {"short delays": (0.002, 0.004), "long delays": (0.02, 0.05)}
     with nodes(max(numbers)):
         for number in numbers:
+            collectives: list[float] = []
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in delays}
             with Group(number) as group:
                 assert group.num_nodes() == number, "each worker has a node of its own"
-                collective = group.step_seconds(Parts(0, 0, 0), (0, 0), steps) / (1 + LAYERS)
-                bare[f"{number} workers, a collective without a delay"] = {"measured": Figure(1e3 * collective, "ms")}
-                for name, (waits, sends) in delays.items():
-                    planned = step_seconds(parts, number, waits + collective, [sends + collective] * LAYERS)
-                    measured = group.step_seconds(parts, (waits, sends), steps)
-                    compared[name][f"{number} workers, {name}"] = {
-                        "planned": Figure(1e3 * planned, "ms"),
-                        "measured": Figure(1e3 * measured, "ms"),
-                        "measured / planned": Figure(measured / planned, at_least=0.9, at_most=1.1),
-                    }
-                    show(f"{number} workers, {name}: planned {planned:.3f} s, measured {measured:.3f} s")
+                for index in range(rounds):
+                    nothing = group.step_seconds(Parts(0, 0, 0), (0, 0), steps, index)
+                    collectives.append(nothing / (1 + LAYERS))
+                    for name, (waits, sends) in delays.items():
+                        sent = [sends + collectives[-1]] * LAYERS
+                        planned = step_seconds(parts, number, waits + collectives[-1], sent)
+                        measured = group.step_seconds(parts, (waits, sends), steps, index)
+                        found[name].append((planned, measured))
+                        show(f"{number} workers, {name}: planned {planned:.3f} s, measured {measured:.3f} s")
+            bare[f"{number} workers, a collective without a delay"] = {"measured": _spread(collectives)}
+            for name, pairs in found.items():
+                planned_all, measured_all = zip(*pairs, strict=True)
+                ratios = [measured / planned for planned, measured in pairs]
+                compared[name][f"{number} workers, {name}"] = {
+                    "planned": _spread(planned_all),
+                    "measured": _spread(measured_all),
+                    "measured / planned": median(ratios, at_least=0.9, at_most=1.1),
+                }
     return bare | compared["short delays"] | compared["long delays"]
+
+
+def _spread(seconds: Sequence[float]) -> Figure:
+    return median([1e3 * each for each in seconds], "ms")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12, help="of a measurement")
     add_save(parser, "scaling")
     given = parser.parse_args()
     torch.set_num_threads(1)  # a GPU copies its tensors without any
     with tempfile.TemporaryDirectory() as folder:
         figures = measure_checkpoint(folder)
-    report("scaling", figures | compare(given.workers, given.steps), given.save)
+    report("scaling", figures | compare(given.workers, given.rounds, given.steps), given.save)
 
 
 if __name__ == "__main__":

@@ -103,13 +103,14 @@ class Group:
         """On how many nodes they are."""
         return len(set(self.execute(_node)))
 
-    def step_seconds(self, parts: Parts, delays: tuple[float, float], steps: int) -> float:
+    def step_seconds(self, parts: Parts, delays: tuple[float, float], steps: int, seed: int = 0) -> float:
         """Mean seconds of a step of worker 0, after all have begun.
 
         Args:
             delays: seconds that the collective of the statistics and that of each bucket take longer.
+            seed: of how long each worker computes.
         """
-        return float(self.execute(mean_step, parts, delays, steps)[0])
+        return float(self.execute(mean_step, parts, delays, steps, seed)[0])
 
 
 class _Process:
@@ -160,13 +161,13 @@ class Slow(torch.autograd.Function):
         return gradient, None
 
 
-def mean_step(parts: Parts, delays: tuple[float, float], steps: int) -> float:
+def mean_step(parts: Parts, delays: tuple[float, float], steps: int, seed: int) -> float:
     """As `Group.step_seconds`, in one of its workers; all of them call this."""
     torch.set_num_threads(1)
     workers = Workers.current()
     layers = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
     values = torch.zeros(NUM_STATISTICS, dtype=torch.float64)
-    random = np.random.default_rng(workers.rank)
+    random = np.random.default_rng([seed, workers.rank])
     times = []
     with ThreadPoolExecutor(1) as thread:
         delayed = Delayed({values.numel(): delays[0], WIDTH**2: delays[1]}, thread)

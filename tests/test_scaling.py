@@ -213,7 +213,7 @@ def test_workers_take_as_long_as_they_sleep_at_least(ray_cluster: None) -> None:
 
 @pytest.mark.long
 def test_the_command_compares_workers_on_nodes_of_their_own() -> None:
-    command = [sys.executable, "-m", "benchmarks.scaling", "--workers", "2", "3", "--steps", "3"]
+    command = [sys.executable, "-m", "benchmarks.scaling", "--workers", "2", "3", "--rounds", "2", "--steps", "3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     for number in (2, 3):
         for row in ("a collective without a delay", "short delays", "long delays"):
