@@ -25,6 +25,7 @@ from dpl_ray.training.distributed import GradientBuckets, Workers
 from dpl_ray.training.evaluation import evaluate_split
 from dpl_ray.training.faults import NonFiniteLossError
 from dpl_ray.training.fixed_shapes import FixedShapes
+from dpl_ray.training.metrics import SUMS
 from dpl_ray.training.schedule import Wish
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import train_step
@@ -33,6 +34,7 @@ from tests.processes import SERVER
 
 NUM_STEPS = 20
 NUM_CLASSES = 4
+SYNCED = ("shapes of the data", "fixed shapes")
 #: Policies with more to them than sums of the unlabelled samples: labels in shards, a loss over the strong views of all
 #: workers, labelled views, classifiers of their own. Half the confidence is enough here, or no sample would count.
 PEERS: dict[str, dict[str, Any]] = {
@@ -189,12 +191,20 @@ def train_compiled(workers: Workers) -> dict[str, Any]:
     return {"students": students, "sent": sent}
 
 
-def train_synced(workers: Workers) -> dict[str, torch.Tensor]:
-    """Student after 3 steps with the batch statistics of all workers."""
-    config, state, feed = setup(workers, normalization="sync")
-    for _ in range(3):
-        train_step(state, feed(state.step), config, workers)
-    return state.student.state_dict()
+def train_synced(workers: Workers) -> dict[str, Any]:
+    """Students after 3 steps with the batch statistics of all workers, and how many strong views had a weight.
+
+    By form of the step: in one the views without a weight are skipped, in the other they fill the room.
+    """
+    found: dict[str, Any] = {}
+    for form in SYNCED:
+        config, state, feed = setup(workers, {"name": "fixmatch", "threshold": 0.4}, normalization="sync")
+        if form == "fixed shapes":
+            state.fixed = FixedShapes(18 // workers.world_size, workers.device)
+        sums = [train_step(state, feed(state.step), config, workers) for _ in range(3)]
+        num_strong = [int(each[SUMS.index("strong_views")]) for each in sums]
+        found[form] = {"student": state.student.state_dict(), "num_strong": num_strong}
+    return found
 
 
 def train_poisoned(workers: Workers) -> dict[str, Any]:
@@ -396,7 +406,13 @@ def test_the_hooks_of_a_compiled_network_average_its_gradients(together: list[di
 
 
 def test_synced_batch_statistics_are_those_of_one_worker(together: list[dict[str, Any]]) -> None:
-    expected = train_synced(Workers())
-    for found in together:
-        for name, value in expected.items():
-            torch.testing.assert_close(found["synced"][name], value, rtol=1e-4, atol=1e-4, msg=name)
+    alone = train_synced(Workers())
+    expected, num_strong = alone[SYNCED[0]]["student"], alone[SYNCED[0]]["num_strong"]
+    assert all(0 < number < 18 for number in num_strong), "some views have a weight, and some have none"
+    for form in SYNCED:
+        synced = [found["synced"][form] for found in together]
+        numbers = [each["num_strong"] for each in synced]
+        assert alone[form]["num_strong"] == num_strong == [sum(step) for step in zip(*numbers, strict=True)]
+        for each in (alone[form], *synced):
+            for name, value in expected.items():
+                torch.testing.assert_close(each["student"][name], value, rtol=1e-4, atol=1e-4, msg=f"{form} {name}")
