@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,8 +51,23 @@ WITHOUT_DETERMINISM = {
 }  # fmt: skip
 
 
+#: Operations of which the host reads the result, or the size of it: it waits for a device.
+READS = {
+    "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "masked_select", "bincount",
+    "_unique", "_unique2", "unique_dim", "unique_consecutive",
+}  # fmt: skip
+INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
+
+
+def reads(name: str, args: Any) -> bool:
+    """Whether the host would wait for a device to run this operation."""
+    if name in INDEXED:
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return name in READS
+
+
 class Operations(TorchDispatchMode):
-    """Names of the operations that run in this block."""
+    """Names of the operations that run in this block; one for which the host waits raises."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +75,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
+        assert not reads(name, args), f"{name}: the host reads a tensor"
         if name == "cumsum" and args[0].is_floating_point():
             name = "cumsum of floats"
         if name == "bincount" and len(args) > 1 and args[1] is not None:
@@ -76,7 +92,7 @@ def views_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def unread() -> Iterator[None]:
+def unread() -> Iterator[Operations]:
     """What makes the host wait for a device raises in this block."""
 
     def refuse(*_: Any, **__: Any) -> Any:
@@ -88,7 +104,41 @@ def unread() -> Iterator[None]:
             patch.setattr(Tensor, name, refuse)
         for name in ("nonzero", "unique", "bincount", "masked_select"):
             patch.setattr(torch, name, refuse)
-        yield
+        to = Tensor.to
+
+        def move(self: Tensor, *arguments: Any, **named: Any) -> Tensor:
+            """Not to a CPU by name; the device of other tensors is one here."""
+            assert "cpu" not in [each for each in (*arguments, *named.values()) if isinstance(each, str)], "to the CPU"
+            return to(self, *arguments, **named)
+
+        patch.setattr(Tensor, "to", move)
+        with Operations() as operations:
+            yield operations
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda values: values.max().item(),
+        lambda values: torch.ones(()).new_full((2,), values.max()),
+        lambda values: bool(values.any()),
+        lambda values: values[values > 1],
+        lambda values: values.index_put_((values > 1,), torch.zeros(2)),
+        lambda values: torch.where(values > 1),
+        lambda values: torch.nn.functional.one_hot(values.long()),
+        lambda values: torch.equal(values, values),
+        lambda values: values.to("cpu"),
+        lambda values: values.to(device="cpu"),
+        lambda values: torch.Tensor.to(values, "cpu", torch.float64),
+        lambda values: values.numpy(),
+    ],
+)
+def test_a_read_raises_however_it_is_written(read: Callable[[Tensor], object]) -> None:
+    with unread(), pytest.raises(AssertionError):
+        read(torch.arange(4.0))
+    with unread() as operations:
+        assert torch.arange(4.0)[torch.arange(2)].to(torch.float64).shape == (2,)
+    assert {"index", "arange"} <= operations.names
 
 
 def pair(policy: dict[str, Any], **groups: Any) -> tuple[Any, Any, TrainState, TrainState]:
@@ -116,7 +166,7 @@ def test_the_step_reads_no_tensor_and_trains_the_weights_of_the_step_that_skips_
     for step in range(4):
         batch = feed(step)
         expected = train_step(skipping, batch, config, Workers())
-        with unread(), Operations() as operations:
+        with unread() as operations:
             sums = train_step(fixed, batch, config, Workers())
         assert sorted(operations.names & WITHOUT_DETERMINISM) == []
         torch.testing.assert_close(sums, expected, rtol=1e-4, atol=1e-5)
