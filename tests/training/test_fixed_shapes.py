@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -353,6 +354,30 @@ def test_a_thread_makes_each_batch_once_and_in_order(monkeypatch: pytest.MonkeyP
             assert is_made[step + 1].wait(60), "the next batch is made before it is asked for"
     source.close()
     assert asked == [3, 4, 5]
+
+
+def test_a_batch_is_copied_to_a_gpu_from_pinned_memory_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, feed, _, _ = pair({"name": "fixmatch"})
+    batch, device = feed(0), torch.device("cuda")
+    pinned: list[Tensor] = []
+    copied: list[Tensor] = []
+
+    def pin(values: Tensor) -> Tensor:
+        pinned.append(values.clone())
+        return pinned[-1]
+
+    def copy(values: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        assert any(values is each for each in pinned), "a copy from other memory waits for the device"
+        assert (arguments, named) == ((device,), {"non_blocking": True})
+        copied.append(values)
+        return values
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    monkeypatch.setattr(Tensor, "to", copy)
+    moved = batch.to(device)
+    assert len(copied) == len(pinned) == len(fields(Batch))
+    for field in fields(Batch):
+        assert torch.equal(getattr(moved, field.name), getattr(batch, field.name)), field.name
 
 
 def test_deterministic_algorithms_hold_while_a_run_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
