@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from benchmarks.figures import Figure, Figures, add_save, quartiles, report
+from benchmarks.figures import Figures, add_save, quartiles, report
 from dpl_ray.algorithm.fixed_threshold import FixMatch
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels
 from dpl_ray.config.compose import load_config
@@ -128,8 +127,8 @@ def main() -> None:
     peers, *columns = zip(*rounds, strict=True)
     figures: Figures = {
         f"coverage {coverage}": {
-            "ours": Figure(1e3 * statistics.median(column), "ms"),
-            f"semilearn {VERSION}": Figure(1e3 * statistics.median(peers), "ms"),
+            "ours": quartiles([1e3 * each for each in column], "ms"),
+            f"semilearn {VERSION}": quartiles([1e3 * each for each in peers], "ms"),
             "ours / semilearn": quartiles(
                 [mine / theirs for mine, theirs in zip(column, peers, strict=True)], at_most=bound
             ),

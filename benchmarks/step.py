@@ -14,7 +14,6 @@ batch. Views, optimizer, teacher and policy are the same in both forms; they alt
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -213,9 +212,9 @@ def compare_forms(arguments: argparse.Namespace) -> None:
             ]
             if index >= 2:
                 pairs.append(seconds)
-        ratios = [mine / theirs for mine, theirs in pairs]
-        medians = [Figure(1e3 * statistics.median(column), "ms") for column in zip(*pairs, strict=True)]
-        columns = {"ours": medians[0], "peers' form": medians[1]}
+        ratios = [pair[0] / pair[1] for pair in pairs]
+        mine, theirs = (quartiles([1e3 * each for each in column], "ms") for column in zip(*pairs, strict=True))
+        columns = {"ours": mine, "peers' form": theirs}
         figures[f"coverage {coverage}"] = columns | {"ours / peers' form": quartiles(ratios, at_most=bound)}
     report("step", figures, arguments.save)
 
