@@ -2,8 +2,8 @@
 
 The peer's network, loaders, augmentation, FixMatch and hooks are its own code, unchanged. It asks for a GPU at a few
 places: here the copy to it is the identity, waiting for it is nothing, and its clock is the process's. What only its
-other domains import (text, sound, trackers) is empty. For every line that comes in, it takes one step, data included,
-and answers with the seconds.
+other domains import (text, sound, trackers) is empty, and so is ruamel, which reads its YAML files: its settings are
+handed in. For every line that comes in, it takes one step, data included, and answers with the seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 import torchvision
 
-EMPTY = "wandb aim transformers timm torchaudio progress skimage tensorboard soundfile librosa datasets ruamel pandas"
+EMPTY = "wandb aim transformers timm torchaudio progress skimage tensorboard ruamel"
 
 
 class _Clock:
