@@ -31,6 +31,7 @@ from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.data.splits.sources import load_splits
 from dpl_ray.training.distributed import Workers
+from dpl_ray.training.memory import keep_freed_memory
 from dpl_ray.training.state import TrainState, build_state
 from dpl_ray.training.step import train_step
 
@@ -106,6 +107,7 @@ def main() -> None:
     add_save(parser, "peer")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a training does
     config = load_config(
         [
             "data=parquet", f"data.train={given.images}", "data.image_column=img", "policy=fixmatch", "model.depth=28",

@@ -74,6 +74,8 @@ class FixedCoverage(DynamicPseudoLabels):
 def _setup(
     arguments: argparse.Namespace, workers: Workers, coverage: float | None, *, open_set: bool = False
 ) -> tuple[Config, TrainState, BatchFeed]:
+    if workers.device.type == "cpu":
+        keep_freed_memory()  # as a training does
     on_features = {"data": {"name": "features", "train": "random"}} if arguments.features else {}
     head = {"name": "head", "num_features": arguments.features}
     config = parse_config(
@@ -95,7 +97,6 @@ def _setup(
     images = random.integers(0, 256, (2000, 3, arguments.size, arguments.size), dtype=np.uint8)
     if arguments.features:
         images = random.standard_normal((20_000, 3, 1, arguments.features), np.float32).astype(np.float16)
-        keep_freed_memory()
     pool = ImageSet(images, random.integers(0, arguments.classes, len(images)), np.arange(len(images)).astype(str))
     state = build_state(config, 3, arguments.classes, workers)
     if coverage is not None:

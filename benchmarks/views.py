@@ -20,6 +20,7 @@ from torchvision import transforms
 from benchmarks.figures import Figures, add_save, median, report
 from dpl_ray.config.schema import ViewsConfig
 from dpl_ray.data.batches.augment import WEAK_UNIFORMS, num_strong_uniforms, strong, weak
+from dpl_ray.training.memory import keep_freed_memory
 
 NUM_REPEATS = 7
 #: Side of the images -> bounds on the ratios of the weak and the strong view.
@@ -59,9 +60,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    # Training allocates and frees tensors of tens of megabytes, after which malloc keeps smaller ones mapped.
-    # Without one such tensor first, page faults are measured; Pillow's small images never meet them.
-    torch.empty(31 << 20, dtype=torch.uint8)
+    keep_freed_memory()  # as a training does
 
     images = smooth_noise(batch, size)
     pictures = [transforms.functional.to_pil_image(image) for image in images]
