@@ -27,6 +27,7 @@ from dpl_ray.config.parse import parse_config
 from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.training.distributed import Workers
+from dpl_ray.training.memory import keep_freed_memory
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
 
@@ -52,6 +53,8 @@ def measure(arguments: argparse.Namespace, architecture: str, setting: str) -> t
     pixels = random.integers(0, 256, (500, 3, arguments.size, arguments.size), dtype=np.uint8)
     images = ImageSet(pixels, random.integers(0, NUM_CLASSES, 500), np.arange(500).astype(str))
     workers = Workers(device=torch.device(arguments.device))
+    if arguments.device == "cpu":
+        keep_freed_memory()  # as a training does
     feed, before = BatchFeed(config, images, images, 0, 1), _memory()
     state = build_state(config, 3, NUM_CLASSES, workers)
     state.policy.__class__ = FixedCoverage

@@ -42,7 +42,7 @@ PHASES = {
     "step": 50,
     "step-deterministic": 25,
     "step-compiled": 70,
-    "feed": 40,
+    "feed": 60,
     "kernels-compiled": 50,
     "kernels": 40,
 }

@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="parquet files of JPEG images; default: scikit-learn's digits")
     parser.add_argument("--image-column", default="img")
-    parser.add_argument("--sizes", type=int, nargs=2, default=[24_000, 120_000], help="images in the two pools")
+    parser.add_argument("--sizes", type=int, nargs=2, default=[6_000, 120_000], help="images in the two pools")
     parser.add_argument("--processes", type=int, default=2, help="actors, and processes of the loop")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rows-per-part", type=int, default=2_000)

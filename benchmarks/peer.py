@@ -6,7 +6,8 @@
 The peer runs its own code in a process of its own (benchmarks/peer_process.py). torch, torchvision, numpy and Pillow
 are those of this environment for both, so that no other version of them is measured. Both have the same images, B = 16
 and mu = 7. Steps alternate, so that what else the machine does meets both. The peer computes every strong view; ours
-leaves out those without a weight, so that it is measured at two shares of samples with a weight.
+leaves out those without a weight, so that it is measured at two shares of samples with a weight. Ours keeps freed
+memory, as each of its trainings does; the peer leaves that to the C library.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The training step of semilearn 0.3.2 on a CPU: `benchmarks.peer` starts this with the peer on the path.
 
 The peer's network, loaders, augmentation, FixMatch and hooks are its own code, unchanged. It asks for a GPU at a few
-places: here the copy to it is the identity, waiting for it is nothing, and its clock is the process's. What only its
-other domains import (text, sound, trackers) is empty, and so is ruamel, which reads its YAML files: its settings are
-handed in. For every line that comes in, it takes one step, data included, and answers with the seconds.
+places: here the copy to it is the identity, waiting for it is nothing, and its clock is the process's. What this
+step does not use (other networks, data sets and domains, trackers) is empty, and so is ruamel, which reads its YAML
+files: its settings are handed in. For every line that comes in, it takes one step, data included, and answers with the seconds.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ FIRST = ("weak view", "weak forward", "heads and policy")  # before the statisti
 SECOND = ("strong view", "forward and backward", "optimizer and EMA")
 FEED, CORES = "feed, windows_ahead=null (48)", 16  # of its machine; as many are assumed for each GPU
 CHECKPOINT_SIZE, CHECKPOINT_SAVED = "size of a checkpoint, WRN-28-2", "saving it on this disk"
-ROUNDS = 7
+CHECKPOINT_ROUNDS = 7
 
 
 # The plan.
@@ -180,7 +180,7 @@ def measure_checkpoint(folder: str) -> Figures:
         parameter.grad = torch.zeros_like(parameter)
     state.optimizer.step()  # so that there is momentum to save
     info, seconds = ModelInfo(tuple("0123456789"), 3, (32, 32)), []
-    for step in range(1, ROUNDS + 1):
+    for step in range(1, CHECKPOINT_ROUNDS + 1):
         state.step, began = step, time.perf_counter()
         saved = save_checkpoint(Storage(folder), state, config, info, Workers(), keep=2)
         seconds.append(time.perf_counter() - began)
@@ -215,19 +215,19 @@ def compare(numbers: Sequence[int], rounds: int, steps: int, show: Callable[[str
                         measured = group.step_seconds(parts, (waits, sends), steps, index)
                         found[name].append((planned, measured))
                         show(f"{number} workers, {name}: planned {planned:.3f} s, measured {measured:.3f} s")
-            bare[f"{number} workers, a collective without a delay"] = {"measured": _spread(collectives)}
+            bare[f"{number} workers, a collective without a delay"] = {"measured": _milliseconds(collectives)}
             for name, pairs in found.items():
                 planned_all, measured_all = zip(*pairs, strict=True)
                 ratios = [measured / planned for planned, measured in pairs]
                 compared[name][f"{number} workers, {name}"] = {
-                    "planned": _spread(planned_all),
-                    "measured": _spread(measured_all),
+                    "planned": _milliseconds(planned_all),
+                    "measured": _milliseconds(measured_all),
                     "measured / planned": median(ratios, at_least=0.9, at_most=1.1),
                 }
     return bare | compared["short delays"] | compared["long delays"]
 
 
-def _spread(seconds: Sequence[float]) -> Figure:
+def _milliseconds(seconds: Sequence[float]) -> Figure:
     return median([1e3 * each for each in seconds], "ms")
 
 

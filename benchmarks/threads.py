@@ -25,6 +25,7 @@ from dpl_ray.config.parse import parse_config
 from dpl_ray.data.batches.feed import BatchFeed
 from dpl_ray.data.dataset import ImageSet
 from dpl_ray.training.distributed import Workers
+from dpl_ray.training.memory import keep_freed_memory
 from dpl_ray.training.state import build_state
 from dpl_ray.training.step import train_step
 from dpl_ray.training.threads import free_cores
@@ -58,6 +59,7 @@ def rates(arguments: argparse.Namespace, choices: list[int]) -> dict[int, list[f
     pixels = random.integers(0, 256, (2000, 3, arguments.size, arguments.size), dtype=np.uint8)
     images = ImageSet(pixels, random.integers(0, 10, 2000), np.arange(2000).astype(str))
     workers = Workers()
+    keep_freed_memory()  # as a training does
     state, feed = build_state(config, 3, 10, workers), BatchFeed(config, images, images, 0, 1)
     found: dict[int, list[float]] = {threads: [] for threads in choices}
     for number in range((arguments.steps + 1) * len(choices)):

@@ -45,7 +45,7 @@ class ForeignImages(nn.Module):
 
     def statistics(self, features: Tensor, features_labeled: Tensor, targets: Tensor) -> Tensor:
         """(S,) float64 sums of this worker's (U, D) and (B, D) features, by the state that the step before left."""
-        # Not by one_hot, which reads the targets to check them, where they are on a CPU.
+        # Not by one_hot, which reads the targets: no step reads a tensor, which tests hold on a CPU.
         by_class = (targets[:, None] == torch.arange(len(self.classes), device=targets.device)).double().T
         labeled, near = self._centred(features_labeled), self._nearness(self._centred(features))
         sums = [

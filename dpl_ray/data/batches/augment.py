@@ -16,7 +16,6 @@ operations.py, and their rounds in rounds.py.
 
 from contextlib import nullcontext
 from functools import lru_cache
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -93,9 +92,8 @@ def strong(images: Tensor, uniforms: Tensor, settings: ViewsConfig) -> Tensor:
     """
     _check(images, uniforms, num_strong_uniforms(settings))
     if _is_on_cpu(images):
-        # Of like sizes: each operation has a cost of its own, for a single image as for many.
-        num_parts = max(1, min(len(images), ceil(images.numel() / MAX_BYTES)))
-        parts = zip(images.tensor_split(num_parts), uniforms.tensor_split(num_parts), strict=True)
+        size = max(1, MAX_BYTES // max(1, images[:1].numel()))
+        parts = zip(images.split(size), uniforms.split(size), strict=True)
         views = [_cut_out(_changed(part, drawn, settings), drawn, settings) for part, drawn in parts]
         return views[0] if len(views) == 1 else torch.cat(views)
     # torch.compile has no autograd's bookkeeping to leave out, and no inference tensors.
