@@ -3,7 +3,8 @@
 The peer's network, loaders, augmentation, FixMatch and hooks are its own code, unchanged. It asks for a GPU at a few
 places: here the copy to it is the identity, waiting for it is nothing, and its clock is the process's. What this
 step does not use (other networks, data sets and domains, trackers) is empty, and so is ruamel, which reads its YAML
-files: its settings are handed in. For every line that comes in, it takes one step, data included, and answers with the seconds.
+files: its settings are handed in. For every line that comes in, it takes one step, data included, and answers with the
+seconds.
 """
 
 from __future__ import annotations

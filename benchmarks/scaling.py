@@ -215,19 +215,19 @@ def compare(numbers: Sequence[int], rounds: int, steps: int, show: Callable[[str
                         measured = group.step_seconds(parts, (waits, sends), steps, index)
                         found[name].append((planned, measured))
                         show(f"{number} workers, {name}: planned {planned:.3f} s, measured {measured:.3f} s")
-            bare[f"{number} workers, a collective without a delay"] = {"measured": _milliseconds(collectives)}
+            bare[f"{number} workers, a collective without a delay"] = {"measured": _median_of(collectives)}
             for name, pairs in found.items():
                 planned_all, measured_all = zip(*pairs, strict=True)
                 ratios = [measured / planned for planned, measured in pairs]
                 compared[name][f"{number} workers, {name}"] = {
-                    "planned": _milliseconds(planned_all),
-                    "measured": _milliseconds(measured_all),
+                    "planned": _median_of(planned_all),
+                    "measured": _median_of(measured_all),
                     "measured / planned": median(ratios, at_least=0.9, at_most=1.1),
                 }
     return bare | compared["short delays"] | compared["long delays"]
 
 
-def _milliseconds(seconds: Sequence[float]) -> Figure:
+def _median_of(seconds: Sequence[float]) -> Figure:
     return median([1e3 * each for each in seconds], "ms")
 
 

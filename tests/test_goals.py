@@ -16,6 +16,8 @@ Goal = tuple[str, str, str, str, float]
 GOALS: list[Goal] = [
     ("peer", "coverage 0.7", "ours / semilearn", MOST, 0.4),
     ("peer", "coverage 1.0", "ours / semilearn", MOST, 0.55),
+    ("peer_epyc", "coverage 0.7", "ours / semilearn", MOST, 0.4),
+    ("peer_epyc", "coverage 1.0", "ours / semilearn", MOST, 0.55),
     ("peer_bfloat16", "coverage 0.7", "ours / semilearn", MOST, 0.4),
     ("peer_bfloat16", "coverage 1.0", "ours / semilearn", MOST, 0.55),
     ("step_compare", "coverage 0.7", "ours / peers' form", MOST, 0.55),
@@ -33,6 +35,7 @@ GOALS: list[Goal] = [
     ("views_112", "strong", "ratio", LEAST, 15),
     ("views_112", "weak", "ratio", LEAST, 20),
     ("views_96", "strong", "ratio", LEAST, 5),
+    ("views_96_epyc", "strong", "ratio", LEAST, 5),
     ("views_224", "strong", "ratio", LEAST, 2),
     ("views_224", "weak", "ratio", LEAST, 5),
     ("start", "to the first step, in the process of the command", "measured", MOST, 4),
