@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
+from statistics import mean, median
 
 from benchmarks.figures import shown
 from benchmarks.study import BASES, NAMED_ALONE, SETTINGS
@@ -12,6 +12,7 @@ from benchmarks.study_table import (
     OPEN_SET,
     REPORTED,
     Standing,
+    beside_ours,
     minus_text,
     of_shared_subsets,
     reported,
@@ -22,7 +23,8 @@ from benchmarks.tables import OURS, REFERENCE, SUPERVISED, read, settings, table
 from dpl_ray.studies.comparison.table import make_rows
 
 HALF = 0.5  # of the steps
-ALIGNED = f"{OURS}(shares=equal)"  # the whole run long
+#: Each takes the value of images for one part of `dpl` that has another on stored features.
+WITHOUT = tuple(f"{OURS}({part})" for part in ("balance=0.0", "pace=1.0", "heads_weight=1.0"))
 
 
 def goals() -> str:
@@ -30,7 +32,7 @@ def goals() -> str:
     found = standings()
     balanced = [each for each in found if each.setting in BASES]
     tailed = [each for each in found if "-lt" in each.setting]
-    foreign = [each for each in found if each.setting.endswith("-open60")]
+    foreign = [each for each in found if "-open" in each.setting]
     lost = {each.setting: _lost_to_foreign_images(each.setting) for each in foreign}
     reached: list[tuple[str, list[Standing], Callable[[Standing], bool]]] = [
         ("balanced pools: above every other policy", balanced, lambda each: each.ours.accuracy > _best(each)),
@@ -65,15 +67,26 @@ def goals() -> str:
 
 
 def choice() -> str:
-    """A row for each setting in which labels that are aligned for the whole run were tried on other subsets, in %."""
-    found = [row for row in read("study") if int(row["subset"]) not in REPORTED and row["policy"] in (OURS, ALIGNED)]
+    """A row for each variant that was tried on the subsets to choose by, each beside `dpl` on its own subsets, in %."""
+    found = [row for row in read("study") if int(row["subset"]) not in REPORTED]
     body = []
+    for setting, label in sorted({(row["setting"], row["policy"]) for row in found if row["policy"] != OURS}):
+        both = beside_ours(found, setting, label)
+        accuracies = (f"{100 * row.accuracy:.1f}" for row in (both[label], both[OURS]))
+        body.append([setting, label, str(len(both[OURS].subsets)), *accuracies, minus_text(both[label], of_ours=False)])
+    return table(("setting", "variant", "subsets", "accuracy", f"of {OURS}", f"minus {OURS} [95 %]"), body)
+
+
+def parts() -> str:
+    """A row for each setting of frozen features: what `dpl` without one of its parts there is away from `dpl`."""
+    found, differences = reported(), {}
     for setting in settings(found):
-        rows = {row.label: row for row in make_rows(shared_cells(found, setting), OURS)}
-        if {OURS, ALIGNED} == rows.keys():
-            accuracies = (f"{100 * rows[label].accuracy:.1f}" for label in (ALIGNED, OURS))
-            body.append([setting, str(len(rows[OURS].subsets)), *accuracies, minus_text(rows[ALIGNED])])
-    return table(("setting", "subsets", ALIGNED, OURS, f"{OURS} minus {ALIGNED}"), body)
+        if {row["policy"] for row in found if row["setting"] == setting}.issuperset(WITHOUT):
+            differences[setting] = [beside_ours(found, setting, label)[label] for label in WITHOUT]
+    body = [[setting, *(minus_text(row, of_ours=False) for row in rows)] for setting, rows in differences.items()]
+    of_part = zip(*differences.values(), strict=True)
+    means = [f"{100 * mean(row.difference or 0 for row in rows):+.1f}" for rows in of_part]
+    return table(("setting", *WITHOUT), [*body, ["mean", *means]])
 
 
 def extent() -> str:
@@ -129,4 +142,4 @@ def _lost_to_foreign_images(setting: str) -> dict[str, float]:
     return {label: -100 * row.difference for label, row in found.items() if row.difference is not None}
 
 
-TABLES = {"study-goals": goals, "study-choice": choice, "study-extent": extent}
+TABLES = {"study-goals": goals, "study-choice": choice, "study-parts": parts, "study-extent": extent}

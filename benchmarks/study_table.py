@@ -13,7 +13,7 @@ from dpl_ray.studies.comparison.cells import CellResult
 from dpl_ray.studies.comparison.table import Row, make_rows
 
 REPORTED = range(5, 10)  # labelled subsets that nothing was chosen by
-TAILS = tuple(f"frozen-{labels}-{tail}" for labels in (4, 25) for tail in ("lt20", "lt100", "lt100r"))
+TAILS = tuple(f"frozen-{labels}-{tail}" for labels in (4, 25) for tail in ("lt20", "lt20r", "lt100", "lt100r"))
 GOAL = 2  # points above the best other policy on long-tailed pools, and below the cleaned pool among foreign images
 COMPARED = (OURS, REFERENCE, "freematch", "softmatch", "adamatch")  # policies that a falling weight is measured with
 OPEN_RIVALS = ("openmatch", "iomatch")
@@ -183,11 +183,11 @@ def variants() -> str:
 
 
 def open_sets() -> str:
-    """A row for each setting with foreign images: policies, and `dpl` on the same pool without them, in %."""
+    """A row for each setting with foreign images: policies, and where it is measured `dpl` without them, in %."""
     found = [row for row in read("study") if int(row["subset"]) in REPORTED]
     named, cleaned = (SUPERVISED, REFERENCE, *OPEN_RIVALS, OURS, OPEN_SET), f"{OURS}, cleaned pool"
     body = []
-    for setting in (name for name in settings(found) if name.endswith("-open60")):
+    for setting in (name for name in settings(found) if "-open" in name):
         without = setting.replace("-open", "-clean")
         mine = [row for row in found if row["setting"] == setting and row["policy"] in named]
         mine += [
@@ -196,9 +196,9 @@ def open_sets() -> str:
             if (row["setting"], row["policy"]) == (without, OURS)
         ]
         rows = {row.label: row for row in make_rows(shared_cells(mine, setting), OPEN_SET)}
-        if {*named, cleaned} == rows.keys():
-            accuracies = [f"{100 * rows[name].accuracy:.1f}" for name in (*named, cleaned)]
-            differences = [minus_text(rows[name]) for name in (SUPERVISED, OURS, cleaned)]
+        if {*named} <= rows.keys():
+            accuracies = [f"{100 * rows[name].accuracy:.1f}" if name in rows else "-" for name in (*named, cleaned)]
+            differences = [minus_text(rows[name]) if name in rows else "-" for name in (SUPERVISED, OURS, cleaned)]
             body.append([setting, str(len(rows[OURS].subsets)), *accuracies, *differences])
     minus = (f"`open_set` minus {name}" for name in (SUPERVISED, OURS, "the cleaned pool"))
     return table(("setting", "subsets", *named, cleaned, *minus), body)
@@ -284,6 +284,12 @@ def _share_to_reference(found: CsvRows, setting: str) -> float | None:
         return None
     steps = next(int(row["steps"]) for row in both if row["setting"] == setting and row["policy"] == OURS)
     return math.inf if ours.steps.median is None else ours.steps.median / steps
+
+
+def beside_ours(found: CsvRows, setting: str, label: str) -> dict[str, Row]:
+    """`dpl` and one other policy, on the subsets that both have."""
+    both = [row for row in found if row["policy"] in (OURS, label)]
+    return {row.label: row for row in make_rows(shared_cells(both, setting), OURS)}
 
 
 def of_shared_subsets(found: CsvRows, setting: str) -> CsvRows:

@@ -133,6 +133,23 @@ def test_the_long_tails_have_a_row_for_each_policy_on_the_labelled_subsets_that_
     ]
 
 
+def test_each_part_of_dpl_on_features_has_its_difference_and_their_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = {"dpl": 0.5, "dpl(balance=0.0)": 0.45, "dpl(pace=1.0)": 0.5, "dpl(heads_weight=1.0)": 0.51}
+    rows = [
+        result(policy, 5, str(accuracy), setting=setting) | {"subset": "5"}
+        for setting, above in (("frozen-4", 0.0), ("frozen-25", 0.2))
+        for policy, accuracy in accuracies.items()
+        for accuracy in [accuracy + (above if policy == "dpl(pace=1.0)" else 0)]
+    ]
+    rows.append(result("dpl(balance=0.0)", 5, "0.9", setting="frozen-4-lt20") | {"subset": "5"})
+    monkeypatch.setattr(study_table, "read", lambda _: rows)
+    assert study_goals.parts().splitlines()[2:] == [
+        "| frozen-4 | -5.0 | +0.0 | +1.0 |",
+        "| frozen-25 | -5.0 | +20.0 | +1.0 |",
+        "| mean | -5.0 | +10.0 | +1.0 |",
+    ]
+
+
 def test_the_ceiling_stands_beside_the_most_accurate_other_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     accuracies = {"supervised": 0.6, "fixmatch": 0.61, "dpl": 0.64, "dpl(cut=own)": 0.9}
     files = {
@@ -158,7 +175,8 @@ def test_the_ceiling_stands_beside_the_most_accurate_other_policy(monkeypatch: p
 
 def test_a_pool_with_foreign_images_has_a_row_with_the_same_pool_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
     accuracies = {"supervised": 0.4, "fixmatch": 0.3, "openmatch": 0.2, "iomatch": 0.1, "dpl": 0.5}
-    of_setting = {"frozen-4-open60": accuracies | {"dpl(open_set=true)": 0.6}, "frozen-4-clean60": {"dpl": 0.65}}
+    of_pool = accuracies | {"dpl(open_set=true)": 0.6}
+    of_setting = {"frozen-4-open60": of_pool, "frozen-4-open30": of_pool, "frozen-4-clean60": {"dpl": 0.65}}
     rows = [
         result(policy, subset, str(accuracy), setting=setting) | {"subset": str(subset)}
         for setting, policies in of_setting.items()
@@ -166,7 +184,8 @@ def test_a_pool_with_foreign_images_has_a_row_with_the_same_pool_without_them(mo
         for subset in (0, 5)
     ]
     monkeypatch.setattr(study_table, "read", lambda _: rows)
-    *_, row = study_table.open_sets().splitlines()
+    *_, row, unclean = study_table.open_sets().splitlines()
+    assert unclean == "| frozen-4-open30 | 1 | 40.0 | 30.0 | 20.0 | 10.0 | 50.0 | 60.0 | - | +20.0 | +10.0 | - |"
     assert row == "| frozen-4-open60 | 1 | 40.0 | 30.0 | 20.0 | 10.0 | 50.0 | 60.0 | 65.0 | +20.0 | +10.0 | -5.0 |"
 
 
@@ -284,11 +303,15 @@ def test_what_was_chosen_is_shown_on_the_subsets_that_it_was_chosen_by(monkeypat
             ("a", "dpl", "1", "0.1"),
             ("a", "dpl(shares=equal)", "0", "0.6"),
             ("a", "dpl(shares=equal)", "5", "0.1"),
+            ("a", "dpl(cut=own)", "1", "0.2"),
             ("b", "dpl", "0", "0.7"),
         ]
     ]
     monkeypatch.setattr(study_goals, "read", lambda _: rows)
-    assert study_goals.choice().splitlines()[2:] == ["| a | 1 | 60.0 | 70.0 | +10.0 |"]
+    assert study_goals.choice().splitlines()[2:] == [
+        "| a | dpl(cut=own) | 1 | 20.0 | 10.0 | +10.0 |",
+        "| a | dpl(shares=equal) | 1 | 60.0 | 70.0 | -10.0 |",
+    ]
 
 
 def test_the_extent_of_the_study_names_what_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
