@@ -318,7 +318,10 @@ def test_the_curve_that_is_kept_is_that_of_the_training_in_the_table() -> None:
     figures = Measurement.load("gpu").figures
     named = "CIFAR-10, 25 labels a class, {policy}, seed {seed}"
     rows = tables.read("gpu_accuracy")
-    for run in {named.format(**row) for row in rows}:
+    runs = {named.format(**row) for row in rows}
+    assert runs == {run for run, cells in figures.items() if "half way" in cells}
+    assert len(runs) > 0
+    for run in runs:
         curve = {int(row["step"]): float(row["accuracy"]) for row in rows if named.format(**row) == run}
         assert max(curve) == figures[run]["steps"].value
         half = max(step for step in curve if step <= figures[run]["steps"].value / 2)

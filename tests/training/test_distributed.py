@@ -35,6 +35,7 @@ from tests.processes import SERVER
 NUM_STEPS = 20
 NUM_CLASSES = 4
 SYNCED = ("shapes of the data", "fixed shapes")
+NUM_STRONG = 18  # of a step of `setup`, where all views have a weight
 #: Policies with more to them than sums of the unlabelled samples: labels in shards, a loss over the strong views of all
 #: workers, labelled views, classifiers of their own. Half the confidence is enough here, or no sample would count.
 PEERS: dict[str, dict[str, Any]] = {
@@ -200,7 +201,7 @@ def train_synced(workers: Workers) -> dict[str, Any]:
     for form in SYNCED:
         config, state, feed = setup(workers, {"name": "fixmatch", "threshold": 0.4}, normalization="sync")
         if form == "fixed shapes":
-            state.fixed = FixedShapes(18 // workers.world_size, workers.device)
+            state.fixed = FixedShapes(NUM_STRONG // workers.world_size, workers.device)
         sums = [train_step(state, feed(state.step), config, workers) for _ in range(3)]
         num_strong = [int(each[SUMS.index("strong_views")]) for each in sums]
         found[form] = {"student": state.student.state_dict(), "num_strong": num_strong}
@@ -408,7 +409,7 @@ def test_the_hooks_of_a_compiled_network_average_its_gradients(together: list[di
 def test_synced_batch_statistics_are_those_of_one_worker(together: list[dict[str, Any]]) -> None:
     alone = train_synced(Workers())
     expected, num_strong = alone[SYNCED[0]]["student"], alone[SYNCED[0]]["num_strong"]
-    assert all(0 < number < 18 for number in num_strong), "some views have a weight, and some have none"
+    assert all(0 < number < NUM_STRONG for number in num_strong), "some views have a weight, and some have none"
     for form in SYNCED:
         synced = [found["synced"][form] for found in together]
         numbers = [each["num_strong"] for each in synced]
