@@ -69,6 +69,7 @@ bench: install
 	$(BIN)/python -m benchmarks.views --batch 112 --save views_112
 	$(BIN)/python -m benchmarks.views --batch 112 --size 96 --save views_96
 	$(BIN)/python -m benchmarks.views --batch 112 --size 224 --save views_224
+	$(BIN)/python -m benchmarks.parts --save
 	$(BIN)/python -m benchmarks.step --save
 	$(BIN)/python -m benchmarks.step --speedup --steps 10 --save step_speedup
 	$(BIN)/python -m benchmarks.step --workers 1 --classes 1000 --steps 7 --save step_1000_classes

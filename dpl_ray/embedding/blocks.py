@@ -24,7 +24,7 @@ from dpl_ray.data.splits.copies import pixel_hashes
 from dpl_ray.labeling.decoding import DecodedBlock
 from dpl_ray.labeling.parts import COUNTS_KEY, Counts, write_part
 from dpl_ray.labeling.writer import BlockWriter
-from dpl_ray.models import Classifier
+from dpl_ray.models import Classifier, answer_in_parts
 from dpl_ray.store.storage import Storage
 
 _TEXTS = ("sample_id", "error", "label")
@@ -90,7 +90,7 @@ class BlockEmbedder(BlockWriter):
         }
 
     def _embed(self, images: Tensor) -> NDArray[np.float16]:
-        features, _ = self.model(images.contiguous(memory_format=torch.channels_last))
+        features, _ = answer_in_parts(self.model, images)
         if not features.isfinite().all():
             raise ArithmeticError("the features are not finite: these weights are of no use")
         # float16 ends at 65504, beyond which nothing useful lies.

@@ -46,7 +46,7 @@ class EmbedConfig(JobConfig):
     label_column: str = Field("label", description="parquet column of labels, where labelled=true")
     allow_outside: bool = Field(False, description="as data.allow_outside of a training")
     allowed_hosts: tuple[str, ...] = Field((), description="as data.allowed_hosts of a training")
-    batch_size: int = Field(128, ge=1, description="images that pass through the network at once")
+    batch_size: int = Field(128, ge=1, description="images of a batch, which a CPU takes in smaller parts")
     rows_per_part: int = Field(8192, ge=1, description="most rows of an output file; a kill loses those in progress")
     max_bad_fraction: float = Field(
         0.01,

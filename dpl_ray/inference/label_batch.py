@@ -11,7 +11,7 @@ from torch import Tensor
 from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.policy import Policy
 from dpl_ray.algorithm.pseudo_labels import PseudoLabels, StepFacts, entropy, pseudo_labels
-from dpl_ray.models import Classifier
+from dpl_ray.models import Classifier, answer_in_parts
 
 #: Least confidence that counts where the policy is supervised, which gives every unlabelled image weight 0: FixMatch's.
 SUPERVISED_THRESHOLD = 0.95
@@ -49,7 +49,7 @@ def label_batch(
     Raises:
         ArithmeticError: some logits are not finite.
     """
-    features, logits = model(images.contiguous(memory_format=torch.channels_last))
+    features, logits = answer_in_parts(model, images)
     if not logits.isfinite().all():
         raise ArithmeticError("the model's logits are not finite: this checkpoint's weights are of no use")
     ids = torch.arange(len(logits), device=logits.device)

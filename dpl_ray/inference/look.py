@@ -15,7 +15,7 @@ from dpl_ray.algorithm.dpl import DynamicPseudoLabels
 from dpl_ray.algorithm.policy import Policy
 from dpl_ray.algorithm.pseudo_labels import StepFacts, pseudo_labels
 from dpl_ray.inference.label_batch import calibrated
-from dpl_ray.models import Classifier
+from dpl_ray.models import Classifier, answer_in_parts
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ def look(
     found = []
     for start in range(0, max(1, len(images)), batch_size):
         batch = torch.from_numpy(images[start : start + batch_size].copy())
-        features, logits = model(batch.contiguous(memory_format=torch.channels_last))
+        seen, logits = answer_in_parts(model, batch)
         ids = torch.arange(len(logits))
-        pseudo = pseudo_labels(features, logits, policy.alignment(1.0), StepFacts(1.0, ids, ids[:0], ids[:0]))
-        heads = policy.heads(features) if isinstance(policy, DynamicPseudoLabels) else ()
-        found.append((features.float(), calibrated(pseudo.probs, temperature), *(head.argmax(dim=1) for head in heads)))
+        pseudo = pseudo_labels(seen, logits, policy.alignment(1.0), StepFacts(1.0, ids, ids[:0], ids[:0]))
+        heads = policy.heads(seen) if isinstance(policy, DynamicPseudoLabels) else ()
+        found.append((seen.float(), calibrated(pseudo.probs, temperature), *(head.argmax(dim=1) for head in heads)))
     features, probs, *said = (torch.cat(part).numpy() for part in zip(*found, strict=True))
     over = policy.thresholds().get("over") if temperature == 1 else None
     return Looked(

@@ -51,7 +51,8 @@ class Predictor:
             images: a path, a folder, a glob or a URI of image or parquet files; encoded bytes; an image of Pillow; an
                 array or a tensor, (N, C, H, W), (N, H, W, C) or (N, H, W), or one image (C, H, W), (H, W, C) or (H, W),
                 uint8 or floats in [0, 1]; or a list of these.
-            batch_size: images that pass through the model at once; so many are in memory, and as many are being read.
+            batch_size: images of a batch, which a CPU takes in smaller parts; so many are in memory, and as many
+                are being read.
 
         Raises:
             ValueError: there is no such path, or an array has another shape, type or range.

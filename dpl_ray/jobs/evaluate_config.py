@@ -34,4 +34,4 @@ class EvaluateConfig(JobConfig):
     )
     allow_outside: bool = Field(False, description="as data.allow_outside of a training")
     allowed_hosts: tuple[str, ...] = Field((), description="as data.allowed_hosts of a training")
-    batch_size: int = Field(256, ge=1, description="images that pass through the model at once")
+    batch_size: int = Field(256, ge=1, description="images of a batch, which a CPU takes in smaller parts")

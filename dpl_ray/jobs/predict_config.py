@@ -27,7 +27,7 @@ class PredictConfig(JobConfig):
         None, min_length=1, description="CSV file of the predictions; null: they are shown and not kept"
     )
     image_column: str | None = Field(None, description="parquet column of the images; null: the one of training")
-    batch_size: int = Field(256, ge=1, description="images that pass through the model at once")
+    batch_size: int = Field(256, ge=1, description="images of a batch, which a CPU takes in smaller parts")
     temperature: Temperature = 1.0
 
 

@@ -68,7 +68,7 @@ class LabelConfig(JobConfig):
     image_column: str | None = Field(
         None, description="parquet column of encoded bytes or {bytes, path}; null: the one of training"
     )
-    batch_size: int = Field(256, ge=1, description="images that pass through the model at once")
+    batch_size: int = Field(256, ge=1, description="images of a batch, which a CPU takes in smaller parts")
     rows_per_part: int = Field(8192, ge=1, description="most rows of an output file; a kill loses those in progress")
     max_bad_fraction: float | None = Field(
         None, ge=0, le=1, description="a larger share of unreadable images stops the job; null: the one of training"

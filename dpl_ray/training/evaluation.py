@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpl_ray.data.dataset import ImageSet
-from dpl_ray.models import Classifier
+from dpl_ray.models import Classifier, answer_in_parts
 from dpl_ray.training.distributed import Workers
 from dpl_ray.training.predictions import NUM_BINS, Predictions, confidence_bins
 
@@ -29,7 +29,7 @@ def predict_logits(model: Classifier, images: NDArray[np.uint8] | Tensor, batch_
         # A copy: arrays from the object store are read-only, which torch warns of.
         batch = torch.from_numpy(np.array(batch)) if isinstance(batch, np.ndarray) else batch
         batch = batch.to(device)
-        rows.append(model(batch)[1].float().cpu())
+        rows.append(answer_in_parts(model, batch)[1].float().cpu())
     return torch.cat(rows)
 
 
