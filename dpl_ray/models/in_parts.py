@@ -43,10 +43,8 @@ def answer_in_parts(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     """
     if model.training:
         raise ValueError("model.training=True: a part has other statistics than its batch; call model.eval() before")
-    images = images.contiguous(memory_format=torch.channels_last)
+    if images.dtype != torch.float16:
+        images = images.contiguous(memory_format=torch.channels_last)
     answers = [model(part) for part in images.split(part_size(images))]
-    if len(answers) == 1:
-        features, logits = answers[0]
-        return features, logits
     features, logits = (torch.cat(parts) for parts in zip(*answers, strict=True))
     return features, logits
