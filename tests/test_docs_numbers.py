@@ -115,6 +115,8 @@ BOUNDS = [
     ("evaluation", "up to {} classes", "dpl_ray.jobs.evaluate:MAX_IN_MATRIX", 1),
     ("features", "{} rows of the pool", "dpl_ray.training.loop:STANDARDIZED_ROWS", 1),
     ("labels", "up to {} blocks of image files", "dpl_ray.labeling.plan:BLOCKS_PER_INPUT", 1),
+    ("labels", "is cut into {} blocks", "dpl_ray.labeling.plan:MANY_BLOCKS", 1),
+    ("labels", "as long as each has {} rows", "dpl_ray.labeling.plan:LEAST_ROWS", 1),
     ("labels", "{} MiB of decoded pixels", "dpl_ray.labeling.plan:MAX_DECODED_BYTES", 2**20),
     ("labels", "from a confidence of {} on", "dpl_ray.inference.label_batch:SUPERVISED_THRESHOLD", 1),
     ("labels", "the first {} unreadable", "dpl_ray.labeling.ledger:MAX_LISTED", 1),

@@ -33,6 +33,8 @@ from dpl_ray.data.images.decode import Payload
 from dpl_ray.store.records import OTHER
 
 BLOCKS_PER_INPUT = 16  # of image files
+#: Blocks that a pool is cut into where each then has LEAST_ROWS: of few, actors wait long for the last one of another.
+MANY_BLOCKS, LEAST_ROWS = 128, 1024
 ARROW_END, CHECKSUM_BYTES = b"ARROW1", 16  # of Arrow's file, and of the checksum after it
 _PART = re.compile(r"part-(\d+)-(\d+)\.parquet")
 _FILES_AT_A_TIME = 65_536
@@ -247,7 +249,7 @@ def extend_plan(plan: Plan, listed: PoolFiles, max_rows: int) -> Plan:
     """The plan with what is new in the pool; files that are gone stay.
 
     Args:
-        max_rows: of a block.
+        max_rows: of a block; the blocks of a small pool have fewer (`usual_rows`).
 
     Raises:
         ValueError: a file has another size than when it was planned.
@@ -270,20 +272,20 @@ def extend_plan(plan: Plan, listed: PoolFiles, max_rows: int) -> Plan:
     are_new_shards = are_shards(listed.paths)[new]
     num_shards = int(are_new_shards.sum())
     taken = np.concatenate([new[are_new_shards], new[~are_new_shards]]) if 0 < num_shards < len(new) else new
-    number, place = plan.num_inputs, planned
+    number, place, usual = plan.num_inputs, planned, usual_rows(len(listed), max_rows)
     spans: list[tuple[int, int, int]] = []
     firsts = np.searchsorted(listed.spans[:, 0], [taken[:num_shards], taken[:num_shards] + 1]).T.tolist()
     for index, (start, stop) in enumerate(firsts):
         first = 0
-        for count in cut_rows(listed.spans[start:stop, 2].tolist(), max_rows):
+        for count in cut_rows(listed.spans[start:stop, 2].tolist(), usual, max_rows):
             spans.append((place + index, first, count))
             first += count
     shard_spans = np.array(spans, np.int64).reshape(-1, 3)
     num_others = len(taken) - num_shards
-    starts = np.arange(0, num_others, max_rows)
-    counts = np.minimum(max_rows, num_others - starts)
+    starts = np.arange(0, num_others, usual)
+    counts = np.minimum(usual, num_others - starts)
     other_spans = np.stack([place + num_shards + starts, np.zeros_like(starts), counts], axis=1)
-    per_input = BLOCKS_PER_INPUT * max_rows
+    per_input = BLOCKS_PER_INPUT * usual
     block_inputs = number + np.concatenate([shard_spans[:, 0] - place, num_shards + starts // per_input])
     first_input = number + num_shards
     of_others = np.repeat(np.arange(first_input, first_input + -(-num_others // per_input)), per_input)[:num_others]
@@ -327,12 +329,20 @@ def _matches(
         yield low + both, start + found[both]
 
 
-def cut_rows(spans: list[int], max_rows: int) -> list[int]:
-    """Rows of each block: as many whole spans as are not too many together; a longer span in equal shares."""
+def usual_rows(pool_size: int, max_rows: int) -> int:
+    """Rows of a block that may be made of smaller pieces, by the rows of the whole pool."""
+    return min(max_rows, max(LEAST_ROWS, pool_size // MANY_BLOCKS))
+
+
+def cut_rows(spans: list[int], usual: int, max_rows: int) -> list[int]:
+    """Rows of each block: as many whole spans as are no more than usual together, or one span.
+
+    A span of more than max_rows is cut into equal shares, as few as may be: it is read once for each of them.
+    """
     blocks: list[int] = []
     together = 0
     for count in spans:
-        if together and together + count > max_rows:
+        if together and together + count > usual:
             blocks.append(together)
             together = 0
         if count <= max_rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from dpl_ray.data.files.location import open_location
 from dpl_ray.data.formats.rows import PoolFiles, list_pool
-from dpl_ray.labeling.plan import BLOCKS_PER_INPUT, Plan, cut_rows, empty_plan, extend_plan, rows_per_block
+from dpl_ray.labeling import plan as plan_module
+from dpl_ray.labeling.plan import BLOCKS_PER_INPUT, Plan, cut_rows, empty_plan, extend_plan, rows_per_block, usual_rows
 from tests.labeling.jobs import png, write_images, write_parquet
 
 
@@ -32,14 +34,34 @@ def ids_by_part(plan: Plan) -> dict[str, list[str]]:
     return found
 
 
-@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 20))
-def test_blocks_hold_all_rows_and_not_too_many(spans: list[int], most: int) -> None:
-    blocks = cut_rows(spans, most)
+@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 20), st.integers(0, 20))
+def test_blocks_hold_all_rows_and_not_too_many(spans: list[int], usual: int, more: int) -> None:
+    most = usual + more
+    blocks = cut_rows(spans, usual, most)
     assert sum(blocks) == sum(spans)
     assert all(0 < count <= most for count in blocks)
     ends = {sum(blocks[: index + 1]) for index in range(len(blocks))}
-    whole = [sum(spans[: index + 1]) for index, count in enumerate(spans) if count > most]
+    whole = [sum(spans[: index + 1]) for index, count in enumerate(spans) if count >= usual]
     assert set(whole) <= ends, "a long span ends a block"
+    if max(spans, default=0) <= most:
+        assert ends - {0} <= {sum(spans[: index + 1]) for index in range(len(spans))}, "no span is cut in vain"
+    if max(spans, default=0) <= usual:
+        assert all(count <= usual for count in blocks)
+
+
+def test_a_pool_has_many_blocks_as_long_as_they_are_not_tiny() -> None:
+    rows = {0: 1024, 1024: 1024, 100_000: 1024, 256_000: 2000, 10**6: 7812, 10**7: 8192}
+    assert {size: usual_rows(size, 8192) for size in rows} == rows
+    assert usual_rows(10**7, 5) == 5
+
+
+def test_a_small_pool_of_image_files_is_cut_for_many_actors(tmp_path: Path) -> None:
+    write_images(tmp_path, range(20))
+    files = listed(tmp_path)
+    with mock.patch.multiple(plan_module, LEAST_ROWS=2, MANY_BLOCKS=5):
+        plan = extend_plan(empty_plan(files), files, 8192)
+    assert [plan.num_rows(block) for block in range(plan.num_blocks)] == [4] * 5
+    assert sum(map(len, ids_by_part(plan).values())) == 20
 
 
 def test_every_sample_is_in_one_block(tmp_path: Path) -> None:
