@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpl_ray.store.file_systems import one_line
@@ -39,6 +40,8 @@ SETTINGS = {
 #: What starts processes that serve a dashboard, an autoscaler and the console: there are none of these. Ray would wait
 #: for the first one, and each takes a second of a core.
 UNNEEDED = ("start_api_server", "start_monitor", "start_log_monitor")
+AGENT_COMMAND = "_build_python_executable_command_memory_profileable"  # of ray._private.services: what runs a script
+MINIMAL_AGENT = str(Path(__file__).with_name("minimal_agent.py"))
 _before: dict[str, str | None] = {}  # all of these, while a Ray of this process runs
 _watchers: list[subprocess.Popen[bytes]] = []  # of that Ray
 
@@ -91,12 +94,20 @@ def start(**settings: Any) -> None:
 @contextmanager
 def small() -> Iterator[None]:
     """The Ray that is started within listens on 127.0.0.1, and has no process that nobody asks."""
-    from ray._private import ray_constants, utils
+    from ray._private import ray_constants, services, utils
     from ray._private.node import Node
+
+    command_of = getattr(services, AGENT_COMMAND, None)
+
+    def command(component: str, *arguments: Any, **options: Any) -> list[str]:
+        assert command_of is not None
+        is_agent = component == getattr(ray_constants, "PROCESS_TYPE_DASHBOARD_AGENT", None)
+        return [*command_of(component, *arguments, **options), *([MINIMAL_AGENT] if is_agent else [])]
 
     unneeded: list[tuple[Any, str, Any]] = [
         # As where the dashboard is not installed: Ray waits 5 s for the ports of an agent that works for one.
         (utils, "get_dashboard_dependency_error", lambda: "none is wanted"),
+        (services, AGENT_COMMAND, command),
         *((Node, name, lambda *_, **__: None) for name in UNNEEDED),
     ]
     changed: list[tuple[Any, str, Any]] = [

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpl_ray import FitResult, fit, load_checkpoint, load_config
+from dpl_ray.cluster import local
 from dpl_ray.cluster.connect import check_cluster, checked_resources
 from dpl_ray.config.schema import BESIDE_RUNS, ScaleConfig
 from dpl_ray.page.console import Progress
@@ -215,9 +216,20 @@ def test_all_that_a_command_has_started_ends_soon_after_its_sigkill() -> None:
     run = " ".join(word for each in started for word in each.cmdline())
     assert "raylet" in run
     assert not [name for name in ("dashboard.py", "monitor.py") if name in run], "nobody asks them"
+    assert local.MINIMAL_AGENT in run
     process.kill()
     process.communicate()
     assert psutil.wait_procs(started, timeout=50)[1] == []
+
+
+def test_the_agent_of_a_node_does_nothing_for_a_dashboard(tmp_path: Path) -> None:
+    script = tmp_path / "agent.py"
+    script.write_text(
+        "import sys; from ray.dashboard.utils import DashboardAgentModule, get_all_modules\n"
+        "print(__name__, sys.argv, sys.path[0], get_all_modules(DashboardAgentModule))"
+    )
+    said = subprocess.check_output([sys.executable, local.MINIMAL_AGENT, script, "--head"], text=True)
+    assert said == f"__main__ {[str(script), '--head']} {tmp_path} []\n"
 
 
 def test_more_workers_than_the_cluster_carries_are_refused(ray_cluster: None) -> None:
