@@ -8,10 +8,12 @@ import runpy
 import sys
 from pathlib import Path
 
-from ray._private import utils
-
 if __name__ == "__main__":
-    utils.get_dashboard_dependency_error = lambda: ImportError("none is wanted")
     sys.argv = sys.argv[1:]
-    sys.path[0] = str(Path(sys.argv[0]).parent)  # as Python has it where it runs that script
+    own = str(Path(__file__).parent)
+    if sys.path[0] == own:  # before an import: its files have the names of other modules
+        sys.path[0] = str(Path(sys.argv[0]).parent)
+    from ray._private import utils
+
+    utils.get_dashboard_dependency_error = lambda: ImportError("none is wanted")
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -48,6 +48,7 @@ def label_batch(
 
     Raises:
         ArithmeticError: some logits are not finite.
+        ValueError: the model is in training mode.
     """
     features, logits = answer_in_parts(model, images)
     if not logits.isfinite().all():

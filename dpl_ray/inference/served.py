@@ -22,7 +22,7 @@ from .prepare import Preparation
 
 GRAPH, SETTINGS = "graph", "settings.json"  # the folder of the graph, a model of MLflow's too, and what lies in it
 NOT_BASE64 = "not base64"
-BATCH_SIZE = 256  # images that pass through the graph at once
+BATCH_SIZE = 32  # images that pass through the graph at once; a CPU takes longer for more (benchmarks/parts.py)
 
 
 class ServedModel:

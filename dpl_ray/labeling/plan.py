@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import ipc
 
+from dpl_ray.data.features.rows import FeatureFiles
 from dpl_ray.data.files.reordered import Reordered
 from dpl_ray.data.files.shards import are_shards, is_shard
 from dpl_ray.data.files.walk import Files
@@ -272,7 +273,7 @@ def extend_plan(plan: Plan, listed: PoolFiles, max_rows: int) -> Plan:
     are_new_shards = are_shards(listed.paths)[new]
     num_shards = int(are_new_shards.sum())
     taken = np.concatenate([new[are_new_shards], new[~are_new_shards]]) if 0 < num_shards < len(new) else new
-    number, place, usual = plan.num_inputs, planned, usual_rows(len(listed), max_rows)
+    number, place, usual = plan.num_inputs, planned, usual_rows(listed, max_rows)
     spans: list[tuple[int, int, int]] = []
     firsts = np.searchsorted(listed.spans[:, 0], [taken[:num_shards], taken[:num_shards] + 1]).T.tolist()
     for index, (start, stop) in enumerate(firsts):
@@ -329,9 +330,14 @@ def _matches(
         yield low + both, start + found[both]
 
 
-def usual_rows(pool_size: int, max_rows: int) -> int:
-    """Rows of a block that may be made of smaller pieces, by the rows of the whole pool."""
-    return min(max_rows, max(LEAST_ROWS, pool_size // MANY_BLOCKS))
+def usual_rows(listed: PoolFiles, max_rows: int) -> int:
+    """Rows of a block that is made of smaller pieces, by the rows of the whole pool.
+
+    Stored features have max_rows: thousands of them take less time than a task and a file.
+    """
+    if isinstance(listed, FeatureFiles):
+        return max_rows
+    return min(max_rows, max(LEAST_ROWS, len(listed) // MANY_BLOCKS))
 
 
 def cut_rows(spans: list[int], usual: int, max_rows: int) -> list[int]:

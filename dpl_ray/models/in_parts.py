@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpl_ray.models.classifier import Classifier
 
-#: Images of a part on a CPU, times the side of an image. A network's largest arrays then stay below 32 MiB, from
+#: Images of a part on a CPU, times the side of an image. Most arrays of most networks then stay below 32 MiB, from
 #: which on glibc gives them back to the system and takes them anew, page by page, in every layer. Found by measuring
 #: (benchmarks/parts.py): networks for large images make them small in their first layers, so that the pixels of a part
 #: may grow with the side.
@@ -20,12 +20,12 @@ IMAGES_BY_SIDE = 2560
 
 
 def part_size(images: Tensor) -> int:
-    """Images that pass through a network at once; all where it has a GPU, or where they are stored features.
+    """Images that pass through a network at once; all where they are not on a CPU, or are stored features.
 
     Args:
         images: (N, channels, H, W), or stored features float16 (N, P, 1, D).
     """
-    if images.is_cuda or images.dtype == torch.float16:
+    if images.device.type != "cpu" or images.dtype == torch.float16:
         return max(1, len(images))
     return max(1, int(IMAGES_BY_SIDE / math.sqrt(images.shape[-2] * images.shape[-1])))
 

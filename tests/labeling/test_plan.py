@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpl_ray.data.features.rows import FeatureFiles
 from dpl_ray.data.files.location import open_location
 from dpl_ray.data.formats.rows import PoolFiles, list_pool
 from dpl_ray.labeling import plan as plan_module
@@ -49,19 +50,40 @@ def test_blocks_hold_all_rows_and_not_too_many(spans: list[int], usual: int, mor
         assert all(count <= usual for count in blocks)
 
 
+def pool_of(size: int, kind: type[PoolFiles] = PoolFiles) -> PoolFiles:
+    pool = mock.MagicMock(spec=kind)
+    pool.__len__.return_value = size
+    return pool
+
+
 def test_a_pool_has_many_blocks_as_long_as_they_are_not_tiny() -> None:
     rows = {0: 1024, 1024: 1024, 100_000: 1024, 256_000: 2000, 10**6: 7812, 10**7: 8192}
-    assert {size: usual_rows(size, 8192) for size in rows} == rows
-    assert usual_rows(10**7, 5) == 5
+    assert {size: usual_rows(pool_of(size), 8192) for size in rows} == rows
+    assert usual_rows(pool_of(10**7), 5) == 5
+    assert usual_rows(pool_of(100_000, FeatureFiles), 8192) == 8192
 
 
-def test_a_small_pool_of_image_files_is_cut_for_many_actors(tmp_path: Path) -> None:
+def test_a_small_pool_is_cut_for_many_actors_but_for_large_row_groups(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", range(20))
+    write_parquet(tmp_path / "a.parquet", range(12), row_group_size=2)
+    write_parquet(tmp_path / "b.parquet", range(12), row_group_size=12)
+    with mock.patch("dpl_ray.data.formats.rows.ROWS_PER_SPAN", 2):
+        files = listed(tmp_path)
+    with mock.patch.multiple(plan_module, LEAST_ROWS=2, MANY_BLOCKS=11):
+        plan = extend_plan(empty_plan(files), files, 10)
+    rows = [[plan.num_rows(block) for block in plan.blocks_of(number)] for number in range(plan.num_inputs)]
+    assert rows == [[4] * 3, [6] * 2, [4] * 5]
+    assert sum(map(len, ids_by_part(plan).values())) == len(plan) == 44
+
+
+def test_a_plan_that_was_made_of_larger_blocks_keeps_them(tmp_path: Path) -> None:
     write_images(tmp_path, range(20))
-    files = listed(tmp_path)
-    with mock.patch.multiple(plan_module, LEAST_ROWS=2, MANY_BLOCKS=5):
-        plan = extend_plan(empty_plan(files), files, 8192)
-    assert [plan.num_rows(block) for block in range(plan.num_blocks)] == [4] * 5
-    assert sum(map(len, ids_by_part(plan).values())) == 20
+    old = plan_of(tmp_path, 20)
+    write_images(tmp_path, range(20, 30))
+    with mock.patch.multiple(plan_module, LEAST_ROWS=2, MANY_BLOCKS=10):
+        plan = plan_of(tmp_path, 20, old)
+    assert [plan.num_rows(block) for block in range(plan.num_blocks)] == [20, *[3] * 3, 1]
+    assert list(ids_by_part(plan).items())[:1] == list(ids_by_part(old).items())
 
 
 def test_every_sample_is_in_one_block(tmp_path: Path) -> None:

@@ -43,14 +43,18 @@ def test_the_answer_is_that_of_the_whole_batch(number: int) -> None:
 
 @given(st.integers(1, 600), st.integers(1, 600))
 def test_the_larger_the_images_the_fewer_at_once(height: int, width: int) -> None:
-    size = part_size(torch.empty(1, 3, height, width, dtype=torch.uint8, device="meta"))
+    size = part_size(torch.empty(1, 3, height, width, dtype=torch.uint8))
     assert size >= 1
     assert size == 1 or size**2 * height * width <= IMAGES_BY_SIDE**2
-    assert size >= part_size(torch.empty(1, 3, height + 1, width, device="meta"))
+    assert size >= part_size(torch.empty(1, 3, height + 1, width, dtype=torch.uint8))
 
 
 def test_stored_features_are_not_cut() -> None:
     assert part_size(torch.zeros(5000, 1, 1, 1280, dtype=torch.float16)) == 5000
+
+
+def test_another_device_takes_all_at_once() -> None:
+    assert part_size(torch.empty(5000, 3, 32, 32, device="meta")) == 5000
 
 
 def test_a_model_that_trains_is_refused() -> None:
