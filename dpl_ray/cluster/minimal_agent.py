@@ -1,7 +1,7 @@
 """Ray's agent of a node as where its dashboard is not installed: `python minimal_agent.py .../ray/dashboard/agent.py`.
 
 Ray does not start without this agent. Where there is no dashboard it would look for one every second, write to its log
-that there is none, and measure all processes for it, which takes several percent of a core.
+that there is none, and measure all processes for it.
 """
 
 import runpy

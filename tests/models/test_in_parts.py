@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from dpl_ray.algorithm.policy import Policy
 from dpl_ray.config.schema import ModelConfig
+from dpl_ray.embedding.blocks import BlockEmbedder
 from dpl_ray.inference.label_batch import label_batch
 from dpl_ray.inference.look import look
 from dpl_ray.models import Classifier, answer_in_parts, build_model
@@ -75,11 +78,15 @@ def _predict(model: Classifier, images: Tensor) -> object:
     return predict_logits(model, np.asarray(images))
 
 
+def _embed(model: Classifier, images: Tensor) -> object:
+    return BlockEmbedder._embed(cast(BlockEmbedder, SimpleNamespace(model=model)), images)
+
+
 def _policy(model: Classifier) -> Policy:
     return make_policy("dpl", model.classifier.in_features, model.classifier.out_features)
 
 
-@pytest.mark.parametrize("use", [_label, _look, _predict])
+@pytest.mark.parametrize("use", [_label, _look, _predict, _embed])
 def test_whatever_asks_a_trained_model_cuts_its_batches(use: Callable[[Classifier, Tensor], object]) -> None:
     model, images, asked = small_network(32, 200)
     use(model, images)
