@@ -1,12 +1,14 @@
 """Images/s of networks that answer without gradient on one core, with a batch in parts beside the same batch whole.
 
-python -m benchmarks.parts --save
+    python -m benchmarks.parts --save
+
+The share of the system is that of the CPU time in which the kernel works, here on memory.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import resource
 from collections.abc import Callable
 
 import torch
@@ -33,11 +35,16 @@ def answer_whole(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     return features, logits
 
 
-def rate(answer: Callable[[Classifier, Tensor], tuple[Tensor, Tensor]], model: Classifier, images: Tensor) -> float:
-    """Images/s of the process's CPU time."""
-    began = time.process_time()
+def measure(
+    answer: Callable[[Classifier, Tensor], tuple[Tensor, Tensor]], model: Classifier, images: Tensor
+) -> tuple[float, float]:
+    """Images/s of the process's CPU time, and the share of it that is the system's, for memory above all."""
+    before = resource.getrusage(resource.RUSAGE_SELF)
     answer(model, images)
-    return len(images) / (time.process_time() - began)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    system = after.ru_stime - before.ru_stime
+    seconds = system + after.ru_utime - before.ru_utime
+    return len(images) / seconds, 100 * system / seconds
 
 
 def main() -> None:
@@ -51,15 +58,17 @@ def main() -> None:
         model = build_model(config, 3, 10).eval().to(memory_format=torch.channels_last)
         images = torch.randint(0, 256, (number, 3, side, side), dtype=torch.uint8)
         ways = {"whole": answer_whole, "in parts": answer_in_parts}
-        found: dict[str, list[float]] = {way: [] for way in ways}
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         answer_whole(model, images[: part_size(images)])  # what is prepared at the first time
         for _ in range(given.rounds):
             for way, answer in ways.items():
-                found[way].append(rate(answer, model, images))
-        ratios = [parts / whole for parts, whole in zip(found["in parts"], found["whole"], strict=True)]
+                found[way].append(measure(answer, model, images))
+        rates, shares = ({way: [each[at] for each in found[way]] for way in ways} for at in (0, 1))
+        ratios = [parts / whole for parts, whole in zip(rates["in parts"], rates["whole"], strict=True)]
         figures[f"{name}, batch of {number:,}, parts of {part_size(images)}"] = {
-            **{way: median(rates, "images/s") for way, rates in found.items()},
+            **{way: median(values, "images/s") for way, values in rates.items()},
             "ratio": median(ratios),
+            **{f"share of the system, {way}": median(values, "%") for way, values in shares.items()},
         }
         print(name, *(f"{ratio:.2f}" for ratio in ratios), flush=True)
     report("parts", figures, given.save)
